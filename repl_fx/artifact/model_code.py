@@ -80,14 +80,23 @@ def build_source(
         _require_same_files(directory, known)
         trusted = _runs_code(directory, known, trusted)
         model = known.spec
+        if not trusted and model.startswith("hf:") and model.endswith(("/config.json", *map(str, _directories(known)))):
+            # Of an older repl-fx, which took AutoModel where no class was named.
+            model = f"{model}:{known.kind}"
     return load_source(
         str(model),
         input_shape=options.input_shape,
         seed=options.seed,
         options=options.options,
         weights=weights,
+        pretrained=options.pretrained and weights is True,
         trust_remote_code=trusted,
     )
+
+
+def _directories(model: Model) -> set[Path]:
+    """The directories of the files that a model was made from."""
+    return {Path(file).parent for file in model.files}
 
 
 def _from_config(directory: Path, model: Model, weights: Path | bool) -> nn.Module:

@@ -69,6 +69,7 @@ def model_of(source: Source, weights: Weights | None) -> Model:
         kind=type(source.model).__name__,
         files={str(file): digest for file, digest in source.files.items()},
         weights=weights,
+        preprocessing=source.preprocessing,
     )
 
 

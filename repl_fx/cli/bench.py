@@ -97,13 +97,13 @@ def bench_command(
             common.require_free_file(output, force=force)
         terminal.stage("load")
         # Variants go to the device one after another.
-        load: Any = partial(common.load_target, spec, model, seed=seed, device="cpu", trust=trust)
-        target = load(**common.model_options(planned))
+        load = partial(common.load_target, spec, model, seed=seed, device="cpu", trust=trust)
+        target = load(planned)
         result, rewritten = _rewritten(target, planned, seed, terminal.stage)
         shape = None if target.artifact else shape_at_batch(result.captured_parts, batch or 0)
         if shape is not None:
             planned = planned.changed(input_shape=shape)
-            target = load(**common.model_options(planned))
+            target = load(planned)
             result, rewritten = _rewritten(target, planned, seed, terminal.stage)
         artifact = target.artifact if output is None else None
         with changing(artifact.directory) if artifact else contextlib.nullcontext() as change:

@@ -26,7 +26,7 @@ from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
-from repl_fx.planning.settings import PlanSettings, given_among
+from repl_fx.planning.settings import ModelSettings, given_among
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from repl_fx.costs.counted import Costs
     from repl_fx.running.example_inputs import ExampleInputs
     from repl_fx.tracing.parts.capture import CapturedParts
+    from repl_fx.tracing.parts.origin import Preprocessing
 
 # A section of the help.
 _MODEL = "Model"
-# Settings of the model, and not of a plan for it.
-_OF_MODEL = ("weights", "input_shape", "fixed")
 
 SpecArgument = Annotated[
     str,
@@ -57,26 +56,6 @@ AnySpecArgument = Annotated[
         help="A model, or a directory that transform wrote.",
         show_default=False,
         autocompletion=complete_model_or_artifact,
-    ),
-]
-ShapeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--input-shape",
-        metavar="SHAPES",
-        help="Shapes of the example inputs, such as 2x3x224x224 or ids:2x16:int64,mask:2x16:bool.",
-        show_default=False,
-        rich_help_panel=_MODEL,
-    ),
-]
-FixedOption = Annotated[
-    str,
-    typer.Option(
-        "--fixed",
-        metavar="NAMES",
-        help="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none.",
-        show_default=False,
-        rich_help_panel=_MODEL,
     ),
 ]
 # The largest seed of torch.manual_seed.
@@ -115,16 +94,6 @@ TrustOption = Annotated[
     typer.Option(
         "--trust-remote-code",
         help="Run the code that lies in the directory of an hf: model, if it is made of it.",
-        rich_help_panel=_MODEL,
-    ),
-]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Trained weights of the model: a safetensors file, a file of torch.save, or a directory with them.",
-        show_default=False,
         rich_help_panel=_MODEL,
     ),
 ]
@@ -347,6 +316,7 @@ class Target:
         title: one line that says what it is.
         notes: lines on it, such as which weights are random.
         fixed: names of dimensions that are to stay as in the example.
+        preprocessing: of pictures, where the weights come with it.
     """
 
     title: str
@@ -355,38 +325,38 @@ class Target:
     inputs: ExampleInputs
     artifact: Artifact | None
     fixed: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+
+# Of an artifact, and why it takes none of these settings of a model.
+_BROUGHT = {
+    "input_shape": "and brings its own example inputs",
+    "weights": "and brings its own weights",
+    "pretrained": "and brings its own weights",
+    "arg": "of a model that is built already",
+    "fixed": ", whose sizes are fixed as it was made",
+}
 
 
 def load_target(
-    spec: str,
-    model: str | None,
-    *,
-    input_shape: str | None,
-    seed: int,
-    device: str,
-    trust: bool,
-    weights: Path | None = None,
-    fixed: str = "",
+    spec: str, model: str | None, settings: ModelSettings, *, seed: int, device: str, trust: bool
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory."""
     from repl_fx.artifact import load_artifact
     from repl_fx.errors import BadInput
     from repl_fx.sources import load_source
-    from repl_fx.tracing.dynamic_shapes import names_in
 
     if not Path(spec).is_dir():
         if model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
-        source = load_source(
-            spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust, weights=weights or True
-        )
-        return Target(str(source), source.notes, source.model, source.inputs, None, names_in(fixed))
-    if input_shape is not None:
-        raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
-    if weights is not None:
-        raise BadInput(f"{spec} is an artifact and brings its own weights; leave out --weights")
-    if fixed:
-        raise BadInput(f"{spec} is an artifact, whose sizes are fixed as it was made; leave out --fixed")
+        options = settings.source_options()
+        source = load_source(spec, seed=seed, device=device, trust_remote_code=trust, **options)
+        known = str(source), source.notes, source.model, source.inputs, None
+        return Target(*known, settings.fixed_names, source.preprocessing)
+    for name, why in _BROUGHT.items():
+        if getattr(settings, name) not in (None, False, ()):
+            flag = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{spec} is an artifact {why}; leave out {flag}".replace(" ,", ","))
     artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
@@ -402,15 +372,9 @@ def require_no_plan(artifact: str, given: Mapping[str, Any]) -> None:
     """
     from repl_fx.errors import BadInput
 
-    chosen = [f"--{name.replace('_', '-')}" for name in given_among(given) if name not in _OF_MODEL]
+    chosen = [f"--{name.replace('_', '-')}" for name in given_among(given) if name not in _BROUGHT]
     if chosen:
         raise BadInput(f"{artifact} is an artifact and has its plan; leave out {', '.join(chosen)}")
-
-
-def model_options(settings: PlanSettings) -> dict[str, Any]:
-    """The settings of the model itself, as `load_target` takes them."""
-    weights = None if settings.weights is None else Path(settings.weights)
-    return {"input_shape": settings.input_shape, "weights": weights, "fixed": settings.fixed or ""}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +50,12 @@ def compress_command(
             from repl_fx.training.compression.compress import compress
         from repl_fx.report.tables import budget_table, figures_table
 
-        noted: list[str] = []
+        noted: dict[str, list[str]] = {"note": [], "data": []}
+
+        def note(kind: str, lines: Sequence[str]) -> None:
+            noted[kind] += lines
+            terminal.show(*(f"{kind}: {line}" for line in lines))
+
         done = compress(
             spec,
             output,
@@ -60,13 +66,21 @@ def compress_command(
             trust_remote_code=trust,
             progress=terminal.stage,
             show=not (quiet or as_json),
-            note=noted.extend if as_json else lambda lines: terminal.show(*common.data_lines(lines)),
+            note=note,
         )
         terminal.show(budget_table(done.budget), *done.said, figures_table(done.figures))
         terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")
         document = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}
         exported = {path: one.to_json() for path, one in done.exported.items()}
-        terminal.document({"directory": str(done.directory), "data": noted, **document, "exported": exported})
+        terminal.document(
+            {
+                "directory": str(done.directory),
+                "notes": noted["note"],
+                "data": noted["data"],
+                **document,
+                "exported": exported,
+            }
+        )
         for path, one in done.exported.items():
             if one.verification is not None:
                 said = f"{path}: {one.verification.summary()}".removeprefix(": ")

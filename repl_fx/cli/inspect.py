@@ -10,11 +10,14 @@ import typer
 from repl_fx.cli import common
 from repl_fx.cli.completion import complete_data, complete_task
 from repl_fx.cli.report import page_renderer, report_document
+from repl_fx.cli.settings import with_flags
+from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
     from repl_fx.costs.counted import Costs
     from repl_fx.report.model_graph.document import Document
     from repl_fx.tracing.parts.capture import CapturedParts
+    from repl_fx.tracing.parts.origin import Preprocessing
     from repl_fx.training.config import TrainConfig
     from repl_fx.training.data.kinds import Data, UserData
 
@@ -131,13 +134,11 @@ ForceOption = Annotated[
 ]
 
 
+@with_flags(ModelSettings)
 def inspect_command(
     spec: common.AnySpecArgument,
     model: common.ModelOption = None,
-    input_shape: common.ShapeOption = None,
-    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
-    weights: common.WeightsOption = None,
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -165,6 +166,7 @@ def inspect_command(
     as_json: common.JsonOption = False,
     verbose: common.VerboseOption = False,
     quiet: common.QuietOption = False,
+    **given: Any,
 ) -> None:
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it.
 
@@ -188,9 +190,8 @@ def inspect_command(
         for file in pictures:
             common.require_free_file(file, force=force)
         terminal.stage("load")
-        target = common.load_target(
-            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights, fixed=fixed
-        )
+        settings = ModelSettings().changed(**given)
+        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust)
         found_in_parts = None
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
@@ -200,7 +201,7 @@ def inspect_command(
                 reading: Any = {"data": data, "data_dir": directory, "size": size, "standardise": standardise}
                 # What is not there should not cost a capture.
                 terminal.stage("load data")
-                samples_from, config = _samples(**reading, task=task, seed=seed)
+                samples_from, config = _samples(target.preprocessing, **reading, task=task, seed=seed)
             terminal.stage("capture")
             captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
             terminal.stage("find repeats")
@@ -270,14 +271,14 @@ def _patterns(spec: str, blocks: str | None, finder: str | None) -> list[str | i
     return patterns
 
 
-def _samples(**reading: Any) -> tuple[Data | UserData, TrainConfig]:
+def _samples(preprocessing: Preprocessing | None, **reading: Any) -> tuple[Data | UserData, TrainConfig]:
     """The data to score on, with the settings that they were read by."""
     with common.needing("train", "inspect --data"):
         from repl_fx.training.calibration import require_loaders
         from repl_fx.training.config import TrainConfig
-        from repl_fx.training.loading import read_data
+        from repl_fx.training.loading import prepared, read_data
     config = TrainConfig().changed(**reading)
-    samples = read_data(config)
+    samples = prepared(read_data(config), preprocessing, config)
     require_loaders(samples)
     return samples, config
 

@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.settings import with_flags
+from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
     from repl_fx.report.model_graph.document import Document
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 
+@with_flags(ModelSettings)
 def report_command(
     spec: common.AnySpecArgument,
     output: Annotated[
@@ -38,15 +41,13 @@ def report_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,
     model: common.ModelOption = None,
-    weights: common.WeightsOption = None,
-    input_shape: common.ShapeOption = None,
-    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
     verbose: common.VerboseOption = False,
     quiet: common.QuietOption = False,
+    **given: Any,
 ) -> None:
     """Write one HTML page that shows a model: a picture that opens down to its nodes, and its costs.
 
@@ -63,9 +64,8 @@ def report_command(
         for file in ([] if directory else [written]) + ([] if model_explorer is None else [model_explorer]):
             common.require_free_file(file, force=force)
         terminal.stage("load")
-        target = common.load_target(
-            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights, fixed=fixed
-        )
+        settings = ModelSettings().changed(**given)
+        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust)
         with changing(directory) if directory else contextlib.nullcontext() as change:
             if change is not None:
                 # What cannot be written should not cost the work.

@@ -15,7 +15,7 @@ from repl_fx.cli.completion import OF_SETTINGS
 # The sections of the help, by the settings in them; all others are the command's own.
 _SECTIONS = {
     "Blocks to replace": ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan"),
-    "Model": ("weights", "input_shape", "fixed", "checkpoint_blocks"),
+    "Model": ("weights", "pretrained", "arg", "input_shape", "fixed", "checkpoint_blocks"),
     "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
     "Optimizer": (
         *("epochs", "steps", "batch_size", "full_batches", "accumulate", "optimizer", "lr", "momentum"),

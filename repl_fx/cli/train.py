@@ -63,7 +63,7 @@ def train_command(
                     stdout=terminal.descriptor,
                 )
                 if run.processes.first:
-                    terminal.show(*common.data_lines(run.changes))
+                    terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
                 show = not (quiet or as_json)
                 if run.config.compare or run.config.seeds > 1:
                     rows = train_side_by_side(run, show=show, progress=terminal.stage)

@@ -76,14 +76,8 @@ def transform_command(
         options = settings.transform_options()
 
         terminal.stage("load")
-        source = load_source(
-            spec,
-            input_shape=settings.input_shape,
-            seed=seed,
-            device=device,
-            trust_remote_code=trust,
-            weights=settings.source_weights,
-        )
+        built = settings.source_options()
+        source = load_source(spec, seed=seed, device=device, trust_remote_code=trust, **built)
         if device.startswith("meta") and (check or not dry_run):
             raise BadInput(
                 "weights on the meta device have no values to check or to write; see what would be done with "

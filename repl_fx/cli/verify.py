@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from repl_fx.cli import common
 from repl_fx.cli.group import CheckFailed
+from repl_fx.cli.settings import with_flags
+from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from repl_fx.running.example_inputs import ExampleInputs
 
 
+@with_flags(ModelSettings, without=("fixed",))
 def verify_command(
     spec: common.AnySpecArgument,
     onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="The ONNX file.", show_default=False)],
@@ -37,14 +40,13 @@ def verify_command(
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner values too, layer by layer.")] = False,
     model: common.ModelOption = None,
-    weights: common.WeightsOption = None,
-    input_shape: common.ShapeOption = None,
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
     verbose: common.VerboseOption = False,
     quiet: common.QuietOption = False,
+    **given: Any,
 ) -> None:
     """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ."""
     with common.running(as_json, verbose, quiet) as terminal:
@@ -56,11 +58,10 @@ def verify_command(
 
         batches = None if batch is None else parse_sizes(batch, "--batch")
         terminal.stage("load")
-        target = common.load_target(
-            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
-        )
-        module, given, path = _subject(target, part, onnx)
-        inputs = widen_batch(module, given)
+        settings = ModelSettings().changed(**given)
+        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust)
+        module, example, path = _subject(target, part, onnx)
+        inputs = widen_batch(module, example)
         if per_layer and target.artifact is None:
             terminal.stage("capture")
             module = capture(module, inputs.args, inputs.kwargs)

@@ -1,4 +1,4 @@
-"""Settings by which a model is rewritten, as flags and YAML files have them; commands extend them by their own."""
+"""Settings of a model and of a plan for it, as flags and YAML files have them; commands extend them by their own."""
 
 from __future__ import annotations
 
@@ -25,11 +25,77 @@ FLAGS = "the flags"
 # What a plan says, which is given in their place.
 _CHOOSING = ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set")
 
-Settings = TypeVar("Settings", bound="PlanSettings")
+Settings = TypeVar("Settings", bound="ModelSettings")
 
 
-class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a plan and of its model; each has a flag of its name, and a line of help in its annotation."""
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a model that a specification names; each has a flag of its name, and its help in its annotation."""
+
+    weights: Annotated[
+        str | None,
+        Meta(description="Trained weights: a safetensors file, a file of torch.save, or a directory with them."),
+    ] = None
+    pretrained: Annotated[
+        bool, Meta(description="Take the weights that timm or torchvision have for it, from their cache or downloaded.")
+    ] = False
+    arg: Annotated[
+        tuple[str, ...],
+        Meta(description="An argument of what builds the model, such as num_classes=10 or depth=6; repeatable."),
+    ] = ()
+    input_shape: Annotated[
+        str | None,
+        Meta(description="Shapes of the example inputs, such as 2x3x224x224 or ids:2x16:int64,mask:2x16:bool."),
+    ] = None
+    fixed: Annotated[
+        str | None,
+        Meta(description="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none."),
+    ] = None
+
+    def changed(self, **given: Any) -> Self:
+        """The same with other settings, see `given_among`.
+
+        Raises:
+            BadInput: an unknown setting, or a value that is none for it; names it.
+        """
+        return converted(type(self), msgspec.to_builtins(self) | given_among(given), FLAGS)
+
+    def require_consistent(self, where: str) -> None:
+        """Refuse settings that do not go together.
+
+        Args:
+            where: the place that the settings are from, for messages.
+
+        Raises:
+            BadInput: names them.
+        """
+        if self.pretrained and self.weights is not None:
+            raise BadInput(f"{where}: pretrained and weights both say which weights the model has; leave out one")
+
+    def source_options(self) -> dict[str, Any]:
+        """The options of `load_source`, but for the seed, the device and permissions.
+
+        Raises:
+            BadInput: an item of `arg` is no argument.
+        """
+        return {
+            "input_shape": self.input_shape,
+            "options": parse_settings(self.arg, option="--arg", like="num_classes=10"),
+            "weights": True if self.weights is None else Path(self.weights),
+            "pretrained": self.pretrained,
+        }
+
+    @property
+    def fixed_names(self) -> tuple[str, ...]:
+        """The dimensions that stay as in the example, by name.
+
+        Raises:
+            BadInput: one of the names is empty.
+        """
+        return () if self.fixed is None else tuple(parse_list(self.fixed, "--fixed", like="height,width"))
+
+
+class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a plan and of its model."""
 
     every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
     blocks: Annotated[
@@ -53,33 +119,13 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tuple[str, ...], Meta(description="A setting of the surrogate, such as ratio=0.25; repeatable.")
     ] = ()
     plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
-    weights: Annotated[str | None, Meta(description="Trained weights of the model, a file or a directory.")] = None
-    input_shape: Annotated[str | None, Meta(description="Shapes of the example inputs, such as 2x3x224x224.")] = None
-    fixed: Annotated[
-        str | None,
-        Meta(description="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none."),
-    ] = None
     checkpoint_blocks: Annotated[
         bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
     ] = False
 
-    def changed(self, **given: Any) -> Self:
-        """The same with other settings, see `given_among`.
-
-        Raises:
-            BadInput: an unknown setting, or a value that is none for it; names it.
-        """
-        return converted(type(self), msgspec.to_builtins(self) | given_among(given), FLAGS)
-
     def require_consistent(self, where: str) -> None:
-        """Refuse settings that do not go together.
-
-        Args:
-            where: the place that the settings are from, for messages.
-
-        Raises:
-            BadInput: names them.
-        """
+        """See `ModelSettings`."""
+        super().require_consistent(where)
         changed = [name for name in _CHOOSING if not _is_default(self, name)]
         if self.plan is not None and changed:
             named = [f"--{name}" if where == FLAGS else name for name in changed]
@@ -115,20 +161,6 @@ class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             **self.planning_options(),
         }
 
-    @property
-    def fixed_names(self) -> tuple[str, ...]:
-        """The dimensions that stay as in the example, by name.
-
-        Raises:
-            BadInput: one of the names is empty.
-        """
-        return () if self.fixed is None else tuple(parse_list(self.fixed, "--fixed", like="height,width"))
-
-    @property
-    def source_weights(self) -> Path | bool:
-        """The weights of the model as `load_source` takes them."""
-        return True if self.weights is None else Path(self.weights)
-
 
 def given_among(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The values of flags that were given: those that are not have None, or an empty list."""
@@ -152,7 +184,7 @@ def converted(kind: type[Settings], values: Any, where: str) -> Settings:
     return settings
 
 
-def _told(problem: str, kind: type[PlanSettings]) -> str:
+def _told(problem: str, kind: type[ModelSettings]) -> str:
     """A complaint of msgspec, with the names that it does not list."""
     if found := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
         known = kind.__struct_fields__

@@ -10,9 +10,17 @@ from typing import Any
 from repl_fx.errors import BadInput, one_line
 from repl_fx.plan import Plan
 
+_NOUNS = {"--set": "setting", "--arg": "argument"}
 
-def parse_settings(items: Sequence[str]) -> dict[str, Any]:
-    """Settings of a surrogate from `name=value`; a value is a number, true, false, none, or else text.
+
+def parse_settings(items: Sequence[str], option: str = "--set", like: str = "ratio=0.25") -> dict[str, Any]:
+    """Settings of a surrogate, or arguments of a builder, from `name=value`.
+
+    A value is a number, true, false, none, a list or a mapping in JSON, or else text.
+
+    Args:
+        option: the flag that the items are of, for messages.
+        like: an item that is right.
 
     Raises:
         BadInput: an item has another form, or a name comes twice.
@@ -21,9 +29,9 @@ def parse_settings(items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name:
-            raise BadInput(f"--set {item!r} is no setting; write it like ratio=0.25")
+            raise BadInput(f"{option} {item!r} is no {_NOUNS[option]}; write it like {like}")
         if name in settings:
-            raise BadInput(f"--set {name} is given twice; give each setting once")
+            raise BadInput(f"{option} {name} is given twice; give each {_NOUNS[option]} once")
         settings[name] = _parse(text)
     return settings
 
@@ -137,6 +145,11 @@ def planning_options(**options: Any) -> Any:
 
 
 def _parse(text: str) -> Any:
+    if text[:1] in ("[", "{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]

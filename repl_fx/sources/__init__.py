@@ -2,15 +2,17 @@
 
     path/model.py            a file with a factory `model()` and, usually, `example_inputs()`
     path/model.py:factory    the same, with a factory of another name
-    timm:NAME                a model of timm, with random weights
-    torchvision:NAME         a model of torchvision, with random weights
+    timm:NAME                a model of timm, with random weights or its own (`pretrained`): timm:resnet18.a1_in1k
+    torchvision:NAME         a model of torchvision; with its own weights also torchvision:resnet50.IMAGENET1K_V1
     hf:TYPE                  a small model of a transformers type (`hf:bert`), with random weights
     hf:DIR                   the model of a directory that transformers saved, with the weights that lie there
     hf:CONFIG                the model of a config.json, with random weights
-    hf:…:CLASS               a class other than AutoModel: `hf:bert:BertForSequenceClassification`
+    hf:ORG/NAME[@REVISION]   the same of the Hugging Face hub, through its cache
+    hf:…:CLASS               another class than the config names, or of a type alone: `hf:bert:BertForMaskedLM`
     KIND:NAME                what else is registered (`repl_fx.sources.registry`)
 
-Nothing is downloaded, and nothing unpickled: the weights of a directory are its model.safetensors, or the shards that
+Nothing is downloaded but what `pretrained` and `hf:ORG/NAME` ask for, by the libraries, through their caches; and
+nothing is unpickled: the weights of a directory are its model.safetensors, or the shards that
 model.safetensors.index.json names. Code in a directory (the `auto_map` of its config.json) runs with permission alone.
 A model of any kind takes a checkpoint of its own (`weights`).
 The grammar of `input_shape` is in `repl_fx.sources.input_shapes`.
@@ -31,13 +33,14 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import load_weights_
-from repl_fx.sources.input_shapes import parse_input_shape
+from repl_fx.sources.input_shapes import parse_input_shape, written_shapes
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
-from repl_fx.sources.source import Built, Request, Source, seeded
+from repl_fx.sources.source import Built, Purpose, Request, Source, seeded
 from repl_fx.tracing.model_checks import without_values
 
 __all__ = [
     "Built",
+    "Purpose",
     "Request",
     "Source",
     "known_sources",
@@ -60,6 +63,8 @@ def load_source(
     device: str | torch.device = "cpu",
     options: Mapping[str, Any] | None = None,
     weights: bool | Weights = True,
+    pretrained: bool = False,
+    purpose: Purpose | None = None,
     trust_remote_code: bool = False,
 ) -> Source:
     """Build the model that a specification names, and example inputs for it.
@@ -76,6 +81,10 @@ def load_source(
             to be serialisable as JSON.
         weights: load the weights of `hf:DIR`; without them (False), they are random and need not be there. Or a
             checkpoint of any model: a file, a directory or a state dict (`repl_fx.sources.checkpoints.files`).
+        pretrained: take the weights that timm or torchvision have for the model, from their cache or downloaded; not
+            where `weights` is False.
+        purpose: the data that the model is for: models of a zoo and of a transformers type get their classes, channels
+            and sizes where `options` and `input_shape` say nothing, and those of transformers the head for the task.
         trust_remote_code: let the code of `hf:DIR` run, where the model is made of it. It is never run otherwise.
 
     Returns:
@@ -106,7 +115,12 @@ def load_source(
         _refuse_other_kinds(spec)
     with seeded(seed, target):
         generator = torch.Generator().manual_seed(seed)
-        built = build(Request(name, shapes, options, seed, generator, weights is True, trust_remote_code))
+        request = Request(
+            name, shapes, options, seed, generator, weights is True, pretrained, trust_remote_code, purpose
+        )
+        built = build(request)
+    if pretrained and not built.pretrained:
+        raise BadInput(f"{spec} has no weights to be had by its name; leave out --pretrained (pretrained=True)")
     valueless = [
         name for name, tensor in (*built.model.named_parameters(), *built.model.named_buffers()) if tensor.is_meta
     ]
@@ -116,16 +130,25 @@ def load_source(
     if not isinstance(weights, bool):
         notes = (*notes, *load_weights_(built.model, weights))
     inputs = ExampleInputs(built.args, built.kwargs).map(lambda tensor: tensor.to(target))
+    if purpose is not None and input_shape is None and names_no_file(spec) and inputs.batch > 1:
+        # Those of the data, which are not known when the source is built again.
+        input_shape = written_shapes(inputs, inputs.batch)
     return Source(
         spec=spec,
         model=built.model.to(target),
         args=inputs.args,
         kwargs=inputs.kwargs,
-        options={"input_shape": input_shape, "seed": seed, "options": dict(built.options or options)},
+        options={
+            "input_shape": input_shape,
+            "seed": seed,
+            "options": dict(built.options or options),
+            **({"pretrained": True} if pretrained else {}),
+        },
         files=built.files,
         absolute=built.absolute or spec,
         notes=notes,
         weights=Path(weights).absolute() if isinstance(weights, str | os.PathLike) else None,
+        preprocessing=built.preprocessing,
     )
 
 

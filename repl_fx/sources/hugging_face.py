@@ -1,10 +1,12 @@
-"""Models of transformers: `hf:TYPE` and `hf:CONFIG` with random weights, `hf:DIR` with those of the directory."""
+"""Models of transformers: `hf:TYPE` and `hf:CONFIG` with random weights, `hf:DIR` and `hf:ORG/NAME` with their own."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,19 @@ from repl_fx.sources.hugging_face_weights import (
     read_weights,
     why_random,
 )
-from repl_fx.sources.source import Built, Request, about, describe, hash_file, import_zoo, package_code
+from repl_fx.sources.preprocessing import of_processor
+from repl_fx.sources.source import (
+    Built,
+    Purpose,
+    Request,
+    about,
+    describe,
+    downloading,
+    fitting_note,
+    hash_file,
+    import_zoo,
+    package_code,
+)
 
 # Sizes of a config that is made from a type alone. Only arguments that the config takes, and whose default is an
 # integer above the small value, are set: lists such as the depths of a hierarchical network stay as they are.
@@ -43,6 +57,21 @@ _SMALL = {
     256: "vocab_size vocab_size_per_layer_input",
 }
 _SMALL_VALUES = {name: value for value, names in _SMALL.items() for name in names.split()}
+# The context of a text that a config made small takes.
+_POSITIONS = ("max_position_embeddings", "n_positions")
+# The classes that give a bare model the head for a task; of classification, for pictures and for texts.
+_HEADS = {
+    "language-modelling": "AutoModelForCausalLM",
+    "classification": "AutoModelForImageClassification",
+    "segmentation": "AutoModelForSemanticSegmentation",
+    "detection": "AutoModelForObjectDetection",
+}
+_HEAD_OF_TEXTS = "AutoModelForSequenceClassification"
+# A name on the hub, with a revision.
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_FILES = ("*.json", "*.safetensors", "*.py")
+_EXAMPLE = "hf:DIR:AutoModel"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Types whose defaults do not build, or do not fit the small sizes.
 _BY_TYPE: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": 33, "pad_token_id": 1},
@@ -65,27 +94,30 @@ def build(request: Request) -> Built:
 
 def _built(transformers: Any, request: Request) -> Built:
     source, class_name = _split(request.name)
-    file = _config_file(source)
+    hub = from_hub(source) if _is_on_hub(source) else None
+    file = hub / "config.json" if hub is not None else _config_file(source)
     if file is None:
-        config_class = _config_class(transformers, source)
-        small = {**_shrunk(config_class, config_class()), **_BY_TYPE.get(source, {})}
-        config = _construct(config_class, small, request.options)
-        model = _model(_native_class(transformers, class_name, config), config, request.options)
-        return Built(model, kwargs=example_inputs(model, config, request))
+        return _of_type(transformers, source, class_name, request)
 
     values = _read(file)
     code = Code.named_by(values, file.parent, class_name, request.trust_remote_code)
     files = {file: hash_file(file), **code.files}
     config_class = _own_config_class(transformers, values, code, file)
     config = _construct(config_class, {**values, "use_cache": False}, request.options)
-    model_class = _own_class(transformers, class_name, config, code)
-    directory = file.parent if Path(source).is_dir() else None
+    model_class = _own_class(transformers, class_name or _named_class(transformers, values, code), config, code)
+    chosen = ""
+    if class_name is None and not code.permitted:
+        model_class = _with_head(transformers, model_class, config, request.purpose)
+        chosen = class_name = "" if _is_bare(transformers, model_class, config) else model_class.__name__
+    directory = file.parent if hub is not None or Path(source).is_dir() else None
     state = read_weights(directory, config) if directory is not None and request.weights else None
     if getattr(config, "transformers_weights", None) == REWRITTEN:
         del config.transformers_weights
     options = {**request.options, **_give_dtype_(config, dtype_of(state or {}))}
     model = _model(model_class, config, request.options)
     notes: list[str] = []
+    if chosen:
+        notes.append(f"the class is {chosen}; another one is named behind the path, such as {_EXAMPLE}")
     if code.unused:
         notes.append(f"the code in {file.parent} is not used, as transformers has such a model; {OPTION} takes it")
     if state is not None and directory is not None:
@@ -98,20 +130,120 @@ def _built(transformers: Any, request: Request) -> Built:
         model,
         kwargs=example_inputs(model, config, request),
         files=files,
-        absolute=f"hf:{directory or file}{f':{class_name}' if class_name else ''}",
+        absolute=f"hf:{_absolute(source, hub) or directory or file}{f':{class_name}' if class_name else ''}",
         options=options,
         notes=tuple(notes),
+        preprocessing=of_processor(file.parent) if state is not None else None,
     )
 
 
 def own_code(name: str) -> dict[Path, str]:
     """The files of code that a model runs where that is permitted, each with its SHA-256."""
     source, class_name = _split(name)
-    file = _config_file(source)
+    file = from_hub(source) / "config.json" if _is_on_hub(source) else _config_file(source)
     if file is None:
         return {}
     with about(f"hf:{name}"):
         return Code.named_by(_read(file), file.parent, class_name, permitted=True).files
+
+
+def _of_type(transformers: Any, source: str, class_name: str | None, request: Request) -> Built:
+    """A small model of a type; it has the head, the classes and the sizes that the data want."""
+    config_class = _config_class(transformers, source)
+    small = {**_shrunk(config_class, config_class()), **_BY_TYPE.get(source, {})}
+    fitted = _fitted(config_class, small, request)
+    config = _construct(config_class, {**small, **fitted}, request.options)
+    model_class = _native_class(transformers, class_name, config)
+    notes = fitting_note(fitted)
+    if class_name is None:
+        model_class = _with_head(transformers, model_class, config, request.purpose)
+    model = _model(model_class, config, request.options)
+    absolute = ""
+    if class_name is None and request.purpose is not None:
+        absolute = f"hf:{source}:{type(model).__name__}"
+        notes = (f"the class is {type(model).__name__}, for {request.purpose.task}", *notes)
+    kwargs = example_inputs(model, config, request)
+    return Built(model, kwargs=kwargs, absolute=absolute, options={**fitted, **request.options}, notes=notes)
+
+
+def _fitted(config_class: Any, small: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """Values of a config that fit the data, and that the user has not said."""
+    purpose = request.purpose
+    if purpose is None:
+        return {}
+    known, default = inspect.signature(config_class).parameters, config_class()
+    channels, *size = purpose.picture or (0, 0)
+    wanted: dict[str, Any] = {"image_size": size[0] if size[0] in size[1:] else size or None, "num_channels": channels}
+    if purpose.task == "language-modelling":
+        (context,) = purpose.shape or (0,)
+        wanted = {name: context for name in _POSITIONS if small.get(name, context) < context}
+        wanted["vocab_size"] = purpose.classes if small.get("vocab_size", 0) < purpose.classes else None
+    fitted = {name: value for name, value in request.fitted(**wanted).items() if name in known}
+    fitted = {name: value for name, value in fitted.items() if value != small.get(name, getattr(default, name, None))}
+    if purpose.task in ("classification", "segmentation") and purpose.classes:
+        fitted |= request.fitted(num_labels=purpose.classes)
+    return fitted
+
+
+def _with_head(transformers: Any, model_class: Any, config: Any, purpose: Purpose | None) -> Any:
+    """The class with the head for the data; the class itself where it has one, or no purpose is known.
+
+    Raises:
+        SourceError: there is no such head for the type.
+    """
+    name = None if purpose is None else _HEADS.get(purpose.task)
+    if purpose is None or name is None or not _is_bare(transformers, model_class, config):
+        return model_class
+    if purpose.task == "classification" and len(purpose.shape) == 1:
+        name = _HEAD_OF_TEXTS
+    auto = getattr(transformers, name)
+    found = auto._model_mapping.get(type(config), None)
+    if found is None:
+        raise SourceError(f"transformers has no {config.model_type} for {purpose.task} ({name}); name its class")
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _is_bare(transformers: Any, model_class: Any, config: Any) -> bool:
+    """Whether a class is the one without a head that AutoModel has for a config."""
+    auto = transformers.AutoModel
+    return model_class in (auto, auto._model_mapping.get(type(config), None))
+
+
+def _named_class(transformers: Any, values: Mapping[str, Any], code: Code) -> str | None:
+    """The class that a config says it was saved from, where transformers has it."""
+    named = next(iter(values.get("architectures") or ()), None)
+    usable = isinstance(named, str) and hasattr(transformers, named) and not code.permitted
+    return named if usable else None
+
+
+def _is_on_hub(source: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(source)) and not Path(source).exists() and not source.endswith(".json")
+
+
+def from_hub(name: str) -> Path:
+    """The directory in the cache of the hub that has a model; what is missing there is downloaded.
+
+    Args:
+        name: ORG/NAME, or ORG/NAME@REVISION.
+
+    Raises:
+        SourceError: neither the cache nor the network has it; says how to get it there.
+    """
+    hub: Any = import_zoo("huggingface_hub", f"hf:{name}")
+    repository, _, revision = name.partition("@")
+    place = f"the cache of huggingface_hub ({hub.constants.HF_HUB_CACHE})"
+    known = {"revision": revision or None, "allow_patterns": list(_HUB_FILES)}
+    if _COMMIT.fullmatch(revision):
+        # A commit never changes, so that nobody need be asked.
+        with suppress(Exception):
+            return Path(hub.snapshot_download(repository, local_files_only=True, **known))
+    with downloading(f"the files of {name}", f"https://huggingface.co/{repository}", place):
+        return Path(hub.snapshot_download(repository, **known))
+
+
+def _absolute(source: str, hub: Path | None) -> str:
+    """The name on the hub with the commit, which the cache has as the name of a directory."""
+    return "" if hub is None else f"{source.partition('@')[0]}@{hub.name}"
 
 
 def _split(name: str) -> tuple[str, str | None]:

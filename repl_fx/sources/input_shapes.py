@@ -26,6 +26,7 @@ from torch import Tensor
 
 from repl_fx.errors import BadInput, close_matches
 from repl_fx.graph.kinds import dtype_name
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import CapturedParts
 
 _DTYPES = {
@@ -58,8 +59,15 @@ def shape_at_batch(captured: CapturedParts, batch: int) -> str | None:
     dynamic = captured.parts[0].graph_module.meta["capture"].dynamic
     if not captured.whole or batch < 2 or inputs.batch == batch or any(0 in dims for dims in dynamic.values()):
         return None
+    if any(tensor.ndim and tensor.shape[0] != inputs.batch for tensor in inputs.tensors):
+        return None
+    return written_shapes(inputs, batch)
+
+
+def written_shapes(inputs: ExampleInputs, batch: int) -> str | None:
+    """The shapes of inputs in the grammar of this module, at a batch; None where some input is no tensor with one."""
     given = [("", value) for value in inputs.args] + [(f"{name}:", value) for name, value in inputs.kwargs.items()]
-    if not all(isinstance(v, Tensor) and v.ndim and v.shape[0] == inputs.batch for _, v in given):
+    if not all(isinstance(value, Tensor) and value.ndim for _, value in given):
         return None
     shapes = (f"{name}{'x'.join(map(str, (batch, *v.shape[1:])))}:{dtype_name(v.dtype)}" for name, v in given)
     return ",".join(shapes)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterator, Mapping
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx.errors import BadInput, ForeignError, SourceError, foreign_code, not_importable
+from repl_fx.errors import BadInput, ForeignError, SourceError, close_matches, foreign_code, not_importable
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import own_randomness
 from repl_fx.sources.checkpoints.digest import digest_of
 from repl_fx.sources.input_shapes import InputShape
+from repl_fx.tracing.parts.origin import Preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +41,7 @@ class Source:
         weights: the file or directory that its weights were loaded from; None for those that `spec` alone leads to.
         absolute: a specification that leads to the same model from any directory.
         notes: remarks on the model for a user, a line each, such as which weights are random.
+        preprocessing: of pictures, where the weights come with it.
     """
 
     spec: str
@@ -48,6 +53,7 @@ class Source:
     absolute: str
     notes: tuple[str, ...] = ()
     weights: Path | None = None
+    preprocessing: Preprocessing | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -64,6 +70,26 @@ class Source:
         return f"{self.spec}: {type(self.model).__name__}, {parameters:,} parameters"
 
 
+@dataclass(frozen=True)
+class Purpose:
+    """The data that a model is built for.
+
+    Attributes:
+        task: of the data, such as `classification`.
+        classes: number of classes that the last layer is to tell apart, or of token ids; 0 leaves it as it is.
+        shape: of one input: (channels, height, width) of a picture, (context,) of a text; empty leaves the model's own.
+    """
+
+    task: str
+    classes: int = 0
+    shape: tuple[int, ...] = ()
+
+    @property
+    def picture(self) -> tuple[int, ...]:
+        """Channels, height and width; nothing where inputs are no pictures of one size."""
+        return self.shape if len(self.shape) == 3 else ()
+
+
 @dataclass(frozen=True, eq=False)
 class Request:
     """The request for a model that a builder gets.
@@ -74,8 +100,11 @@ class Request:
         options: keyword arguments for what builds the model.
         seed: of weights and inputs.
         generator: seeded, for example inputs.
-        weights: whether to load weights, where there are some beside a config.
+        weights: whether to load weights, where there are some beside a config, or `pretrained` asks for them.
+        pretrained: whether the model is to have the weights that are known by its name.
         trust_remote_code: whether code beside a config may run.
+        purpose: the data that the model is built for, where they are known; what `options` and `shapes` say comes
+            first.
     """
 
     name: str
@@ -84,14 +113,21 @@ class Request:
     seed: int
     generator: torch.Generator
     weights: bool = True
+    pretrained: bool = False
     trust_remote_code: bool = False
+    purpose: Purpose | None = None
+
+    def fitted(self, **wanted: Any) -> dict[str, Any]:
+        """The arguments that are as the data want them and not as the user said; None stands for none."""
+        return {name: value for name, value in wanted.items() if value and name not in self.options}
 
 
 @dataclass(frozen=True, eq=False)
 class Built:
     """The model that a builder returns; the fields are those of `Source`, and `absolute` is empty where the spec is.
 
-    `options` are those of the request with what the weights told, and empty where they told nothing.
+    `options` are those of the request with what the weights told, and empty where they told nothing. `pretrained` says
+    whether the builder has weights for the name, whether or not they were asked for.
     """
 
     model: nn.Module
@@ -101,6 +137,8 @@ class Built:
     absolute: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    pretrained: bool = False
+    preprocessing: Preprocessing | None = None
 
 
 @contextmanager
@@ -140,6 +178,63 @@ def package_code(failed: str) -> Iterator[None]:
     except ForeignError as error:
         why = not_importable(error.problem) or describe(error.problem)
         raise SourceError(f"{failed}: {why}") from error.problem
+
+
+_NO_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+
+
+def created(spec: str, create: Callable[[], Any]) -> Any:
+    """The model that a function of a package makes.
+
+    Raises:
+        BadInput: an argument that the package does not know; names the nearest one.
+        SourceError: the package raises.
+    """
+    try:
+        with package_code(f"{spec} could not be built"):
+            return create()
+    except SourceError as error:
+        found = _NO_ARGUMENT.search(str(error))
+        if found is None or error.__cause__ is None:
+            raise
+        # The class that was called last.
+        frame = list(traceback.walk_tb(error.__cause__.__traceback__))[-1][0]
+        names = (*frame.f_locals.values(), *frame.f_globals.values())
+        known = next((one for one in names if getattr(one, "__name__", None) == found[1] and callable(one)), None)
+        close = "" if known is None else close_matches(found[2], inspect.signature(known).parameters)
+        raise BadInput(f"{spec} takes no argument {found[2]!r}{close}") from error
+
+
+# Modules of errors that a download ends in.
+_NETWORK = ("huggingface_hub", "httpx", "requests", "urllib", "socket", "ssl")
+
+
+@contextmanager
+def downloading(what: str, address: str, place: str) -> Iterator[None]:
+    """Fetch something from a cache or the network; where neither has it, the line says how to get it there.
+
+    Args:
+        what: is fetched, such as "the weights of timm:resnet18".
+        address: where it is.
+        place: the cache, where it is looked for.
+    """
+    try:
+        yield
+    except Exception as error:
+        problem = error.__cause__ if isinstance(error, SourceError) and error.__cause__ is not None else error
+        names = [kind.__module__ for kind in type(problem).__mro__]
+        if not any(name.split(".")[0] in _NETWORK for name in names):
+            raise
+        raise SourceError(
+            f"{what} are not in {place}, and could not be downloaded ({type(problem).__name__}); where there is a "
+            f"network, fetch {address}, and bring that cache here, or give the file with --weights FILE"
+        ) from problem
+
+
+def fitting_note(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note on arguments of a builder that the data gave; none where they gave none."""
+    said = ", ".join(f"{name}={value}" for name, value in options.items())
+    return (f"built with {said}, as the data want it (--arg says otherwise)",) if said else ()
 
 
 @contextmanager

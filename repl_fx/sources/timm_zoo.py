@@ -1,46 +1,81 @@
-"""Models of timm: `timm:NAME`, with random weights."""
+"""Models of timm: `timm:NAME`, with random weights or those of timm (`timm:resnet18.a1_in1k`)."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from repl_fx.errors import SourceError, close_matches
+from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, positional
-from repl_fx.sources.source import Built, Request, import_zoo, package_code
+from repl_fx.sources.preprocessing import of_timm
+from repl_fx.sources.source import Built, Request, created, downloading, fitting_note, import_zoo
 
 
 def build(request: Request) -> Built:
     """Create a model of timm; options are keyword arguments of `timm.create_model`.
 
     An input shape that differs from the model's own is passed on where the model depends on it: the channels as
-    `in_chans`, height and width as `img_size` for models of a fixed size.
+    `in_chans`, height and width as `img_size` for models of a fixed size. Weights of another number of classes have a
+    random classifier, as `timm.create_model` makes it.
 
     Returns:
-        The model with two images of its default size.
+        The model with two images of its default size, or of that of the data.
     """
     spec = f"timm:{request.name}"
     timm = import_zoo("timm", spec)
     if not timm.is_model(request.name):
         raise SourceError(f"timm has no model {request.name!r}{close_matches(request.name, timm.list_models())}")
-    options = {"pretrained": False, **_sizes(timm, request), **request.options}
-    with package_code(f"{spec} could not be built"):
-        model = timm.create_model(request.name, **options)
-    shapes = request.shapes or (InputShape((2, *_input_size(model, options))),)
-    return Built(model, positional(shapes, request.generator, spec))
-
-
-def _sizes(timm: Any, request: Request) -> dict[str, Any]:
-    """Constructor arguments that make the model take the images of the input shape."""
+    name, _, tag = request.name.partition(".")
+    tags = timm.models.get_arch_pretrained_cfgs(name)
+    if tag and request.name not in tags:
+        raise BadInput(f"timm has no weights {tag!r} of {name}{close_matches(request.name, tags)}")
+    known = bool(timm.models.is_model_pretrained(request.name))
+    if request.pretrained and not known:
+        close = close_matches(request.name, timm.list_models(pretrained=True))
+        raise BadInput(f"timm has no weights of {request.name}{close}; leave out --pretrained (pretrained=True)")
+    pretrained = request.pretrained and request.weights
     config = timm.models.get_pretrained_cfg(request.name, allow_unregistered=True)
-    if config is None or request.shapes is None or len(request.shapes[0].sizes) != 4:
+    fitted = _fitted(config, request)
+    options = {"pretrained": pretrained, **fitted, **request.options}
+    model = _created(timm, request.name, options, config)
+    shape = request.purpose.picture if request.purpose is not None else ()
+    shapes = request.shapes or (InputShape((2, *(shape or _input_size(model, options)))),)
+    notes = []
+    if pretrained:
+        notes.append(f"weights are those of {config.hf_hub_id or config.url or config.file}")
+        if options.get("num_classes", config.num_classes) != config.num_classes:
+            notes.append(f"its classifier is random: {options['num_classes']} classes, not {config.num_classes}")
+    return Built(
+        model,
+        positional(shapes, request.generator, spec),
+        options={**fitted, **request.options},
+        notes=(*notes, *fitting_note(fitted if request.purpose is not None else {})),
+        pretrained=known,
+        preprocessing=of_timm(model, request.name) if pretrained else None,
+    )
+
+
+def _created(timm: Any, name: str, options: dict[str, Any], config: Any) -> Any:
+    spec = f"timm:{name}"
+    address = "" if config is None else f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+    with downloading(f"the weights of {spec}", address, "the cache of huggingface_hub (HF_HOME) or torch.hub"):
+        return created(spec, partial(timm.create_model, name, **options))
+
+
+def _fitted(config: Any, request: Request) -> dict[str, Any]:
+    """Constructor arguments that make the model take the images of the input shape, or what the data have."""
+    if config is None:
         return {}
-    _, channels, *size = request.shapes[0].sizes
-    options: dict[str, Any] = {}
-    if channels != config.input_size[0]:
-        options["in_chans"] = channels
-    if config.fixed_input_size and tuple(size) != tuple(config.input_size[1:]):
-        options["img_size"] = tuple(size)
-    return options
+    purpose, shapes = request.purpose, request.shapes
+    given = shapes[0].sizes[1:] if shapes is not None and len(shapes[0].sizes) == 4 else ()
+    channels, *size = given or (purpose.picture if purpose is not None and shapes is None else ()) or config.input_size
+    fixed = config.fixed_input_size and tuple(size) != tuple(config.input_size[1:])
+    classes = purpose.classes if purpose is not None and purpose.task == "classification" else 0
+    return request.fitted(
+        in_chans=channels if channels != config.input_size[0] else None,
+        img_size=tuple(size) if fixed else None,
+        num_classes=classes if classes != config.num_classes else None,
+    )
 
 
 def _input_size(model: Any, options: dict[str, Any]) -> tuple[int, int, int]:

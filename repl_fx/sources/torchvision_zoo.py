@@ -1,16 +1,19 @@
-"""Models of torchvision: `torchvision:NAME`, with random weights."""
+"""Models of torchvision: `torchvision:NAME`, with random weights or its own (`torchvision:resnet50.IMAGENET1K_V1`)."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, positional
-from repl_fx.sources.source import Built, Request, import_zoo, package_code
+from repl_fx.sources.preprocessing import of_torchvision
+from repl_fx.sources.source import Built, Request, created, downloading, fitting_note, import_zoo
 
 # Shapes of one sample where it is not a 224×224 image: inception has a stem for 299, the video networks take clips.
 _SAMPLES = {
@@ -30,46 +33,93 @@ _FIXED_SIZE = {"vit_": "image_size", "maxvit_": "input_size"}
 def build(request: Request) -> Built:
     """Create a model of torchvision; options are keyword arguments of its builder.
 
+    Behind the name may stand that of its weights, which `pretrained` asks for; else they are torchvision's default.
+
     Returns:
         The model with a batch of two images; two clips for a video model, two pairs for optical flow; for detection a
         list of two images and a list of what is to be found in each, which training needs.
     """
     spec = f"torchvision:{request.name}"
     models = import_zoo("torchvision", spec).models
+    name, _, tag = request.name.partition(".")
     known = models.list_models()
-    if request.name not in known:
-        raise SourceError(f"torchvision has no model {request.name!r}{close_matches(request.name, known)}")
-    options = {**_defaults(models, request, spec), **request.options}
-    with package_code(f"{spec} could not be built"):
-        model = models.get_model(request.name, **options)
-    return Built(model, _inputs(models, request, options, spec))
+    if name not in known:
+        raise SourceError(f"torchvision has no model {name!r}{close_matches(name, known)}")
+    weights = _weights(models, name, tag, request)
+    fitted = _fitted(name, request, spec)
+    options = {**_defaults(models, name, request, spec), **fitted, **request.options}
+    address, place = getattr(weights, "url", ""), f"{torch.hub.get_dir()}/checkpoints"
+    with downloading(f"the weights of {spec}", address, place):
+        model = created(spec, partial(models.get_model, name, **{"weights": weights, **options}))
+    notes = () if weights is None else (f"weights are {weights} of torchvision",)
+    return Built(
+        model,
+        _inputs(models, name, request, model, spec),
+        options={**fitted, **request.options},
+        notes=(*notes, *fitting_note(fitted)),
+        pretrained=bool(list(models.get_model_weights(name))),
+        preprocessing=None if weights is None else of_torchvision(weights),
+    )
 
 
-def _defaults(models: Any, request: Request, spec: str) -> dict[str, Any]:
-    accepted = inspect.signature(models.get_model_builder(request.name)).parameters
-    options: dict[str, Any] = {"weights": None}
+def _weights(models: Any, name: str, tag: str, request: Request) -> Any:
+    """The weights that a model is to have; None for random ones."""
+    known = models.get_model_weights(name)
+    if tag and tag not in known.__members__:
+        close = close_matches(tag, known.__members__)
+        raise BadInput(f"torchvision has no weights {tag!r} of {name}{close}; known are {', '.join(known.__members__)}")
+    if not (request.pretrained and request.weights and list(known)):
+        return None
+    return known[tag] if tag else known.DEFAULT
+
+
+def _fitted(name: str, request: Request, spec: str) -> dict[str, Any]:
+    """Arguments that make the model fit the data: classes, and the size of pictures where it is fixed."""
+    purpose = request.purpose
+    if purpose is None:
+        return {}
+    sizes = {}
+    if request.shapes is None and (picture := purpose.picture):
+        fixed = (argument for prefix, argument in _FIXED_SIZE.items() if name.startswith(prefix))
+        sizes = {argument: _fixed_size(name, picture, spec) for argument in fixed}
+    return request.fitted(num_classes=purpose.classes, **sizes)
+
+
+def _fixed_size(name: str, sizes: Sequence[int], spec: str) -> int | tuple[int, int]:
+    """The size of pictures as the builder takes it."""
+    *_, height, width = sizes
+    if not name.startswith("vit_"):
+        return height, width
+    if height != width:
+        raise BadInput(f"{spec} takes square images, not {height}x{width}; change the input shape")
+    return height
+
+
+def _defaults(models: Any, name: str, request: Request, spec: str) -> dict[str, Any]:
+    accepted = inspect.signature(models.get_model_builder(name)).parameters
+    options: dict[str, Any] = {}
     # Without it, a detection or segmentation model downloads a trained backbone.
     if "weights_backbone" in accepted:
         options["weights_backbone"] = None
     # The default, which torchvision warns about unless it is spelled out.
-    if request.name in ("googlenet", "inception_v3"):
+    if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
     if request.shapes is not None:
         for prefix, argument in _FIXED_SIZE.items():
-            if request.name.startswith(prefix) and len(request.shapes[0].sizes) == 4:
-                *_, height, width = request.shapes[0].sizes
-                if prefix == "vit_" and height != width:
-                    raise BadInput(f"{spec} takes square images, not {height}x{width}; change the input shape")
-                options[argument] = height if prefix == "vit_" else (height, width)
+            if name.startswith(prefix) and len(request.shapes[0].sizes) == 4:
+                options[argument] = _fixed_size(name, request.shapes[0].sizes, spec)
     return options
 
 
-def _inputs(models: Any, request: Request, options: dict[str, Any], spec: str) -> tuple[Any, ...]:
+def _inputs(models: Any, name: str, request: Request, model: nn.Module, spec: str) -> tuple[Any, ...]:
     kinds = ("video", "optical_flow", "detection")
-    kind = next((k for k in kinds if request.name in models.list_models(module=getattr(models, k))), "image")
-    sample = _SAMPLES.get(request.name, _CLIP if kind == "video" else (3, 224, 224))
-    if isinstance(size := options.get("image_size"), int):
+    kind = next((k for k in kinds if name in models.list_models(module=getattr(models, k))), "image")
+    sample = _SAMPLES.get(name, _CLIP if kind == "video" else (3, 224, 224))
+    # Weights may have been made at another size.
+    if isinstance(size := getattr(model, "image_size", None), int):
         sample = (3, size, size)
+    if kind == "image" and request.purpose is not None and request.purpose.picture:
+        sample = request.purpose.picture
     shapes = request.shapes or (InputShape((2, *sample)),) * (2 if kind == "optical_flow" else 1)
     tensors = positional(shapes, request.generator, spec)
     if kind == "detection":

@@ -23,7 +23,7 @@ from repl_fx.training.comparing import Member, VariantOutcome, members, write_co
 from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
-from repl_fx.training.loading import batch_of, changes_of, read_data
+from repl_fx.training.loading import batch_of, changes_of, prepared, purpose_of, read_data
 from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
     CHECKPOINT,
@@ -68,6 +68,11 @@ class TrainingRun:
     models: Models | None = None
     teacher: nn.Module | None = None
     result: TransformResult | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the model, such as its class and arguments where the data chose them."""
+        return () if self.source is None else self.source.notes
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -130,14 +135,15 @@ def begin(
     require_possible(config, processes)
     if output is not None and processes.first:
         require_free(output, force=force)
-    progress("load")
     if is_artifact:
+        progress("load")
         loaded = load_artifact(spec, model, trust_remote_code=trust_remote_code)
         if not resume:
             require_schedule(config, loaded.result)
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
         progress("load data")
-        data = read_data(config)
+        known_model = loaded.manifest.model
+        data = prepared(read_data(config), None if known_model is None else known_model.preprocessing, config)
         if output is not None and processes.first:
             save(rewritten, output, force=force)
         built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
@@ -151,11 +157,13 @@ def begin(
         known = place, rewritten, loaded.plan, data, config, resume, processes
         return TrainingRun(*known, models=others, teacher=teacher, result=result)
     assert output is not None
-    models = Models(spec, config, trust_remote_code)
-    source = models.source(config.seed)
-    # What is not there should not cost a capture.
+    # First, as the model is built for them.
     progress("load data")
     data = read_data(config)
+    progress("load")
+    models = Models(spec, config, trust_remote_code, purpose_of(data, config))
+    source = models.source(config.seed)
+    data = prepared(data, source.preprocessing, config)
     result = models.transform(source, progress=progress)
     own = models.at_own_batch(result.captured_parts, batch_of(data, config))
     if own is not None:

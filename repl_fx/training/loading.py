@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.training.config import TrainConfig
+from repl_fx.sources import Purpose
+from repl_fx.tracing.parts.origin import Preprocessing
+from repl_fx.training.config import TrainConfig, names_python_file
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Split, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.passes import reading
+from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
 from repl_fx.training.data.sets import load_data
@@ -102,6 +106,46 @@ def batch_of(data: Data | UserData, config: TrainConfig) -> int:
     return found.batch if found.tensors else 0
 
 
+def prepared(data: Data | UserData, preprocessing: Preprocessing | None, config: TrainConfig) -> Data | UserData:
+    """The data as the weights of a model want them, where the settings say nothing of sizes and channels.
+
+    Pictures in files get the size that evaluation by the model's library gives them; those, and bytes in memory, its
+    mean and deviation. Floats, and what a user's own code returns, pass as they are.
+
+    Args:
+        data: as they were read.
+        preprocessing: that the weights come with; None where they come with none.
+    """
+    told = config.standardise is not None or config.size is not None
+    if preprocessing is None or told or not isinstance(data, Data) or names_python_file(config.data):
+        return data
+    known: Any = {"mean": preprocessing.mean, "std": preprocessing.std, "prepared": preprocessing.by}
+    if isinstance(data.train, Pictures) and isinstance(data.test, Pictures):
+        train, test = (replace(split, preprocessing=preprocessing) for split in (data.train, data.test))
+        with reading(data.name):
+            shape = tuple(train[0][0].shape)
+        said = [f"pictures of {data.name}: {preprocessing} (as {preprocessing.by} wants)"] if str(preprocessing) else []
+        return replace(data, train=train, test=test, shape=shape, changes=(*data.changes, *said), **known)
+    in_bytes = isinstance(data.train, Tensors) and data.train.inputs.dtype == torch.uint8
+    fits = len(data.shape) == 3 and len(preprocessing.mean) in (0, data.shape[0])
+    return replace(data, **known) if in_bytes and fits else data
+
+
+def purpose_of(data: Data | UserData, config: TrainConfig, *, trained: bool = False) -> Purpose | None:
+    """The data as that which a model is built for; None where a user's loaders do not say what they are.
+
+    Args:
+        trained: the model is as it is, and gets neither another size nor another number of classes.
+    """
+    if isinstance(data, UserData):
+        return None if config.task is None or config.has_own_module else Purpose(config.task)
+    if trained:
+        return Purpose(data.task)
+    # Pictures in files may be of any size.
+    one_size = config.size is not None or isinstance(data.train, Tensors)
+    return Purpose(data.task, data.classes if data.has_targets else 0, data.shape if one_size else ())
+
+
 def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = True) -> tuple[str, ...]:
     """One line for each change that inputs go through on their way from the files to the model.
 
@@ -117,9 +161,8 @@ def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = T
         lines.append(f"pixels of {data.name}: uint8 -> float32, divided by 255")
     if data.mean and data.task in _CHANGED:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
-        lines.append(
-            f"channels of {data.name}: less their mean ({mean}), divided by their deviation ({std}) (--standardise)"
-        )
+        why = f"as {data.prepared} wants" if data.prepared else "--standardise"
+        lines.append(f"channels of {data.name}: less their mean ({mean}), divided by their deviation ({std}) ({why})")
     if training:
         lines += _training_changes(data, config)
     return tuple(lines)

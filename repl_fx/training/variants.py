@@ -12,7 +12,7 @@ from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
 from repl_fx.pipeline import transform
 from repl_fx.plan import Plan
 from repl_fx.rewriting.result import TransformResult
-from repl_fx.sources import Source, load_source
+from repl_fx.sources import Purpose, Source, load_source
 from repl_fx.sources.input_shapes import shape_at_batch
 from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.config import FROM_SPEC, TrainConfig
@@ -28,22 +28,19 @@ class Models:
         spec: the specification of the source.
         config: the settings.
         trust_remote_code: see `load_source`.
+        purpose: the data that the model is for; see `load_source`.
     """
 
     spec: str
     config: TrainConfig
     trust_remote_code: bool = False
+    purpose: Purpose | None = None
 
     def source(self, seed: int) -> Source:
         """The source, its weights drawn by a seed where its own code seeds nothing."""
         config = self.config
-        return load_source(
-            self.spec,
-            input_shape=config.input_shape,
-            seed=seed,
-            trust_remote_code=self.trust_remote_code,
-            weights=config.source_weights,
-        )
+        options = {**config.source_options(), "trust_remote_code": self.trust_remote_code, "purpose": self.purpose}
+        return load_source(self.spec, seed=seed, **options)
 
     def at_own_batch(self, captured: CapturedParts, batch: int) -> Models | None:
         """Models with example inputs of a batch, where a capture of others takes their batch alone; else None.

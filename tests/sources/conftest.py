@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.sources.hub import Hub
 from tests.sources.model_file import Write
 from tests.sources.own_model import write_own_model
 from tests.sources.saved_model import BERT
@@ -52,6 +53,15 @@ def _bert(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bert(tmp_path: Path, _bert: Path) -> Path:
     """A BertForMaskedLM as transformers saves it, for each test its own."""
     return Path(shutil.copytree(_bert, tmp_path / "bert"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """An empty cache of the Hugging Face hub, without a network."""
+    constants: Any = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return Hub(tmp_path / "hub")
 
 
 @pytest.fixture

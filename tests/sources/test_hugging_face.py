@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from repl_fx.errors import BadInput, SourceError
-from repl_fx.sources import load_source
+from repl_fx.sources import Purpose, load_source
+from repl_fx.sources.hugging_face import own_code
+from tests.sources.hub import Hub
 from tests.sources.model_file import run
 from tests.sources.packages import needs
+from tests.sources.saved_model import write
 
 pytestmark = [*needs("transformers"), pytest.mark.usefixtures("_another_seed")]
 
@@ -97,7 +102,7 @@ def test_transformers_config_file_is_taken_as_it_is(tmp_path: Path, suffix: str)
         ("bert:BertForNothing", r"transformers has no model class 'BertForNothing'; did you mean BertFor"),
         ("bert:BertConfig", r"transformers has no model class 'BertConfig'"),
         ("gpt2:BertModel", "BertModel takes a BertConfig, not a GPT2Config"),
-        ("some/model", "no file .*/some/model; nothing is downloaded"),
+        ("./some/model", "no file .*/some/model; nothing is downloaded"),
         ("lxmert:LxmertForNothing", "no model class 'LxmertForNothing'"),
     ],
 )
@@ -126,3 +131,67 @@ def test_transformers_misspelt_option_and_input() -> None:
         load_source("hf:bert", input_shape="input_id:2x16")
     with pytest.raises(BadInput, match="has 'input_ids' as its main input"):
         load_source("hf:bert", input_shape="2x16,2x16")
+
+
+def test_the_class_is_the_one_that_a_config_names(bert: Path) -> None:
+    source = load_source(f"hf:{bert}")
+    assert type(source.model).__name__ == "BertForMaskedLM" and source.absolute == f"hf:{bert}:BertForMaskedLM"
+    assert source.notes == (
+        "the class is BertForMaskedLM; another one is named behind the path, such as hf:DIR:AutoModel",
+    )
+    assert type(load_source(f"hf:{bert}:AutoModel").model).__name__ == "BertModel"
+    # One that transformers does not have.
+    write(bert, architectures=["BertForNothing"])
+    assert type(load_source(f"hf:{bert}").model).__name__ == "BertModel"
+
+
+@pytest.mark.parametrize(
+    ("spec", "purpose", "kind", "shape", "options"),
+    [
+        ("gpt2", Purpose("language-modelling", 300, (200,)), "GPT2LMHeadModel", (2, 16, 300), {"n_positions": 200}),
+        ("vit", Purpose("classification", 7, (1, 32, 32)), "ViTForImageClassification", (2, 7), {"image_size": 32}),
+        ("bert", Purpose("classification", 4, (20,)), "BertForSequenceClassification", (2, 4), {}),
+        ("llama", Purpose("language-modelling"), "LlamaForCausalLM", (2, 16, 256), {}),
+    ],
+)
+def test_a_type_gets_the_head_and_the_sizes_that_the_data_want(
+    spec: str, purpose: Purpose, kind: str, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    source = load_source(f"hf:{spec}", purpose=purpose)
+    assert type(source.model).__name__ == kind and source.absolute == f"hf:{spec}:{kind}"
+    assert run(source).logits.shape == shape and options.items() <= source.options["options"].items()
+    assert source.notes[0] == f"the class is {kind}, for {purpose.task}"
+    assert ("attention_mask" in source.kwargs) == (spec == "bert")
+    # The same again, without the data.
+    again = load_source(source.absolute, **json.loads(json.dumps(source.options)))
+    assert run(again).logits.shape == shape and again.kwargs.keys() == source.kwargs.keys()
+
+
+def test_a_bare_directory_gets_the_head_and_keeps_its_sizes(tmp_path: Path, transformers: Any) -> None:
+    bare = transformers.GPT2Model(
+        transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=32)
+    )
+    bare.save_pretrained(tmp_path / "bare")
+    source = load_source(f"hf:{tmp_path / 'bare'}", purpose=Purpose("language-modelling"))
+    assert type(source.model).__name__ == "GPT2LMHeadModel" and run(source).logits.shape == (2, 16, 40)
+    assert torch.equal(source.model.get_parameter("transformer.wte.weight"), bare.wte.weight)
+    with pytest.raises(SourceError, match="transformers has no gpt2 for segmentation"):
+        load_source(f"hf:{tmp_path / 'bare'}", purpose=Purpose("segmentation"))
+
+
+def test_models_come_from_the_cache_of_the_hub(bert: Path, hub: Hub) -> None:
+    for commit, scale in (("a" * 40, 1.0), ("b" * 40, 2.0)):
+        place = hub.add("some/bert", commit)
+        shutil.copytree(bert, place, dirs_exist_ok=True)
+        tensors = {name: scale * tensor for name, tensor in load_file(bert / "model.safetensors").items()}
+        save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    main, first = load_source("hf:some/bert"), load_source(f"hf:some/bert@{'a' * 40}:BertForMaskedLM")
+    assert main.absolute == f"hf:some/bert@{'b' * 40}:BertForMaskedLM" and first.notes == ()
+    name = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(main.model.get_parameter(name), 2 * first.model.get_parameter(name))
+    assert torch.equal(load_source(main.absolute).model.get_parameter(name), main.model.get_parameter(name))
+    assert own_code(f"some/bert@{'a' * 40}") == {}
+    with pytest.raises(
+        SourceError, match=r"the files of some/gpt are not in the cache .*fetch https://huggingface.co/some/gpt"
+    ):
+        load_source("hf:some/gpt")

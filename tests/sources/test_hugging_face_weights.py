@@ -118,13 +118,15 @@ def test_another_dtype_than_that_of_the_files_is_told(bert: Path) -> None:
 
 
 def test_missing_and_unexpected_weights_are_notes(bert: Path) -> None:
-    notes = load_source(f"hf:{bert}").notes
+    notes = load_source(f"hf:{bert}:AutoModel").notes
     assert notes == (
         f"2 weights are not in {bert}, so random: pooler.dense.bias, pooler.dense.weight",
         f"5 weights are in {bert} (it was saved from BertForMaskedLM) but not in BertModel: cls.predictions.bias, "
         "cls.predictions.transform.LayerNorm.bias, cls.predictions.transform.LayerNorm.weight, …",
     )
-    first, second = (load_source(f"hf:{bert}", seed=1).model.get_parameter("pooler.dense.weight") for _ in range(2))
+    first, second = (
+        load_source(f"hf:{bert}:AutoModel", seed=1).model.get_parameter("pooler.dense.weight") for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 
@@ -140,13 +142,13 @@ def test_options_go_with_weights(bert: Path) -> None:
 
 def test_weights_of_other_shapes_are_refused(bert: Path) -> None:
     with pytest.raises(SourceError, match=r"do not fit BertModel: .* is \d+x16 there and \d+x16 here; .*…; take the"):
-        load_source(f"hf:{bert}", options={"intermediate_size": 48, "vocab_size": 41})
+        load_source(f"hf:{bert}:AutoModel", options={"intermediate_size": 48, "vocab_size": 41})
 
 
 def test_weights_of_another_model_are_refused(bert: Path) -> None:
     save_file({"a": torch.ones(2), "b": torch.ones(2)}, bert / "model.safetensors")
     with pytest.raises(SourceError, match=r"none of the weights of .* is in BertModel: they are a, b; its own are"):
-        load_source(f"hf:{bert}")
+        load_source(f"hf:{bert}:AutoModel")
 
 
 def test_weights_that_should_be_tied_and_differ_are_refused(bert: Path) -> None:
@@ -242,20 +244,22 @@ def test_nothing_is_unpickled_and_random_weights_are_told(bert: Path, tmp_path: 
     (bert / "__0_0.distcp").write_bytes(b"")
     assert load_source(f"hf:{bert}:BertForMaskedLM").notes == ()
     (bert / "model.safetensors").unlink()
-    assert load_source(f"hf:{bert}").notes == (
+    assert load_source(f"hf:{bert}:AutoModel").notes == (
         f"weights are random: {bert} has no model.safetensors; pytorch_model.bin is not read, as it would be unpickled",
     )
     assert not (tmp_path / "ran").exists()
     (bert / "model.fp16.safetensors").write_bytes(b"")
-    assert load_source(f"hf:{bert}").notes[0].endswith("model.fp16.safetensors, pytorch_model.bin are not read")
+    assert (
+        load_source(f"hf:{bert}:AutoModel").notes[0].endswith("model.fp16.safetensors, pytorch_model.bin are not read")
+    )
 
 
 def test_a_config_alone_has_random_weights_and_says_so(bert: Path) -> None:
     file = bert / "config.json"
-    source = load_source(f"hf:{file}")
+    source = load_source(f"hf:{file}:AutoModel")
     assert source.notes == (f"weights are random: {file} is a config alone; hf:{bert} has weights too",)
-    assert source.absolute == f"hf:{file}"
+    assert source.absolute == f"hf:{file}:AutoModel"
     assert load_source("hf:bert").notes == ()
     (bert / "model.safetensors").unlink()
-    assert load_source(f"hf:{file}").notes == (f"weights are random: {file} is a config alone",)
-    assert load_source(f"hf:{bert}").notes == (f"weights are random: {bert} has no model.safetensors",)
+    assert load_source(f"hf:{file}:AutoModel").notes == (f"weights are random: {file} is a config alone",)
+    assert load_source(f"hf:{bert}:AutoModel").notes == (f"weights are random: {bert} has no model.safetensors",)

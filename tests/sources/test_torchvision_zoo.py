@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
 import pytest
+import torch
 
 from repl_fx.errors import BadInput, SourceError
-from repl_fx.sources import load_source
+from repl_fx.sources import Purpose, load_source
 from tests.sources.model_file import run
 from tests.sources.packages import needs
 
@@ -52,3 +57,34 @@ def test_torchvision_builds_a_transformer_for_the_input_shape() -> None:
 def test_torchvision_unknown_name() -> None:
     with pytest.raises(SourceError, match="torchvision has no model 'resnt18'; did you mean resnet18"):
         load_source("torchvision:resnt18")
+
+
+def test_weights_come_from_the_cache_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    trained = load_source("torchvision:squeezenet1_1", seed=5).model
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(trained.state_dict(), tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    for spec in ("torchvision:squeezenet1_1", "torchvision:squeezenet1_1.IMAGENET1K_V1"):
+        source = load_source(spec, pretrained=True, input_shape="2x3x64x64")
+        assert all(torch.equal(a, b) for a, b in zip(source.model.parameters(), trained.parameters(), strict=True))
+        assert source.notes == ("weights are SqueezeNet1_1_Weights.IMAGENET1K_V1 of torchvision",)
+    bare = load_source("torchvision:squeezenet1_1", pretrained=True, weights=False)
+    assert bare.notes == () and not torch.equal(next(bare.model.parameters()), next(trained.parameters()))
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
+    message = rf"resnet18 are not in {tmp_path}/hub/checkpoints, and could not be downloaded .*fetch https://.*resnet18"
+    with pytest.raises(SourceError, match=message):
+        load_source("torchvision:resnet18", pretrained=True)
+    with pytest.raises(BadInput, match=r"no weights 'IMAGENET1K_V2' of resnet18; .*known are IMAGENET1K_V1"):
+        load_source("torchvision:resnet18.IMAGENET1K_V2")
+
+
+def test_a_model_is_built_for_its_data_where_nothing_else_is_said() -> None:
+    source = load_source("torchvision:vit_b_32", purpose=Purpose("classification", 7, (3, 64, 64)))
+    assert run(source).shape == (2, 7) and source.args[0].shape == (2, 3, 64, 64)
+    assert source.options["options"] == {"num_classes": 7, "image_size": 64}
+    with pytest.raises(BadInput, match=r"resnet18 takes no argument 'num_clases'; did you mean num_classes"):
+        load_source("torchvision:resnet18", options={"num_clases": 3})

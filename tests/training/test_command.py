@@ -134,3 +134,18 @@ def test_dimensions_that_are_to_stay_are_those_of_the_run(spec: str, tmp_path: P
     run = _begin(spec, tmp_path / "out", fixed="batch")
     assert run.config.input_shape == "8x1x4x4:float32" and run.config.full_batches
     assert read_manifest(tmp_path / "out").fixed == ("batch",)
+
+
+@pytest.mark.zoo
+def test_a_type_of_transformers_is_trained_on_text_with_its_head(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "corpus.txt").write_bytes(bytes(range(256)) * 8)
+    given = {"steps": 1, "batch_size": 4, "device": "cpu", "data": f"text:{tmp_path / 'corpus.txt'}", "context": 160}
+    run = begin("hf:gpt2", tmp_path / "out", {**given, "arg": ["n_layer=3"], "surrogate": "bottleneck"})
+    assert run.notes[0] == "the class is GPT2LMHeadModel, for language-modelling"
+    assert run.notes[1].startswith("built with n_positions=160, as the data want it")
+    figures = command.train_directory(run).figures
+    assert figures["bits_per_byte"] > 0
+    # Built again without its data.
+    ids = torch.randint(256, (2, 160))
+    assert repl_fx.load(tmp_path / "out")(ids).logits.shape == (2, 160, 256)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from repl_fx.errors import BadInput
+from repl_fx.sources import Purpose
+from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader
-from repl_fx.training.loading import loaders
+from repl_fx.training.loading import changes_of, loaders, prepared, purpose_of, read_data
 from tests.training.runs import pictures, scenes
 
 TABLE = Tensors(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))
@@ -67,3 +72,62 @@ def test_pictures_with_masks_are_changed_like_others() -> None:
 def test_all_that_is_held_out_is_seen_once() -> None:
     seen = torch.cat([targets for _, targets in loaders(pictures(), TrainConfig(batch_size=5), CPU)[1]])
     assert len(seen) == 16
+
+
+def _folder(place: Path) -> Path:
+    image = pytest.importorskip("PIL.Image")
+    for number, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (place / name).mkdir(parents=True)
+        for size in (20, 31, 44):
+            image.new("RGB", (size, 2 * size), (60 * number, 90, 120)).save(place / name / f"{size}.png")
+    return place
+
+
+WANTED = Preprocessing("theirs", (24,), "bicubic", (16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def test_pictures_in_files_come_as_the_weights_want_them(tmp_path: Path) -> None:
+    config = TrainConfig(data=f"folder:{_folder(tmp_path)}", batch_size=4)
+    read = read_data(config)
+    assert purpose_of(read, config) == Purpose("classification", 2, ())
+    data = prepared(read, WANTED, config)
+    assert isinstance(data, Data) and (data.shape, data.mean, data.std) == ((3, 16, 16), WANTED.mean, WANTED.std)
+    (inputs, _), *_ = loaders(data, config, CPU)[1]
+    assert inputs.shape == (6, 3, 16, 16)
+    colour = torch.tensor([120.0, 90, 120]) / 255
+    torch.testing.assert_close(inputs[0, :, 0, 0], (colour - torch.tensor(WANTED.mean)) / torch.tensor(WANTED.std))
+    sizes, channels = (line.removeprefix(config.data) for line in changes_of(data, config)[1::2])
+    assert sizes.endswith("the shorter side brought to 24 pixels, bicubic, the middle 16 x 16 taken (as theirs wants)")
+    assert channels.endswith(
+        "less their mean (0.5, 0.4, 0.3), divided by their deviation (0.2, 0.3, 0.4) (as theirs wants)"
+    )
+    # What the user says comes first.
+    for told in ({"size": 8}, {"standardise": False}):
+        own = config.changed(**told)
+        as_told = prepared(read_data(own), WANTED, own)
+        assert isinstance(as_told, Data) and as_told.prepared == ""
+
+
+def test_bytes_in_memory_get_the_channels_that_the_weights_want_and_floats_pass() -> None:
+    config, colours = TrainConfig(data="npz:x"), torch.zeros(4, 3, 6, 6, dtype=torch.uint8)
+    split = Tensors(colours, torch.tensor([0, 1, 0, 1]))
+    read = Data("npz:x", "classification", 2, (3, 6, 6), split, split, (0.1,) * 3, (0.9,) * 3)
+    assert purpose_of(read, config) == Purpose("classification", 2, (3, 6, 6))
+    assert purpose_of(read, config, trained=True) == Purpose("classification")
+    data = prepared(read, WANTED, config)
+    assert isinstance(data, Data) and (data.mean, data.shape) == (WANTED.mean, (3, 6, 6))
+    floats = Tensors(colours.float(), split.targets)
+    for other in (replace(read, train=floats, test=floats), read):
+        preprocessing = WANTED if other is not read else None
+        assert prepared(other, preprocessing, config) is other
+    grey = Tensors(colours[:, :1], split.targets)
+    one = replace(read, shape=(1, 6, 6), train=grey, test=grey, mean=(), std=())
+    assert prepared(one, WANTED, config) is one
+    assert prepared(read, WANTED, config.changed(data="mine.py:data")) is read
+
+
+def test_loaders_say_what_they_are_for_by_the_task_alone() -> None:
+    data = UserData("mine", [1], [1])
+    assert purpose_of(data, TrainConfig()) is None
+    assert purpose_of(data, TrainConfig(task="classification")) == Purpose("classification")
+    assert purpose_of(data, TrainConfig(task="mine.py:Task")) is None

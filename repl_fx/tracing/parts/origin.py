@@ -30,6 +30,36 @@ class SourceOptions(Strict, frozen=True):
     input_shape: str | None
     seed: int
     options: dict[str, Any]
+    pretrained: bool = False
+
+
+class Preprocessing(Strict, frozen=True):
+    """The way of a picture into a trained model, as its library prepares it for evaluation.
+
+    Attributes:
+        by: whose it is, in words.
+        resize: the pixels that the shorter side is brought to, or height and width; empty leaves the size.
+        interpolation: of the resizing, as PIL names it: `bilinear`, `bicubic`, `nearest`, `lanczos`, `box`, `hamming`.
+        crop: height and width of the middle that is taken; empty takes all.
+        mean, std: of each channel, from 0 to 1, by which it is standardised; empty where it is not.
+        rounds: whether half a pixel beside the crop is rounded to even, as timm does; else it is left out.
+    """
+
+    by: str
+    resize: tuple[int, ...] = ()
+    interpolation: str = "bilinear"
+    crop: tuple[int, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    rounds: bool = True
+
+    def __str__(self) -> str:
+        """The sizes, in words."""
+        to = " x ".join(map(str, self.resize))
+        words = [f"{'the shorter side' if len(self.resize) == 1 else 'it is'} brought to {to} pixels"] if to else []
+        words += [f"{self.interpolation}"] if to else []
+        words += [f"the middle {' x '.join(map(str, self.crop))} taken"] if self.crop else []
+        return ", ".join(words)
 
 
 class Weights(Strict, frozen=True):
@@ -53,6 +83,7 @@ class Model(Strict, frozen=True, rename={"kind": "class"}):
         kind: name of its class.
         files: the files that it was made from, each with the SHA-256 of what was read.
         weights: those of the model before; None where they are not known.
+        preprocessing: of pictures, where the weights come with it.
     """
 
     spec: str
@@ -60,6 +91,7 @@ class Model(Strict, frozen=True, rename={"kind": "class"}):
     kind: str
     files: dict[str, str]
     weights: Weights | None = None
+    preprocessing: Preprocessing | None = None
 
     @property
     def is_beside(self) -> bool:

@@ -14,7 +14,7 @@ import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -42,10 +42,12 @@ from repl_fx.training.data.content import content_of
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.healing import with_places
-from repl_fx.training.loading import batch_of, changes_of, read_data
+from repl_fx.training.loading import batch_of, changes_of, prepared, purpose_of, read_data
 from repl_fx.training.run import CHECKPOINT, STATE, require_available
 from repl_fx.training.safe_checkpoints import discard_all, last_whole
 from repl_fx.training.variants import Models
+
+Note = Callable[[Literal["data", "note"], Sequence[str]], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class _CompressRun:
     Attributes:
         spec: of the model.
         progress: called with the name of each stage as it begins.
-        note: called with lines on what is done to the data.
+        note: see `compress`.
     """
 
     state: CompressionState
@@ -91,7 +93,7 @@ class _CompressRun:
     config: CompressConfig
     trust_remote_code: bool = False
     progress: Callable[[str], None] = lambda stage: None
-    note: Callable[[Sequence[str]], None] = lambda lines: None
+    note: Note = lambda kind, lines: None
 
     @property
     def directory(self) -> Path:
@@ -110,7 +112,7 @@ def compress(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
     show: bool = False,
-    note: Callable[[Sequence[str]], None] = lambda lines: None,
+    note: Note = lambda kind, lines: None,
 ) -> Compressed:
     """Compress a trained model, or go on with a compression that was stopped.
 
@@ -124,7 +126,7 @@ def compress(
         trust_remote_code: see `load_source`.
         progress: called with the name of each stage as it begins.
         show: whether healing shows a progress bar.
-        note: called with one line for each change that the data go through.
+        note: called with `data` and a line for each change that the data go through, and with `note` and remarks.
 
     Raises:
         BadInput: options that do not go together, a budget that nobody can meet, data or a model that do not fit.
@@ -179,13 +181,15 @@ def _begun(
 
 def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
-    models = Models(run.spec, run.config, run.trust_remote_code)
-    run.progress("load")
-    source = _on_device(models.source(run.config.seed), run.config)
     run.progress("load data")
     data = read_data(run.config)
     require_loaders(data)
-    run.note(changes_of(data, run.config, training=run.config.heal))
+    run.progress("load")
+    models = Models(run.spec, run.config, run.trust_remote_code, purpose_of(data, run.config, trained=True))
+    source = _on_device(models.source(run.config.seed), run.config)
+    data = prepared(data, source.preprocessing, run.config)
+    run.note("note", source.notes)
+    run.note("data", changes_of(data, run.config, training=run.config.heal))
     run.progress("capture")
     captured = _captured(source, run.config)
     own = models.at_own_batch(captured, batch_of(data, run.config))
@@ -195,7 +199,9 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
         models, run = own, replace(run, config=own.config)
         source = _on_device(own.source(run.config.seed), run.config)
         captured = _captured(source, run.config)
-        run.note([f"the model is captured at a batch of {source.inputs.batch} alone; what fills none is left out"])
+        run.note(
+            "note", [f"the model is captured at a batch of {source.inputs.batch} alone; what fills none is left out"]
+        )
     if resume:
         run.state.require_same_data(data)
         _cut_captured(run, models, source, data, captured)
@@ -235,7 +241,9 @@ def _cut_captured(
         state.write_scores(scores)
     if "original" not in state.figures():
         run.progress("evaluate the original")
-        state.add(figures={"original": evaluate(source.model, data, config, source.model)})
+        figures = evaluate(source.model, data, config, source.model)
+        state.add(figures={"original": figures})
+        run.note("note", _near_chance(figures, data))
     worth = scores.of(config.score)
     # A block without a score, such as one whose input and output differ in shape, stays.
     unscored = [glob.escape(score.block) for score in scores.blocks if score.block not in worth]
@@ -247,6 +255,23 @@ def _cut_captured(
     costs = _costs(run, result)
     save(result.model.cpu(), run.directory, source=source, force=(run.directory / MANIFEST).exists())
     state.add(figures={"cut": figures}, fits=fits, **costs)
+
+
+# Of what guessing reaches.
+_CHANCE = 1.5
+
+
+def _near_chance(figures: Mapping[str, float], data: Data | UserData) -> list[str]:
+    """A warning of an original that has hardly learned its data, as it seems; empty where it has."""
+    if not isinstance(data, Data) or data.task != "classification" or not data.has_targets:
+        return []
+    guessed, found = 1 / data.classes, figures.get("accuracy", 1.0)
+    if found > _CHANCE * guessed:
+        return []
+    return [
+        f"the original is right in {found:.1%} of {data.name}, where guessing is in {guessed:.1%}: look whether the "
+        "data come to it as in its training, which the lines on data say; then whether its weights are loaded"
+    ]
 
 
 def _fitted(run: _CompressRun, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ class Data:
             alone.
         augment: whether training pictures are shifted and mirrored where the settings do not say.
         changes: one line for each change that reading made of what lies in the files.
+        prepared: whose preprocessing `mean` and `std` are of; empty where they are of the data themselves.
 
     Raises:
         BadInput: a split is empty, has a type, a shape or a target that cannot be, or values that are not finite.
@@ -77,6 +78,7 @@ class Data:
     has_targets: bool = True
     augment: bool = False
     changes: tuple[str, ...] = ()
+    prepared: str = ""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.data.kinds import Data, DataRequest
 from repl_fx.training.data.targets import NO_TARGET
 from repl_fx.training.data.text import split_by_name
@@ -30,11 +31,13 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         samples: an opaque handle of each picture, such as its path, and its class.
         read: the picture of a handle, as a PIL image in RGB.
         size: height and width in pixels; None leaves each as it is.
+        preprocessing: the sizes that a model wants, in the place of `size`.
     """
 
     samples: Sequence[tuple[Any, int]]
     read: Callable[[Any], Any]
     size: int | None
+    preprocessing: Preprocessing | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -48,11 +51,29 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         from torchvision.transforms import v2
 
         handle, label = self.samples[index]
-        picture: Tensor = v2.functional.pil_to_tensor(opened(self.read, handle))
+        as_read = opened(self.read, handle)
+        if self.preprocessing is not None:
+            as_read = fitted(as_read, self.preprocessing)
+        picture: Tensor = v2.functional.pil_to_tensor(as_read)
         if self.size is not None:
             picture = v2.functional.resize(picture, [self.size], antialias=True)
             picture = v2.functional.center_crop(picture, [self.size])
         return picture, label
+
+
+def fitted(picture: Any, preprocessing: Preprocessing) -> Any:
+    """A PIL image in the size that a model wants, made as timm and torchvision make it."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    if preprocessing.resize:
+        by = InterpolationMode(preprocessing.interpolation)
+        picture = v2.functional.resize(picture, list(preprocessing.resize), interpolation=by, antialias=True)
+    if not preprocessing.crop:
+        return picture
+    (width, height), (high, wide) = picture.size, preprocessing.crop
+    if preprocessing.rounds or wide > width or high > height:
+        return v2.functional.center_crop(picture, [high, wide])
+    return v2.functional.crop(picture, (height - high) // 2, (width - wide) // 2, high, wide)
 
 
 def load_folder(request: DataRequest) -> Data:

@@ -94,7 +94,10 @@ class Task(nn.Module, ABC):
     def require_classes(self, model: nn.Module, found: int, name: str, least: int = 0) -> None:
         """Refuse a model with logits for fewer classes than there are; see `require_fit`."""
         if found < (wanted := max(least, self.classes)):
-            raise BadInput(f"{type(model).__name__} returns {found} logits, and {name} has {wanted} classes")
+            raise BadInput(
+                f"{type(model).__name__} returns {found} logits, and {name} has {wanted} classes; --arg "
+                f"num_classes={wanted} (num_labels of transformers, vocab_size of a language model) builds it with them"
+            )
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse targets that cannot be, in a batch of a user's own loader.

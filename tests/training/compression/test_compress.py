@@ -166,7 +166,7 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: P
     spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
     # Maps in place of whole blocks take the stream, whose sizes the capture has fixed; 36 samples fill no fifth batch.
     given = {**GIVEN, "surrogate": "linear", "samples": 36, "heal": True, "data": f"{spec}:data", "weights": weights}
-    done = compress(f"{spec}:one_by_one", tmp_path / "out", given, note=said.extend)
+    done = compress(f"{spec}:one_by_one", tmp_path / "out", given, note=lambda kind, lines: said.extend(lines))
     assert "the model is captured at a batch of 8 alone; what fills none is left out" in said
     assert list(done.figures) == ["original", "cut", "healed"] and done.equivalent
     model = repl_fx.load(tmp_path / "out")
