@@ -81,11 +81,12 @@ def _withhold(graph: fx.Graph, check: fx.Node, truth: Callable[..., Tensor]) -> 
     holds.meta = dict(check.meta)
     graph.erase_node(check)
     output = graph.output_node()
-    ends = [output, *(node for node in output.all_input_nodes if isinstance(node.target, PackOutput))]
+    ends = [*(node for node in output.all_input_nodes if isinstance(node.target, PackOutput)), output]
     for value in {feeder for end in ends for feeder in end.all_input_nodes}:
         made = value.meta.get("val")
         if isinstance(made, Tensor) and made.is_floating_point():
-            with graph.inserting_after(value):
+            # Behind what is written into the value in place.
+            with graph.inserting_before(min(ends)):
                 kept = graph.call_function(_or_nan, (holds, value))
             kept.meta = dict(value.meta)
             value.replace_all_uses_with(kept, delete_user_cb=lambda user: user in ends)

@@ -166,6 +166,23 @@ class Loss(nn.Module):
         return F.cross_entropy(x.flatten(0, 1), targets.flatten())
 
 
+class _Dimmed(nn.Module):
+    """Writes into a view of what it returns, after it was made."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        y = x + x.flip(0)
+        y[..., 0].mul_(0.5)
+        return y.mean(-1), {"inner": [y]} if x.shape[1] > 2 else {"inner": [x]}
+
+
+def test_values_that_may_be_no_number_are_as_they_were_written_last(tmp_path: Path) -> None:
+    given = (torch.randn(2, 4, 5),)
+    gm = repl_fx.capture(_Dimmed(), given)
+    repl_fx.export_onnx(gm, tmp_path / "net.onnx", given)
+    verified = repl_fx.verify_onnx(gm, tmp_path / "net.onnx", given)
+    assert verified, verified.summary()
+
+
 def test_a_loss_of_more_targets_than_values_is_not_a_number(tmp_path: Path) -> None:
     args = torch.randn(2, 6, 4), torch.zeros(2, 6, dtype=torch.int64)
     gm = repl_fx.capture(Loss(), args)

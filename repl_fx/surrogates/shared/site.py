@@ -203,6 +203,10 @@ def call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     mode = next((a.fake_mode for a in pytree.tree_leaves(args) if hasattr(a, "fake_mode")), None)
     if mode is None:
         return module(*args, **kwargs)
+    for layer in module.modules():
+        # A mean of all batches divides by their number, which a fake has not; another gives results of the same kind.
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
+            layer.momentum = 0.1
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     fakes = {name: fake_like(mode, tensor) for name, tensor in state.items()}
     return torch.func.functional_call(module, fakes, args, kwargs)

@@ -60,6 +60,18 @@ def test_planning_moves_no_state() -> None:
         assert type(buffer) is Tensor and not buffer.any(), name
 
 
+def test_a_norm_of_the_mean_of_all_batches_is_planned_and_stays() -> None:
+    def block() -> nn.Module:
+        return Residual(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16, momentum=None), nn.ReLU(), nn.Conv2d(16, 16, 1))
+
+    model = nn.Sequential(*(block() for _ in range(3)))
+    given = (torch.randn(2, 16, 8, 8),)
+    gm = captured_graph(model, given)
+    for surrogate in ("slim", "narrow", "bottleneck", "auto"):
+        result = repl_fx.transform(model, given, surrogate=surrogate, captured=gm)
+        assert {m.momentum for m in result.module.modules() if isinstance(m, nn.BatchNorm2d)} == {None}
+
+
 def _site() -> Site:
     gm = residual(3)
     (repeat,) = find_repeats(gm)
