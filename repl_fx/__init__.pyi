@@ -61,6 +61,10 @@ from .finding.find_repeats import (
 from .finding.own_repeats import (
     repeat_of as repeat_of,
 )
+from .fitting.compress import (
+    Compression as Compression,
+    compress as compress,
+)
 from .fitting.fit import (
     fit as fit,
 )

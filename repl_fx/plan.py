@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from repl_fx.display.html import ShownInNotebooks
 from repl_fx.errors import PlanMismatch, one_line
 
 SCHEMA = 1
@@ -82,7 +83,7 @@ class OwnRepeat:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(ShownInNotebooks):
     """The decision which blocks of a model go, and which surrogate stands in for each.
 
     Attributes:

@@ -47,8 +47,8 @@ def compress_command(
     """Cut a trained model to a budget: score, replace, fit, heal if asked, evaluate, write as ONNX and verify."""
     with common.running(as_json, verbose, quiet) as terminal:
         with common.needing("train", "compress"):
-            from repl_fx.training.compression.compress import compress
-        from repl_fx.report.tables import budget_table, figures_table
+            from repl_fx.training.compression.compress import compress_source
+        from repl_fx.display.figures import budget_table, figures_table
 
         noted: dict[str, list[str]] = {"note": [], "data": []}
 
@@ -56,7 +56,7 @@ def compress_command(
             noted[kind] += lines
             terminal.show(*(f"{kind}: {line}" for line in lines))
 
-        done = compress(
+        done = compress_source(
             spec,
             output,
             given,

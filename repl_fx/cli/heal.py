@@ -50,7 +50,7 @@ def heal_command(
             from repl_fx.training.healing import heal_directory, settings_to_heal
             from repl_fx.training.processes import Ended, ending_together
         from repl_fx.artifact.manifest import read_manifest
-        from repl_fx.report.tables import figures_table
+        from repl_fx.display.figures import figures_table
 
         # A model that was not cut has nothing to heal.
         read_manifest(directory)

@@ -60,6 +60,7 @@ def transform_command(
         from repl_fx import save, transform
         from repl_fx.artifact import require_free
         from repl_fx.costs import counted as costs
+        from repl_fx.display.figures import budget_table
         from repl_fx.errors import BadInput
         from repl_fx.finding.repeats import repeats_table
         from repl_fx.planning.budgets import budget_lines, budget_shares, reached
@@ -122,7 +123,7 @@ def transform_command(
             repeats_table(result.repeats, before, flops),
             blocks_table(result.report),
             *common.costs_lines(before, after),
-            *([tables.budget_table(shares)] if shares else []),
+            *([budget_table(shares)] if shares else []),
             tables.placing_line(result.in_place),
             *said,
         )

@@ -22,3 +22,11 @@ def html_of(*parts: RenderableType) -> str:
             console.print()
         console.print(part)
     return console.export_html(code_format=_PAGE, inline_styles=True)
+
+
+class ShownInNotebooks:
+    """Shows itself in a notebook as its text: the one of `details`, where it has such a method."""
+
+    def _repr_html_(self) -> str:
+        details = getattr(self, "details", None)
+        return html_of(str(self) if details is None else details())

@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 
 from repl_fx._torch import pytree
+from repl_fx.display.html import ShownInNotebooks
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
 from repl_fx.export.weights import WeightComparison
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(ShownInNotebooks):
     """The comparison of a file with a module, and its result; true when they are equivalent.
 
     Attributes:
@@ -40,6 +41,9 @@ class Verification:
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     weights: WeightComparison = field(default_factory=WeightComparison)
+
+    def __str__(self) -> str:
+        return self.summary()
 
     def __bool__(self) -> bool:
         # A comparison of nothing proves nothing.

@@ -8,9 +8,11 @@ from functools import cached_property
 
 from torch import fx
 
+from repl_fx.display.html import ShownInNotebooks
+
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class Block(ShownInNotebooks):
     """One copy within a repeat.
 
     Attributes:
@@ -74,7 +76,7 @@ class Block:
 
 
 @dataclass(frozen=True, eq=False)
-class Repeat:
+class Repeat(ShownInNotebooks):
     """A run of isomorphic blocks, back to back, or a sequence of similar ones.
 
     Attributes:

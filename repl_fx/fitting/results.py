@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from repl_fx.display.html import ShownInNotebooks
+
 
 @dataclass(frozen=True)
 class FittedSurrogate:
@@ -55,7 +57,7 @@ class FittedSurrogate:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(ShownInNotebooks):
     """The surrogates of a result, in program order."""
 
     surrogates: tuple[FittedSurrogate, ...]

@@ -103,25 +103,6 @@ def costs_table(before: Costs, after: Costs | None = None) -> Table:
     return Table("Before and after", (*words(""), *numbers("before", "after", "change")), rows)
 
 
-def budget_table(shares: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """The table of a budget, from `budget_shares`."""
-    numbered = [
-        (name, [found[column] for column in ("limit", "expected", "reached")]) for name, found in shares.items()
-    ]
-    rows = [(name, *("-" if one is None else f"{one:.4f}" for one in found)) for name, found in numbered]
-    return Table("Budget, of the original", (*words(""), *numbers("budget", "expected", "reached")), rows)
-
-
-def figures_table(figures: Mapping[str, Mapping[str, float]], title: str = "Figures", form: str = ".4f") -> Table:
-    """The figures of several models, such as loss and accuracy, by the names of both."""
-    names = list(dict.fromkeys(name for found in figures.values() for name in found))
-    rows = [
-        (model, *(f"{found[name]:{form}}" if name in found else "" for name in names))
-        for model, found in figures.items()
-    ]
-    return Table(title, (*words("model"), *numbers(*names)), rows)
-
-
 def verification_table(verification: Verification) -> Table:
     """A row for each output and batch size: differences, and whether they are within the tolerance."""
     rows = []

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from repl_fx.display.html import ShownInNotebooks
 from repl_fx.errors import BadInput, close_matches, one_line
 
 SCHEMA = 1
@@ -71,7 +72,7 @@ class StretchScore:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(ShownInNotebooks):
     """The scores of the blocks of a model.
 
     Attributes:

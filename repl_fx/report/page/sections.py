@@ -11,11 +11,12 @@ import msgspec
 
 from repl_fx.benchmarking.machine import in_a_line
 from repl_fx.display.columns import Column, Table, numbers, words
+from repl_fx.display.figures import figures_table
 from repl_fx.display.numbers import change, count, size, small
 from repl_fx.planning.scoring.scores import Scores
 from repl_fx.report.figures import Bar, Bars, Curves, Errors, Figure, bench_figures
 from repl_fx.report.model_graph.document import BlockRow, Compared, Document
-from repl_fx.report.tables import bench_tables, figures_table, scores_table, unmeasured_lines, unsettled_lines
+from repl_fx.report.tables import bench_tables, scores_table, unmeasured_lines, unsettled_lines
 
 # More bars than this are a wall; the table below has them all.
 _MOST_BARS = 120

@@ -101,7 +101,7 @@ class _CompressRun:
         return self.state.directory
 
 
-def compress(
+def compress_source(
     spec: str,
     output: Path | None,
     given: Mapping[str, Any],

@@ -1,0 +1,175 @@
+"""Compression of a trained model in Python: score its blocks, plan to a budget, cut, and fit to the original.
+
+    score_blocks -> transform(budget=, scores=) -> fit
+
+What `repl-fx compress` does with a specification and data, on a model and batches, without a file.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from repl_fx.arguments import require_module
+from repl_fx.display.figures import budget_table, figures_table
+from repl_fx.display.html import html_of
+from repl_fx.display.progress import shown, tell
+from repl_fx.errors import BadInput
+from repl_fx.fitting.fit import NothingToFit, fit
+from repl_fx.fitting.results import Fit
+from repl_fx.graph.captured import copy_model
+from repl_fx.pipeline import transform
+from repl_fx.planning.budgets import budget_shares, reached
+from repl_fx.planning.scoring.score_blocks import score_blocks
+from repl_fx.planning.scoring.scores import Kind, Scores
+from repl_fx.rewriting.blocks_table import blocks_table
+from repl_fx.rewriting.result import TransformResult
+from repl_fx.running.batches import Batches, Given, Loss
+from repl_fx.running.untouched import device_of, in_mode
+from repl_fx.tracing.capture import widen_batch
+from repl_fx.tracing.parts.capture import capture_parts
+
+Figures = Mapping[str, float] | float
+
+
+@dataclass(frozen=True, eq=False)
+class Compression:
+    """The outcome of a compression.
+
+    Attributes:
+        result: of the transform; its tensors are its own.
+        scores: of all blocks of the original.
+        fit: of the surrogates; None where none can be fitted, which `unfitted` says.
+        figures: what `evaluate` returned for the original and for the cut model; empty without it.
+        budget: of each cost the limit, the expected and the reached share of the original.
+    """
+
+    result: TransformResult
+    scores: Scores
+    fit: Fit | None
+    unfitted: str = ""
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    budget: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The smaller model: of the original's class, where the surrogates have places in its tree."""
+        return self.result.model
+
+    def __repr__(self) -> str:
+        return f"<Compression of a {type(self.model).__name__}: {'; '.join(self._lines())}>"
+
+    def __str__(self) -> str:
+        return "\n".join([*self._lines(), str(self.result.plan), str(self.fit or self.unfitted)])
+
+    def _lines(self) -> list[str]:
+        left = {name: share["reached"] for name, share in self.budget.items() if share["reached"] is not None}
+        lines = [f"left of the original: {', '.join(f'{name} {share:.4f}' for name, share in left.items())}"]
+        for model, figures in self.figures.items():
+            lines.append(f"{model}: {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}")
+        return lines
+
+    def _repr_html_(self) -> str:
+        tables = [budget_table(self.budget), *([figures_table(self.figures)] if self.figures else [])]
+        return html_of(
+            type(self.model).__name__, *tables, blocks_table(self.result.report), str(self.fit or self.unfitted)
+        )
+
+
+@shown("compress")
+def compress(
+    model: nn.Module,
+    batches: Given,
+    *,
+    budget: Mapping[str, float],
+    evaluate: Callable[[nn.Module], Figures] | None = None,
+    loss: Loss | None = None,
+    score: Kind = "influence",
+    surrogate: str = "trained",
+    settings: Mapping[str, Any] | None = None,
+    ignore: Sequence[str] = (),
+    in_place: bool = False,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Compression:
+    """Cut a trained model to a budget, and fit what stands in for its blocks to the original, in closed form.
+
+    Args:
+        model: with its weights; it is not changed, and the result shares no tensor with it.
+        batches: a few hundred samples, see `score_blocks`: a collection that can be gone through several times, or a
+            function that returns one; with `loss` pairs of inputs and targets. The first is the example of the inputs.
+        budget: what may be left of `params`, `flops`, `memory` and `latency`, as shares of the original.
+        evaluate: the figures of a model in evaluation mode, by name, or one number; called with the original and with
+            the cut model.
+        loss: `loss(outputs, targets)`, for the scores `gradient` and `loss`.
+        score: by which blocks matter least: `influence`, `change`, `gradient` or `loss`.
+        surrogate, settings, ignore, in_place, seed: see `transform`.
+        progress: called with the name of each stage as it begins, in place of a bar (`REPL_FX_PROGRESS`).
+
+    Returns:
+        The smaller model, with plan, scores, fit, figures and costs.
+
+    Raises:
+        NothingToReplace: no block may go.
+        BadInput: a budget that no plan is under, batches that the model does not take, or that serve for one pass.
+        CaptureError: see `capture_parts`.
+    """
+    require_module("compress", model)
+    stage = progress or tell
+    if not budget:
+        raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")
+    source = copy_model(model)
+    given = Batches(batches, paired=loss is not None, device=device_of(source))
+    if not given.lasting:
+        raise BadInput("batches can be gone through once, and each stage takes a pass; give a list, or a function")
+    inputs = widen_batch(source, next(iter(given)).inputs)
+    stage("capture")
+    captured = capture_parts(source, inputs.args, inputs.kwargs)
+    kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("influence", "change", score)))
+    scores = score_blocks(captured, batches, loss=loss, kinds=kinds, progress=stage)
+    figures = {} if evaluate is None else {"original": _figures(evaluate, source)}
+    worth = scores.of(score)
+    # A block without a score, such as one whose input and output differ in shape, stays.
+    unscored = [glob.escape(one.block) for one in scores.blocks if one.block not in worth]
+    options: dict[str, Any] = {
+        "surrogate": surrogate,
+        "settings": settings,
+        "ignore": (*ignore, *unscored),
+        "seed": seed,
+    }
+    options |= {"budget": budget, "scores": worth, "captured": captured, "in_place": in_place, "progress": stage}
+    result = transform(source, inputs.args, inputs.kwargs, **options)
+    stage("fit")
+    fitted, unfitted = None, ""
+    try:
+        fitted = fit(result, lambda: _inputs(given))
+    except NothingToFit as nothing:
+        unfitted = str(nothing)
+    stage("measure costs")
+    before, after = result.costs()
+    left = reached(before, after, result.plan, captured.parts, result.all_parts)
+    if evaluate is not None:
+        figures["cut"] = _figures(evaluate, result.model)
+    return Compression(result, scores, fitted, unfitted, figures, budget_shares(budget, result.plan, left))
+
+
+def _inputs(batches: Batches) -> Iterator[Any]:
+    """The inputs of batches, as `fit` takes them."""
+    for batch in batches:
+        yield dict(batch.inputs.kwargs) if batch.inputs.kwargs else tuple(batch.inputs.args)
+
+
+def _figures(evaluate: Callable[[nn.Module], Figures], model: nn.Module) -> dict[str, float]:
+    with in_mode(model, False), torch.no_grad():
+        found: Any = evaluate(model)
+    figures = found if isinstance(found, Mapping) else {"figure": found}
+    try:
+        return {str(name): float(value) for name, value in figures.items()}
+    except (TypeError, ValueError):
+        kind = type(found).__name__
+        raise BadInput(f"evaluate returned a {kind}; return a number, or numbers by name") from None
