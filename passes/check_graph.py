@@ -73,14 +73,14 @@ def check_surrogates(gm: fx.GraphModule, surrogates: Mapping[str, str], gone: Ma
 
 
 def mentions_device(node: fx.Node, device: torch.device) -> bool:
-    """Whether an argument of a node, at any depth, is the literal `device`."""
+    """Tell whether an argument of a node, at any depth, is the literal `device`."""
     found: list[Any] = []
     fx.node.map_aggregate((node.args, node.kwargs), lambda v: found.append(v) if is_device(v, device) else None)
     return bool(found) or (node.target is enter_autocast and str(node.args[0]) == device.type)
 
 
 def is_device(value: Any, device: torch.device) -> bool:
-    """Whether a literal is a device, and this one; a device without an index is any of its type."""
+    """Tell whether a literal is a device, and this one; a device without an index is any of its type."""
     if not isinstance(value, torch.device) or value.type != device.type:
         return False
     return value.index is None or device.index is None or value.index == device.index

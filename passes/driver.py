@@ -39,7 +39,7 @@ class Result:
 
     @property
     def modified(self) -> bool:
-        """Whether anything was changed."""
+        """Tell whether anything was changed."""
         return bool(self.changed)
 
 

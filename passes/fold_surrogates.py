@@ -71,7 +71,7 @@ def fold_surrogates(gm: fx.GraphModule) -> Result:
 
 
 def is_synthesis(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node calls a synthesis."""
+    """Tell whether a node calls a synthesis."""
     return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), Synthesis)
 
 

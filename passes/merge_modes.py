@@ -357,7 +357,7 @@ def node_key(node: fx.Node) -> tuple[Any, ...]:
 
 
 def equal_literals(ours: Any, theirs: Any) -> bool:
-    """Whether two arguments are the same constant; NaN is NaN."""
+    """Tell whether two arguments are the same constant; NaN is NaN."""
     if isinstance(ours, fx.Node) or isinstance(theirs, fx.Node) or type(ours) is not type(theirs):
         return False
     return bool(ours == theirs) or bool(ours != ours and theirs != theirs)

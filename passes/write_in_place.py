@@ -112,7 +112,7 @@ def _is_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_owned_sum(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a value is the result of an addition that has its memory for itself."""
+    """Tell whether a value is the result of an addition that has its memory for itself."""
     if node.target not in ADDITIONS:
         return False
     if not writes_in_place(node):
@@ -122,7 +122,7 @@ def _is_owned_sum(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_fresh(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a value has memory of its own: modules without state may hand on what they were given."""
+    """Tell whether a value has memory of its own: modules without state may hand on what they were given."""
     if node.op == "call_module":
         if any(True for _ in gm.get_submodule(str(node.target)).parameters()):
             return True

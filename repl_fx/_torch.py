@@ -230,7 +230,7 @@ def hand_on_node(source: Tensor, target: Tensor) -> None:
 
 
 def is_unbacked(size: Any) -> bool:
-    """Whether a number depends on values of tensors."""
+    """Tell whether a number depends on values of tensors."""
     return isinstance(size, tuple(SYMBOLIC)) and bool(free_unbacked_symbols(size))
 
 
@@ -263,7 +263,7 @@ def code_key(code: PythonCode) -> CodeKey:
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
-    """Whether a call of a module runs what `torch.compile(module)` or `module.compile()` made of it."""
+    """Tell whether a call of a module runs what `torch.compile(module)` or `module.compile()` made of it."""
     # The class of the first kind is not named: importing it takes seconds.
     kinds = (kind.__module__ for kind in type(module).__mro__)
     return module._compiled_call_impl is not None or any(kind.startswith("torch._dynamo") for kind in kinds)
@@ -310,7 +310,7 @@ def buffer_hooks_restored() -> Iterator[dict[Any, Any]]:
 
 
 def global_module_hooks() -> bool:
-    """Whether anybody registered a hook on the calls of all modules."""
+    """Tell whether anybody registered a hook on the calls of all modules."""
     module: Any = torch.nn.modules.module
     names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     return any(getattr(module, f"_global_{name}", None) for name in names)
@@ -470,7 +470,7 @@ def condition_of(expression: Any, answer: Any) -> Any:
 
 
 def is_truth(expression: Any) -> bool:
-    """Whether an expression of sympy is true or false rather than a number."""
+    """Tell whether an expression of sympy is true or false rather than a number."""
     return bool(expression.is_Boolean or expression.is_Relational)
 
 
@@ -529,12 +529,12 @@ def code_of(condition: Any) -> str:
 
 
 def is_grad_region(node: fx.Node) -> bool:
-    """Whether torch.export packed a `torch.no_grad` (or `enable_grad`) region into this node."""
+    """Tell whether torch.export packed a `torch.no_grad` (or `enable_grad`) region into this node."""
     return node.target is torch.ops.higher_order.wrap_with_set_grad_enabled
 
 
 def is_autocast_region(node: fx.Node) -> bool:
-    """Whether torch.export packed a `torch.autocast` region into this node."""
+    """Tell whether torch.export packed a `torch.autocast` region into this node."""
     return node.target is torch.ops.higher_order.wrap_with_autocast
 
 
@@ -578,7 +578,7 @@ def _autocast_depth() -> int:
 
 
 def has_no_value(tensor: Tensor) -> bool:
-    """Whether a tensor is fake, and not a constant that the trace knows."""
+    """Tell whether a tensor is fake, and not a constant that the trace knows."""
     return isinstance(tensor, FakeTensor) and getattr(tensor, "constant", None) is None
 
 
@@ -597,7 +597,7 @@ def example_of(size: int | torch.SymInt) -> int:
 
 
 def has_example(size: int | torch.SymInt) -> bool:
-    """Whether a size is known for the example inputs: one that depends on values (of a mask, say) is not."""
+    """Tell whether a size is known for the example inputs: one that depends on values (of a mask, say) is not."""
     return isinstance(size, int) or size.node.hint is not None
 
 
@@ -670,7 +670,7 @@ class OperatorsSeen(TorchDispatchMode):
 
 
 def is_transformed() -> bool:
-    """Whether `torch.func` transforms or forward-mode differentiation are under way.
+    """Tell whether `torch.func` transforms or forward-mode differentiation are under way.
 
     Autograd functions take part in them with rules of their own alone, and what they make must not outlive them.
     """
@@ -807,7 +807,7 @@ def value_ranges(lower: Any, upper: Any) -> Any:
 
 
 def is_registered(kind: Any) -> bool:
-    """Whether values of a class are nested values whose parts torch knows how to put together."""
+    """Tell whether values of a class are nested values whose parts torch knows how to put together."""
     return kind in pytree.SUPPORTED_NODES
 
 

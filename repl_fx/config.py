@@ -45,7 +45,7 @@ def show_progress() -> bool:
 
 
 def _is_on(name: str, default: str) -> bool:
-    """Whether a variable is 1, and not 0."""
+    """Tell whether a variable is 1, and not 0."""
     value = os.environ.get(name, default)
     if value not in ("0", "1"):
         raise BadInput(f"{name} is {value!r}; set it to 1 or 0")
@@ -53,7 +53,7 @@ def _is_on(name: str, default: str) -> bool:
 
 
 def _is_first() -> bool:
-    """Whether this process is no other than the first of torch's group; torch is not imported for that."""
+    """Tell whether this process is no other than the first of torch's group; torch is not imported for that."""
     distributed: Any = sys.modules.get("torch.distributed")
     grouped = distributed is not None and distributed.is_available() and distributed.is_initialized()
     return not grouped or distributed.get_rank() == 0

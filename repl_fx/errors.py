@@ -168,12 +168,12 @@ def foreign_code() -> Iterator[None]:
 
 
 def is_ours(module: object) -> bool:
-    """Whether a module is repl-fx's, by its name."""
+    """Tell whether a module is repl-fx's, by its name."""
     return str(module).startswith("repl_fx.")
 
 
 def _raised_here(trace: TracebackType | None) -> bool:
-    """Whether the innermost frame of a traceback is repl-fx's."""
+    """Tell whether the innermost frame of a traceback is repl-fx's."""
     *_, (frame, _) = walk_tb(trace)
     return is_ours(frame.f_globals.get("__name__"))
 
@@ -252,7 +252,7 @@ def told(problem: BaseException) -> str:
 
 
 def _is_own(file: str) -> bool:
-    """Whether a file is code that somebody wrote for this model: not installed, nor made while it ran."""
+    """Tell whether a file is code that somebody wrote for this model: not installed, nor made while it ran."""
     inside = any(part in file for part in _INSTALLED)
     return not (inside or file.startswith(("<", *_LIBRARIES)))
 

@@ -276,7 +276,7 @@ def _changed(model: str, described: Inputs, inputs: ExampleInputs) -> tuple[str,
 
 
 def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
-    """Whether a model may have another graph and be the same: where other versions trace the same code."""
+    """Tell whether a model may have another graph and be the same: where other versions trace the same code."""
     now = versions()
     changed = {name for name in (*manifest.versions, *now) if manifest.versions.get(name) != now.get(name)}
     of_model = {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}
@@ -354,7 +354,7 @@ class _Applying:
 
     @property
     def whole(self) -> bool:
-        """Whether the model is one graph."""
+        """Tell whether the model is one graph."""
         return self.plan.parts == ("",)
 
     def source(self, model: nn.Module) -> nn.Module:

@@ -252,5 +252,5 @@ def _close(found: Tensor, saved: Tensor) -> bool:
 
 
 def _repeats(tensor: Tensor) -> bool:
-    """Whether elements share their memory, so that none can be written alone."""
+    """Tell whether elements share their memory, so that none can be written alone."""
     return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -134,7 +134,7 @@ class Benchmark:
         return None if original is None else paired_ratio(row.samples, original.samples)
 
     def settled(self, row: VariantRow) -> bool:
-        """Whether that can be judged: the spread is narrow, and the fastest rounds say the same."""
+        """Tell whether that can be judged: the spread is narrow, and the fastest rounds say the same."""
         original, ratio = next((one for one in self.alike(row) if one.variant == ORIGINAL), None), self.time_ratio(row)
         share = None if original is None else Share.of(row.samples, original.samples)
         return ratio is None or share is None or not (share.wide or abs(ratio - share.value) > 0.1 * ratio)

@@ -175,7 +175,7 @@ def timed_steps(
 
 
 def _fit(sizes: Iterable[Sizes], device: torch.device) -> bool:
-    """Whether all of some modules can stay on a device while one of them takes a step."""
+    """Tell whether all of some modules can stay on a device while one of them takes a step."""
     if device.type != "cuda":
         return True
     each = list(sizes)

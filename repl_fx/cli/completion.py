@@ -32,7 +32,7 @@ _ASKED, _BEFORE = "_REPL_FX_COMPLETE", "_REPL_FX_BEFORE"
 
 
 def prepare_completion(environment: MutableMapping[str, str]) -> bool:
-    """Whether a shell asks for completions.
+    """Tell whether a shell asks for completions.
 
     bash breaks words at `:` and `=`, hands the signs on as words, and completes behind the last: `timm : vi` becomes
     one word again, of which what stands before `vi` is kept aside, and the `=` of `--data = dig` goes.

@@ -25,7 +25,7 @@ class Column:
 
     @property
     def number(self) -> bool:
-        """Whether its cells stand at the right."""
+        """Tell whether its cells stand at the right."""
         return self.kind == "number"
 
 

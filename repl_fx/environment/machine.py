@@ -47,5 +47,5 @@ def compiler() -> str | None:
 
 
 def python_headers() -> bool:
-    """Whether the headers of Python, which compiled code includes, are there."""
+    """Tell whether the headers of Python, which compiled code includes, are there."""
     return Path(sysconfig.get_paths()["include"], "Python.h").is_file()

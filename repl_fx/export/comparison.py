@@ -53,7 +53,7 @@ class ModelComparison:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing differed so far."""
+        """Tell whether nothing differed so far."""
         return not self.failures and all(row.passed for row in self.rows)
 
     def run(self, batch: int, inputs: FlatInputs, sizes: str = "") -> str | None:

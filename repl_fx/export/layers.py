@@ -44,7 +44,7 @@ class LayerDifference:
 
     @property
     def passed(self) -> bool:
-        """Whether every number is within the tolerance."""
+        """Tell whether every number is within the tolerance."""
         return self.difference.passed
 
 

@@ -278,7 +278,7 @@ def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
 
 
 def _is_fixed(program: torch.onnx.ONNXProgram, number: int) -> bool:
-    """Whether dimension 0 of an input has but one value."""
+    """Tell whether dimension 0 of an input has but one value."""
     shape = program.model.graph.inputs[number].shape
     return shape is not None and (isinstance(shape[0], int) or str(shape[0].value) in _specialised(program))
 

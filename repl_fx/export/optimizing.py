@@ -62,7 +62,7 @@ def _drop_zero_biases(graph: ir.Graph) -> None:
 
 
 def _is_spread_zero(value: ir.Value | None) -> bool:
-    """Whether a value is one zero, expanded."""
+    """Tell whether a value is one zero, expanded."""
     made = None if value is None else value.producer()
     return made is not None and made.op_type == "Expand" and _number(made.inputs[0]) == 0
 

@@ -90,7 +90,7 @@ def log_sigmoid(self: Any) -> Any:
 
 
 def _is_negative(value: Any) -> Any:
-    """Whether the sign is set, that of -0.0 included, whose reciprocal is -inf."""
+    """Tell whether the sign is set, that of -0.0 included, whose reciprocal is -inf."""
     zero = _constant(0.0, value)
     return op.Or(
         op.Less(value, zero), op.And(op.Equal(value, zero), op.Less(op.Div(_constant(1.0, value), value), zero))
@@ -98,7 +98,7 @@ def _is_negative(value: Any) -> Any:
 
 
 def signbit(self: Any) -> Any:
-    """Whether the sign is set."""
+    """Tell whether the sign is set."""
     if self.dtype == ir.DataType.BOOL:
         return op.And(self, op.Not(self))
     return op.Less(self, _constant(0, self)) if _is_integer(self) else _is_negative(self)

@@ -113,7 +113,7 @@ def _sum(expression: str, sizes: Mapping[str, int]) -> int:
 
 
 def _holds(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a graph takes inputs of these shapes, by its limits; True for other modules."""
+    """Tell whether a graph takes inputs of these shapes, by its limits; True for other modules."""
     if not isinstance(module, fx.GraphModule):
         return True
     empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

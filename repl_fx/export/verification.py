@@ -52,7 +52,7 @@ class Verification(ShownInNotebooks):
 
     @property
     def same_outputs(self) -> bool:
-        """Whether no output differs."""
+        """Tell whether no output differs."""
         return not self.failures and all(row.passed for row in self.rows)
 
     @property

@@ -94,18 +94,18 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def is_floating(array: Array) -> bool:
-    """Whether a tensor is of floating numbers, of few bits included."""
+    """Tell whether a tensor is of floating numbers, of few bits included."""
     # bfloat16 is no kind of float to numpy.
     return array.dtype.kind == "f" or "float" in array.dtype.name
 
 
 def is_of(state: Arrays, name: str, array: Array) -> bool:
-    """Whether a tensor is the one of its name among some."""
+    """Tell whether a tensor is the one of its name among some."""
     return name in state and same(state[name], array)
 
 
 def same(a: Array, b: Array) -> bool:
-    """Whether two tensors are equal, in kind too; NaN is NaN."""
+    """Tell whether two tensors are equal, in kind too; NaN is NaN."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if a.dtype.kind in "fc":

@@ -32,7 +32,7 @@ class Sources:
         self._keys: dict[np.dtype[Any], dict[bytes, list[str]]] = {}
 
     def equals(self, name: str, value: Array) -> bool:
-        """Whether a tensor of the file is one of these; one that has a name of the module's has to be that one."""
+        """Tell whether a tensor of the file is one of these; one that has a name of the module's has to be that one."""
         if value.dtype not in self._keys:
             keys: dict[bytes, list[str]] = {}
             for source, array in self.arrays:
@@ -46,7 +46,7 @@ class Sources:
         return bool(sources)
 
     def explain(self, name: str, value: Array, step: Array | None = None) -> tuple[bool, WeightDifference | None]:
-        """Whether a tensor is one of these but for rounding, and how it differs from one that it resembles.
+        """Tell whether a tensor is one of these but for rounding, and how it differs from one that it resembles.
 
         Args:
             name, value: of the tensor of the file.

@@ -48,7 +48,7 @@ class Attention:
 
     @property
     def scaled(self) -> bool:
-        """Whether the core computes the map too."""
+        """Tell whether the core computes the map too."""
         return self.core.target is SCALED_PRODUCT
 
 
@@ -93,7 +93,7 @@ def _values(node: fx.Node) -> fx.Node | None:
 
 
 def _is_map(node: Any) -> bool:
-    """Whether a value is a softmax over its last axis, but for dropout and precision."""
+    """Tell whether a value is a softmax over its last axis, but for dropout and precision."""
     while isinstance(node, fx.Node):
         if node.op == "call_module":
             if not isinstance(_module(node), torch.nn.Dropout | torch.nn.Identity | torch.nn.Softmax):
@@ -226,7 +226,7 @@ def product_settings(core: fx.Node) -> dict[str, object]:
 
 
 def sees_all_positions(attention: Attention) -> bool:
-    """Whether each position attends to every other, by what they hold alone: there is no mask and no bias."""
+    """Tell whether each position attends to every other, by what they hold alone: there is no mask and no bias."""
     if attention.scaled:
         settings = product_settings(attention.core)
         return settings["attn_mask"] is None and not settings["is_causal"]
@@ -240,5 +240,5 @@ def sees_all_positions(attention: Attention) -> bool:
 
 
 def mixes_by_map(branch: Branch) -> bool:
-    """Whether a branch has an attention map of any kind."""
+    """Tell whether a branch has an attention map of any kind."""
     return any(_values(node) is not None for node in branch.nodes)

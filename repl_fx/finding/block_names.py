@@ -62,5 +62,5 @@ class BlockNames:
         return [self.table.paths[i] for i in copy if self.table.sizes[i]] or [self.table.paths[i] for i in copy]
 
     def is_module(self, path: str, nodes: Iterable[fx.Node]) -> bool:
-        """Whether the block of these nodes is all that a module computes, dropout and the like left out."""
+        """Tell whether the block of these nodes is all that a module computes, dropout and the like left out."""
         return self.under.get(path) == set(nodes)

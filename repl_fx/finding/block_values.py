@@ -132,7 +132,7 @@ def _own_numbers(nodes: dict[fx.Node, None]) -> list[fx.Node]:
 
 
 def _updates_within(node: fx.Node, paths: set[str]) -> bool:
-    """Whether a node does nothing but update buffers of modules at some paths."""
+    """Tell whether a node does nothing but update buffers of modules at some paths."""
     buffer = str(node.target) if node.op == "call_module" else assigned_by(node)
     return not node.users and buffer is not None and buffer.rpartition(".")[0] in paths
 
@@ -147,7 +147,7 @@ def _leads(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:
 
 
 def _follows(node: fx.Node, given: fx.Node, nodes: dict[fx.Node, None]) -> bool:
-    """Whether dropout behind a value of a block is the block's: used there, or all that leaves goes through it."""
+    """Tell whether dropout behind a value of a block is the block's: used there, or all that leaves goes through it."""
     if node in nodes:
         return False
     return any(user in nodes for user in node.users) or all(u is node or u in nodes for u in given.users)
@@ -172,7 +172,7 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
 
 
 def share_parameters(blocks: Sequence[Block]) -> bool:
-    """Whether all blocks use the same parameters."""
+    """Tell whether all blocks use the same parameters."""
     # Tied tensors may go by several names.
     first, *others = (list(block.sizes) for block in blocks)
     return bool(first) and all(other == first for other in others)

@@ -135,6 +135,6 @@ def behind_entries(branch: Branch, stops: Collection[fx.Node] = ()) -> list[fx.N
 
 
 def same_shape(a: fx.Node, b: fx.Node) -> bool:
-    """Whether two values are tensors of one shape, symbolic sizes and all."""
+    """Tell whether two values are tensors of one shape, symbolic sizes and all."""
     ours, theirs = a.meta.get("val"), b.meta.get("val")
     return isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)

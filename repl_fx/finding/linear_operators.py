@@ -61,12 +61,12 @@ class LinearOperator:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises; derived classes count."""
+    """Tell whether a module normalises; derived classes count."""
     return isinstance(module, _NORM_MODULES)
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a linear layer or convolution that does with its weight just what torch's own does.
+    """Tell whether a module is a linear layer or convolution that does with its weight just what torch's own does.
 
     A derived class may pad one side only (causal convolutions), mask or standardise the weight; a hook may compute it.
     """
@@ -79,7 +79,7 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def matrix_like(tensor: Tensor) -> bool:
-    """Whether a parameter mixes: two or more dimensions longer than one. Biases, scales and norms are not."""
+    """Tell whether a parameter mixes: two or more dimensions longer than one. Biases, scales and norms are not."""
     return sum(size > 1 for size in tensor.shape) >= 2
 
 

@@ -63,11 +63,11 @@ class NodeTable:
 
     @cached_property
     def has_equal_values(self) -> bool:
-        """Whether any node computes the same as another, from inputs and constants alone."""
+        """Tell whether any node computes the same as another, from inputs and constants alone."""
         return bool(self.value_numbers.any())
 
     def same(self, one: int, other: int) -> bool:
-        """Whether two entries of `arguments` are one value, or equal by their value numbers."""
+        """Tell whether two entries of `arguments` are one value, or equal by their value numbers."""
         return one == other or (min(one, other) >= 0 and 0 != self.value_numbers[one] == self.value_numbers[other])
 
     def uses(self, position: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -155,13 +155,13 @@ def common_path(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def has_tensor(node: fx.Node) -> bool:
-    """Whether the value of a node is a tensor, or holds one."""
+    """Tell whether the value of a node is a tensor, or holds one."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) or next(tensors_in(value), None) is not None
 
 
 def passes_through(node: fx.Node) -> bool:
-    """Whether a node returns its one argument untouched in evaluation mode: Dropout, drop path, Identity."""
+    """Tell whether a node returns its one argument untouched in evaluation mode: Dropout, drop path, Identity."""
     return bool(PASSES_THROUGH.of(node)) and len(node.all_input_nodes) == 1
 
 
@@ -258,7 +258,7 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
 
 @cache
 def _is_setting(name: str) -> bool:
-    """Whether an attribute of this name says how a module computes; few names are asked for, and often."""
+    """Tell whether an attribute of this name says how a module computes; few names are asked for, and often."""
     bookkeeping = name.startswith("_") or name in ("training", "layer_idx", "layer_id", "index")
     return not bookkeeping and not _PROBABILITY.match(name)
 

@@ -93,7 +93,7 @@ def described(repeat: Repeat, part: str = "") -> OwnRepeat:
 
 
 def is_pattern(block: object) -> bool:
-    """Whether a word for a block is a pattern of module paths, and so means a repeat."""
+    """Tell whether a word for a block is a pattern of module paths, and so means a repeat."""
     return isinstance(block, str) and any(sign in block for sign in "*?[")
 
 
@@ -232,7 +232,7 @@ class _Copies:
 
     @property
     def chained(self) -> bool:
-        """Whether each block takes what the one before makes."""
+        """Tell whether each block takes what the one before makes."""
         return self.output in self._handed
 
     def streamed(self) -> npt.NDArray[np.bool_]:
@@ -286,7 +286,7 @@ class _Copies:
 
 
 def _leaves(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:
-    """Whether a value of a block is used outside it, seen through dropout that is the block's own."""
+    """Tell whether a value of a block is used outside it, seen through dropout that is the block's own."""
     return any(user not in nodes or (passes_through(user) and _leaves(user, nodes)) for user in node.users)
 
 

@@ -117,7 +117,7 @@ def _cut_across(table: NodeTable, run: TandemRun, crossing: _Crossing, streams: 
 
 
 def depends(table: NodeTable, start: int, offset: int, sources: Sequence[int], around: Bools | None = None) -> bool:
-    """Whether the result of the copy at `start` depends on its streamed input by a path that avoids some nodes.
+    """Tell whether the result of the copy at `start` depends on its streamed input by a path that avoids some nodes.
 
     Projections of one value, side by side, can be cut so that one value crosses, but nothing flows through.
     """
@@ -181,7 +181,7 @@ class _Crossing:
         return tuple(crossing.tolist())
 
     def passes(self, cut: int, value: int) -> bool:
-        """Whether a value of the last copy, which begins at a cut, comes from a value that crosses the cut.
+        """Tell whether a value of the last copy, which begins at a cut, comes from a value that crosses the cut.
 
         Seen for streamed values alone, at the cost of one walk for all cuts; what is made from the same value by way
         of inputs that copies share is not seen.

@@ -17,7 +17,7 @@ from repl_fx.graph.signature import PackOutput
 
 
 def only_returned(value: fx.Node, block: Block) -> bool:
-    """Whether an inner value of a block is used outside it for the results of the model alone, in either mode."""
+    """Tell whether an inner value of a block is used outside it for the results of the model alone, in either mode."""
     outside = [user for user in value.users if user not in block.node_set]
     return bool(outside) and all(_returns(user, value) for user in outside)
 
@@ -30,7 +30,7 @@ def return_none_(value: fx.Node, inside: Set[fx.Node]) -> None:
 
 
 def _returns(node: fx.Node, value: fx.Node) -> bool:
-    """Whether a user of a value does nothing with it but return it, or what holds it."""
+    """Tell whether a user of a value does nothing with it but return it, or what holds it."""
     if node.op == "output":
         return True
     if node.target is select_mode:
@@ -41,7 +41,7 @@ def _returns(node: fx.Node, value: fx.Node) -> bool:
 
 
 def _packs(node: fx.Node, value: fx.Node) -> bool:
-    """Whether a node is a switch between the modes whose versions return a value, or do not use it."""
+    """Tell whether a node is a switch between the modes whose versions return a value, or do not use it."""
     owner = node.graph.owning_module
     switch = owner.get_submodule(str(node.target)) if node.op == "call_module" and owner is not None else None
     if not isinstance(switch, ModeSwitch):

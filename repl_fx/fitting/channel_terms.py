@@ -59,7 +59,7 @@ class ChannelFit:
         return self.piece.given
 
     def affine(self, values: Mapping[fx.Node, Any]) -> bool:
-        """Whether the value at the point is as this module says, on some values; finds the axis of channels."""
+        """Tell whether the value at the point is as this module says, on some values; finds the axis of channels."""
         at_zero = self.piece(values)
         axis = self._axis(values, at_zero)
         if axis is None:

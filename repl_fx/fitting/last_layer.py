@@ -74,7 +74,7 @@ class LayerFit:
         return tuple(dict.fromkeys((*self.layer.all_input_nodes, *self.tail.given)))
 
     def affine(self, values: Mapping[fx.Node, Any]) -> bool:
-        """Whether T is linear, and T^T T scales values as this module says, on some values."""
+        """Tell whether T is linear, and T^T T scales values as this module says, on some values."""
         made = in_double(values[self._layer])
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(made.shape, generator=generator, dtype=torch.float64).to(made.device)
@@ -215,7 +215,7 @@ def layer_of(gm: fx.GraphModule, node: fx.Node, start: LastLayer) -> fx.Node | N
 
 
 def _is_plain(node: fx.Node) -> bool:
-    """Whether a layer is a product, or a convolution whose windows can be laid out."""
+    """Tell whether a layer is a product, or a convolution whose windows can be laid out."""
     if node.target is LINEAR:
         return True
     weight: Any = node.args[1]

@@ -42,7 +42,7 @@ class ChannelStatistics:
 
 
 def is_batch_norm(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node calls a batch norm that has running statistics."""
+    """Tell whether a node calls a batch norm that has running statistics."""
     if node.op != "call_module":
         return False
     module = gm.get_submodule(str(node.target))

@@ -89,7 +89,7 @@ def in_double(value: Any) -> Any:
 
 
 def close(found: Tensor, wanted: Tensor, size: Tensor) -> bool:
-    """Whether two values differ by no more than the rounding of values as large as a third."""
+    """Tell whether two values differ by no more than the rounding of values as large as a third."""
     return bool((found - wanted).norm() <= ROUNDING * size.norm())
 
 

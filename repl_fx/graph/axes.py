@@ -176,7 +176,7 @@ def captured_axes(gm: fx.GraphModule) -> list[Axis]:
 
 
 def is_called(axis: Axis, names: Collection[str]) -> bool:
-    """Whether one of some names is that of a dimension: `height`, `x.height` or `x.2`."""
+    """Tell whether one of some names is that of a dimension: `height`, `x.height` or `x.2`."""
     own = axis.name.removeprefix(f"{axis.input}_")
     return not {axis.name, f"{axis.input}.{own}", f"{axis.input}.{axis.number}"}.isdisjoint(names)
 

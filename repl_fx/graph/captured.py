@@ -127,7 +127,7 @@ def _kind(gm: fx.GraphModule) -> type[fx.GraphModule]:
 
 
 def _holds_code(kind: type) -> bool:
-    """Whether a class is one that fx makes to hold the code of a graph."""
+    """Tell whether a class is one that fx makes to hold the code of a graph."""
     return kind.__qualname__.rpartition(".")[2] == "GraphModuleImpl"
 
 
@@ -324,7 +324,7 @@ def attribute(root: nn.Module, path: str) -> Any:
 
 
 def has_attribute(root: nn.Module, path: str) -> bool:
-    """Whether a dotted path leads anywhere."""
+    """Tell whether a dotted path leads anywhere."""
     try:
         attribute(root, path)
     except AttributeError:
@@ -333,7 +333,7 @@ def has_attribute(root: nn.Module, path: str) -> bool:
 
 
 def is_tensor(node: fx.Node) -> bool:
-    """Whether a node's value is one tensor."""
+    """Tell whether a node's value is one tensor."""
     return isinstance(node.meta.get("val"), Tensor)
 
 
@@ -385,12 +385,12 @@ def traced_constant(index: int) -> str:
 
 
 def is_traced_constant(name: str) -> bool:
-    """Whether a buffer, by its path, holds a tensor which the model's code itself holds."""
+    """Tell whether a buffer, by its path, holds a tensor which the model's code itself holds."""
     return name.rpartition(".")[2].startswith(_TRACED_CONSTANT)
 
 
 def has_effect(node: fx.Node) -> bool:
-    """Whether a node does more than compute its value: changes an argument in place, or draws random numbers.
+    """Tell whether a node does more than compute its value: changes an argument in place, or draws random numbers.
 
     A call of a module always counts: normalisation layers update statistics, dropout advances the generator.
     """
@@ -402,7 +402,7 @@ def has_effect(node: fx.Node) -> bool:
 
 
 def writes_in_place(node: fx.Node) -> bool:
-    """Whether a node calls an operator that changes an argument."""
+    """Tell whether a node calls an operator that changes an argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
 

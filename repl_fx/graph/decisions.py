@@ -23,7 +23,7 @@ from repl_fx.graph.pickling import function_as_data
 
 
 class Decision:
-    """Whether to skip a layer this time; drawn anew at each call, and never true in evaluation mode.
+    """Tell whether to skip a layer this time; drawn anew at each call, and never true in evaluation mode.
 
     Attributes:
         draw: draws from the generator that the source draws from, and returns what the source asks.
@@ -64,7 +64,7 @@ class Comparison:
 
 
 class Condition:
-    """Whether to skip a stretch of the forward, by a number computed before it.
+    """Tell whether to skip a stretch of the forward, by a number computed before it.
 
     Attributes:
         skips_when: the truth that skips.
@@ -90,17 +90,17 @@ def pick(skip: bool, before: Any, after: Any) -> Any:
 
 
 def is_decision(node: fx.Node) -> bool:
-    """Whether a node decides that a layer is skipped."""
+    """Tell whether a node decides that a layer is skipped."""
     return isinstance(node.target, (Decision, Condition))
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether a node decides by a draw of its own."""
+    """Tell whether a node decides by a draw of its own."""
     return isinstance(node.target, Decision)
 
 
 def is_choice(node: fx.Node) -> bool:
-    """Whether a node takes the value before a layer that Python jumps over, or the one behind it."""
+    """Tell whether a node takes the value before a layer that Python jumps over, or the one behind it."""
     return node.target is choose
 
 
@@ -139,7 +139,7 @@ def settle_decisions_(graph: fx.Graph, has_effect: Callable[[fx.Node], bool]) ->
 
 
 def _chosen(user: fx.Node, value: fx.Node, decision: fx.Node) -> bool:
-    """Whether a value is taken where its layer is not skipped, and then alone."""
+    """Tell whether a value is taken where its layer is not skipped, and then alone."""
     return is_choice(user) and user.args[0] is decision and user.args[1] is not value
 
 

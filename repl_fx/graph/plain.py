@@ -549,7 +549,7 @@ class Reader:
 
 
 def is_bare(kind: type, packages: Collection[str]) -> bool:
-    """Whether objects of a class of some packages hold attributes, and Python runs no code for them unasked."""
+    """Tell whether objects of a class of some packages hold attributes, and Python runs no code for them unasked."""
     own = set[str]().union(*(vars(part) for part in kind.__mro__ if part is not object))
     if kind.__module__.partition(".")[0] not in packages or not own.isdisjoint(_HOOKS):
         return False
@@ -557,7 +557,7 @@ def is_bare(kind: type, packages: Collection[str]) -> bool:
 
 
 def is_name(name: object) -> bool:
-    """Whether a word is a name that Python's code may have."""
+    """Tell whether a word is a name that Python's code may have."""
     return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
 
 

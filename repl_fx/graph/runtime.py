@@ -170,16 +170,16 @@ class SizeCheck:
         has_side_effect(self)
 
     def holds(self, *tensors: torch.Tensor) -> bool:
-        """Whether the condition holds for these inputs; a symbolic truth where their sizes are symbols."""
+        """Tell whether the condition holds for these inputs; a symbolic truth where their sizes are symbols."""
         return self.holds_for(*(tensors[number].shape[dim] for _, number, dim in self.sizes))
 
     def holds_for(self, *sizes: int) -> bool:
-        """Whether the condition holds for sizes, in the order of `sizes`."""
+        """Tell whether the condition holds for sizes, in the order of `sizes`."""
         holds: bool = vars(self)["_truth"](*sizes)
         return holds
 
     def truth(self, *tensors: torch.Tensor) -> torch.Tensor:
-        """Whether the condition holds, as a tensor of no dimensions, for graphs that cannot raise an error."""
+        """Tell whether the condition holds, as a tensor of no dimensions, for graphs that cannot raise an error."""
         # A trace takes two sizes that are one symbol for the same number.
         count = _counted if self.alike else _size_of
         sizes = (count(tensors[number], dim) for _, number, dim in self.sizes)
@@ -188,7 +188,7 @@ class SizeCheck:
 
     @cached_property
     def fails_at_one(self) -> bool:
-        """Whether the condition is on one size, and fails where that is 1 and at no other size up to 1,000."""
+        """Tell whether the condition is on one size, and fails where that is 1 and at no other size up to 1,000."""
         if len(self.sizes) != 1:
             return False
         first, *others = (self.holds_for(size) for size in range(1, 1001))
@@ -196,7 +196,7 @@ class SizeCheck:
 
     @cached_property
     def alike(self) -> bool:
-        """Whether the condition is that two sizes are equal, which have one symbol in the graph."""
+        """Tell whether the condition is that two sizes are equal, which have one symbol in the graph."""
         return self.condition == " == ".join(name for name, _, _ in self.sizes)
 
     def __call__(self, *tensors: torch.Tensor) -> None:

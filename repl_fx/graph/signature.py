@@ -219,7 +219,7 @@ def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec
 
 
 def is_writable(value: Any) -> bool:
-    """Whether a constant argument can be part of a graph's code."""
+    """Tell whether a constant argument can be part of a graph's code."""
     if type(value) in (tuple, list):
         return all(is_writable(item) for item in value)
     if type(value) is dict:

@@ -192,7 +192,7 @@ def _spread(candidates: Iterable[int], every: int) -> list[int]:
 
 
 def keeps_size(block: Block) -> bool:
-    """Whether the streamed values that a block makes have the shapes of those that it takes."""
+    """Tell whether the streamed values that a block makes have the shapes of those that it takes."""
     for given, made in zip(block.inputs, block.outputs, strict=True):
         ours, theirs = given.meta.get("val"), made.meta.get("val")
         if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) != str(theirs.shape):

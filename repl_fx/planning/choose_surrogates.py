@@ -53,7 +53,7 @@ def choose_surrogates(
 
 
 def _stands_alone(parts: Sequence[PartRepeats], block: str, surrogate: Surrogate[Any, Any]) -> bool:
-    """Whether the first surrogate that can stand in for a block is made from the block alone."""
+    """Tell whether the first surrogate that can stand in for a block is made from the block alone."""
     if not surrogate.stands_alone:
         return False
     part, site = _site(parts, block, "", "")

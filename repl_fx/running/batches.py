@@ -61,7 +61,7 @@ class Batches:
 
     @property
     def lasting(self) -> bool:
-        """Whether the batches can be gone over more than once."""
+        """Tell whether the batches can be gone over more than once."""
         return not isinstance(self.given, Iterator)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -210,13 +210,13 @@ def _use(node: ast.AST, parents: Mapping[ast.AST, ast.AST], names: Collection[st
 
 
 def is_installed(file: ModuleType) -> bool:
-    """Whether a file is no part of the user's script: it is from an installed package, or there is none."""
+    """Tell whether a file is no part of the user's script: it is from an installed package, or there is none."""
     path = getattr(file, "__file__", None)
     return path is None or file.__name__.split(".")[0] in _FOREIGN or str(path).startswith(_INSTALLED)
 
 
 def is_own_code(part: type | FunctionType) -> bool:
-    """Whether a class or a function is from a file of the user's, not from an installed package."""
+    """Tell whether a class or a function is from a file of the user's, not from an installed package."""
     file = sys.modules.get(part.__module__ or "")
     return not is_foreign(part) and (file is None or file.__name__ == "__main__" or not is_installed(file))
 
@@ -232,5 +232,5 @@ def name_of_code(part: Any) -> str:
 
 
 def is_foreign(kind: type | FunctionType) -> bool:
-    """Whether a class or a function is from a library whose state is none of a model's."""
+    """Tell whether a class or a function is from a library whose state is none of a model's."""
     return (kind.__module__ or "").split(".")[0] in _FOREIGN

@@ -80,7 +80,7 @@ def bytes_of(tensor: Tensor) -> bytes:
 
 
 def equal_arrays(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    """Whether two arrays hold the same; where they hold objects, the very same ones."""
+    """Tell whether two arrays hold the same; where they hold objects, the very same ones."""
     if one.dtype.hasobject:
         return one.shape == other.shape and all(map(operator.is_, one.flat, other.flat))
     return bool(np.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))

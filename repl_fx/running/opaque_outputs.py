@@ -90,7 +90,7 @@ def floating_outputs(made: Any) -> list[Tensor]:
 
 
 def is_object(value: Any) -> bool:
-    """Whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
+    """Tell whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
     # A symbolic number is a leaf that a graph can return. A container of a class that pytree does not know cannot be
     # rebuilt from its attributes.
     plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, nn.Module, type, *PLAIN))
@@ -163,7 +163,7 @@ pytree.register_pytree_node(
 
 
 def equal_leaves(ours: Any, theirs: Any) -> bool:
-    """Whether two values without structure are equal, bit for bit; NaN equals NaN."""
+    """Tell whether two values without structure are equal, bit for bit; NaN equals NaN."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         if (ours.dtype, ours.shape, ours.device) != (theirs.dtype, theirs.shape, theirs.device):
             return False
@@ -179,13 +179,13 @@ def equal_leaves(ours: Any, theirs: Any) -> bool:
 
 
 def equal_inside(ours: Any, theirs: Any) -> bool:
-    """Whether two nested values have the same leaves, bit for bit, also inside objects of any class."""
+    """Tell whether two nested values have the same leaves, bit for bit, also inside objects of any class."""
     inside = [pytree.tree_leaves(open_objects(value)) for value in (ours, theirs)]
     return len(inside[0]) == len(inside[1]) and all(map(equal_leaves, *inside))
 
 
 def same_value(ours: Any, theirs: Any) -> bool:
-    """Whether two nested values are equal, bit for bit, also inside objects of the model's own classes."""
+    """Tell whether two nested values are equal, bit for bit, also inside objects of the model's own classes."""
     # Such as None, which knows no equality but this one.
     if ours is theirs:
         return True

@@ -224,7 +224,7 @@ class PythonState:
         return _TensorMoment
 
     def names_one_of(self, names: Set[str]) -> bool:
-        """Whether the code names one of some globals or attributes."""
+        """Tell whether the code names one of some globals or attributes."""
         return any(names & known.every for _, known in self._codes)
 
     def restore(self) -> None:
@@ -247,7 +247,7 @@ class PythonState:
                     bind(space.owner, name, before)
 
     def _is_written(self, place: Spot, container: Any) -> bool:
-        """Whether some function may write to a container at a place."""
+        """Tell whether some function may write to a container at a place."""
         # A part of an array is the array.
         is_array = isinstance(container, np.ndarray)
         least = HANDED_ON if place.inside or is_array else WRITTEN
@@ -362,7 +362,7 @@ class PythonState:
                     self._look_in(space, new)
 
     def _is_followed(self, part: type | FunctionType) -> bool:
-        """Whether the code of a class or a function counts: it is the user's, or in one of the model's files."""
+        """Tell whether the code of a class or a function counts: it is the user's, or in one of the model's files."""
         return (part.__module__ in self._files and not is_foreign(part)) or is_own_code(part)
 
     def _look(self, place: Spot, value: Any) -> None:
@@ -440,7 +440,7 @@ def _is_special(name: str) -> bool:
 
 
 def _holds_containers(content: Any) -> bool:
-    """Whether any item of a container may hold others."""
+    """Tell whether any item of a container may hold others."""
     items: Iterable[Any] = content.values() if isinstance(content, Mapping) else content
     return not all(issubclass(kind, (*_PLAIN, np.generic)) for kind in set(map(type, items)))
 

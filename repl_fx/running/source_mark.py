@@ -75,7 +75,7 @@ class SourceMark:
     files: frozenset[str] = frozenset()
 
     def fits(self, digest: str) -> bool:
-        """Whether a model with this mark is the same as one with another."""
+        """Tell whether a model with this mark is the same as one with another."""
         return bool(self.digest) and self.digest == digest
 
 

@@ -175,11 +175,11 @@ class Share:
 
     @property
     def wide(self) -> bool:
-        """Whether the interval is too wide for any word on a limit, or made of next to no pairs."""
+        """Tell whether the interval is too wide for any word on a limit, or made of next to no pairs."""
         return self.pairs < _FEW or self.upper - self.lower > _WIDE * self.value
 
     def decides(self, limit: float) -> bool:
-        """Whether it says on which side of a limit the true share is."""
+        """Tell whether it says on which side of a limit the true share is."""
         return not self.wide and not self.lower <= limit < self.upper
 
 

@@ -144,7 +144,7 @@ class Outcome:
     problem: Exception | None = None
 
     def equals(self, other: Outcome) -> bool:
-        """Whether both returned the same, bit for bit."""
+        """Tell whether both returned the same, bit for bit."""
         return self.problem is None and other.problem is None and same_value(self.outputs, other.outputs)
 
 

@@ -169,7 +169,7 @@ def usable_device(device: str | torch.device) -> torch.device:
 
 
 def names_no_file(spec: str) -> bool:
-    """Whether a specification is of a registered kind (`timm:NAME`), and not the path of a file."""
+    """Tell whether a specification is of a registered kind (`timm:NAME`), and not the path of a file."""
     kind, colon, _ = spec.partition(":")
     return bool(colon) and is_source(kind)
 

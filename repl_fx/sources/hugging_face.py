@@ -204,7 +204,7 @@ def _with_head(transformers: Any, model_class: Any, config: Any, purpose: Purpos
 
 
 def _is_bare(transformers: Any, model_class: Any, config: Any) -> bool:
-    """Whether a class is the one without a head that AutoModel has for a config."""
+    """Tell whether a class is the one without a head that AutoModel has for a config."""
     auto = transformers.AutoModel
     return model_class in (auto, auto._model_mapping.get(type(config), None))
 

@@ -52,7 +52,7 @@ class Code:
 
     @property
     def unused(self) -> bool:
-        """Whether the class that was asked for has code, which may not run."""
+        """Tell whether the class that was asked for has code, which may not run."""
         return not self.permitted and (self.config is not None or self.model is not None)
 
     @cached_property

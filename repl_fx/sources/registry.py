@@ -52,7 +52,7 @@ def known_sources() -> tuple[str, ...]:
 
 
 def is_source(prefix: str) -> bool:
-    """Whether a word can stand before the colon; packages are looked through for what is not registered alone."""
+    """Tell whether a word can stand before the colon; packages are looked through for what is not registered alone."""
     return prefix in _REGISTRY or prefix in offered(_GROUP)
 
 

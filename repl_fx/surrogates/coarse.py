@@ -201,7 +201,7 @@ class ZeroWeights(Synthesis):
 
 
 def streams_sequence(site: Site) -> bool:
-    """Whether the streamed value is of shape (batch, positions, channels)."""
+    """Tell whether the streamed value is of shape (batch, positions, channels)."""
     value = site.input.meta.get("val")
     return isinstance(value, Tensor) and value.ndim == 3
 

@@ -108,7 +108,7 @@ class Linear(Surrogate[LinearConfig, LinearMatch]):
 
     @property
     def changes_neighbours(self) -> bool:  # type: ignore[override]
-        """Whether the map is merged."""
+        """Tell whether the map is merged."""
         return self.config.merged
 
     @unfit_is_refused

@@ -322,7 +322,7 @@ def _streamed(node: fx.Node, values: dict[fx.Node, int] | dict[fx.Node, fx.Node]
 
 
 def _along(scale: object, axis: int, value: Tensor) -> bool:
-    """Whether a parameter has one number for each channel of a value."""
+    """Tell whether a parameter has one number for each channel of a value."""
     if not isinstance(scale, Tensor):
         return False
     sizes: list[int | None] = [1] * value.ndim

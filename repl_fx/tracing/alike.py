@@ -83,7 +83,7 @@ def names_of(model: nn.Module) -> dict[int, int]:
 
 
 def _only_capturing(hooks: Iterable[Any]) -> bool:
-    """Whether hooks are those by which transformers hands out inner values, and nobody wants any."""
+    """Tell whether hooks are those by which transformers hands out inner values, and nobody wants any."""
     library: Any = sys.modules.get("transformers.utils.output_capturing")
     if library is None or any(getattr(hook, "__module__", None) != library.__name__ for hook in hooks):
         return False
@@ -116,7 +116,7 @@ def differences(one: Attributes, other: Attributes, pairs: dict[int, Any]) -> li
 
 
 def _same(one: Any, other: Any, pairs: dict[int, Any], depth: int) -> bool:
-    """Whether two values of attributes are the same for code that reads them."""
+    """Tell whether two values of attributes are the same for code that reads them."""
     if id(one) in pairs:
         return pairs[id(one)] is other
     if one is other:
@@ -148,7 +148,7 @@ def _same(one: Any, other: Any, pairs: dict[int, Any], depth: int) -> bool:
 
 
 def tolerated(part: nn.Module, name: str, one: Any, other: Any) -> bool:
-    """Whether an attribute of a layer may differ: a probability, which the layer's call reads when the graph runs.
+    """Tell whether an attribute of a layer may differ: a probability, which the layer's call reads when the graph runs.
 
     A layer may leave its argument alone where the probability is zero.
     """
@@ -158,7 +158,7 @@ def tolerated(part: nn.Module, name: str, one: Any, other: Any) -> bool:
 
 
 def asks_for_gradients(module: nn.Module) -> bool:
-    """Whether code in a module may go its way by which tensors take a gradient: torch's own does, in attention.
+    """Tell whether code in a module may go its way by which tensors take a gradient: torch's own does, in attention.
 
     The model's own code may not (`repl_fx.tracing.data_dependent`).
     """
@@ -212,7 +212,7 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
 
 
 def plain(tensor: Tensor) -> bool:
-    """Whether a tensor of a trace is nothing but its sizes, strides and dtype to those that get it."""
+    """Tell whether a tensor of a trace is nothing but its sizes, strides and dtype to those that get it."""
     if not isinstance(tensor, FakeTensor) or tensor.constant is not None or tensor.layout is not torch.strided:
         return False
     # A trace may know the number in a tensor of one.

@@ -176,7 +176,7 @@ def _hooked(model: nn.Module, hooks: Mapping[int, Any], args: Any, kwargs: Any, 
 
 
 def _is_interpreted(model: nn.Module) -> bool:
-    """Whether torch.export runs a model node by node, past its forward, which keeps what the nodes note.
+    """Tell whether torch.export runs a model node by node, past its forward, which keeps what the nodes note.
 
     One that rebinds buffers is traced like any other module, as its forward has to say which.
     """

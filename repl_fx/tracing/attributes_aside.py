@@ -84,7 +84,7 @@ class AttributesAside:
 
 
 def _counts(frame: FrameType | None) -> bool:
-    """Whether a read is the model's: torch's machinery and this package look at modules too."""
+    """Tell whether a read is the model's: torch's machinery and this package look at modules too."""
     while frame is not None and _module(frame).startswith("torch.fx"):
         frame = frame.f_back
     return not is_machinery(frame) or (frame is not None and _module(frame).startswith("torch.nn."))

@@ -1,4 +1,4 @@
-"""Whether a graph does what its source does: two steps in each mode, to the bit."""
+"""Tell whether a graph does what its source does: two steps in each mode, to the bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 2
 
 @dataclass(frozen=True)
 class CaptureCheck:
-    """Whether a captured graph does what its source does: in two consecutive steps in each mode, bit for bit.
+    """Tell whether a captured graph does what its source does: in two consecutive steps in each mode, bit for bit.
 
     Attributes:
         evaluation: outputs, buffers and gradients in evaluation mode are equal.
@@ -175,7 +175,7 @@ def _differences_in_layout(ours: Outcome, theirs: Outcome) -> list[str]:
 
 
 def equal_strides(ours: Any, theirs: Any) -> bool:
-    """Whether two values of one shape lie alike in memory, where they are tensors; a size of 1 takes no step."""
+    """Tell whether two values of one shape lie alike in memory, where they are tensors; a size of 1 takes no step."""
     if not isinstance(ours, Tensor) or ours.layout is not torch.strided or not ours.numel():
         return True
     steps = [[step for step, size in zip(t.stride(), t.shape, strict=True) if size > 1] for t in (ours, theirs)]

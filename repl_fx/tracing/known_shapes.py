@@ -116,7 +116,7 @@ FAKES: Mapping[OpOverload, Callable[..., Any]] = {
 
 
 def _of_one_dtype(given: Tensor, others: Iterable[Tensor | None]) -> bool:
-    """Whether a tensor is of floating point, and the others that there are have its dtype."""
+    """Tell whether a tensor is of floating point, and the others that there are have its dtype."""
     return given.is_floating_point() and all(other is None or other.dtype is given.dtype for other in others)
 
 
@@ -130,7 +130,7 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _is_packed(tensor: Tensor, order: Sequence[int]) -> bool:
-    """Whether the elements lie side by side, in an order of the dimensions, outermost first."""
+    """Tell whether the elements lie side by side, in an order of the dimensions, outermost first."""
     step: Any = 1
     for dim in reversed(order):
         if not _same_size(tidy_size(tensor.stride(dim)), step):
@@ -140,7 +140,7 @@ def _is_packed(tensor: Tensor, order: Sequence[int]) -> bool:
 
 
 def _same_size(one: Any, other: Any) -> bool:
-    """Whether two sizes are one number or one expression; nothing is asked of the trace."""
+    """Tell whether two sizes are one number or one expression; nothing is asked of the trace."""
     if isinstance(one, int) or isinstance(other, int):
         return isinstance(one, int) and isinstance(other, int) and one == other
     return bool(one.node.expr == other.node.expr)

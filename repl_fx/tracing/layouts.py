@@ -48,7 +48,7 @@ _WATCHED = _ATTENTION | _QUESTIONS | {Tensor.contiguous, Tensor.to}
 
 
 def is_stand_in(node: fx.Node) -> bool:
-    """Whether a node of a trace is its argument, made by `Layouts` for what is a copy of that in other layouts."""
+    """Tell whether a node of a trace is its argument, made by `Layouts` for what is a copy of that in other layouts."""
     packets = (getattr(user.target, "overloadpacket", None) for user in node.users)
     return node.target is aten.alias.default and all(one in (aten.contiguous, aten.to) for one in packets)
 

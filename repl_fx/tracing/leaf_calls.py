@@ -106,11 +106,11 @@ class LeafCalls:
         self._own: dict[nn.Module, dict[str, Tensor | None]] = {}
 
     def stands_aside(self, module: nn.Module) -> bool:
-        """Whether calls of a module stay calls."""
+        """Tell whether calls of a module stay calls."""
         return is_leaf(module) and module not in self.inlined
 
     def is_running(self) -> bool:
-        """Whether a leaf is being called for its shapes: what it does itself is part of it."""
+        """Tell whether a leaf is being called for its shapes: what it does itself is part of it."""
         return self.running
 
     def require_kernels(self) -> None:
@@ -123,7 +123,7 @@ class LeafCalls:
         self._own = {module: _state(module) for module in model.modules()}
 
     def has_others(self, callee: Callee) -> bool:
-        """Whether a leaf is called with other tensors than its own, as `torch.func.functional_call` does."""
+        """Tell whether a leaf is called with other tensors than its own, as `torch.func.functional_call` does."""
         if not isinstance(callee, nn.Module) or callee not in self._own:
             return False
         now = _state(callee)
@@ -174,7 +174,7 @@ class LeafCalls:
 
 
 def is_torchs(module: Any) -> bool:
-    """Whether a layer is one of torch's own without hooks.
+    """Tell whether a layer is one of torch's own without hooks.
 
     Its results have the same sizes in both modes, and a call changes nothing of it but buffers.
     """
@@ -187,7 +187,7 @@ def _is_tidy(tensor: Tensor) -> bool:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether results of a leaf are of the same kind."""
+    """Tell whether results of a leaf are of the same kind."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
     return metadata(one) == metadata(other)

@@ -30,7 +30,7 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether calls of a module stay calls in the normal form.
+    """Tell whether calls of a module stay calls in the normal form.
 
     A leaf is a synthesis of a surrogate, or it has no child modules and is one of `torch.nn` (or derived from one), or
     has no parameters and may depend on the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout,
@@ -54,7 +54,7 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def may_vary(kind: type[nn.Module]) -> bool:
-    """Whether the code of a class, or of a function it calls, names the training mode or a random draw.
+    """Tell whether the code of a class, or of a function it calls, names the training mode or a random draw.
 
     Code that it inherits from torch is not looked at; code that cannot be seen may vary.
     """

@@ -83,7 +83,7 @@ def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name stays what it is in code, where Python reads letters under their normal form."""
+    """Tell whether a name stays what it is in code, where Python reads letters under their normal form."""
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
@@ -133,13 +133,13 @@ def _model_line(problem: BaseException) -> str | None:
 
 @lru_cache
 def is_models_code(filename: str) -> bool:
-    """Whether a file of code is neither torch's, Python's nor this package's."""
+    """Tell whether a file of code is neither torch's, Python's nor this package's."""
     path = Path(filename)
     return path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path)
 
 
 def is_machinery(frame: FrameType | None) -> bool:
-    """Whether a frame runs code of torch's or of this package, and not of a model's or the user's."""
+    """Tell whether a frame runs code of torch's or of this package, and not of a model's or the user's."""
     return frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in ("torch", "repl_fx")
 
 

@@ -1,4 +1,4 @@
-"""Whether a captured graph is right at other sizes than those it was traced with.
+"""Tell whether a captured graph is right at other sizes than those it was traced with.
 
 torch.export keeps a dimension dynamic when code asks whether it is even, and takes the answer for granted. Inside a
 model that is captured in parts, where sizes come from eager code, the next call may well be odd.
@@ -37,7 +37,7 @@ _Traced = Sequence[tuple[Tensor, Sequence[Any]]]
 
 
 def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleInputs) -> bool:
-    """Whether a graph computes what its source does at other sizes of the dimensions that stayed dynamic in it.
+    """Tell whether a graph computes what its source does at other sizes of the dimensions that stayed dynamic in it.
 
     Returns:
         False where it differs or fails; also where nothing can be said, because a size depends on others.
@@ -245,7 +245,7 @@ def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]
 
 
 def _tried(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> tuple[bool, bool]:
-    """Whether a model runs on inputs in both modes, and whether its graph then computes the same."""
+    """Tell whether a model runs on inputs in both modes, and whether its graph then computes the same."""
     alike = True
     for training in (True, False):
         ours, theirs = (outcome_of(module, inputs, training) for module in (model, gm))

@@ -32,7 +32,7 @@ from repl_fx.tracing.model_checks import is_machinery
 
 
 class ExportAsked:
-    """Whether a forward wanted to know if it is being exported, and was told that it is not."""
+    """Tell whether a forward wanted to know if it is being exported, and was told that it is not."""
 
     def __init__(self) -> None:
         self.yes = False
@@ -204,7 +204,7 @@ def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) 
 
 
 def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
-    """Whether a graph stops at inputs, such as of other sizes, at which its model stops."""
+    """Tell whether a graph stops at inputs, such as of other sizes, at which its model stops."""
     return (
         outcome_of(model, inputs, False).problem is None
         or outcome_of(copy_graph(gm), inputs, False).problem is not None
@@ -212,6 +212,6 @@ def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
 
 
 def is_bounded(program: ExportedProgram) -> bool:
-    """Whether a trace went a way that only sizes up to a limit go, such as a text shorter than a window."""
+    """Tell whether a trace went a way that only sizes up to a limit go, such as a text shorter than a window."""
     ranges = program.range_constraints.values()
     return any(bounds.upper.is_Integer and bounds.lower != bounds.upper for bounds in ranges)

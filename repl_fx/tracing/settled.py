@@ -64,7 +64,7 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
 
 
 def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:
-    """Whether a buffer is after a second forward, on other inputs, what it was after the first.
+    """Tell whether a buffer is after a second forward, on other inputs, what it was after the first.
 
     A table that is made when it is first needed settles: a graph may make it anew each time. The model is run on copies
     of the inputs, in its mode, and is not changed.

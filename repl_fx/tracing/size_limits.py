@@ -112,7 +112,7 @@ def _taken(name: str, conditions: Sequence[_Tested], examples: Mapping[str, int]
 
 
 def _alone(name: str, taken: Sequence[int], conditions: Sequence[_Tested], examples: Mapping[str, int]) -> bool:
-    """Whether the sizes that one size may have are the same for other sizes of the rest."""
+    """Tell whether the sizes that one size may have are the same for other sizes of the rest."""
     if all(len(condition.names) == 1 for condition in conditions):
         return True
     twice = {other: size if other == name else 2 * size for other, size in examples.items()}
@@ -157,7 +157,7 @@ def _follows(
     examples: Mapping[str, int],
     drawn: random.Random,
 ) -> bool:
-    """Whether a condition on several sizes holds wherever the rules do, and the conditions kept so far."""
+    """Tell whether a condition on several sizes holds wherever the rules do, and the conditions kept so far."""
     steps = [(rule, truth_of(rule.condition, rule.names)) for rule in rules]
     for _ in range(_COMBINATIONS):
         sizes = {name: _size(name, size, steps, drawn) for name, size in examples.items()}

@@ -136,7 +136,7 @@ class TracedCall:
         return dict(zip(self.parts, module.modules(), strict=True))
 
     def stands_for(self, module: nn.Module, now: _Moment) -> bool:
-        """Whether the trace of this call is one of another module's, called in the same way."""
+        """Tell whether the trace of this call is one of another module's, called in the same way."""
         mine, theirs = self.before.attributes, now.attributes
         spots = differences(mine, theirs, {id(one): other for one, other in self.counterparts(module).items()})
         for path, name in spots:
@@ -295,7 +295,7 @@ class Stamps:
             self._open.pop()
 
     def _is_as_before(self, region: TracedCall) -> bool:
-        """Whether the call has left its module's tensors and Python state as they were."""
+        """Tell whether the call has left its module's tensors and Python state as they were."""
         replaced = any(map(self._calls.has_others, region.parts))
         return not replaced and not region.before.changes(PythonState(region.module))
 
@@ -421,7 +421,7 @@ class CallCopies:
 
     @staticmethod
     def is_marker(node: fx.Node) -> bool:
-        """Whether a node of a trace is for `mark`."""
+        """Tell whether a node of a trace is for `mark`."""
         return node.target in (_BEGIN, _END, _STAMP)
 
     def mark(self, node: fx.Node, tensors: Sequence[fx.Node], index: int) -> list[fx.Node]:

@@ -125,12 +125,12 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def has_own_module(self) -> bool:
-        """Whether the task is a LightningModule of the user."""
+        """Tell whether the task is a LightningModule of the user."""
         return self.task is not None and names_python_file(self.task)
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether the run is more than the training of all of one model: it has phases, or what does not learn."""
+        """Tell whether the run is more than the training of all of one model: it has phases, or what does not learn."""
         phases = self.replace_at is not None or self.restore_at is not None
         return phases or self.neighbours != "train" or self.learn != "all"
 
@@ -158,7 +158,7 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def names_python_file(spec: str) -> bool:
-    """Whether a specification is `file.py` or `file.py:name`."""
+    """Tell whether a specification is `file.py` or `file.py:name`."""
     return spec.endswith(".py") or (":" in spec and spec.rpartition(":")[0].endswith(".py"))
 
 

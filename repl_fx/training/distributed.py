@@ -59,7 +59,7 @@ def require_possible(config: TrainConfig, processes: Processes) -> None:
 
 
 def is_sharded(config: TrainConfig, processes: Processes) -> bool:
-    """Whether parameters are sharded over the processes."""
+    """Tell whether parameters are sharded over the processes."""
     return config.strategy == "fsdp2" and not processes.alone
 
 

@@ -182,7 +182,7 @@ def _training_changes(data: Data, config: TrainConfig) -> Iterator[str]:
 
 
 def _augments(data: Data, config: TrainConfig) -> bool:
-    """Whether training pictures are augmented; what is no picture never is."""
+    """Tell whether training pictures are augmented; what is no picture never is."""
     wanted = data.augment if config.augment is None else config.augment
     return wanted and (data.task == "detection" or (len(data.shape) == 3 and data.task in _CHANGED))
 

@@ -73,12 +73,12 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Tell whether this is the process that writes and prints."""
         return self.rank == 0
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other."""
+        """Tell whether there is no other."""
         return self.size == 1
 
     @property
@@ -165,7 +165,7 @@ def join(config: TrainConfig, *, resume: bool = False, stdout: int | None = None
 
 
 def on_cuda(device: str) -> bool:
-    """Whether a run on a device, which may be `auto`, is on a GPU."""
+    """Tell whether a run on a device, which may be `auto`, is on a GPU."""
     kind = device.partition(":")[0]
     return kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
 
@@ -328,7 +328,7 @@ def _word(processes: Processes, error: BaseException) -> BaseException:
 
 
 def _claimed(processes: Processes) -> bool:
-    """Whether this process is the one to tell an error."""
+    """Tell whether this process is the one to tell an error."""
     own = str(processes.rank)
     try:
         return bool(processes.store.compare_set("failed", "", own).decode() == own)

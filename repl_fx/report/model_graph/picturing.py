@@ -68,7 +68,7 @@ def _is(rows: Mapping[Any, Node], thing: Any, kind: NodeKind) -> bool:
 
 
 def _is_no_tensor(node: Node, value: Value, is_read: bool) -> bool:
-    """Whether a node gives a number, or nothing; a tuple, or what has no words for it, may hold tensors."""
+    """Tell whether a node gives a number, or nothing; a tuple, or what has no words for it, may hold tensors."""
     ends = node.kind in ("input", "output", "synthesis", "layer")
     number = bool(value.text) and not value.text.startswith(("(", "[", "{"))
     return not ends and value.shape is None and (number or not (value.text or is_read))

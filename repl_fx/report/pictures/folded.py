@@ -56,7 +56,7 @@ class Card:
 
     @property
     def is_stack(self) -> bool:
-        """Whether it shows the blocks of a repeat."""
+        """Tell whether it shows the blocks of a repeat."""
         return self.key.startswith("s")
 
 

@@ -138,7 +138,7 @@ def _is_bound(node: ast.Name | ast.arg, name: str) -> bool:
 
 
 def _is_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> bool:
-    """Whether the code of a method of a module does more with an argument than hand it to what is gone."""
+    """Tell whether the code of a method of a module does more with an argument than hand it to what is gone."""
     code = _FunctionCode.of(function)
     if code is None:
         return True
@@ -211,7 +211,7 @@ def _taken_by_name(
 
 
 def _is_in_what_is_gone(node: ast.AST, above: dict[ast.AST, ast.AST], file: str, left: Left) -> bool:
-    """Whether a name is in a statement of which nothing stays, or that was not run."""
+    """Tell whether a name is in a statement of which nothing stays, or that was not run."""
     inner: ast.AST = node
     while not isinstance(node, ast.stmt):
         node = above[node]
@@ -247,7 +247,7 @@ def _handed_on(node: ast.expr, code: _FunctionCode, takes: Callable[[ast.Call, a
 
 
 def _takes(owner: nn.Module, code: _FunctionCode, call: ast.Call, used: ast.AST, *, left: Left) -> bool:
-    """Whether a call in the code of a module hands an argument to what does not read it."""
+    """Tell whether a call in the code of a module hands an argument to what does not read it."""
     callees = _callees(owner, call, code, left)
     return callees is not None and not any(_reads(*one, call, used, left) for one in callees)
 
@@ -255,7 +255,7 @@ def _takes(owner: nn.Module, code: _FunctionCode, call: ast.Call, used: ast.AST,
 def _reads(
     inner: nn.Module, function: Callable[..., Any], first: int, call: ast.Call, used: ast.AST, left: Left
 ) -> bool:
-    """Whether a function reads what a call hands to it."""
+    """Tell whether a function reads what a call hands to it."""
     keyword = next((one for one in call.keywords if one.value is used), None)
     parameters = list(inspect.signature(function).parameters.values())[first:]
     if keyword is None:

@@ -273,6 +273,6 @@ def _cache_in(arguments: Mapping[str, Any]) -> Any:
 
 
 def is_cache(value: Any) -> bool:
-    """Whether a value is a cache of keys and values of transformers."""
+    """Tell whether a value is a cache of keys and values of transformers."""
     inner = getattr(value, "self_attention_cache", value)
     return hasattr(inner, "update") and hasattr(inner, "get_seq_length")

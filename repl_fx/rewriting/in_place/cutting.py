@@ -395,12 +395,12 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _is_object(kind: Any) -> bool:
-    """Whether a note of a leaf among arguments is the class of objects that are neither tensors nor numbers."""
+    """Tell whether a note of a leaf among arguments is the class of objects that are neither tensors nor numbers."""
     return isinstance(kind, type) and not issubclass(kind, (Tensor, *SYMBOLIC))
 
 
 def _holds_modules(value: Any) -> bool:
-    """Whether a plain attribute leads to modules or tensors, which may be those of the removed block."""
+    """Tell whether a plain attribute leads to modules or tensors, which may be those of the removed block."""
     leaves = pytree.tree_leaves(value)
     return any(isinstance(leaf, (nn.Module, Tensor, MethodType)) for leaf in leaves)
 

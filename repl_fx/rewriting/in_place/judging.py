@@ -1,4 +1,4 @@
-"""Whether a model in place computes what its graph does, and where a block's own code would compute otherwise.
+"""Tell whether a model in place computes what its graph does, and where a block's own code would compute otherwise.
 
     block   x + self.out(h) / math.sqrt(h.shape[-1])        h had 32 units in the trace, and has 16 with `narrow`
     graph   x + out(h) / 5.66
@@ -85,7 +85,7 @@ def _without_values(leaf: Any) -> Any:
 
 
 def _same_code(module: nn.Module, own: OwnCode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a block calls the same operators with smaller parameters, with the same numbers."""
+    """Tell whether a block calls the same operators with smaller parameters, with the same numbers."""
     larger = _larger(own, args, kwargs)
     for training, sizes in ((False, {}), (True, larger), (True, {})):
         whole, smaller = (_operators(one, args, kwargs, training, sizes) for one in (module, own.block))

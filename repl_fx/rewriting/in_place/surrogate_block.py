@@ -458,7 +458,7 @@ def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:
 
 
 def _as_known(was: Any, value: Any) -> bool:
-    """Whether a leaf of the arguments is of the kind that it was in the trace; a plain value, the same."""
+    """Tell whether a leaf of the arguments is of the kind that it was in the trace; a plain value, the same."""
     if was is None or was is False:
         # A flag that is not given is one that is not set.
         return value is None or value is False

@@ -104,7 +104,7 @@ def _read_file(file: Path) -> Mapping[str, Any]:
 
 
 def _is_safetensors(file: Path) -> bool:
-    """Whether a file begins as such a file does: with the size of its header, which is JSON."""
+    """Tell whether a file begins as such a file does: with the size of its header, which is JSON."""
     with file.open("rb") as stream:
         head = stream.read(9)
     fits = int.from_bytes(head[:8], "little") < file.stat().st_size

@@ -172,7 +172,7 @@ def tied_names(own: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def is_given(name: str, state: Mapping[str, Any], ties: Mapping[str, Iterable[str]]) -> bool:
-    """Whether a state dict has the tensor of this name, be it under another that is tied to it."""
+    """Tell whether a state dict has the tensor of this name, be it under another that is tied to it."""
     return name in state or any(other in state for other in ties.get(name, ()))
 
 

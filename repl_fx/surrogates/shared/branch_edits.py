@@ -37,7 +37,7 @@ def by_span(branches: Iterable[Branch]) -> list[tuple[Branch, ...]]:
 
 
 def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
-    """Whether a span may end in zeros: nothing behind `end` in the branch has parameters, or is flat at zero.
+    """Tell whether a span may end in zeros: nothing behind `end` in the branch has parameters, or is flat at zero.
 
     A layer scale that begins near zero would learn from zeros too slowly, and a norm would blow their first change up.
     The result of a ReLU of zeros has no gradient at all, so nothing before it would ever learn.
@@ -54,7 +54,7 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
 
 
 def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether an elementwise operator of one value has no gradient where that is zero: ReLU, a square."""
+    """Tell whether an elementwise operator of one value has no gradient where that is zero: ReLU, a square."""
     feeders, value = node.all_input_nodes, node.meta.get("val")
     if len(feeders) != 1 or not isinstance(value, Tensor) or not value.is_floating_point():
         return False
@@ -111,7 +111,7 @@ def silencing_parameters(site: Site) -> set[str]:
 
 
 def has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node calls a module without parameters and buffers: dropout, drop path."""
+    """Tell whether a node calls a module without parameters and buffers: dropout, drop path."""
     if node.op != "call_module" or node.kwargs:
         return False
     module = gm.get_submodule(str(node.target))

@@ -56,7 +56,7 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
 
 
 def _written(total: Tensor) -> bool:
-    """Whether a value may be written to: in eager mode, where it is no more than a tensor."""
+    """Tell whether a value may be written to: in eager mode, where it is no more than a tensor."""
     return not torch.compiler.is_compiling() and type(total) is Tensor and not is_transformed()
 
 

@@ -144,13 +144,13 @@ def _layer(site: Site, node: fx.Node) -> LinearOperator | None:
 
 
 def _turns(node: Any) -> bool:
-    """Whether a node lets positions and heads change places."""
+    """Tell whether a node lets positions and heads change places."""
     swaps = isinstance(node, fx.Node) and node.target is torch.ops.aten.transpose.int
     return swaps and node.meta["val"].ndim == 4 and {*node.args[1:]} == {1, 2}
 
 
 def _is_shaped(node: Any, *last: int) -> bool:
-    """Whether the value of a node ends in these sizes."""
+    """Tell whether the value of a node ends in these sizes."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return isinstance(value, Tensor) and tuple(map(fixed_size, value.shape[-len(last) :])) == last
 
@@ -232,7 +232,7 @@ class _UnitSearch:
         return feeders
 
     def _works_along(self, linear: LinearOperator) -> bool:
-        """Whether an operator makes or reads channels along the axis of the units: of two axes 1 is the last."""
+        """Tell whether an operator makes or reads channels along the axis of the units: of two axes 1 is the last."""
         value = linear.node.meta.get("val")
         return linear.axis == self.units.axis or (isinstance(value, Tensor) and value.ndim == 2)
 
@@ -244,7 +244,7 @@ class _UnitSearch:
         return ThinNorm("instance", module.eps, module.momentum)
 
     def _one_by_one(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
-        """Whether each channel of the result is a function of the same channel of what a node reads."""
+        """Tell whether each channel of the result is a function of the same channel of what a node reads."""
         shape = str(node.meta["val"].shape)
         alike = all(isinstance(f.meta.get("val"), Tensor) and str(f.meta["val"].shape) == shape for f in feeders)
         if node.target in _BESIDE and self.units.axis == 1:
@@ -268,18 +268,18 @@ class _UnitSearch:
         return drops or is_activation(self.gm, node) or self._drops(node)
 
     def _aligned(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
-        """Whether all that an operator reads has the units where its result has them; other sizes may be 1."""
+        """Tell whether all that an operator reads has the units where its result has them; other sizes may be 1."""
         return all(f.meta["val"].ndim == node.meta["val"].ndim for f in feeders) and all(
             fixed_size(f.meta["val"].shape[self.units.axis]) == self.units.size for f in feeders
         )
 
     def _has_one_slope(self, node: fx.Node) -> bool:
-        """Whether a node calls a PReLU with one slope for all channels."""
+        """Tell whether a node calls a PReLU with one slope for all channels."""
         module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         return isinstance(module, nn.PReLU) and module.num_parameters == 1
 
     def _drops(self, node: fx.Node) -> bool:
-        """Whether a node calls a module that gives back what it gets in evaluation: dropout, drop path."""
+        """Tell whether a node calls a module that gives back what it gets in evaluation: dropout, drop path."""
         if node.op != "call_module" or node.kwargs or len(node.args) != 1:
             return False
         module = self.gm.get_submodule(str(node.target))
@@ -294,7 +294,7 @@ class _UnitSearch:
         return isinstance(made, Tensor) and torch.equal(made, probe)
 
     def _is_depthwise(self, linear: LinearOperator) -> bool:
-        """Whether each channel of a convolution's result is of the same channel of its input."""
+        """Tell whether each channel of a convolution's result is of the same channel of its input."""
         given, made = (node.meta.get("val") for node in (linear.input, linear.node))
         if linear.kind != "conv" or not isinstance(given, Tensor) or not isinstance(made, Tensor):
             return False

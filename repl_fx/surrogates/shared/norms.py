@@ -121,7 +121,7 @@ def find_post_norm(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:
 
 
 def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
-    """Whether a norm does what torch's own does: asked of the module itself where it has code of its own."""
+    """Tell whether a norm does what torch's own does: asked of the module itself where it has code of its own."""
     base = nn.LayerNorm if isinstance(module, nn.LayerNorm) else nn.RMSNorm
     if type(module).forward is base.forward:
         return True

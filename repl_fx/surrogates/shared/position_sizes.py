@@ -113,7 +113,7 @@ def _alike(made: Any, wanted: Any, positions: int) -> bool:
 def _keeps_places(
     node: fx.Node, values: Mapping[fx.Node, Any], places: Sequence[Place], positions: int, count: int
 ) -> bool:
-    """Whether values of the first positions come out of an operator where they do when more positions follow."""
+    """Tell whether values of the first positions come out of an operator where they do when more positions follow."""
     tensors = [given for given in node.all_input_nodes if isinstance(given.meta["val"], Tensor)]
     if len(tensors) != 1 or tensors[0] not in values:
         return False

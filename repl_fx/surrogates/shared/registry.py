@@ -88,7 +88,7 @@ class Surrogate(ABC, Generic[Config, Found]):
 
     @property
     def builds_by_ours(self) -> bool:
-        """Whether `build` is repl-fx's own, so that what fails in it is a defect, and not a package's affair."""
+        """Tell whether `build` is repl-fx's own, so that what fails in it is a defect, and not a package's affair."""
         return is_ours(self.build.__module__)
 
     def made_from(self, before: str, after: str) -> tuple[str, ...]:

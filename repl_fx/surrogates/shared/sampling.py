@@ -103,7 +103,7 @@ def _shortest(given: Any, made: Any) -> Iterable[int]:
 
 
 def _makes(given: Any, stride: int, made: Any) -> bool:
-    """Whether a convolution of one pixel with a stride makes a size of another: it rounds up."""
+    """Tell whether a convolution of one pixel with a stride makes a size of another: it rounds up."""
     if stride < 1:
         return False
     # Of sizes that depend on the input: written as the shape of a convolution is.

@@ -29,7 +29,7 @@ from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice, ble
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is one of `torch.distributed.tensor`."""
+    """Tell whether a tensor is one of `torch.distributed.tensor`."""
     if type(tensor) in (Tensor, nn.Parameter):
         return False
     # Not imported here, which takes a second: where nobody has, there is no such tensor.
@@ -38,7 +38,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def is_fully_sharded(module: nn.Module) -> bool:
-    """Whether a module itself went through `fully_shard`."""
+    """Tell whether a module itself went through `fully_shard`."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     return kind is not None and isinstance(module, kind)
 
@@ -46,7 +46,7 @@ def is_fully_sharded(module: nn.Module) -> bool:
 # Asked once when code is compiled: torch.compile of torch 2.11 cannot trace the list of subclasses.
 @constant_when_compiled
 def is_fully_sharded_anywhere() -> bool:
-    """Whether any module of this process went through `fully_shard`.
+    """Tell whether any module of this process went through `fully_shard`.
 
     The weights that FSDP2 gathers come back in the same tensors with other values, and with no trace of the change.
     """

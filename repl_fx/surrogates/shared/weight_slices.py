@@ -66,7 +66,7 @@ class SliceBlend:
 
     @property
     def whole(self) -> bool:
-        """Whether each slice is all of its weight."""
+        """Tell whether each slice is all of its weight."""
         return all(self.units.of(weight) is weight for weight in self.weights)
 
     @property

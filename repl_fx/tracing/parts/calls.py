@@ -66,7 +66,7 @@ class Call:
         return ExampleInputs(tuple(args), dict(kwargs))
 
     def fits(self, other: Call) -> bool:
-        """Whether one graph may take both calls: they differ in sizes at most."""
+        """Tell whether one graph may take both calls: they differ in sizes at most."""
         return self.structure == other.structure and all(
             ours.key == theirs.key
             if isinstance(ours, Blank) and isinstance(theirs, Blank)

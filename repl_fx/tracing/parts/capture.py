@@ -88,7 +88,7 @@ class CapturedParts:
 
     @property
     def whole(self) -> bool:
-        """Whether the model is one graph."""
+        """Tell whether the model is one graph."""
         return [part.path for part in self.parts] == [""]
 
     @property

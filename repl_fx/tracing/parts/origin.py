@@ -95,7 +95,7 @@ class Model(Strict, frozen=True, rename={"kind": "class"}):
 
     @property
     def is_beside(self) -> bool:
-        """Whether the model is built from the config beside the manifest alone, which is no code."""
+        """Tell whether the model is built from the config beside the manifest alone, which is no code."""
         return self.spec == f"hf:{CONFIG}:{self.kind}" and self.files.keys() == {CONFIG}
 
 

@@ -204,6 +204,6 @@ def _tensor(constant: _HeldTensor) -> Tensor:
 
 
 def _asks_otherwise(graph: fx.Graph) -> bool:
-    """Whether a graph would refuse the settings of torch as they are now, where a trace goes by them."""
+    """Tell whether a graph would refuse the settings of torch as they are now, where a trace goes by them."""
     asked = [node.args for node in graph.nodes if node.target is check_setting]
     return any(SETTINGS[setting](*given) != expected for setting, given, expected, _ in asked)

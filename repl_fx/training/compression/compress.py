@@ -74,7 +74,7 @@ class Compressed:
 
     @property
     def equivalent(self) -> bool:
-        """Whether no file was found to compute something else than PyTorch."""
+        """Tell whether no file was found to compute something else than PyTorch."""
         return all(bool(one.verification) for one in self.exported.values() if one.verification is not None)
 
 

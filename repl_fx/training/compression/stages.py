@@ -62,7 +62,7 @@ class CompressionState:
 
     @property
     def begun(self) -> bool:
-        """Whether a compression began here."""
+        """Tell whether a compression began here."""
         return (self.place / SETTINGS).is_file()
 
     def begin(self, spec: str, config: CompressConfig, data: str = "") -> None:

@@ -117,7 +117,7 @@ class BatchLoader(PositionedLoader):
         return order[number * self.batch_size : (number + 1) * self.batch_size]
 
     def counts(self, number: int) -> bool:
-        """Whether this rank has samples of its own in a batch."""
+        """Tell whether this rank has samples of its own in a batch."""
         return len(self._places(min(self.batch_size, self.samples - number * self.batch_size))) > 0
 
     def _own(self, rows: Tensor) -> Tensor:

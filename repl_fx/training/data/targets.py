@@ -18,7 +18,7 @@ IGNORED = 255
 
 
 def has_targets(targets: Any) -> bool:
-    """Whether the targets of a batch are any."""
+    """Tell whether the targets of a batch are any."""
     return not (isinstance(targets, Tensor) and not targets.is_floating_point() and bool((targets == NO_TARGET).all()))
 
 

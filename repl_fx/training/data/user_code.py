@@ -98,7 +98,7 @@ def _as_data(made: Any, make: Callable[[], Any], name: str, where: str) -> Data 
 
 
 def _is_batch(value: Any) -> bool:
-    """Whether an entry of a list is a batch: in the place of a loader, it would be iterated over."""
+    """Tell whether an entry of a list is a batch: in the place of a loader, it would be iterated over."""
     of_tensors = isinstance(value, list) and bool(value) and isinstance(value[0], Tensor)
     return of_tensors or isinstance(value, Tensor | Mapping | tuple)
 
