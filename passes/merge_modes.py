@@ -132,7 +132,7 @@ class _Merger:
             i, j = start_i + size, start_j + size
 
     def compare(self) -> None:
-        """Where paired nodes take different arguments, make the argument depend on the mode."""
+        """Make an argument depend on the mode where paired nodes take different ones."""
         for theirs, ours in list(self.image.items()):
             if ours.op not in _OUTSIDE:
                 PASSES_THROUGH.put(ours, PASSES_THROUGH.of(theirs) or False)

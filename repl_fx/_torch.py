@@ -258,7 +258,7 @@ _FUNCTIONS: WeakValueDictionary[CodeKey, Callable[..., Any]] = WeakValueDictiona
 
 
 def code_key(code: PythonCode) -> CodeKey:
-    """What tells codes of graphs apart: equal ones do the same."""
+    """Give a key of the code of a graph: codes with equal keys do the same."""
     return code.src, tuple((name, id(value)) for name, value in sorted(code.globals.items()))
 
 

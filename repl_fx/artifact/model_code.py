@@ -143,7 +143,7 @@ def _seen(directory: Path, model: Model, file: Path) -> str:
 
 
 def _runs_code(directory: Path, model: Model, trusted: bool) -> bool:
-    """Whether a model is made of code that runs with permission alone: the code that the artifact has hashes of."""
+    """Tell whether a model is made of code that runs with permission alone: that which the artifact has hashes of."""
     kind, _, name = model.spec.partition(":")
     own_code = code_of(kind)
     code = [file for file in model.files if file.endswith(".py")]

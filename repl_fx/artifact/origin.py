@@ -62,7 +62,7 @@ def first_difference(before: Sequence[str], after: Sequence[str]) -> str:
 
 
 def model_of(source: Source, weights: Weights | None) -> Model:
-    """How a source is built, as an artifact says it."""
+    """Describe how a source is built, as an artifact says it."""
     return Model(
         spec=source.absolute,
         options=SourceOptions(**source.options),

@@ -153,7 +153,7 @@ def _tied(module: nn.Module, written: dict[str, Tensor]) -> dict[str, str]:
 
 
 def _spec(model: Any, directory: Path) -> Model | None:
-    """How the source is built from the config beside the artifact; None for a class that transformers does not have."""
+    """Describe how the config beside the artifact makes the source; None for a class that transformers lacks."""
     import transformers
 
     kind, config, saves = type(model), directory / CONFIG, vars(model).get("save_pretrained")

@@ -262,7 +262,7 @@ def load_artifact(
 
 
 def _changed(model: str, described: Inputs, inputs: ExampleInputs) -> tuple[str, str]:
-    """What has changed since an artifact was made: the model, or its example inputs, with advice on these."""
+    """Say whether the model or its example inputs changed since an artifact was made, with advice on these."""
     now = describe_inputs(inputs)
     try:
         was = describe_inputs(described.make())

@@ -37,7 +37,7 @@ _SAME = f"{CHECKPOINTED} computes in inference what the {ORIGINAL} does, and is 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """The settings of a measurement.
 
     Attributes:
         device: where everything runs: `cpu`, `cuda`, `cuda:1`.

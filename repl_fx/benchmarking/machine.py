@@ -33,7 +33,7 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to compare numbers: CPU, cores, threads, versions."""
+    """The facts that a reader needs to compare numbers: CPU, cores, threads, versions."""
     return {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),

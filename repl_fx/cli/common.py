@@ -138,7 +138,7 @@ _SLOW = 1.0
 
 
 class Terminal:
-    """Where a command writes: results to stdout, as JSON only where that is wanted, and progress to stderr."""
+    """The terminal of a command: results to stdout, as JSON only where that is wanted, and progress to stderr."""
 
     def __init__(self, stdout: TextIO, as_json: bool, verbose: bool, quiet: bool) -> None:
         self.as_json = as_json
@@ -155,7 +155,7 @@ class Terminal:
 
     @property
     def descriptor(self) -> int | None:
-        """Where processes of the command write their document; None for where this one writes the rest."""
+        """The descriptor for the document of the command's processes; None for the one that this process writes to."""
         try:
             return self.stdout.fileno() if self.as_json else None
         except OSError:

@@ -134,7 +134,7 @@ def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
 
 
 def _measured(gm: nn.Module, given: ExampleInputs, measure: Callable[[Any, ExampleInputs], Measured]) -> Measured:
-    """What `measure` says of a module on shapes alone; of a graph that has to have values, on these inputs.
+    """The costs of a module on shapes alone; of a graph that has to have values, on these inputs.
 
     Raises:
         ForeignError: whatever the module raised.

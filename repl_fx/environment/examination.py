@@ -65,7 +65,7 @@ class Examination:
 
     @property
     def problems(self) -> list[str]:
-        """What is broken of the core, one line for each package."""
+        """List the packages of the core that are broken, a line each."""
         lines = []
         for package in (package for package in self.packages if package.core and not package.fine):
             needed = package.needed

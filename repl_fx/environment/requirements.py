@@ -72,7 +72,7 @@ class Declared:
 
 
 def declared(own: Distribution) -> Declared:
-    """What a distribution of repl-fx declares, on this machine and with this Python."""
+    """The requirements that a distribution of repl-fx declares, on this machine and with this Python."""
     requirements = [Requirement(text) for text in own.requires or ()]
     names = own.metadata.get_all("Provides-Extra") or ()
     extras = (Extra(name, tuple(_of_extra(requirements, name)), _install(own, name)) for name in names)
@@ -87,7 +87,7 @@ def own_distribution() -> Distribution | None:
 
 
 def unmet(module: str) -> str | None:
-    """What a package asks of torch and does not get, such as `torch==2.13.0`; None where it gets it, or asks nothing.
+    """The requirement of a package that torch does not meet, such as `torch==2.13.0`; None where there is none.
 
     Args:
         module: the name by which the package is imported.
@@ -125,7 +125,7 @@ def _brought_by(module: str) -> str:
 
 
 def _torch_of(package: str) -> Requirement | None:
-    """What a package asks of torch."""
+    """The requirement of a package on torch."""
     with suppress(PackageNotFoundError):
         asked = _applying(list(map(Requirement, distribution(package).requires or ())), "")
         return next((one for one in asked if canonicalize_name(one.name) == "torch"), None)

@@ -16,7 +16,7 @@ from repl_fx.graph.kinds import dtype_name
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far two numbers may lie apart: |onnx - torch| <= atol * scale + rtol * |torch|.
+    """The distance that two numbers may lie apart: |onnx - torch| <= atol * scale + rtol * |torch|.
 
     Attributes:
         rtol: relative to each number.

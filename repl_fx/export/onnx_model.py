@@ -110,7 +110,7 @@ def export_onnx(
 
 
 def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None) -> torch.onnx.ONNXProgram:
-    """What `export_onnx` writes, in memory.
+    """The model that `export_onnx` writes, in memory.
 
     Raises:
         BadInput, ExportError, NotFoldable: see `export_onnx`.

@@ -20,7 +20,7 @@ MARK = "repl_fx"
 
 @dataclass
 class Pairs:
-    """What was found in two graphs.
+    """The pairs that were found in two graphs.
 
     Attributes:
         values: name and value in the first, name and value in the second: tensors, and attributes of nodes.

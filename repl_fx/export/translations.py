@@ -255,7 +255,7 @@ def adaptive_max_pool(self: Any, output_size: Sequence[int]) -> tuple[Any, Any]:
 
 
 def _windows(value: Any, dim: int, count: Any) -> tuple[Any, Any]:
-    """Which elements along a dimension are in which of so many windows, (count, size), and their sizes (count, 1)."""
+    """The elements along a dimension in each of so many windows, (count, size), and their sizes (count, 1)."""
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     size = op.Squeeze(op.Shape(value, start=dim, end=dim + 1))
     counted = op.Constant(value_int=count) if isinstance(count, int) else op.Squeeze(count)

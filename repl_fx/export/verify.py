@@ -102,7 +102,7 @@ def verify_file(
     layer_nodes: Iterable[str] | None = None,
     fresh: ir.Model | None = None,
 ) -> Verification:
-    """What `verify_onnx` does, of arguments that are right.
+    """Verify as `verify_onnx` does, with arguments that are right.
 
     Args:
         fresh: what the module was exported to just now, where it was; else it is exported again.

@@ -49,7 +49,7 @@ class WeightDifference:
 
 
 def difference_of(name: str, source: str, value: Array, wanted: Array, *, computed: bool) -> WeightDifference | None:
-    """How a tensor differs from what it should be, in its own precision; None where it does not.
+    """Say how a tensor differs from the one it should be, in its own precision; None where it does not.
 
     Args:
         computed: whether it is computed in the export, where machines may round otherwise.

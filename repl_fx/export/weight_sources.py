@@ -111,7 +111,7 @@ def _meant(names: Sequence[str], tensors: Arrays, axis: int) -> Iterator[tuple[s
 
 
 def _likeness(value: Array, wanted: Array) -> float:
-    """How far two tensors are alike: the share of equal numbers, or their correlation, whichever is larger."""
+    """The likeness of two tensors: the share of equal numbers, or their correlation, whichever is larger."""
     if value.size < 2:
         return 0.0
     theirs, ours = value.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()

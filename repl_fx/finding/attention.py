@@ -189,7 +189,7 @@ def _shape(node: fx.Node) -> list[str]:
 
 
 def gives_positions_in_order(branch: Branch, attention: Attention) -> bool:
-    """Whether a branch's last layer reads what the attention makes in the order of positions of the branch's input.
+    """Tell whether a branch's last layer reads the attention's result in the order of the branch's input positions.
 
     They may be in one dimension there, or in two where the input has them in one.
     """

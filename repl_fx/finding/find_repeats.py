@@ -139,7 +139,7 @@ class _Chooser:
 
 
 def _has_spine(table: NodeTable, cutting: Cutting) -> bool:
-    """Whether the streamed values pass a copy on a way around all weights, so that something is left without them."""
+    """Tell whether the streamed values pass a copy on a way around all weights: then something is left without."""
     start = cutting.start + (cutting.copies - 1) * cutting.period
     return all(
         depends(table, start, offset, [start - cutting.period + place for place in cutting.streamed], table.mixing)
@@ -164,7 +164,7 @@ def _runs(table: NodeTable, shifts: Iterable[int]) -> Iterator[TandemRun]:
 
 
 def match_at_shift(table: NodeTable, shift: int) -> Bools:
-    """Which nodes match the node `shift` places on; bool array (N - shift,)."""
+    """Mark the nodes that match the node `shift` places on; bool array (N - shift,)."""
     matches: Bools = table.labels[:-shift] == table.labels[shift:]
     # Few labels are equal at most shifts, and rows of arguments can be wide.
     places = np.flatnonzero(matches)

@@ -73,7 +73,7 @@ def _gain(table: NodeTable, units: Sequence[Residual]) -> tuple[int, int]:
 
 
 def _is_new(units: Sequence[Residual], replaceable: set[int], repeated: set[int]) -> bool:
-    """Whether the units say more than the exact repeats do: one of them can go that could not, or none was found."""
+    """Tell whether the units say more than exact repeats: one can go that could not, or no repeat was found."""
     if not any(repeated.intersection(unit.main) for unit in units):
         return True
     return any(not unit.shortcut and not replaceable.intersection(unit.main) for unit in units[1:-1])

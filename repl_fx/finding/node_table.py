@@ -71,7 +71,7 @@ class NodeTable:
         return one == other or (min(one, other) >= 0 and 0 != self.value_numbers[one] == self.value_numbers[other])
 
     def uses(self, position: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where in `arguments` a node is: rows, ascending, and columns."""
+        """The places of a node in `arguments`: rows, ascending, and columns."""
         values, rows, columns = self._uses
         low, high = np.searchsorted(values, (position, position + 1))
         return rows[low:high], columns[low:high]

@@ -44,7 +44,7 @@ class TandemRun:
 
 @dataclass(frozen=True)
 class Cutting:
-    """Where the copies of a run begin, and what passes from one to the next.
+    """The cuts between the copies of a run, and the values that pass from one to the next.
 
     Attributes:
         start: position of the first copy that matches strictly.
@@ -190,7 +190,7 @@ class _Crossing:
 
     @property
     def _last(self) -> int:
-        """Where the earliest of the last copies begins."""
+        """The beginning of the earliest of the last copies."""
         return max(0, len(self._last_use) - 2 * self._period)
 
     @cached_property

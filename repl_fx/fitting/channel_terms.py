@@ -50,7 +50,7 @@ class ChannelFit:
 
     @property
     def numbers(self) -> int:
-        """How many are fitted."""
+        """The number of fitted values."""
         return len(self.start)
 
     @property

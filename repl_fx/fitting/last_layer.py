@@ -60,7 +60,7 @@ class LayerFit:
 
     @property
     def numbers(self) -> int:
-        """How many are fitted."""
+        """The number of fitted values."""
         module, names = (
             self._gm.get_submodule(str(self._node.target)),
             filter(None, (self._start.weight, self._start.bias)),

@@ -33,7 +33,7 @@ from repl_fx.tracing.parts.part_repeats import part_of
 
 @dataclass(frozen=True, eq=False)
 class GraphStandIn:
-    """What stands in for a block, in the rewritten graph of its part.
+    """The surrogate of a block, in the rewritten graph of its part.
 
     Attributes:
         part: path of the part.
@@ -126,7 +126,7 @@ class GraphStandIn:
 
 
 def stand_ins(result: TransformResult) -> Iterator[GraphStandIn]:
-    """What stands in for each block, in program order; of a stretch that has one map, the map alone."""
+    """The surrogate of each block, in program order; of a stretch that has one map, the map alone."""
     found = [_stand_in(result, r) for r in ends_of_stretches(result.plan)]
     order = [part.path for part in result.parts]
     return iter(sorted(found, key=lambda one: (order.index(one.part), one.last)))

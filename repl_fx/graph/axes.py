@@ -42,7 +42,7 @@ class InputSizes:
 
     @classmethod
     def of(cls, name: str, dtype: torch.dtype, sizes: Sequence[object]) -> InputSizes:
-        """What a tensor of a dtype is; pictures may have whole numbers of one byte."""
+        """The kind of a tensor by its dtype; pictures may have whole numbers of one byte."""
         floating = dtype.is_floating_point or dtype.is_complex or dtype is torch.uint8
         return cls(name, floating, tuple(size if isinstance(size, int) else str(size) for size in sizes))
 
@@ -105,7 +105,7 @@ def name_dims(inputs: Sequence[InputSizes]) -> list[tuple[str, ...]]:
 
 
 def _usual(given: InputSizes) -> tuple[str, ...]:
-    """What the dimensions of such a tensor are, most often."""
+    """The dimensions of such a tensor, as they mostly are."""
     rank = len(given.sizes)
     free = [isinstance(size, str) for size in given.sizes]
     if rank == 4 and _CACHE.search(given.name):

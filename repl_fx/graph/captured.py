@@ -184,7 +184,7 @@ def keep_pinned(module: nn.Module, pinned: Mapping[str, bool]) -> None:
 
 
 def within(path: str, named: Mapping[str, _T]) -> dict[str, _T]:
-    """What lies inside of the module at a path, by the rest of its name."""
+    """The entries inside of the module at a path, by the rest of their names."""
     inner = f"{path}."
     return {name.removeprefix(inner): value for name, value in named.items() if name.startswith(inner)}
 

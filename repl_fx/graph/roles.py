@@ -94,7 +94,7 @@ _LIKE_VIEWS = COPIES | {
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether a node changes neither values nor, but for repeating all alike, how many there are; it may copy them."""
+    """Tell whether a node changes neither values nor, but for repeating all alike, their number; it may copy them."""
     if node.target is operator.getitem or node.target in _LIKE_VIEWS:
         return True
     given = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
@@ -105,7 +105,7 @@ def is_view(node: fx.Node) -> bool:
 
 
 def aliases(target: Any) -> bool:
-    """Whether the first result of an operator has, by its schema, memory of an argument that it does not write to."""
+    """Tell whether an operator's first result has, by its schema, memory of an argument that is not written to."""
     schema = getattr(target, "_schema", None)
     alias = schema.returns[0].alias_info if schema is not None and schema.returns else None
     return alias is not None and not alias.is_write

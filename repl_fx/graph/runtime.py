@@ -42,7 +42,7 @@ def check_constant(value: Any, expected: Any, name: str) -> None:
 
 
 def same_constant(value: Any, expected: Any) -> bool:
-    """Whether two plain values are one to every model: of one class (True is not 1, nor 1 is 1.0), with equal values.
+    """Tell whether two plain values are one to every model: of one class (True is not 1, nor 1 is 1.0), and equal.
 
     NaN is the same as NaN, and -0.0 is not 0.0.
     """

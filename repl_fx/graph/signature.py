@@ -188,7 +188,7 @@ class PackOutput:
 
 
 def leaf_paths(structure: pytree.TreeSpec) -> list[tuple[Any, ...]]:
-    """Where each leaf of a structure is, in order: names of attributes and keys, numbers of items."""
+    """The place of each leaf of a structure, in order: names of attributes and keys, numbers of items."""
     if structure.is_leaf():
         return [()]
     children = children_of(structure)

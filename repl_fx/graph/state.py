@@ -116,5 +116,5 @@ def _drop_empty(gm: fx.GraphModule, path: str, now: Used) -> None:
 
 
 def _holds(child: nn.Module | None) -> bool:
-    """Whether a child is worth keeping its parent for; a list that was made for parameters, and has none, is not."""
+    """Tell whether a child is worth keeping its parent for; a list made for parameters that has none is not."""
     return not isinstance(child, nn.ParameterList | nn.ParameterDict) or any(True for _ in child.parameters())

@@ -64,7 +64,7 @@ Way = tuple[str, int]
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be left of some costs, and what each block is worth.
+    """The limits of some costs, and the worth of each block.
 
     Attributes:
         limits: shares of the original, by cost; above 0 and below 1.
@@ -119,7 +119,7 @@ def budget_among(options: Mapping[str, Any]) -> Budget | None:
 def reached(
     before: Costs, after: Costs, plan: Plan, parts: Sequence[Part], rewritten: Sequence[Part]
 ) -> dict[str, float | Share]:
-    """What is left of each cost that a plan expects something of, as a share of the original; latency is timed anew."""
+    """The share of each cost of a plan that is left of the original; latency is timed anew."""
     left: dict[str, float | Share] = {}
     for name in plan.expected:
         if name == LATENCY:
@@ -371,7 +371,7 @@ class BudgetPlanner:
         return {block: given[block] for block in self.places}
 
     def _worth(self, way: Way) -> float:
-        """What is lost of a block's score, up to a factor that all have."""
+        """The part of a block's score that is lost, up to a factor that all have."""
         block, number = way
         return self.scores[block] * (self.mix[number].error_left if len(self.mix) > 1 else 1)
 
@@ -405,7 +405,7 @@ class BudgetPlanner:
         return by_stretch(self.found, chosen, replacements, in_stretches) if in_stretches else replacements
 
     def _saved_inside(self, way: Way, ways: Sequence[Sequence[Way]], place: int) -> dict[str, int] | None:
-        """What a block saves where the next one goes too, and stands for both; None where that is no other."""
+        """The savings of a block where the next one goes too, and stands for both; None where they are no others."""
         _, number = way
         if not self.mix[number].spans_stretches:
             return None
@@ -424,7 +424,7 @@ class BudgetPlanner:
         return {name: saved[name] - of_last[name] for name in saved}
 
     def _saved_by(self, way: Way, *, build: bool = False) -> dict[str, int]:
-        """What a block saves by the first of its surrogates that can be built; where none can, it does not go so."""
+        """The savings of a block by the first of its surrogates that can be built; where none can, it stays."""
         first, surrogate = self.replacements[way], self.mix[way[1]]
         reason = ""
         for one in chain([first], next_choices(self.found, surrogate, first)):

@@ -157,7 +157,7 @@ def _ends(number: int, row: PlaceRow, costs: int) -> list[Packing]:
 
 
 def _behind(before: Item, item: Item) -> tuple[int, ...]:
-    """What an item adds to what is saved where the place before goes too."""
+    """The savings that an item adds where the place before goes too."""
     if before.inner is None or not item.joins:
         return item.saved
     each = zip(item.saved, before.inner, before.saved, strict=True)

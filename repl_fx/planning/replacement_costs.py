@@ -69,7 +69,7 @@ def _folded(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 class ReplacementCosts:
-    """What replacements save of the costs that a budget names.
+    """The savings of replacements, of the costs that a budget names.
 
     Args:
         graphs: the model.
@@ -98,7 +98,7 @@ class ReplacementCosts:
         self._saved: dict[Hashable, dict[str, int]] = {}
 
     def saved(self, *replacements: Replacement) -> dict[str, int]:
-        """What a replacement, or those of a stretch, save of each cost that is known; below 0 where they cost more.
+        """The savings of a replacement, or those of a stretch, of each known cost; below 0 where they cost more.
 
         Raises:
             ForeignError, BrokenGraph, PlanMismatch: its surrogate cannot be built.
@@ -116,7 +116,7 @@ class ReplacementCosts:
         return self._saved[kind]
 
     def left(self, replacements: Sequence[Replacement]) -> dict[str, float]:
-        """What is left of each cost that is known, as a share of the original: counted on the model itself.
+        """The share of each known cost that is left of the original, counted on the model itself.
 
         Latency is measured: the upper end of its spread, where that is narrow enough to tell.
         """

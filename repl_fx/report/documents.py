@@ -20,7 +20,7 @@ from repl_fx.tracing.parts.capture import CapturedParts
 
 
 def parts_document(captured: CapturedParts) -> dict[str, Any]:
-    """Which modules of a model are graphs, for which sizes, and which were tried and stay eager."""
+    """The modules of a model that are graphs, with their sizes, and those that were tried and stay eager."""
     return {
         "captured": [
             {

@@ -39,7 +39,7 @@ _GROWING: tuple[tuple[str, _Text, _Value], ...] = (
 
 
 def parts_table(captured: CapturedParts) -> Table:
-    """Which modules of a model are graphs, and which were tried and stay eager, with the reason."""
+    """The modules of a model that are graphs, and those that were tried and stay eager, with the reason."""
     infos = ((part.path, part.graph_module.meta["capture"]) for part in captured.parts)
     found = [(path, info.model, info.tracer) for path, info in infos]
     found += [(eager.path, eager.kind, f"eager: {eager.reason}") for eager in captured.eager]

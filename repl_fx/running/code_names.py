@@ -140,14 +140,14 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
 
 
 def use_of(code: CodeType, name: str) -> int:
-    """What code does with the container under a name: `READ`, `HANDED_ON` or `WRITTEN`, which is also said in doubt."""
+    """The use that code makes of the container under a name: `READ`, `HANDED_ON` or `WRITTEN`, said in doubt too."""
     uses = _uses_in(code)
     return WRITTEN if uses is None else uses.get(name, WRITTEN)
 
 
 @lru_cache(maxsize=4096)
 def _uses_in(code: CodeType) -> Mapping[str, int] | None:
-    """What code does with the values under its names; None where its source is not to be had."""
+    """The uses that code makes of the values under its names; None where its source is not to be had."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError):
@@ -167,7 +167,7 @@ def _name_of(node: ast.AST) -> str | None:
 
 
 def _use(node: ast.AST, parents: Mapping[ast.AST, ast.AST], names: Collection[str]) -> int:
-    """What becomes of the value of a node; `names` are local ones on the way to it."""
+    """The use of the value of a node; `names` are local ones on the way to it."""
     use = WRITTEN
     while True:
         child, node = node, parents[node]

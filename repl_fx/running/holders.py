@@ -29,7 +29,7 @@ GONE: Any = object()
 
 
 def state_of(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """How the state of a random generator is read and set."""
+    """The functions that read and set the state of a random generator."""
     if isinstance(generator, np.random.Generator):
         bits = generator.bit_generator
         return partial(getattr, bits, "state"), partial(setattr, bits, "state")
@@ -55,12 +55,12 @@ def slots_of(value: Any) -> set[str]:
 
 
 def content_now(owner: Any) -> Mapping[str, Any]:
-    """What a file (by its dictionary), a class or an object holds now."""
+    """The values that a file (by its dictionary), a class or an object holds now."""
     return owner if type(owner) is dict else vars(owner) if isinstance(owner, type) else attributes_of(owner)
 
 
 def content_of_cell(cell: CellType) -> Any:
-    """What a cell of a closure holds, or `GONE`."""
+    """The value of a cell of a closure, or `GONE`."""
     # An empty cell has no contents.
     with suppress(ValueError):
         return cell.cell_contents

@@ -95,7 +95,7 @@ class PythonChange:
 
 
 class Spot(NamedTuple):
-    """Where a value is.
+    """The place of a value.
 
     Attributes:
         path: such as `blocks.0.count` or `log[3]`.
@@ -254,7 +254,7 @@ class PythonState:
         return self._use_at(place) >= least and not (is_array and not container.flags.writeable)
 
     def _use_at(self, place: Spot) -> int:
-        """What the code does with a container at a place."""
+        """The use that the code makes of a container at a place."""
         named = [use_of(code, place.name) for code, names in self._codes if place.name in names.every]
         return max(named, default=WRITTEN if self._any_attribute else READ)
 

@@ -64,7 +64,7 @@ _SILENT = (logging.Logger, TypeVar)
 
 @dataclass(frozen=True)
 class SourceMark:
-    """What is known of the source of a model.
+    """The facts of the source of a model.
 
     Attributes:
         digest: the mark; empty where the model has none.
@@ -140,7 +140,7 @@ class _Looked(PythonState):
         self.hidden += [path for path in self.unseen if path in self.kinds]
 
     def lines(self) -> Iterator[str]:
-        """What was seen, in an order that is the same each time."""
+        """The things seen, in an order that is the same each time."""
         yield from sorted(f"{path}: {kind}" for path, kind in self.kinds.items())
         for path, value in sorted(self._values.items()):
             kind = self.kinds.get(path.removeprefix("len(").removesuffix(")") if path.startswith("len(") else path)

@@ -126,7 +126,7 @@ def seed_everything(seed: int, device: torch.device = _CPU) -> None:
 
 
 def device_of(model: nn.Module, inputs: ExampleInputs | None = None) -> torch.device:
-    """Where a model lives: the device of its first parameter or buffer, or of the first input."""
+    """The device of a model: that of its first parameter or buffer, or of the first input."""
     tensors = (*model.parameters(), *model.buffers(), *(inputs.tensors if inputs else ()))
     return tensors[0].device if tensors else torch.device("cpu")
 

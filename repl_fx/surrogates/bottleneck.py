@@ -228,7 +228,7 @@ def _spatial(site: Site, branch: Branch) -> list[LinearOperator]:
 
 
 def _layout(branch: Branch) -> str:
-    """How positions move from the input of a branch's span to its output; refuses spans unlike a thin layer."""
+    """The way of positions from the input of a branch's span to its output; refuses spans unlike a thin layer."""
     for linear in (*branch.entries, *branch.exits):
         if linear.weight is None:
             raise Unfit(f"the weight of {linear.node.name} is of a kind a thin layer cannot be made from", linear.node)
@@ -261,7 +261,7 @@ def _without(tensor: Tensor, axis: int) -> list[str]:
 
 
 def _layout_change(given: Tensor, made: Tensor, axis_in: int, axis_out: int) -> str | None:
-    """How positions move from the span's input to its output; None where they do not correspond."""
+    """The way of positions from the span's input to its output; None where they do not correspond."""
     if axis_in == axis_out and _without(given, axis_in) == _without(made, axis_out):
         return "none"
     if given.ndim == made.ndim and given.ndim > 2 and _without(given, axis_in) == _without(made, axis_out):

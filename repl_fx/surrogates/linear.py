@@ -80,7 +80,7 @@ class LinearConfig:
 
 @dataclass(frozen=True)
 class LinearMatch(Match):
-    """What a map has to do.
+    """The task of a map.
 
     Attributes:
         widths: the channels of the stream before and behind the block.
@@ -130,7 +130,7 @@ class Linear(Surrogate[LinearConfig, LinearMatch]):
         return LinearMatch((widths[0], widths[1]), axis, sampling, layer, kept_parameters=())
 
     def _sampling(self, site: Site, start: fx.Node, axis: int) -> Sampling | None:
-        """What a map reads from a node to the end of the block; None where the sizes are the same.
+        """The reading of a map from a node to the end of the block; None where the sizes are the same.
 
         Raises:
             Unfit: there is no such map, or none of this form.

@@ -313,7 +313,7 @@ def _require_own_map(attention: Attention) -> None:
 
 
 def _borrowed(mixing: _Mixing) -> BorrowedMap:
-    """Where the map is made, for a surrogate that stands in the model's own tree."""
+    """The node that makes the map, for a surrogate that stands in the model's own tree."""
     attention, heads = mixing.attention, mixing.heads
     count = len(attention.units)
     # Several heads of queries may share one of keys and values; the first of each is taken.

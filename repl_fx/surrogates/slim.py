@@ -242,7 +242,7 @@ class _Planner:
         self.steps.append(step)
 
     def channels(self, node: fx.Node, axis: int) -> int:
-        """How many channels the slim one of a value has."""
+        """The number of channels of the slim one of a value."""
         width, whole = self.part
         size = node.meta["val"].shape[axis]
         if not isinstance(size, int):
@@ -331,7 +331,7 @@ def _along(scale: object, axis: int, value: Tensor) -> bool:
 
 
 def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | None:
-    """Which axis of its argument each axis of the result of a permutation is; None where a node is none."""
+    """The axis of its argument that each axis of a permutation's result is; None where a node is none."""
     if not (node.target in PERMUTATIONS or has_no_state(gm, node)) or node.meta["val"].ndim != ndim:
         return None
     sizes = (2, 3, 5, 7, 11)[:ndim]

@@ -74,7 +74,7 @@ def structure_of(module: nn.Module, owners: Mapping[int, int]) -> Any:
 
 
 def names_of(model: nn.Module) -> dict[int, int]:
-    """How many names each tensor and each module of a model has, by `id`."""
+    """The number of names of each tensor and each module of a model, by `id`."""
     counts: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
         for one in (module, *module._parameters.values(), *module._buffers.values()):
@@ -167,7 +167,7 @@ def asks_for_gradients(module: nn.Module) -> bool:
 
 
 def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[Tensor]] | None:
-    """What calls have in common that a trace may stand for.
+    """The properties of calls that one trace may stand for.
 
     Args:
         gradients: which arguments take a gradient counts.

@@ -64,7 +64,7 @@ TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export, "fx.symbolic_trac
 
 @dataclass(frozen=True)
 class CaptureInfo:
-    """How a graph was captured; kept in `graph_module.meta["capture"]`.
+    """The record of the capture of a graph; kept in `graph_module.meta["capture"]`.
 
     Attributes:
         model: class name of the source.

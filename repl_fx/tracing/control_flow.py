@@ -104,7 +104,7 @@ def _settle(
 
 
 def _learned(trace: Trace, base: fx.Graph, asked: _Asked, settled: Mapping[int, bool]) -> _Joiner:
-    """What traces with yes and with no to all decisions that are not settled tell."""
+    """The findings of traces with yes and with no to all decisions that are not settled."""
     count = len(_markers(base))
     free = [i for i in range(count) if i not in settled]
 
@@ -225,7 +225,7 @@ class _Joiner:
         return [long[path] for path in short], list(short.values())
 
     def compare(self, ours: Any, theirs: Any, image: dict[fx.Node, fx.Node], skipped: set[int]) -> None:
-        """Where the traces use different values, the one is the layer's and the other takes its place."""
+        """Put one value in the place of the layer's where the traces use different ones."""
         a, b = _flat(ours), _flat(theirs)
         if len(a) != len(b):
             raise Untraceable("a decision changes what the forward returns")

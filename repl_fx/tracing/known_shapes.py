@@ -39,7 +39,7 @@ def metadata(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
-    """What a layer returns for some arguments, as a tensor of which only the kind counts; None where it has to run."""
+    """The result of a layer for some arguments, as a tensor of which only the kind counts; None where it has to run."""
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
     kind, given = type(layer), args[0]

@@ -64,7 +64,7 @@ _KEPT_META = ("val", "nn_module_stack", "stack_trace")
 
 @dataclass
 class Learned:
-    """What one trace of a model tells the next, in this mode and in the other.
+    """The knowledge that one trace of a model hands to the next, in this mode and in the other.
 
     Attributes:
         tensors: those that a trace itself made (`torch.tensor(…)` in a forward).

@@ -246,7 +246,7 @@ def _mode_in_the_way(model: nn.Module) -> str | None:
 
 
 def _no_numbers(tensor: Tensor) -> str:
-    """How many values of a tensor are no numbers, in words; empty where it is as it may be."""
+    """Say how many values of a tensor are no numbers; empty where it is as it may be."""
     if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
         return ""
     # Types of 8 bits know no such questions.

@@ -190,7 +190,7 @@ class Compiling:
 
 
 def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
-    """Whether a graph returns what its model does in evaluation mode, but for what other kernels round otherwise."""
+    """Tell whether a graph returns the same as its model in evaluation mode, but for the rounding of other kernels."""
     ours, theirs = (outcome_of(module, inputs, False) for module in (model, copy_graph(gm)))
     if ours.problem is not None or theirs.problem is not None:
         return ours.problem is not None

@@ -236,7 +236,7 @@ class _Held:
 
 @dataclass(frozen=True)
 class _Asking:
-    """How a question is asked.
+    """The form of a question.
 
     Attributes:
         by_the_model: in Python, by code of the model or of torch's functions for models, which goes on by the answer.

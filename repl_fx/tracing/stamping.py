@@ -333,7 +333,7 @@ class Stamps:
         )
 
     def _is_closed(self, first: fx.Node) -> bool:
-        """Whether a region computes from its arguments, the model's state and sizes alone, and from known sizes."""
+        """Tell whether a region computes from its arguments, the model's state and known sizes alone."""
         if self._state is None:
             tensors = [t for m in self._model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
             self._state = {node for t in tensors if t is not None and (node := traced_node(t)) is not None}

@@ -32,7 +32,7 @@ class Member:
 
 @dataclass(frozen=True)
 class VariantOutcome:
-    """What became of a variant.
+    """The outcome of a variant.
 
     Attributes:
         variant: original, depth-pruned or rewritten.

@@ -83,7 +83,7 @@ class Processes:
 
     @property
     def nodes(self) -> int:
-        """How many machines."""
+        """The number of machines."""
         return self.size // self.local_size
 
     def agree(self, facts: Mapping[str, Sequence[str]]) -> None:

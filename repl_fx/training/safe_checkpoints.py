@@ -22,12 +22,12 @@ FINGERPRINT = "repl_fx_model"
 
 
 def part_of(place: Path) -> Path:
-    """Where a checkpoint is written."""
+    """The path that a checkpoint is written to."""
     return place.with_name(f".{place.name}.part")
 
 
 def before(place: Path) -> Path:
-    """Where the checkpoint before is, while a new directory takes its place."""
+    """The path of the checkpoint before, while a new directory takes its place."""
     return place.with_name(f".{place.name}.before")
 
 
@@ -58,7 +58,7 @@ def unwritten(place: Path, why: str) -> OutputError:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says besides tensors.
+    """The facts of a checkpoint besides tensors.
 
     Attributes:
         sharded: whether it is a directory with shards of each process.

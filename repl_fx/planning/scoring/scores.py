@@ -90,7 +90,7 @@ class Scores(ShownInNotebooks):
     loss: float | None = None
 
     def of(self, kind: str) -> dict[str, float]:
-        """How much each block matters, by name; of `loss`, by how much it rises without the block.
+        """The importance of each block, by name; of `loss`, the rise without the block.
 
         Blocks that have no score of this kind are left out; `BlockScore.reasons` says why.
 

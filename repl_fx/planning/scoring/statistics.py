@@ -38,7 +38,7 @@ _Place = tuple[fx.Node, ...]
 
 @dataclass(eq=False)
 class Alikeness:
-    """How alike two boundaries are, so far.
+    """The likeness of two boundaries, so far.
 
     Attributes:
         apart: sum of one minus the cosine.

@@ -148,7 +148,7 @@ def _side(path: Path) -> _Side:
 
 
 def _blocks(plan: Plan) -> dict[str, Mapping[str, Any]]:
-    """What a plan says of each block that it names."""
+    """The words of a plan on each block that it names."""
     found: dict[str, Mapping[str, Any]] = {}
     for one in plan.replacements:
         found[one.block] = {

@@ -256,7 +256,7 @@ class RepeatRow(_Record, frozen=True):
 
 
 class BlockRow(_Record, frozen=True):
-    """What became of a block, and what it costs before and after.
+    """The outcome for a block, and its costs before and after.
 
     Attributes:
         number: as `--blocks` takes it.
@@ -324,7 +324,7 @@ class Compared(_Record, frozen=True):
 
 
 class TrainingFacts(_Record, frozen=True):
-    """What is known of training.
+    """The facts of a training run.
 
     Attributes:
         curves: learning curves.

@@ -45,7 +45,7 @@ _SINCE = "from_step_"
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a model besides its graphs; None where a directory says nothing of it.
+    """The facts of a model besides its graphs; None where a directory has none.
 
     Attributes:
         scores: as `Scores.to_json` writes them.

@@ -30,7 +30,7 @@ Line = tuple[str, int]
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of a block.
+    """The rest of a block.
 
     Attributes:
         modules: the modules of which something stays.
@@ -96,7 +96,7 @@ class _FunctionCode:
         return _FunctionCode(own.__code__.co_filename, names, above, loads)
 
     def uses(self, name: str, left: Left) -> list[ast.Name]:
-        """Where a name is read in what is left."""
+        """The reads of a name in the rest of a block."""
         return [n for n in self.loads if n.id == name and not _is_in_what_is_gone(n, self.above, self.file, left)]
 
     def meant(self, owner: nn.Module, node: ast.AST) -> Any:

@@ -150,7 +150,7 @@ def _larger(own: OwnCode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def parting(model: nn.Module, module: nn.Module, *trials: tuple[Sequence[ExampleInputs], bool]) -> str:
-    """How a model in place differs from its rewritten module; empty where it does not, to the bit.
+    """Say how a model in place differs from its rewritten module; empty where it does not, to the bit.
 
     Args:
         model, module: they are not changed.
@@ -175,6 +175,6 @@ def parting(model: nn.Module, module: nn.Module, *trials: tuple[Sequence[Example
 
 
 def _same(ours: Any, theirs: Any) -> bool:
-    """Whether both returned the same tensors; a cache may hold values of a surrogate's in the model in place alone."""
+    """Tell whether both returned the same tensors; in place alone, a cache may hold values of a surrogate."""
     pair = [[leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)] for made in (ours, theirs)]
     return len(pair[0]) == len(pair[1]) and all(map(equal_leaves, *pair))

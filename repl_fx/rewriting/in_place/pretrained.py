@@ -49,7 +49,7 @@ def complete_(model: nn.Module) -> None:
 
 
 def has_from_pretrained(model: nn.Module) -> bool:
-    """Whether a class of a model, or of a module in it, builds models and gives them the weights whose names fit."""
+    """Tell whether a class of a model, or of a module in it, builds models with the weights whose names fit."""
     # `nn.Embedding` has a `from_pretrained`, which takes a tensor.
     return any(hasattr(type(module), "save_pretrained") for module in model.modules())
 

@@ -94,7 +94,7 @@ class _ReplacedBlock:
         return {**means, **quiet, **known}
 
     def _learned(self, site: Site) -> Mapping[str, Tensor]:
-        """What the surrogate itself has of full size."""
+        """The values of full size that the surrogate itself has."""
         surrogate = make_surrogate(self.replacement.surrogate, self.replacement.settings)
         match = self.part.matches.of(surrogate, site)
         assert not isinstance(match, Refusal)

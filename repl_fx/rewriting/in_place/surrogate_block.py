@@ -262,7 +262,7 @@ class StandIn(RefersToModules):
         return results
 
     def run(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
-        """What the block returns."""
+        """The results of the block."""
         self._require_as_known(arguments)
         self._require_form()
         made = self.compute(host, state, arguments)

@@ -27,7 +27,7 @@ from repl_fx.tracing.parts.capture import qualified_name
 
 @dataclass(frozen=True)
 class LoadedState:
-    """What became of a checkpoint.
+    """The outcome of loading a checkpoint.
 
     Attributes:
         loaded: names of the tensors that were given values.

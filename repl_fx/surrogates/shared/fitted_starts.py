@@ -111,7 +111,7 @@ class CutVector:
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """Which of a block's hidden units stay: those that tell most of what all of them write."""
+    """The hidden units of a block that stay: those that tell most of what all of them write."""
 
     hidden: tuple[UnitsOf, ...]
     layers: tuple[CutLayer, ...]

@@ -91,7 +91,7 @@ def _at_any(site: Site, positions: int, own: Any, other: Any) -> Any:
 
 
 def _works(site: Site, node: fx.Node, anywhere: Mapping[fx.Node, Any], places: Sequence[Place], positions: int) -> bool:
-    """Whether an operator gives at `_ANY` positions what it gives at the block's own number, but for that number."""
+    """Tell whether an operator gives at `_ANY` positions the same as at the block's own number, but for that."""
     args, kwargs = _replaced(node, places, _ANY)
     try:
         given = fx.node.map_arg((args, kwargs), lambda n: anywhere.get(n, n.meta["val"]))
@@ -103,7 +103,7 @@ def _works(site: Site, node: fx.Node, anywhere: Mapping[fx.Node, Any], places: S
 
 
 def _alike(made: Any, wanted: Any, positions: int) -> bool:
-    """Whether a value at `_ANY` positions has the sizes of another at the block's own number, but for that number."""
+    """Tell whether a value at `_ANY` positions has the sizes of another at the block's own number, but for that."""
     if not isinstance(made, Tensor) or not isinstance(wanted, Tensor) or made.ndim != wanted.ndim:
         return False
     pairs = zip(made.shape, wanted.shape, strict=True)

@@ -139,7 +139,7 @@ class RecomputedBranch(_Recomputed):
 
 @dataclass(frozen=True)
 class MapForm:
-    """How an attention map is given, and what it is applied to.
+    """The form of an attention map, and the values it is applied to.
 
     Attributes:
         scaled: whether the map is given by queries and keys, for `scaled_dot_product_attention`; else as itself.

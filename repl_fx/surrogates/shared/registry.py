@@ -92,7 +92,7 @@ class Surrogate(ABC, Generic[Config, Found]):
         return is_ours(self.build.__module__)
 
     def made_from(self, before: str, after: str) -> tuple[str, ...]:
-        """Which of the blocks around, by name, weights or values of it come from."""
+        """The blocks around that its weights or values come from, by name."""
         own = not self.needs_neighbours or getattr(self.config, "weights", "") == "own"
         return () if own else tuple(filter(None, (before, after)))
 

@@ -27,7 +27,7 @@ _LONGEST = 32
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a map reads.
+    """The values that a map reads.
 
     Attributes:
         strides: of the convolution of one pixel; empty where the channels are the last axis.
@@ -39,7 +39,7 @@ class Sampling:
 
 
 def sampling_of(site: Site, start: fx.Node, axis: int) -> Sampling | None:
-    """What a map along an axis reads to make the sizes of a block's output; None where no stride makes them.
+    """The reading along an axis that makes the sizes of a block's output; None where no stride makes them.
 
     Args:
         site: a block.

@@ -127,7 +127,7 @@ def _summed(part: Tensor, mesh: Any, *axes: int) -> Tensor:
 
 
 def _replicas(mesh: Any) -> int:
-    """How many processes have the same shard."""
+    """The number of processes with the same shard."""
     return int(mesh.size() // mesh.size(mesh.ndim - 1))
 
 

@@ -25,7 +25,7 @@ _CALLS = ("call_function", "call_module")
 
 
 def surrogate_path(block: str) -> str:
-    """Where the modules of the surrogate of a block of this name live."""
+    """The path of the modules of the surrogate of a block of this name."""
     return f"surrogates.{block.replace('.', '_')}"
 
 

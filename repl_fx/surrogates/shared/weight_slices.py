@@ -71,7 +71,7 @@ class SliceBlend:
 
     @property
     def numbers(self) -> int:
-        """How many gains a weight has."""
+        """The number of gains of a weight."""
         return sum(gain.numel() for gain in self.gains) // len(self.weights)
 
     @property
@@ -105,7 +105,7 @@ def blend_one(blend: SliceBlend) -> Tensor:
 
 
 def _plain(blends: Sequence[SliceBlend]) -> bool:
-    """Whether the sums are best done together: not in a compiled graph, nor on tensors that are more than values."""
+    """Tell whether the sums are best done together: not in a compiled graph, nor on more than plain tensors."""
     one = blends[0].weights[0]
     if torch.compiler.is_compiling() or is_transformed() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
         return False

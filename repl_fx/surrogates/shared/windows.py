@@ -90,7 +90,7 @@ class TokenWindows:
 
     @property
     def count(self) -> int:
-        """How many windows there are."""
+        """The number of windows."""
         return self.window[-1] + 1
 
     def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
@@ -119,7 +119,7 @@ Windows = PictureWindows | TokenWindows
 
 
 def _grid(positions: int) -> tuple[int, int | None]:
-    """How many tokens lie before a square grid, and its side; None where there is no such grid."""
+    """The number of tokens before a square grid, and its side; None where there is no such grid."""
     for beside in range(_MOST_BESIDE_GRID + 1):
         side = math.isqrt(max(0, positions - beside))
         if side > 1 and side * side == positions - beside:

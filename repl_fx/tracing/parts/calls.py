@@ -80,7 +80,7 @@ class Call:
 
     @property
     def degenerate(self) -> int:
-        """How many dimensions have size 0 or 1, which a trace takes for constants."""
+        """The number of dimensions of size 0 or 1, which a trace takes for constants."""
         return sum(size < 2 for shape in self.shapes() for size in shape)
 
 

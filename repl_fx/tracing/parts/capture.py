@@ -99,7 +99,7 @@ class CapturedParts:
 
     @property
     def copies(self) -> int:
-        """How many calls of modules in the graphs are copies of alike ones, which alone were traced."""
+        """The number of calls in the graphs that are copies of alike ones, which alone were traced."""
         return sum(part.graph_module.meta["capture"].copies for part in self.parts)
 
     @property

@@ -75,7 +75,7 @@ class Weights(Strict, frozen=True):
 
 
 class Model(Strict, frozen=True, rename={"kind": "class"}):
-    """How the source model is built.
+    """The recipe of the source model.
 
     Attributes:
         spec: see `repl_fx.sources`; the path of a file is absolute, but for that of the config beside the manifest.
@@ -118,7 +118,7 @@ class Captured(Strict, frozen=True, rename={"kind": "class"}):
 
 
 class Described(Strict, frozen=True, kw_only=True):
-    """What a manifest says of the origin of a module.
+    """The part of a manifest on the origin of a module.
 
     Attributes:
         code: hash of the code of the user's own classes in the model, as it was then.

@@ -97,7 +97,7 @@ class _CompressRun:
 
     @property
     def directory(self) -> Path:
-        """Where the artifact comes to lie."""
+        """The directory of the artifact."""
         return self.state.directory
 
 

@@ -57,7 +57,7 @@ class CompressionState:
 
     @property
     def place(self) -> Path:
-        """Where the files lie."""
+        """The directory of the files."""
         return self.directory / COMPRESSION
 
     @property

@@ -36,7 +36,7 @@ class PositionedLoader(ABC):
         """Batches of an epoch, the same on each rank."""
 
     def counts(self, number: int) -> bool:
-        """Whether this rank's part of a batch is its own; all ranks are given some, to call the model equally often."""
+        """Tell whether this rank's part of a batch is its own; all ranks get some, to call the model equally often."""
         return True
 
     # Lightning asks for it where there is a sampler.
