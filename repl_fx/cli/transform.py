@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +15,12 @@ from repl_fx.cli.settings import with_flags
 from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
+
+    from rich.console import RenderableType
 
     from repl_fx import TransformResult
+    from repl_fx.costs.counted import Costs
     from repl_fx.sources import Source
     from repl_fx.tracing.check import CaptureCheck
 
@@ -58,100 +62,153 @@ def transform_command(
     """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import save, transform
-        from repl_fx.artifact import require_free
-        from repl_fx.costs import counted as costs
-        from repl_fx.display.figures import budget_table
-        from repl_fx.errors import BadInput
-        from repl_fx.finding.repeats import repeats_table
-        from repl_fx.planning.budgets import budget_lines, budget_shares, reached
-        from repl_fx.report import documents, tables
-        from repl_fx.rewriting.blocks_table import blocks_table
         from repl_fx.sources import load_source
 
-        if output is None and not dry_run:
-            raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
-        written = None if dry_run else output
-        if written is not None:
-            require_free(written, force=force)
+        written = _place(output, dry_run=dry_run, force=force)
         settings = PlanSettings().changed(**given)
         options = settings.transform_options()
-
         terminal.stage("load")
         built = settings.source_options()
         source = load_source(spec, seed=seed, device=device, trust_remote_code=trust, **built)
-        if device.startswith("meta") and (check or not dry_run):
-            raise BadInput(
-                "weights on the meta device have no values to check or to write; see what would be done with "
-                "--dry-run --no-check, or choose another --device"
-            )
-        transformed = partial(
-            transform,
-            source.model,
-            source.args,
-            source.kwargs,
-            seed=seed,
-            allow_nan=allow_nan,
-            check=check,
-            in_place=in_place,
-            progress=terminal.stage,
-            **options,
-        )
+        _require_values(device, needed=check or not dry_run)
+        model = source.model, source.args, source.kwargs
+        more: Any = {"seed": seed, "allow_nan": allow_nan, "check": check, "in_place": in_place, **options}
+        transformed = partial(transform, *model, progress=terminal.stage, **more)
         result, checked = transformed(), None
         if check:
             terminal.stage("check the capture")
             result, checked = _checked(source, result, transformed)
         terminal.stage("measure costs")
-        captured = result.captured_parts
-        before, after = result.costs()
-        flops = costs.flops_of_parts(captured.parts)
-        left = reached(before, after, result.plan, captured.parts, result.all_parts)
-        shares = budget_shares(options.get("budget") or {}, result.plan, left)
-        said = [*tables.grown_lines(before, after), *budget_lines(shares, result.plan.timed_on)]
-        if result.in_place.model is not None:
-            other = tables.forms_line(after, costs.measure_parts(result.module, captured.parts))
-            said += [f"note: {other}"] if other else []
+        outcome = _Transformed(source, result, checked, *result.costs(), options.get("budget") or {})
+        said = outcome.said
         if written is not None:
             terminal.stage("save")
-            save(
-                result.model if in_place or settings.checkpoint_blocks else result, written, source=source, force=force
-            )
-
-        terminal.show(
-            *common.captured_lines(str(source), captured),
-            *captured.sizes,
-            *common.note_lines((*source.notes, *captured.notes)),
-            repeats_table(result.repeats, before, flops),
-            blocks_table(result.report),
-            *common.costs_lines(before, after),
-            *([budget_table(shares)] if shares else []),
-            tables.placing_line(result.in_place),
-            *said,
-        )
-        if checked:
-            what = "captured graph" if captured.whole else "model with graphs in it"
-            modes = "in evaluation and in training" if checked.training else "in evaluation"
-            terminal.show(f"checked: the {what} equals the model bit for bit, {modes}")
-        if checked and not checked.training:
-            terminal.show("not checked: the model does not run in training mode on its example inputs")
+            form = result.model if in_place or settings.checkpoint_blocks else result
+            save(form, written, source=source, force=force)
+        terminal.show(*outcome.tables(), *said, *outcome.checks())
         if written is None:
             terminal.show("dry run: nothing was written")
         else:
             terminal.show(f"written: {written}", f"next:    repl-fx export {written}")
-        terminal.document(
-            {
-                "spec": spec,
-                "notes": [*source.notes, *captured.notes],
-                "directory": None if written is None else str(written),
-                "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
-                "parts": documents.parts_document(captured),
-                "repeats": documents.repeats_document(result.repeats, before, flops),
-                "blocks": documents.blocks_document(result.report, result.plan),
-                "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
-                "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
-                "budget": shares,
-                "said": said,
-            }
+        directory = None if written is None else str(written)
+        terminal.document({"spec": spec, "directory": directory, **outcome.document()})
+
+
+def _place(output: Path | None, *, dry_run: bool, force: bool) -> Path | None:
+    """The directory to write to; None for a dry run."""
+    from repl_fx.artifact import require_free
+    from repl_fx.errors import BadInput
+
+    if output is None and not dry_run:
+        raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
+    if output is not None and not dry_run:
+        require_free(output, force=force)
+    return None if dry_run else output
+
+
+def _require_values(device: str, *, needed: bool) -> None:
+    """Refuse the meta device where values of weights are needed."""
+    from repl_fx.errors import BadInput
+
+    if device.startswith("meta") and needed:
+        raise BadInput(
+            "weights on the meta device have no values to check or to write; see what would be done with "
+            "--dry-run --no-check, or choose another --device"
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Transformed:
+    """A transform as the terminal and the document show it.
+
+    Attributes:
+        checked: the check of the capture; None where there was none.
+        before, after: costs of the source and of the model to train.
+        limits: of a budget, by cost.
+    """
+
+    source: Source
+    result: TransformResult
+    checked: CaptureCheck | None
+    before: Costs
+    after: Costs
+    limits: Mapping[str, float]
+
+    @cached_property
+    def shares(self) -> dict[str, dict[str, float | None]]:
+        """See `budget_shares`."""
+        from repl_fx.planning.budgets import budget_shares, reached
+
+        result = self.result
+        left = reached(self.before, self.after, result.plan, result.captured_parts.parts, result.all_parts)
+        return budget_shares(self.limits, result.plan, left)
+
+    @cached_property
+    def said(self) -> list[str]:
+        """The lines on costs: those that grew, the budget, and the costs of the other form."""
+        from repl_fx.costs.counted import measure_parts
+        from repl_fx.planning.budgets import budget_lines
+        from repl_fx.report import tables
+
+        result = self.result
+        said = [*tables.grown_lines(self.before, self.after), *budget_lines(self.shares, result.plan.timed_on)]
+        if result.in_place.model is not None:
+            other = tables.forms_line(self.after, measure_parts(result.module, result.captured_parts.parts))
+            said += [f"note: {other}"] if other else []
+        return said
+
+    @cached_property
+    def flops(self) -> dict[Any, int] | None:
+        """The FLOPs of the nodes before; see `flops_of_parts`."""
+        from repl_fx.costs.counted import flops_of_parts
+
+        return flops_of_parts(self.result.captured_parts.parts)
+
+    def tables(self) -> Iterator[RenderableType]:
+        """The capture, the repeats, what became of each block, and the costs."""
+        from repl_fx.display.figures import budget_table
+        from repl_fx.finding.repeats import repeats_table
+        from repl_fx.report import tables
+        from repl_fx.rewriting.blocks_table import blocks_table
+
+        result, captured = self.result, self.result.captured_parts
+        yield from common.captured_lines(str(self.source), captured)
+        yield from captured.sizes
+        yield from common.note_lines((*self.source.notes, *captured.notes))
+        yield repeats_table(result.repeats, self.before, self.flops)
+        yield blocks_table(result.report)
+        yield from common.costs_lines(self.before, self.after)
+        if self.shares:
+            yield budget_table(self.shares)
+        yield tables.placing_line(result.in_place)
+
+    def checks(self) -> Iterator[str]:
+        """The lines on the check of the capture."""
+        if self.checked:
+            what = "captured graph" if self.result.captured_parts.whole else "model with graphs in it"
+            modes = "in evaluation and in training" if self.checked.training else "in evaluation"
+            yield f"checked: the {what} equals the model bit for bit, {modes}"
+            if not self.checked.training:
+                yield "not checked: the model does not run in training mode on its example inputs"
+
+    def document(self) -> dict[str, Any]:
+        """The same as data."""
+        from repl_fx.report import documents
+
+        result, captured, checked = self.result, self.result.captured_parts, self.checked
+        modes = None if checked is None else {"evaluation": checked.evaluation, "training": checked.training}
+        costs = {"before": documents.costs_document(self.before), "after": documents.costs_document(self.after)}
+        return {
+            "notes": [*self.source.notes, *captured.notes],
+            "check": modes,
+            "parts": documents.parts_document(captured),
+            "repeats": documents.repeats_document(result.repeats, self.before, self.flops),
+            "blocks": documents.blocks_document(result.report, result.plan),
+            "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
+            "costs": costs,
+            "budget": self.shares,
+            "said": self.said,
+        }
 
 
 def _checked(
