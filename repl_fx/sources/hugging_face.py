@@ -237,7 +237,9 @@ def from_hub(name: str) -> Path:
         # A commit never changes, so that nobody need be asked.
         with suppress(Exception):
             return Path(hub.snapshot_download(repository, local_files_only=True, **known))
-    with downloading(f"{name} is no directory here, and the files of {name}", f"https://huggingface.co/{repository}", place):
+    with downloading(
+        f"{name} is no directory here, and the files of {name}", f"https://huggingface.co/{repository}", place
+    ):
         return Path(hub.snapshot_download(repository, **known))
 
 
