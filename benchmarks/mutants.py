@@ -62,6 +62,7 @@ MUTATED = (
     "repl_fx/tracing/parts/*.py",
     "repl_fx/planning/*.py",
     "repl_fx/fitting/*.py",
+    "repl_fx/rewriting/*.py",
     "repl_fx/rewriting/in_place/*.py",
     "repl_fx/artifact/*.py",
 )
@@ -69,6 +70,12 @@ MUTATED = (
 # Tests of modules beside those at the mirrored place.
 TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/plan.py": ("tests/test_pipeline.py",),
+    "repl_fx/planning/make_plan.py": ("tests/test_pipeline.py", "tests/planning/test_budgets.py"),
+    "repl_fx/planning/options.py": ("tests/test_pipeline.py",),
+    "repl_fx/rewriting/apply.py": ("tests/test_pipeline.py", "tests/rewriting/test_trials.py"),
+    "repl_fx/rewriting/folding.py": ("tests/test_pipeline.py",),
+    "repl_fx/rewriting/result.py": ("tests/test_pipeline.py", "tests/rewriting/in_place/test_assembling.py"),
+    "repl_fx/rewriting/settling.py": ("tests/test_pipeline.py", "tests/rewriting/in_place/test_choosing.py"),
     "passes/check_graph.py": ("tests/passes/test_check_graph.py", "tests/passes/test_replace_blocks.py"),
     "repl_fx/planning/choose_blocks.py": ("tests/planning/test_choose_blocks.py", "tests/finding/test_find_similar.py"),
     "passes/replace_blocks.py": ("tests/passes/test_replace_blocks.py", "tests/finding/test_side_outputs.py"),
