@@ -15,7 +15,7 @@ from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.budgets import budget_among
 from repl_fx.planning.choose_surrogates import next_choices
-from repl_fx.planning.make_plan import planner_of, require_replacements
+from repl_fx.planning.make_plan import PlanMaker, planner_of, require_replacements
 from repl_fx.planning.options import Options, require_known, surrogate_of
 from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.rewriting.result import TransformResult
@@ -28,8 +28,8 @@ from repl_fx.sources.checkpoints.fitting import with_weights
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts, captured_before
-from repl_fx.tracing.parts.finders import Finder, by_options, finder_of
-from repl_fx.tracing.parts.part_repeats import find_again, find_in_parts
+from repl_fx.tracing.parts.finders import Finder, by_options, finder_of, without_patterns
+from repl_fx.tracing.parts.part_repeats import PartRepeats, find_again, find_in_parts
 
 
 @shown("transform")
@@ -148,14 +148,17 @@ def rewrite(
         stage("find repeats")
         if isinstance(plan, Plan):
             found = find_again(captured, plan)
+            stage("plan")
             if required:
                 require_replacements(captured, found, plan)
             stage("replace")
             settling = Settling(captured, found, inputs, plan.seed, check=check)
             settling.require(plan)
             return settling.result(plan, checkpoint_blocks=checkpoint_blocks, scores={})
-        options, model = plan, captured.source
-        found = find_in_parts(captured, by_options(captured, options.get("blocks") or (), finder))
+        blocks, model = plan.get("blocks"), captured.source
+        found = find_in_parts(captured, by_options(captured, blocks or (), finder))
+        # A pattern names the blocks of a repeat, and none to go.
+        options: Options = {**plan, "blocks": without_patterns(blocks)}
 
         def graphs() -> Graphs:
             stage("measure what blocks cost")
@@ -166,8 +169,7 @@ def rewrite(
         planner, choices = planner_of(found, options, graphs), partial(next_choices, found, surrogate_of(options))
         settling = Settling(captured, found, inputs, options.get("seed", 0), check=check)
         while True:
-            wanted = planner.plan()
-            wanted = completed(found, wanted, wanted.replacements, (), model)
+            wanted = _made(planner, found, model)
             if required:
                 require_replacements(captured, found, wanted)
             stage("replace")
@@ -177,6 +179,11 @@ def rewrite(
                 break
         require_replacements(captured, found, settled)
         return settling.result(settled, checkpoint_blocks=checkpoint_blocks, scores=options.get("scores") or {})
+
+
+def _made(planner: PlanMaker, found: Sequence[PartRepeats], model: nn.Module) -> Plan:
+    plan = planner.plan()
+    return completed(found, plan, plan.replacements, (), model)
 
 
 def unreplaced(result: TransformResult, why: str) -> TransformResult:

@@ -66,7 +66,7 @@ _MISSPELT: Any = {"surogate": "x"}
         (lambda: repl_fx.transform(nn.ReLU(), **_MISSPELT), "argument 'surogate'; did you mean surrogate?"),
         (lambda: Budget({"parms": 0.5}), "no cost 'parms'; did you mean params?; the costs are params"),
         (lambda: task_of("clasification", 2), "no task 'clasification'; did you mean classification?; known are"),
-        (lambda: TrainConfig().changed(epoch=3), "no setting 'epoch'; did you mean epochs?; the settings are every"),
+        (lambda: TrainConfig().changed(epoch=3), "no setting 'epoch'; did you mean epochs?; the settings are weights"),
         (
             lambda: TrainConfig().changed(optimizer="adam"),
             "optimizer is 'adam'; did you mean adamw?; it can be adamw, sgd",

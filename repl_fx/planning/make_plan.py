@@ -23,7 +23,7 @@ from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.rewriting.settling import completed
 from repl_fx.tracing.capture import example_inputs_of
 from repl_fx.tracing.parts.capture import CapturedParts, Part
-from repl_fx.tracing.parts.finders import require_repeats, without_patterns
+from repl_fx.tracing.parts.finders import require_repeats
 from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
 
 
@@ -50,7 +50,7 @@ class PlanByChoice:
         choice = choose_blocks(
             repeats_of(self.found),
             every=options.get("every", 2),
-            blocks=without_patterns(options.get("blocks")),
+            blocks=options.get("blocks"),
             ignore=options.get("ignore", ()),
             alone=surrogate.stands_alone,
         )

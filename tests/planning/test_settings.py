@@ -14,7 +14,7 @@ from repl_fx.planning.settings import ModelSettings, PlanSettings, converted, gi
 
 
 def test_flags_that_are_not_given_change_nothing() -> None:
-    given = {"every": 3, "blocks": None, "ignore": [], "checkpoint_blocks": False}
+    given: dict[str, Any] = {"every": 3, "blocks": None, "ignore": [], "checkpoint_blocks": False}
     assert given_among(given) == {"every": 3, "checkpoint_blocks": False}
     settings = PlanSettings(surrogate="blend").changed(**given)
     assert (settings.every, settings.surrogate, settings.ignore) == (3, "blend", ())

@@ -30,7 +30,7 @@ def test_flags_come_before_and_what_is_not_given_stays() -> None:
     ("text", "problem"),
     [
         ("lr: -1", r"Expected `float` > 0.0 - at `\$.lr`"),
-        ("rate: 1", "no setting 'rate'.*; the settings are every, blocks"),
+        ("rate: 1", "no setting 'rate'.*; the settings are weights, pretrained"),
         ("optimizer: adam", r"optimizer is 'adam'; did you mean adamw\?; it can be adamw, sgd"),
         ("save_every: 0", "save_every is 0; give 1 or more steps"),
         ("epochs: 3\nreplace_at: 3", "replace_at is 3 and epochs is 3; give 1 or more, and fewer than all epochs"),
