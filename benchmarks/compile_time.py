@@ -88,7 +88,7 @@ PARTS = {
     ("repl_fx.tracing.capture", "follow_device_"): "follow_device",
     ("repl_fx.pipeline", "capture_parts"): REST,
     ("repl_fx.tracing.parts.finders", "find_repeats"): "find_repeats",
-    ("repl_fx.pipeline", "_made"): "make_plan",
+    ("repl_fx.pipeline", "plan_by"): "make_plan",
     ("repl_fx.rewriting.apply", "replace_blocks"): "replace_blocks",
 }
 # A share of the pass that calls it, shown below it and not counted twice.

@@ -61,7 +61,7 @@ from .finding.find_repeats import (
 from .finding.own_repeats import (
     repeat_of as repeat_of,
 )
-from .fitting.compress import (
+from .fitting.compression import (
     Compression as Compression,
     compress as compress,
 )

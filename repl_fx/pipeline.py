@@ -15,11 +15,11 @@ from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.budgets import budget_among
 from repl_fx.planning.choose_surrogates import next_choices
-from repl_fx.planning.make_plan import PlanMaker, planner_of, require_replacements
+from repl_fx.planning.make_plan import plan_by, planner_of, require_replacements
 from repl_fx.planning.options import Options, require_known, surrogate_of
 from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.rewriting.result import TransformResult
-from repl_fx.rewriting.settling import Settling, completed, forms_of
+from repl_fx.rewriting.settling import Settling, forms_of
 from repl_fx.running.alone import alone
 from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
@@ -29,7 +29,7 @@ from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts, captured_before
 from repl_fx.tracing.parts.finders import Finder, by_options, finder_of, without_patterns
-from repl_fx.tracing.parts.part_repeats import PartRepeats, find_again, find_in_parts
+from repl_fx.tracing.parts.part_repeats import find_again, find_in_parts
 
 
 @shown("transform")
@@ -169,7 +169,7 @@ def rewrite(
         planner, choices = planner_of(found, options, graphs), partial(next_choices, found, surrogate_of(options))
         settling = Settling(captured, found, inputs, options.get("seed", 0), check=check)
         while True:
-            wanted = _made(planner, found, model)
+            wanted = plan_by(planner, found, model)
             if required:
                 require_replacements(captured, found, wanted)
             stage("replace")
@@ -179,11 +179,6 @@ def rewrite(
                 break
         require_replacements(captured, found, settled)
         return settling.result(settled, checkpoint_blocks=checkpoint_blocks, scores=options.get("scores") or {})
-
-
-def _made(planner: PlanMaker, found: Sequence[PartRepeats], model: nn.Module) -> Plan:
-    plan = planner.plan()
-    return completed(found, plan, plan.replacements, (), model)
 
 
 def unreplaced(result: TransformResult, why: str) -> TransformResult:

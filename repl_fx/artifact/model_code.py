@@ -11,6 +11,7 @@ from repl_fx.artifact.manifest import Manifest, read_manifest
 from repl_fx.errors import ArtifactError
 from repl_fx.sources import Source, load_source, names_no_file
 from repl_fx.sources.checkpoints.digest import digest_of
+from repl_fx.sources.hugging_face import split_class
 from repl_fx.sources.hugging_face_code import OPTION as TRUST
 from repl_fx.sources.registry import code_of
 from repl_fx.sources.source import hash_file
@@ -80,7 +81,8 @@ def build_source(
         _require_same_files(directory, known)
         trusted = _runs_code(directory, known, trusted)
         model = known.spec
-        if not trusted and model.startswith("hf:") and model.endswith(("/config.json", *map(str, _directories(known)))):
+        kind, _, name = model.partition(":")
+        if kind == "hf" and known.files and not trusted and split_class(name)[1] is None:
             # Of an older repl-fx, which took AutoModel where no class was named.
             model = f"{model}:{known.kind}"
     return load_source(
@@ -92,11 +94,6 @@ def build_source(
         pretrained=options.pretrained and weights is True,
         trust_remote_code=trusted,
     )
-
-
-def _directories(model: Model) -> set[Path]:
-    """The directories of the files that a model was made from."""
-    return {Path(file).parent for file in model.files}
 
 
 def _from_config(directory: Path, model: Model, weights: Path | bool) -> nn.Module:

@@ -26,7 +26,7 @@ from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
-from repl_fx.planning.settings import ModelSettings, given_among
+from repl_fx.planning.settings import ModelSettings, flag_of, given_among
 
 if TYPE_CHECKING:
     from torch import nn
@@ -330,10 +330,10 @@ class Target:
 
 # Of an artifact, and why it takes none of these settings of a model.
 _BROUGHT = {
-    "input_shape": "and brings its own example inputs",
-    "weights": "and brings its own weights",
-    "pretrained": "and brings its own weights",
-    "arg": "of a model that is built already",
+    "input_shape": " and brings its own example inputs",
+    "weights": " and brings its own weights",
+    "pretrained": " and brings its own weights",
+    "arg": " of a model that is built already",
     "fixed": ", whose sizes are fixed as it was made",
 }
 
@@ -355,8 +355,7 @@ def load_target(
         return Target(*known, settings.fixed_names, source.preprocessing)
     for name, why in _BROUGHT.items():
         if getattr(settings, name) not in (None, False, ()):
-            flag = f"--{name.replace('_', '-')}"
-            raise BadInput(f"{spec} is an artifact {why}; leave out {flag}".replace(" ,", ","))
+            raise BadInput(f"{spec} is an artifact{why}; leave out {flag_of(name)}")
     artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
@@ -372,7 +371,7 @@ def require_no_plan(artifact: str, given: Mapping[str, Any]) -> None:
     """
     from repl_fx.errors import BadInput
 
-    chosen = [f"--{name.replace('_', '-')}" for name in given_among(given) if name not in _BROUGHT]
+    chosen = [flag_of(name) for name in given_among(given) if name not in _BROUGHT]
     if chosen:
         raise BadInput(f"{artifact} is an artifact and has its plan; leave out {', '.join(chosen)}")
 

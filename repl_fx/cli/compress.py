@@ -10,8 +10,8 @@ import typer
 
 from repl_fx.cli import common
 from repl_fx.cli.completion import complete_model_or_artifact
+from repl_fx.cli.flags import with_flags
 from repl_fx.cli.group import CheckFailed
-from repl_fx.cli.settings import with_flags
 from repl_fx.training.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig
 
 
@@ -48,7 +48,7 @@ def compress_command(
     with common.running(as_json, verbose, quiet) as terminal:
         with common.needing("train", "compress"):
             from repl_fx.training.compression.compress import compress_source
-        from repl_fx.display.figures import budget_table, figures_table
+        from repl_fx.display.comparisons import budget_table, figures_table
 
         noted: dict[str, list[str]] = {"note": [], "data": []}
 

@@ -10,7 +10,7 @@ import typer
 
 from repl_fx.cli import common
 from repl_fx.cli.completion import complete_artifact
-from repl_fx.cli.settings import with_flags
+from repl_fx.cli.flags import with_flags
 from repl_fx.training.config import HEALING, NOT_TO_HEAL, TrainConfig
 
 
@@ -50,7 +50,7 @@ def heal_command(
             from repl_fx.training.healing import heal_directory, settings_to_heal
             from repl_fx.training.processes import Ended, ending_together
         from repl_fx.artifact.manifest import read_manifest
-        from repl_fx.display.figures import figures_table
+        from repl_fx.display.comparisons import figures_table
 
         # A model that was not cut has nothing to heal.
         read_manifest(directory)

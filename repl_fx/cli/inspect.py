@@ -9,8 +9,8 @@ import typer
 
 from repl_fx.cli import common
 from repl_fx.cli.completion import complete_data, complete_task
+from repl_fx.cli.flags import with_flags
 from repl_fx.cli.report import page_renderer, report_document
-from repl_fx.cli.settings import with_flags
 from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repl_fx.cli import common
-from repl_fx.cli.settings import with_flags
+from repl_fx.cli.flags import with_flags
 from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from repl_fx.cli import common
-from repl_fx.cli.settings import with_flags
+from repl_fx.cli.flags import with_flags
 from repl_fx.training.config import TrainConfig
 
 

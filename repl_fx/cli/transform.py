@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.flags import with_flags
 from repl_fx.cli.group import CheckFailed
-from repl_fx.cli.settings import with_flags
 from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -137,11 +137,9 @@ class _Transformed:
     @cached_property
     def shares(self) -> dict[str, dict[str, float | None]]:
         """See `budget_shares`."""
-        from repl_fx.planning.budgets import budget_shares, reached
+        from repl_fx.planning.budgets import shares_of
 
-        result = self.result
-        left = reached(self.before, self.after, result.plan, result.captured_parts.parts, result.all_parts)
-        return budget_shares(self.limits, result.plan, left)
+        return shares_of(self.result, self.before, self.after, self.limits)
 
     @cached_property
     def said(self) -> list[str]:
@@ -166,7 +164,7 @@ class _Transformed:
 
     def tables(self) -> Iterator[RenderableType]:
         """The capture, the repeats, what became of each block, and the costs."""
-        from repl_fx.display.figures import budget_table
+        from repl_fx.display.comparisons import budget_table
         from repl_fx.finding.repeats import repeats_table
         from repl_fx.report import tables
         from repl_fx.rewriting.blocks_table import blocks_table

@@ -32,6 +32,7 @@ from repl_fx.planning.choose_blocks import candidates, keeps_size, with_neighbou
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
 from repl_fx.planning.knapsack import LARGEST, Item, Packing, PlaceRow, TooMany, front_of, whole
 from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts, folded_latency
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.timing import Share
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates import Mix, Surrogate, make_surrogate
@@ -150,6 +151,14 @@ def budget_shares(
             known = {"reached": found}
         shares[name] = {"limit": limit, "expected": expected, **known}
     return shares
+
+
+def shares_of(
+    result: TransformResult, before: Costs, after: Costs, limits: Mapping[str, float]
+) -> dict[str, dict[str, float | None]]:
+    """The `budget_shares` of a result, from the costs that it has of itself; latency is timed."""
+    left = reached(before, after, result.plan, result.captured_parts.parts, result.all_parts)
+    return budget_shares(limits, result.plan, left)
 
 
 def budget_lines(shares: Mapping[str, Mapping[str, float | None]], timed_on: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, Unpack
 
-from torch import fx
+from torch import fx, nn
 
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
@@ -79,6 +79,12 @@ def planner_of(found: Sequence[PartRepeats], options: Options, graphs: Callable[
     return budget_planner(graphs(), found, surrogate_of(options), budget, ignore, seed)
 
 
+def plan_by(planner: PlanMaker, found: Sequence[PartRepeats], model: nn.Module | None) -> Plan:
+    """The plan of a planner, with its fingerprint and parts; see `completed`."""
+    plan = planner.plan()
+    return completed(found, plan, plan.replacements, (), model)
+
+
 def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[Options]) -> Plan:
     """Decide which blocks go and what stands in for each.
 
@@ -102,8 +108,7 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
         parts = (Part("", gm, example_inputs_of(gm)),)
         return Graphs(gm, gm, parts, lambda _, rewritten: (rewritten.graphs[""], rewritten.graphs[""]))
 
-    plan = planner_of(found, options, graphs).plan()
-    return completed(found, plan, plan.replacements, (), None)
+    return plan_by(planner_of(found, options, graphs), found, None)
 
 
 def require_replacements(captured: CapturedParts, found: Sequence[PartRepeats], plan: Plan) -> None:

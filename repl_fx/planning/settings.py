@@ -128,7 +128,7 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         super().require_consistent(where)
         changed = [name for name in _CHOOSING if not _is_default(self, name)]
         if self.plan is not None and changed:
-            named = [f"--{name}" if where == FLAGS else name for name in changed]
+            named = map(flag_of, changed) if where == FLAGS else changed
             raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(named)}")
 
     def planning_options(self) -> Any:
@@ -160,6 +160,11 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             "plan": None if self.plan is None else read_plan(Path(self.plan)),
             **self.planning_options(),
         }
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
 
 
 def given_among(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,9 +93,8 @@ def build(request: Request) -> Built:
 
 
 def _built(transformers: Any, request: Request) -> Built:
-    source, class_name = _split(request.name)
-    hub = from_hub(source) if _is_on_hub(source) else None
-    file = hub / "config.json" if hub is not None else _config_file(source)
+    source, class_name = split_class(request.name)
+    file = _config_file(source)
     if file is None:
         return _of_type(transformers, source, class_name, request)
 
@@ -109,7 +108,7 @@ def _built(transformers: Any, request: Request) -> Built:
     if class_name is None and not code.permitted:
         model_class = _with_head(transformers, model_class, config, request.purpose)
         chosen = class_name = "" if _is_bare(transformers, model_class, config) else model_class.__name__
-    directory = file.parent if hub is not None or Path(source).is_dir() else None
+    directory = file.parent if _is_on_hub(source) or Path(source).is_dir() else None
     state = read_weights(directory, config) if directory is not None and request.weights else None
     if getattr(config, "transformers_weights", None) == REWRITTEN:
         del config.transformers_weights
@@ -130,7 +129,7 @@ def _built(transformers: Any, request: Request) -> Built:
         model,
         kwargs=example_inputs(model, config, request),
         files=files,
-        absolute=f"hf:{_absolute(source, hub) or directory or file}{f':{class_name}' if class_name else ''}",
+        absolute=f"hf:{_absolute(source, directory or file)}{f':{class_name}' if class_name else ''}",
         options=options,
         notes=tuple(notes),
         preprocessing=of_processor(file.parent) if state is not None else None,
@@ -139,8 +138,8 @@ def _built(transformers: Any, request: Request) -> Built:
 
 def own_code(name: str) -> dict[Path, str]:
     """The files of code that a model runs where that is permitted, each with its SHA-256."""
-    source, class_name = _split(name)
-    file = from_hub(source) / "config.json" if _is_on_hub(source) else _config_file(source)
+    source, class_name = split_class(name)
+    file = _config_file(source)
     if file is None:
         return {}
     with about(f"hf:{name}"):
@@ -150,8 +149,9 @@ def own_code(name: str) -> dict[Path, str]:
 def _of_type(transformers: Any, source: str, class_name: str | None, request: Request) -> Built:
     """A small model of a type; it has the head, the classes and the sizes that the data want."""
     config_class = _config_class(transformers, source)
-    small = {**_shrunk(config_class, config_class()), **_BY_TYPE.get(source, {})}
-    fitted = _fitted(config_class, small, request)
+    default = config_class()
+    small = {**_shrunk(config_class, default), **_BY_TYPE.get(source, {})}
+    fitted = _fitted(default, small, request)
     config = _construct(config_class, {**small, **fitted}, request.options)
     model_class = _native_class(transformers, class_name, config)
     notes = fitting_note(fitted)
@@ -166,12 +166,12 @@ def _of_type(transformers: Any, source: str, class_name: str | None, request: Re
     return Built(model, kwargs=kwargs, absolute=absolute, options={**fitted, **request.options}, notes=notes)
 
 
-def _fitted(config_class: Any, small: Mapping[str, Any], request: Request) -> dict[str, Any]:
+def _fitted(default: Any, small: Mapping[str, Any], request: Request) -> dict[str, Any]:
     """Values of a config that fit the data, and that the user has not said."""
     purpose = request.purpose
     if purpose is None:
         return {}
-    known, default = inspect.signature(config_class).parameters, config_class()
+    known = inspect.signature(type(default)).parameters
     channels, *size = purpose.picture or (0, 0)
     wanted: dict[str, Any] = {"image_size": size[0] if size[0] in size[1:] else size or None, "num_channels": channels}
     if purpose.task == "language-modelling":
@@ -243,21 +243,24 @@ def from_hub(name: str) -> Path:
         return Path(hub.snapshot_download(repository, **known))
 
 
-def _absolute(source: str, hub: Path | None) -> str:
-    """The name on the hub with the commit, which the cache has as the name of a directory."""
-    return "" if hub is None else f"{source.partition('@')[0]}@{hub.name}"
+def _absolute(source: str, place: Path) -> str:
+    """The place, or the name on the hub with the commit, which the cache has as the name of the directory."""
+    return f"{source.partition('@')[0]}@{place.name}" if _is_on_hub(source) else str(place)
 
 
-def _split(name: str) -> tuple[str, str | None]:
+def split_class(name: str) -> tuple[str, str | None]:
+    """The part of a name in front of the class, and the class; None where it names none."""
     head, colon, tail = name.rpartition(":")
     return (head, tail) if colon and head and tail.isidentifier() and not Path(name).exists() else (name, None)
 
 
 def _config_file(source: str) -> Path | None:
-    """The config file that a path leads to, if it is a path and no type; also where there is none.
+    """The config file that a name on the hub or a path leads to, if it is no type; also where there is none.
 
     A link stays one, in a directory that is resolved: what else belongs to a model lies beside the link.
     """
+    if _is_on_hub(source):
+        return from_hub(source) / "config.json"
     path = Path(source)
     if path.is_dir():
         return path.resolve() / "config.json"

@@ -78,21 +78,17 @@ def _fitted(name: str, request: Request, spec: str) -> dict[str, Any]:
     purpose = request.purpose
     if purpose is None:
         return {}
-    sizes = {}
-    if request.shapes is None and (picture := purpose.picture):
-        fixed = (argument for prefix, argument in _FIXED_SIZE.items() if name.startswith(prefix))
-        sizes = {argument: _fixed_size(name, picture, spec) for argument in fixed}
+    sizes = _fixed_size(name, purpose.picture, spec) if request.shapes is None and purpose.picture else {}
     return request.fitted(num_classes=purpose.classes, **sizes)
 
 
-def _fixed_size(name: str, sizes: Sequence[int], spec: str) -> int | tuple[int, int]:
-    """The size of pictures as the builder takes it."""
+def _fixed_size(name: str, sizes: Sequence[int], spec: str) -> dict[str, int | tuple[int, int]]:
+    """The argument that gives a transformer the size of pictures; none for models that take any."""
     *_, height, width = sizes
-    if not name.startswith("vit_"):
-        return height, width
-    if height != width:
+    if name.startswith("vit_") and height != width:
         raise BadInput(f"{spec} takes square images, not {height}x{width}; change the input shape")
-    return height
+    size = height if name.startswith("vit_") else (height, width)
+    return {argument: size for prefix, argument in _FIXED_SIZE.items() if name.startswith(prefix)}
 
 
 def _defaults(models: Any, name: str, request: Request, spec: str) -> dict[str, Any]:
@@ -104,10 +100,8 @@ def _defaults(models: Any, name: str, request: Request, spec: str) -> dict[str, 
     # The default, which torchvision warns about unless it is spelled out.
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
-    if request.shapes is not None:
-        for prefix, argument in _FIXED_SIZE.items():
-            if name.startswith(prefix) and len(request.shapes[0].sizes) == 4:
-                options[argument] = _fixed_size(name, request.shapes[0].sizes, spec)
+    if request.shapes is not None and len(request.shapes[0].sizes) == 4:
+        options |= _fixed_size(name, request.shapes[0].sizes, spec)
     return options
 
 

@@ -16,7 +16,7 @@ from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, first_line
 from repl_fx.plan import Plan
-from repl_fx.planning.settings import given_among
+from repl_fx.planning.settings import flag_of, given_among
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
 from repl_fx.training.comparing import Member, VariantOutcome, members, write_comparison
@@ -184,7 +184,7 @@ def _require_to_resume(
         given = "" if str(own) == spec else f"give {own} in the place of {spec}, and "
         raise BadInput(f"--resume goes on with the run of a directory; {given}leave out -o")
     if changes or config_file is not None:
-        named = "--config" if config_file is not None else f"--{next(iter(changes)).replace('_', '-')}"
+        named = "--config" if config_file is not None else flag_of(next(iter(changes)))
         raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")
 
 
@@ -193,7 +193,7 @@ def _require_as_made(directory: str, config: TrainConfig) -> None:
     default = TrainConfig()
     for name in (*MAKING, "compare", "replace_at"):
         if getattr(config, name) != getattr(default, name):
-            flag = f"--{name.replace('_', '-')}"
+            flag = flag_of(name)
             raise BadInput(f"{directory} has its blocks replaced already; leave out {flag}, or give the model itself")
     if config.seeds > 1:
         raise BadInput(f"{directory} has one set of weights; leave out --seeds, or give the model itself")

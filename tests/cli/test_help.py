@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from repl_fx.cli import app
-from repl_fx.cli.settings import _SECTIONS
+from repl_fx.cli.flags import _SECTIONS
 from repl_fx.training.compression.config import CompressConfig
 
 if TYPE_CHECKING:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -104,6 +105,18 @@ class Scores(ShownInNotebooks):
         base = self.loss or 0.0 if kind == "loss" else 0.0
         found = ((score.block, getattr(score, kind)) for score in self.blocks)
         return {block: value - base for block, value in found if value is not None}
+
+    def planning_options(self, kind: Kind, ignore: Sequence[str] = ()) -> dict[str, Any]:
+        """The options `scores` and `ignore` of `transform` under a budget; see `of`.
+
+        A block without a score, such as one whose input and output differ in shape, stays.
+
+        Args:
+            ignore: what stays anyway.
+        """
+        worth = self.of(kind)
+        unscored = (glob.escape(score.block) for score in self.blocks if score.block not in worth)
+        return {"scores": worth, "ignore": (*ignore, *unscored)}
 
     @property
     def greedy(self) -> tuple[str, ...]:

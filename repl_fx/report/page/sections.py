@@ -11,7 +11,7 @@ import msgspec
 
 from repl_fx.benchmarking.machine import in_a_line
 from repl_fx.display.columns import Column, Table, numbers, words
-from repl_fx.display.figures import figures_table
+from repl_fx.display.comparisons import figures_table
 from repl_fx.display.numbers import change, count, size, small
 from repl_fx.planning.scoring.scores import Scores
 from repl_fx.report.figures import Bar, Bars, Curves, Errors, Figure, bench_figures

@@ -10,7 +10,6 @@ Each stage is a part of repl-fx that is usable alone: `inspect --data`, `transfo
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from repl_fx.artifact.exporting import OnnxFile, export_artifact
 from repl_fx.artifact.manifest import MANIFEST, read_manifest
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
-from repl_fx.planning.budgets import budget_lines, budget_shares, reached
+from repl_fx.planning.budgets import budget_lines, shares_of
 from repl_fx.planning.settings import given_among
 from repl_fx.report.documents import costs_document
 from repl_fx.report.tables import grown_lines
@@ -244,10 +243,7 @@ def _cut_captured(
         figures = evaluate(source.model, data, config, source.model)
         state.add(figures={"original": figures})
         run.note("note", _near_chance(figures, data))
-    worth = scores.of(config.score)
-    # A block without a score, such as one whose input and output differ in shape, stays.
-    unscored = [glob.escape(score.block) for score in scores.blocks if score.block not in worth]
-    options = {"captured": captured, "scores": worth, "ignore": (*config.ignore, *unscored)}
+    options = {"captured": captured, **scores.planning_options(config.score, config.ignore)}
     result = models.transform(source, progress=run.progress, **options)
     fits = _fitted(run, result, data)
     run.progress("evaluate the cut model")
@@ -288,8 +284,7 @@ def _fitted(run: _CompressRun, result: TransformResult, data: Data | UserData) -
 def _costs(run: _CompressRun, result: TransformResult) -> dict[str, Any]:
     run.progress("measure costs")
     before, after = result.costs()
-    left = reached(before, after, result.plan, result.captured_parts.parts, result.all_parts)
-    shares = budget_shares(run.config.planning_options()["budget"] or {}, result.plan, left)
+    shares = shares_of(result, before, after, run.config.planning_options()["budget"] or {})
     return {
         "costs": {"before": costs_document(before), "after": costs_document(after)},
         "budget": shares,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from repl_fx.cli.completion import OF_SETTINGS
+from repl_fx.planning.settings import flag_of
 
 # The sections of the help, by the settings in them; all others are the command's own.
 _SECTIONS = {
@@ -56,9 +57,8 @@ def _flags(settings: Any, defaults: Mapping[str, Any]) -> Iterator[inspect.Param
         kind, *notes = get_args(hints[name])
         default = defaults.get(name, own)
         text = next(note.description for note in notes if note.description)
-        flag = name.replace("_", "-")
-        plain = _plain(kind)
-        names = (f"--{flag}/--no-{flag}",) if plain is bool else (f"--{flag}",)
+        flag, plain = flag_of(name), _plain(kind)
+        names = (f"{flag}/--no-{flag[2:]}",) if plain is bool else (flag,)
         shown = "" if default in (None, ()) else f"  [default: {str(default).lower() if plain is bool else default}]"
         option = typer.Option(
             *names,

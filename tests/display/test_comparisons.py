@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repl_fx.display.figures import budget_table, figures_table
+from repl_fx.display.comparisons import budget_table, figures_table
 
 
 def test_a_budget_shows_what_is_not_known_as_a_dash() -> None:

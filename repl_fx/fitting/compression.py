@@ -7,7 +7,6 @@ What `repl-fx compress` does with a specification and data, on a model and batch
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from repl_fx.arguments import require_module
-from repl_fx.display.figures import budget_table, figures_table
+from repl_fx.display.comparisons import budget_table, figures_table
 from repl_fx.display.html import html_of
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
@@ -24,7 +23,7 @@ from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.fitting.results import Fit
 from repl_fx.graph.captured import copy_model
 from repl_fx.pipeline import transform
-from repl_fx.planning.budgets import budget_shares, reached
+from repl_fx.planning.budgets import shares_of
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import Kind, Scores
 from repl_fx.rewriting.blocks_table import blocks_table
@@ -133,16 +132,14 @@ def compress(
     kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("influence", "change", score)))
     scores = score_blocks(captured, batches, loss=loss, kinds=kinds, progress=stage)
     figures = {} if evaluate is None else {"original": _figures(evaluate, source)}
-    worth = scores.of(score)
-    # A block without a score, such as one whose input and output differ in shape, stays.
-    unscored = [glob.escape(one.block) for one in scores.blocks if one.block not in worth]
     options: dict[str, Any] = {
         "surrogate": surrogate,
         "settings": settings,
-        "ignore": (*ignore, *unscored),
+        "budget": budget,
+        "in_place": in_place,
         "seed": seed,
     }
-    options |= {"budget": budget, "scores": worth, "captured": captured, "in_place": in_place, "progress": stage}
+    options |= {"captured": captured, "progress": stage, **scores.planning_options(score, ignore)}
     result = transform(source, inputs.args, inputs.kwargs, **options)
     stage("fit")
     fitted, unfitted = None, ""
@@ -151,11 +148,10 @@ def compress(
     except NothingToFit as nothing:
         unfitted = str(nothing)
     stage("measure costs")
-    before, after = result.costs()
-    left = reached(before, after, result.plan, captured.parts, result.all_parts)
+    shares = shares_of(result, *result.costs(), budget)
     if evaluate is not None:
         figures["cut"] = _figures(evaluate, result.model)
-    return Compression(result, scores, fitted, unfitted, figures, budget_shares(budget, result.plan, left))
+    return Compression(result, scores, fitted, unfitted, figures, shares)
 
 
 def _inputs(batches: Batches) -> Iterator[Any]:

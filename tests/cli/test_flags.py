@@ -9,7 +9,7 @@ import typer
 from msgspec import Meta
 from typer.testing import CliRunner
 
-from repl_fx.cli.settings import with_flags
+from repl_fx.cli.flags import with_flags
 
 
 class _Settings(msgspec.Struct, kw_only=True):
