@@ -3,6 +3,7 @@
 Conv(x, w, Expand(0))       ->  Conv(x, w)         zeros of a wrong shape, under a Conv3d
 Transpose(weight)           ->  Transpose(weight)  folded, it would be another tensor under no name
 Add(x, 1e-15)               ->  Add(x, 1e-15)      the optimizer takes it for Add(x, 0) and drops it
+MatMul(Transpose(x), w)     ->  MatMul(Squeeze(Unsqueeze(Transpose(x))), w)   ONNX Runtime crashes on it in half precision
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def optimize_(model: ir.Model) -> None:
     optimizer.fold_constants(model, should_fold=_keep_weights)
     with _nearly_neutral_aside(model.graph):
         optimizer.optimize_ir(model, should_fold=_keep_weights)
+    _part_transposes_from_products(model.graph)
     _register_strays(model)
 
 
@@ -76,6 +78,29 @@ def _number(value: ir.Value | None) -> float | None:
         return None
     number = complex(constant.numpy().reshape(()))
     return None if number.imag else number.real
+
+
+def _part_transposes_from_products(graph: ir.Graph) -> None:
+    """Put something between products in half precision and transposes that move the first dimension inwards.
+
+    ONNX Runtime (1.31) makes one operator of both, of which its CPU has no kernel in half precision, and then ends the
+    process with a segmentation fault as it loads the file. It sees no transpose behind a dimension put in and taken out.
+    """
+    for node in list(graph):
+        if node.op_type != "Transpose" or node.domain != "" or "perm" not in node.attributes:
+            continue
+        order = tuple(node.attributes["perm"].as_ints())
+        made = node.outputs[0]
+        products = [use for use in made.uses() if use.node.op_type == "MatMul"]
+        if made.dtype is not ir.DataType.FLOAT16 or not products or order[:-2] != tuple(range(1, len(order) - 1)):
+            continue
+        axis = ir.node("Constant", [], {"value_ints": [0]})
+        put_in = ir.node("Unsqueeze", [made, axis.outputs[0]])
+        taken_out = ir.node("Squeeze", [put_in.outputs[0], axis.outputs[0]])
+        taken_out.outputs[0].shape, taken_out.outputs[0].dtype = made.shape, made.dtype
+        graph.insert_after(node, (axis, put_in, taken_out))
+        for use in products:
+            use.node.replace_input_with(use.idx, taken_out.outputs[0])
 
 
 def _register_strays(model: ir.Model) -> None:

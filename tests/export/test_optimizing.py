@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,19 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+class Product(nn.Module):
+    """The product of a weight and of what is in another order."""
+
+    def __init__(self, order: tuple[int, ...], left: bool) -> None:
+        super().__init__()
+        self.order, self.left = order, left
+        self.weight = nn.Parameter(torch.randn(5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = x.permute(self.order)
+        return turned @ self.weight if self.left else self.weight @ turned
 
 
 @pytest.mark.parametrize(
@@ -51,6 +66,22 @@ def test_a_factor_of_nearly_one_is_kept(function: Callable[[Tensor], Tensor], ki
     path = export_onnx(net, tmp_path / "m.onnx", (x,))
     assert verify_onnx(net, path, (x,))
     assert [node.op_type for node in onnx.load(path).graph.node] == [kind, "Sub"]
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (1, 2, 0), (0, 2, 1), (1, 2, 0, 3)])
+@pytest.mark.parametrize("left", [True, False])
+def test_a_product_of_what_is_transposed_loads_in_half_precision(
+    order: tuple[int, ...], left: bool, tmp_path: Path
+) -> None:
+    net = Product(order, left).half()
+    x = torch.randn(5, 5, 5, 5)[: 5 if len(order) == 4 else 1].squeeze(0).half()
+    path = export_onnx(net, tmp_path / "m.onnx", (x,))
+    # In a process of its own: it is one that ONNX Runtime would end.
+    load = f"import onnxruntime; onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])"
+    assert subprocess.run([sys.executable, "-c", load], check=False).returncode == 0
+    assert verify_onnx(net, path, (x,))
+    parted = [node.op_type for node in onnx.load(path).graph.node].count("Squeeze")
+    assert parted == (order[:-2] == tuple(range(1, len(order) - 1)))
 
 
 def test_only_zeros_are_taken_off_a_convolution() -> None:
