@@ -31,6 +31,7 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import repl_fx
+from repl_fx._torch import pytree
 from repl_fx.graph.axes import captured_axes
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
@@ -416,7 +417,7 @@ class Judge:
         for block, names in self.surrogates(module, result).items():
             if not names or not self.reached(block, result):
                 continue
-            base = run_step(module, self.steps(20), False, 3).outputs
+            base = self._values(module)
             state.restore()
             effect = False
             # One change may fall on the flat side of a ReLU.
@@ -426,12 +427,30 @@ class Judge:
                     for name in names:
                         noise = torch.randn(named[name].shape, generator=generator)
                         named[name].add_(noise.to(named[name].dtype))
-                outputs = run_step(module, self.steps(20), False, 3).outputs
+                values = self._values(module)
                 state.restore()
-                effect = effect or not all(same(a, b) for a, b in zip(base, outputs, strict=True))
+                effect = effect or not all(same(a, b) for a, b in zip(base, values, strict=True))
                 if effect:
                     break
             require(effect, f"the surrogate of {block} does nothing: other values of its parameters change no output")
+
+    def _values(self, module: nn.Module) -> list[Any]:
+        """The outputs in evaluation mode, and, in half precision, where a change may round away, those of all layers."""
+        inside: list[Any] = []
+
+        def keep(layer: nn.Module, args: Any, made: Any) -> None:
+            inside.extend(leaf.clone() for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor))
+
+        layers = [one for one in module.modules() if not one._modules] if self._is_half(module) else []
+        hooks = [layer.register_forward_hook(keep) for layer in layers]
+        outputs = run_step(module, self.steps(20), False, 3).outputs
+        for hook in hooks:
+            hook.remove()
+        return [*outputs, *inside]
+
+    @staticmethod
+    def _is_half(module: nn.Module) -> bool:
+        return any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters())
 
     def check_fold(self, module: nn.Module) -> None:
         """The folded network computes the same in evaluation, on consecutive steps."""
