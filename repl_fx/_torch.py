@@ -5,6 +5,7 @@ Each is here because torch has no public way to the same thing; when one moves, 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import keyword
@@ -114,9 +115,22 @@ def answering(owner: Any, **functions: Any) -> Iterator[None]:
     Dynamo knows torch's functions by identity, from when it is imported, which a trace does: functions that stand there
     meanwhile it would take for torch's, and refuse to compile calls of torch's own ever after.
     """
-    importlib.import_module("torch._dynamo")
+    _import_dynamo()
     with patch.multiple(owner, **functions):
         yield
+
+
+def _import_dynamo() -> None:
+    """Import torch._dynamo; a third of its time would go into searches for reference cycles in what it defines."""
+    searching = gc.isenabled()
+    gc.disable()
+    try:
+        importlib.import_module("torch._dynamo")
+        # What torch.export imports when it is called.
+        importlib.import_module("torch.export._trace")
+    finally:
+        if searching:
+            gc.enable()
 
 
 @contextmanager

@@ -11,8 +11,19 @@ import pytest
 
 import repl_fx
 
-# What a command that reads a model of plain layers has no use for; the libraries of extras, and PyTorch's compiler.
+# What a command that reads a model of plain layers has no use for: the libraries of extras, and of others.
 HEAVY = {"torchvision", "transformers", "lightning", "pytorch_lightning", "onnx", "onnxscript", "onnxruntime", "altair"}
+HEAVY |= {"timm", "scipy", "pandas", "IPython"}
+# PyTorch's compiler, and what a trace may import when it is called.
+COMPILER = {
+    "torch._dynamo",
+    "torch._inductor",
+    "torch._functorch.aot_autograd",
+    "torch.distributed.tensor",
+    "torch.onnx",
+}
+# What `repl-fx inspect` imports.
+INSPECT = ("tracing.parts.capture", "costs.counted", "finding.repeats", "report.documents", "report.tables", "sources")
 MODULES = sorted(module.name for module in pkgutil.iter_modules(repl_fx.__path__) if not module.name.startswith("_"))
 
 
@@ -41,10 +52,14 @@ def test_modules_come_when_they_are_asked_for() -> None:
     ("code", "heavy"),
     [
         ("import repl_fx", {*HEAVY, "torch", "networkx", "rich", "typer"}),
-        ("import repl_fx.pipeline, repl_fx.artifact", {*HEAVY, "torch._dynamo", "torch._inductor", "typer"}),
+        ("import repl_fx.pipeline, repl_fx.artifact", {*HEAVY, *COMPILER, "typer"}),
+        (
+            "".join(f"import repl_fx.{module}\n" for module in INSPECT),
+            {*HEAVY, *COMPILER, "repl_fx.pipeline", "repl_fx.artifact", "repl_fx.benchmarking.variants"},
+        ),
         ("from repl_fx.cli import main\nmain()", {*HEAVY, "torch", "networkx"}),
     ],
-    ids=["import", "pipeline", "help"],
+    ids=["import", "pipeline", "inspect", "help"],
 )
 def test_libraries_that_nobody_asked_for_stay_where_they_are(code: str, heavy: set[str]) -> None:
     assert _loaded(code, "--help") & heavy == set()
@@ -52,7 +67,8 @@ def test_libraries_that_nobody_asked_for_stay_where_they_are(code: str, heavy: s
 
 def test_a_model_of_plain_layers_is_inspected_without_the_libraries_of_others() -> None:
     model = Path(__file__).parent.parent / "examples/mlp.py"
-    assert _loaded("from repl_fx.cli import main\nmain()", "inspect", str(model)) & HEAVY == set()
+    heavy = {*HEAVY, "repl_fx.pipeline", "repl_fx.artifact"}
+    assert _loaded("from repl_fx.cli import main\nmain()", "inspect", str(model)) & heavy == set()
 
 
 def _loaded(code: str, *arguments: str) -> set[str]:

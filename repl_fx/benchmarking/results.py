@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from repl_fx.benchmarking.training import Seconds, Sizes
-from repl_fx.benchmarking.variants import ORIGINAL
 from repl_fx.running.timing import Share, Spread, paired_ratio
 
 KIND, SCHEMA = "repl-fx bench", 1
+# Names of variants; see `repl_fx.benchmarking.variants`.
+ORIGINAL, REWRITTEN, UNFOLDED = "original", "rewritten", "unfolded"
+PRUNED, CHECKPOINTED = "depth-pruned", "checkpointed"
 
 
 @dataclass

@@ -19,6 +19,7 @@ from functools import partial
 
 from torch import fx, nn
 
+from repl_fx.benchmarking.results import CHECKPOINTED, ORIGINAL, PRUNED, REWRITTEN, UNFOLDED
 from repl_fx.errors import BadInput
 from repl_fx.finding.blocks import Repeat
 from repl_fx.pipeline import rewrite
@@ -26,9 +27,6 @@ from repl_fx.rewriting.folding import fold
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.tracing.parts.capture import CapturedParts, qualified_name
-
-ORIGINAL, REWRITTEN, UNFOLDED = "original", "rewritten", "unfolded"
-PRUNED, CHECKPOINTED = "depth-pruned", "checkpointed"
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -27,6 +27,7 @@ from repl_fx.cli.help import OUTPUT
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
 from repl_fx.planning.settings import ModelSettings, flag_of, given_among
+from repl_fx.running.collection import imports_passed_over
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,13 +141,14 @@ _SLOW = 1.0
 class Terminal:
     """The terminal of a command: results to stdout, as JSON only where that is wanted, and progress to stderr."""
 
-    def __init__(self, stdout: TextIO, as_json: bool, verbose: bool, quiet: bool) -> None:
+    def __init__(self, stdout: TextIO, as_json: bool, verbose: bool, quiet: bool, imported: Callable[[], None]) -> None:
         self.as_json = as_json
         self.verbose = verbose
         self.quiet = quiet
         self.stdout = stdout
         self._out = _console(stdout)
         self._err = _console(sys.stderr)
+        self._imported = imported
         self._stage: str | None = None
         self._began = 0.0
         self._status: Status | None = None
@@ -164,6 +166,7 @@ class Terminal:
 
     def stage(self, name: str) -> None:
         """Begin a stage, and end the one before."""
+        self._imported()
         self.end_stage()
         self._stage, self._began = name, time.monotonic()
         if not self.quiet and self._err.is_terminal:
@@ -227,7 +230,7 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
             # A name that the terminal cannot write is no reason to fail.
             sys.stdout.reconfigure(errors="replace")
         results = stack.enter_context(_results_alone(sys.stdout)) if as_json else sys.stdout
-        terminal = Terminal(results, as_json, verbose, quiet)
+        terminal = Terminal(results, as_json, verbose, quiet, stack.enter_context(imports_passed_over()))
         try:
             with _failing(terminal), telling(terminal.step):
                 yield terminal
@@ -342,7 +345,6 @@ def load_target(
     spec: str, model: str | None, settings: ModelSettings, *, seed: int, device: str, trust: bool
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory."""
-    from repl_fx.artifact import load_artifact
     from repl_fx.errors import BadInput
     from repl_fx.sources import load_source
 
@@ -356,6 +358,8 @@ def load_target(
     for name, why in _BROUGHT.items():
         if getattr(settings, name) not in (None, False, ()):
             raise BadInput(f"{spec} is an artifact{why}; leave out {flag_of(name)}")
+    from repl_fx.artifact import load_artifact
+
     artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())

@@ -288,11 +288,12 @@ def _shown_costs(
 ) -> dict[str, Any]:
     """Show the costs of a model, for a directory before and after, and give them as data."""
     from repl_fx.report import documents, tables
-    from repl_fx.rewriting.blocks_table import blocks_table
 
     if target.artifact is None or after is None:
         terminal.show(*common.costs_lines(before))
         return {"costs": documents.costs_document(before)}
+    from repl_fx.rewriting.blocks_table import blocks_table
+
     done = target.artifact.result.report
     terminal.show(blocks_table(done), *common.costs_lines(before, after), *tables.grown_lines(before, after))
     return {

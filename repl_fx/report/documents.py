@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from repl_fx.costs.counted import Costs
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.repeats import block_flops, repeat_flops
 from repl_fx.graph.axes import dimensions_of
-from repl_fx.plan import Plan
-from repl_fx.planning.scoring.scores import Scores
-from repl_fx.rewriting.report import BlockReport
-from repl_fx.tracing.parts.capture import CapturedParts
+
+if TYPE_CHECKING:
+    from repl_fx.costs.counted import Costs
+    from repl_fx.plan import Plan
+    from repl_fx.planning.scoring.scores import Scores
+    from repl_fx.rewriting.report import BlockReport
+    from repl_fx.tracing.parts.capture import CapturedParts
 
 
 def parts_document(captured: CapturedParts) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from repl_fx.benchmarking.variants import REWRITTEN
+from repl_fx.benchmarking.results import REWRITTEN
 from repl_fx.display.numbers import milliseconds, size, small
 from repl_fx.planning.scoring.scores import Kind, Scores
 from repl_fx.report.model_graph.document import Curve, Layer

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from repl_fx.benchmarking.variants import ORIGINAL
+from repl_fx.benchmarking.results import ORIGINAL
 from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import Column, Table, numbers, words
 from repl_fx.display.numbers import change, count, milliseconds, size, small
 from repl_fx.graph.axes import dimensions_of
-from repl_fx.planning.scoring.scores import Scores
 from repl_fx.report.figures import at_batch
-from repl_fx.rewriting.in_place.assembling import InPlace
-from repl_fx.tracing.parts.capture import CapturedParts
 
 if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
+    from repl_fx.planning.scoring.scores import Scores
+    from repl_fx.rewriting.in_place.assembling import InPlace
+    from repl_fx.tracing.parts.capture import CapturedParts
 
 
 # Inputs that are named of those with a dimension in common: a cache has two for each layer.

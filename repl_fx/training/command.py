@@ -12,7 +12,7 @@ from torch import nn
 
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
 from repl_fx.artifact.places import COMPARISON as COMPARISON, OTHERS as OTHERS
-from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
+from repl_fx.benchmarking.results import ORIGINAL, REWRITTEN
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, first_line
 from repl_fx.plan import Plan

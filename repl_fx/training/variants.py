@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
+from repl_fx.benchmarking.results import ORIGINAL, PRUNED, REWRITTEN
 from repl_fx.pipeline import transform
 from repl_fx.plan import Plan
 from repl_fx.rewriting.result import TransformResult

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import warnings
@@ -136,10 +137,20 @@ def test_a_file_is_refused_before_it_is_written_and_written_whole(tmp_path: Path
 def test_one_document_or_lines_and_never_both() -> None:
     for as_json, expected in ((True, '{\n  "a": 1\n}\n'), (False, "[a]: line\n")):
         stdout = io.StringIO()
-        terminal = Terminal(stdout, as_json, verbose=False, quiet=True)
+        terminal = Terminal(stdout, as_json, verbose=False, quiet=True, imported=gc.enable)
         terminal.show("[a]: line")
         terminal.document({"a": 1})
         assert stdout.getvalue() == expected
+
+
+def test_cycles_are_searched_for_from_the_first_stage_on() -> None:
+    for stages in ((), ("load", "capture")):
+        with running(False, verbose=False, quiet=True) as terminal:
+            assert not gc.isenabled()
+            for name in stages:
+                terminal.stage(name)
+                assert gc.isenabled()
+        assert gc.isenabled()
 
 
 def test_warnings_are_shown_where_they_are_asked_for() -> None:

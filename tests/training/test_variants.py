@@ -8,7 +8,7 @@ from textwrap import dedent
 import pytest
 import torch
 
-from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
+from repl_fx.benchmarking.results import ORIGINAL, PRUNED, REWRITTEN
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.variants import Models
 

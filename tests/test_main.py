@@ -1,0 +1,35 @@
+"""The process of a command ends at once, with its code, and has done what was to be done at its end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+START = """
+import atexit, os, sys, threading
+atexit.register(print, "at exit")
+own = os._exit
+os._exit = lambda code: (print("at once", flush=True), own(code))
+"""
+THREAD = "threading.Thread(target=lambda: (threading.main_thread().join(), print('done'))).start()"
+NOBODY = "end, beginning = os.pipe()\nos.close(end)\nsys.stdout = open(beginning, 'w')"
+
+
+@pytest.mark.parametrize(
+    ("before", "argument", "code", "printed"),
+    [
+        ("", "--version", 0, ["repl-fx 0.1.0", "at exit", "at once"]),
+        ("", "inspekt", 2, ["at exit", "at once"]),
+        ("sys.setprofile(lambda *_: None)", "--version", 0, ["repl-fx 0.1.0", "at exit"]),
+        ("sys.modules['pytorch_lightning'] = sys", "--version", 0, ["repl-fx 0.1.0", "at exit"]),
+        (THREAD, "--version", 0, ["repl-fx 0.1.0", "done", "at exit"]),
+        (NOBODY, "inspekt", 120, []),
+    ],
+    ids=["done", "refused", "watched", "trained", "threads", "nobody reads"],
+)
+def test_the_process_ends_at_once(before: str, argument: str, code: int, printed: list[str]) -> None:
+    command = [sys.executable, "-c", f"{START}{before}\nfrom repl_fx.__main__ import run\nrun()", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, printed), done.stderr
