@@ -23,13 +23,17 @@ NOBODY = "end, beginning = os.pipe()\nos.close(end)\nsys.stdout = open(beginning
         ("", "--version", 0, ["repl-fx 0.1.0", "at exit", "at once"]),
         ("", "inspekt", 2, ["at exit", "at once"]),
         ("sys.setprofile(lambda *_: None)", "--version", 0, ["repl-fx 0.1.0", "at exit"]),
-        ("sys.modules['pytorch_lightning'] = sys", "--version", 0, ["repl-fx 0.1.0", "at exit"]),
+        ("log = open(os.devnull, 'w')", "--version", 0, ["repl-fx 0.1.0", "at exit", "at once"]),
+        ("import tempfile; log = tempfile.TemporaryFile()", "--version", 0, ["repl-fx 0.1.0", "at exit"]),
         (THREAD, "--version", 0, ["repl-fx 0.1.0", "done", "at exit"]),
         (NOBODY, "inspekt", 120, []),
     ],
-    ids=["done", "refused", "watched", "trained", "threads", "nobody reads"],
+    ids=["done", "refused", "watched", "device", "writes", "threads", "nobody reads"],
 )
 def test_the_process_ends_at_once(before: str, argument: str, code: int, printed: list[str]) -> None:
-    command = [sys.executable, "-c", f"{START}{before}\nfrom repl_fx.__main__ import run\nrun()", argument]
+    # While the command runs, as the code of a model would.
+    meanwhile = f"def main():\n    exec({before!r}, globals())\n    own_main()"
+    script = f"{START}import repl_fx.__main__ as m\nown_main = m.main\n{meanwhile}\nm.main = main\nm.run()"
+    command = [sys.executable, "-c", script, argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, printed), done.stderr

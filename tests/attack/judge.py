@@ -435,7 +435,7 @@ class Judge:
             require(effect, f"the surrogate of {block} does nothing: other values of its parameters change no output")
 
     def _values(self, module: nn.Module) -> list[Any]:
-        """The outputs in evaluation mode, and, in half precision, where a change may round away, those of all layers."""
+        """The outputs in evaluation mode; in half precision, where a change may round away, those of all layers too."""
         inside: list[Any] = []
 
         def keep(layer: nn.Module, args: Any, made: Any) -> None:
