@@ -3,7 +3,7 @@
 Conv(x, w, Expand(0))       ->  Conv(x, w)         zeros of a wrong shape, under a Conv3d
 Transpose(weight)           ->  Transpose(weight)  folded, it would be another tensor under no name
 Add(x, 1e-15)               ->  Add(x, 1e-15)      the optimizer takes it for Add(x, 0) and drops it
-MatMul(Transpose(x), w)     ->  MatMul(Squeeze(Unsqueeze(Transpose(x))), w)   else ONNX Runtime crashes, in half precision
+MatMul(Transpose(x), w)     ->  MatMul(Squeeze(Unsqueeze(Transpose(x))), w)   else ONNX Runtime crashes, in halves
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def _number(value: ir.Value | None) -> float | None:
 def _part_transposes_from_products(graph: ir.Graph) -> None:
     """Put something between products in half precision and transposes that move the first dimension inwards.
 
-    ONNX Runtime (1.31) makes one operator of both, of which its CPU has no kernel in half precision, and ends the process
-    with a segmentation fault as it loads the file. Behind a dimension that is put in and taken out it sees no transpose.
+    ONNX Runtime (1.31) makes one operator of both, of which its CPU has no kernel in half precision, and ends the
+    process with a segmentation fault as it loads the file. It does not see a transpose behind a dimension that is put
+    in and taken out.
     """
     for node in list(graph):
         if node.op_type != "Transpose" or node.domain != "" or "perm" not in node.attributes:
