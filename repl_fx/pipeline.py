@@ -106,14 +106,15 @@ def transform(
         model, copy = with_weights(model, weights), False
     if not allow_nan:
         require_finite(model)
-    inputs = widen_batch(model, given)
     if captured is None:
         stage("capture")
         paths = None if plan is None else plan.parts
         known: CapturedParts | None = capture_parts(
-            model, inputs.args, inputs.kwargs, copy=copy, paths=paths, fixed=fixed
+            model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed
         )
+        inputs = known.parts[0].inputs if known.whole else widen_batch(model, given)
     else:
+        inputs = widen_batch(model, given)
         known = None if copy else captured_before(captured, model, inputs)
     if known is None:
         raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")

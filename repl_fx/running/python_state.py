@@ -65,7 +65,8 @@ _HOLDERS = (SimpleNamespace, Namespace)
 _METHODS = (FunctionType, staticmethod, classmethod)
 _CODE = (*_METHODS, property)
 # What calls code, or wraps what does; the type is that of functions whose results are kept.
-_CALLED = (FunctionType, MethodType, staticmethod, classmethod, partial, cached_property, type(lru_cache(len)), type)
+_CACHED = type(lru_cache(len))
+_CALLED = (FunctionType, MethodType, staticmethod, classmethod, partial, cached_property, _CACHED, type)
 # Special methods that no forward calls on what there is already.
 _BORN = {
     "__init__", "__new__", "__init_subclass__", "__repr__", "__str__", "__del__", "__getstate__", "__setstate__",
@@ -164,6 +165,8 @@ class PythonState:
         # Objects and containers that hold values, each with a shallow copy of what it held.
         self._holders: list[tuple[Spot, Any, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
+        # Functions whose results are kept, each with how many it has computed.
+        self._caches: list[tuple[Any, int]] = []
         self._spaces: dict[int, _Space] = {}
         self._values: dict[str, Any] = {}
         self._seen: dict[tuple[int, str], str] = {}
@@ -235,6 +238,10 @@ class PythonState:
         for place, owner, content in self._holders:
             if place.ours or self._is_written(place, owner):
                 refill(owner, content)
+        for function, misses in self._caches:
+            # A result of a trace, such as a table without values, is none for a run.
+            if function.cache_info().misses != misses:
+                function.cache_clear()
         for cell, value in self._cells:
             if content_of_cell(cell) is not value:
                 cell.cell_contents = value
@@ -408,6 +415,8 @@ class PythonState:
             self._look(place.attribute("func"), value.func)
             self._look(place.item(place.path), (*value.args, *value.keywords.values()))
         elif not isinstance(value, type):
+            if isinstance(value, _CACHED):
+                self._caches.append((value, value.cache_info().misses))
             self._look(place, value.__wrapped__)
         elif self._is_followed(value):
             self._enter_class(value)
