@@ -109,15 +109,14 @@ def transform(
     if captured is None:
         stage("capture")
         paths = None if plan is None else plan.parts
-        known: CapturedParts | None = capture_parts(
-            model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed
-        )
+        known = capture_parts(model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
         inputs = known.parts[0].inputs if known.whole else widen_batch(model, given)
     else:
         inputs = widen_batch(model, given)
-        known = None if copy else captured_before(captured, model, inputs)
-    if known is None:
-        raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
+        before = None if copy else captured_before(captured, model, inputs)
+        if before is None:
+            raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
+        known = before
     form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
     result = rewrite(known, plan or options, inputs, stage, check=check, finder=finder, **form)
     for option, wanted in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):

@@ -544,7 +544,8 @@ def table(length: int) -> Tensor:
 def test_results_that_a_function_keeps_are_no_ones_of_a_trace(batch: int) -> None:
     class Shifts(Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x) + table(8)
+            y: Tensor = self.fc(x)
+            return y + table(8)
 
     table.cache_clear()
     capture(model := Shifts(), (torch.randn(batch, 8),))
