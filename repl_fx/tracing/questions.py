@@ -28,8 +28,8 @@ from repl_fx.passes.driver import Result
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside, open_objects
 from repl_fx.running.untouched import device_of, outcome_of
-from repl_fx.running.without_values import WithoutValues
 from repl_fx.tracing.model_checks import is_machinery
+from repl_fx.tracing.trials import Trials
 
 
 class ExportAsked:
@@ -116,10 +116,9 @@ def _same_under(
 ) -> bool:
     if device_of(model, inputs).type == "meta":
         return False
-    trial = copy_graph(gm)
-    shapes = WithoutValues(setting)
+    trial, trials = copy_graph(gm), Trials(model, gm, setting)
     for training in (True, False):
-        if shapes.agree(model, trial, inputs, training):
+        if trials.agree(trial, inputs, training):
             continue
         ours, theirs = (outcome_of(module, inputs, training, within=setting) for module in (model, trial))
         # Where the model itself does not run, its graph cannot be wrong.
@@ -196,7 +195,7 @@ class Compiling:
 def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
     """Tell whether a graph returns the same as its model in evaluation mode, but for the rounding of other kernels."""
     trial = copy_graph(gm)
-    if WithoutValues().agree(model, trial, inputs, training=False):
+    if Trials(model, gm).agree(trial, inputs):
         return True
     ours, theirs = (outcome_of(module, inputs, False) for module in (model, trial))
     if ours.problem is not None or theirs.problem is not None:
@@ -214,7 +213,7 @@ def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     """Tell whether a graph stops at inputs, such as of other sizes, at which its model stops."""
     trial = copy_graph(gm)
     return (
-        WithoutValues().agree(model, trial, inputs, training=False)
+        Trials(model, gm).agree(trial, inputs)
         or outcome_of(model, inputs, False).problem is None
         or outcome_of(trial, inputs, False).problem is not None
     )
