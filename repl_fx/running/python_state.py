@@ -191,7 +191,7 @@ class PythonState:
             empty = [name for name, buffer in module._buffers.items() if buffer is None]
             self._values.update((_dotted(path, name), None) for name in empty)
         for kind in kinds:
-            self._open(Spot(kind.__qualname__, "", of_library=not is_own_code(kind)), kind, dict(vars(kind)))
+            self._open(Spot(kind.__qualname__, "", of_library=not is_own_code(kind)), kind, vars(kind))
         for name, value in values.items():
             self._look(Spot(name, name, ours=True), value)
         while self._unread or self._large:
@@ -297,13 +297,16 @@ class PythonState:
             self._holders.append((place, container, content))
             self._values[place.path] = content
 
-    def _open(self, place: Spot, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
+    def _open(self, place: Spot, owner: Any, content: Mapping[str, Any], named: Set[str] | None = None) -> None:
         """Look at those attributes of a file, a class or an object that the code names, now or later.
 
         Args:
             named: look at these alone.
         """
-        space = self._spaces.setdefault(id(owner), _Space(place, owner, content))
+        space = self._spaces.get(id(owner))
+        if space is None:
+            # Many functions name a file, which is copied once.
+            space = self._spaces[id(owner)] = _Space(place, owner, dict(content))
         if named is not None:
             self._look_in(space, named)
         elif not space.by_attribute:
@@ -333,7 +336,7 @@ class PythonState:
     def _enter_class(self, kind: type) -> None:
         for part in kind.__mro__:
             if self._is_followed(part):
-                self._open(Spot(part.__qualname__, "", of_library=not is_own_code(part)), part, dict(vars(part)))
+                self._open(Spot(part.__qualname__, "", of_library=not is_own_code(part)), part, vars(part))
 
     def _read(self, function: FunctionType) -> None:
         """Enter what a function names: its closure, defaults, attributes, globals, files and functions it calls."""
@@ -354,7 +357,7 @@ class PythonState:
         self._stored |= names.stored
         file = function.__globals__
         place = Spot(str(file.get("__name__", "")), "", of_library=library)
-        self._open(place, file, dict(file), file.keys() if names.any_global else names.globals)
+        self._open(place, file, file, file.keys() if names.any_global else names.globals)
         self._spaces[id(file)].all_stored |= names.any_global
         package = file.get("__package__") or ""
         for name in sorted(names.imports):
@@ -390,7 +393,7 @@ class PythonState:
             self._look_at_code(place, value)
         elif isinstance(value, ModuleType):
             if value.__name__ == "__main__" or not is_installed(value):
-                self._open(Spot(value.__name__, ""), vars(value), dict(vars(value)))
+                self._open(Spot(value.__name__, ""), vars(value), vars(value))
         elif isinstance(value, (tuple, frozenset)):
             if len(value) > _LARGE and not _holds_containers(value):
                 self._values[path] = value

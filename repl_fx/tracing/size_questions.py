@@ -118,8 +118,9 @@ class SizeQuestions:
         self._known.add(expression)
         written = str(expression)
         self._written += len(written)
-        # A sum of many sizes is long, and nothing to solve.
-        if self._written > _MOST_WRITTEN or (len(written) > _LONGEST and "//" in written):
+        # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
+        hopeless = len(written) > _LONGEST and "//" in written and not self._rest
+        if hopeless or self._written > _MOST_WRITTEN:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 
