@@ -76,6 +76,9 @@ def products_of(gm: fx.GraphModule) -> int:
         if node.op == "call_module":
             weights = list(gm.get_submodule(str(node.target)).parameters())
         if isinstance(made, Tensor) and all(map(has_example, made.shape)):
-            places = math.prod(map(example_of, made.shape))
-            found += sum(places * w.numel() // w.shape[0] for w in weights if isinstance(w, Tensor) and w.ndim > 1)
+            sizes = [example_of(size) for size in made.shape]
+            matrices = [w.shape for w in weights if isinstance(w, Tensor) and w.ndim > 1]
+            # Some layers keep their weights the other way round.
+            wide = [next((size for size in w[:2] if size in sizes), max(w)) for w in matrices]
+            found += sum(math.prod((*sizes, *w)) // size for w, size in zip(matrices, wide, strict=True) if size)
     return found

@@ -62,3 +62,15 @@ def test_the_products_of_a_graph() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5))
     gm = capture(model, (torch.randn(2, 3, 8, 8),))
     assert products_of(gm) == 2 * 36 * 8 * 27 + 2 * 288 * 5
+
+
+def test_the_products_with_weights_the_other_way_round() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    assert products_of(capture(Turned(), (torch.randn(3, 5),))) == 3 * 5 * 7
