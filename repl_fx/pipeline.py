@@ -106,17 +106,17 @@ def transform(
         model, copy = with_weights(model, weights), False
     if not allow_nan:
         require_finite(model)
-    inputs = widen_batch(model, given)
     if captured is None:
         stage("capture")
         paths = None if plan is None else plan.parts
-        known: CapturedParts | None = capture_parts(
-            model, inputs.args, inputs.kwargs, copy=copy, paths=paths, fixed=fixed
-        )
+        known = capture_parts(model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
+        inputs = known.parts[0].inputs if known.whole else widen_batch(model, given)
     else:
-        known = None if copy else captured_before(captured, model, inputs)
-    if known is None:
-        raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
+        inputs = widen_batch(model, given)
+        before = None if copy else captured_before(captured, model, inputs)
+        if before is None:
+            raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
+        known = before
     form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
     result = rewrite(known, plan or options, inputs, stage, check=check, finder=finder, **form)
     for option, wanted in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):

@@ -65,7 +65,8 @@ _HOLDERS = (SimpleNamespace, Namespace)
 _METHODS = (FunctionType, staticmethod, classmethod)
 _CODE = (*_METHODS, property)
 # What calls code, or wraps what does; the type is that of functions whose results are kept.
-_CALLED = (FunctionType, MethodType, staticmethod, classmethod, partial, cached_property, type(lru_cache(len)), type)
+_CACHED = type(lru_cache(len))
+_CALLED = (FunctionType, MethodType, staticmethod, classmethod, partial, cached_property, _CACHED, type)
 # Special methods that no forward calls on what there is already.
 _BORN = {
     "__init__", "__new__", "__init_subclass__", "__repr__", "__str__", "__del__", "__getstate__", "__setstate__",
@@ -164,6 +165,8 @@ class PythonState:
         # Objects and containers that hold values, each with a shallow copy of what it held.
         self._holders: list[tuple[Spot, Any, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
+        # Functions whose results are kept, each with how many it has computed.
+        self._caches: list[tuple[Any, int]] = []
         self._spaces: dict[int, _Space] = {}
         self._values: dict[str, Any] = {}
         self._seen: dict[tuple[int, str], str] = {}
@@ -188,7 +191,7 @@ class PythonState:
             empty = [name for name, buffer in module._buffers.items() if buffer is None]
             self._values.update((_dotted(path, name), None) for name in empty)
         for kind in kinds:
-            self._open(Spot(kind.__qualname__, "", of_library=not is_own_code(kind)), kind, dict(vars(kind)))
+            self._open(Spot(kind.__qualname__, "", of_library=not is_own_code(kind)), kind, vars(kind))
         for name, value in values.items():
             self._look(Spot(name, name, ours=True), value)
         while self._unread or self._large:
@@ -235,6 +238,10 @@ class PythonState:
         for place, owner, content in self._holders:
             if place.ours or self._is_written(place, owner):
                 refill(owner, content)
+        for function, misses in self._caches:
+            # A result of a trace, such as a table without values, is none for a run.
+            if function.cache_info().misses != misses:
+                function.cache_clear()
         for cell, value in self._cells:
             if content_of_cell(cell) is not value:
                 cell.cell_contents = value
@@ -290,13 +297,16 @@ class PythonState:
             self._holders.append((place, container, content))
             self._values[place.path] = content
 
-    def _open(self, place: Spot, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
+    def _open(self, place: Spot, owner: Any, content: Mapping[str, Any], named: Set[str] | None = None) -> None:
         """Look at those attributes of a file, a class or an object that the code names, now or later.
 
         Args:
             named: look at these alone.
         """
-        space = self._spaces.setdefault(id(owner), _Space(place, owner, content))
+        space = self._spaces.get(id(owner))
+        if space is None:
+            # Many functions name a file, which is copied once.
+            space = self._spaces[id(owner)] = _Space(place, owner, dict(content))
         if named is not None:
             self._look_in(space, named)
         elif not space.by_attribute:
@@ -326,7 +336,7 @@ class PythonState:
     def _enter_class(self, kind: type) -> None:
         for part in kind.__mro__:
             if self._is_followed(part):
-                self._open(Spot(part.__qualname__, "", of_library=not is_own_code(part)), part, dict(vars(part)))
+                self._open(Spot(part.__qualname__, "", of_library=not is_own_code(part)), part, vars(part))
 
     def _read(self, function: FunctionType) -> None:
         """Enter what a function names: its closure, defaults, attributes, globals, files and functions it calls."""
@@ -347,7 +357,7 @@ class PythonState:
         self._stored |= names.stored
         file = function.__globals__
         place = Spot(str(file.get("__name__", "")), "", of_library=library)
-        self._open(place, file, dict(file), file.keys() if names.any_global else names.globals)
+        self._open(place, file, file, file.keys() if names.any_global else names.globals)
         self._spaces[id(file)].all_stored |= names.any_global
         package = file.get("__package__") or ""
         for name in sorted(names.imports):
@@ -383,7 +393,7 @@ class PythonState:
             self._look_at_code(place, value)
         elif isinstance(value, ModuleType):
             if value.__name__ == "__main__" or not is_installed(value):
-                self._open(Spot(value.__name__, ""), vars(value), dict(vars(value)))
+                self._open(Spot(value.__name__, ""), vars(value), vars(value))
         elif isinstance(value, (tuple, frozenset)):
             if len(value) > _LARGE and not _holds_containers(value):
                 self._values[path] = value
@@ -408,6 +418,8 @@ class PythonState:
             self._look(place.attribute("func"), value.func)
             self._look(place.item(place.path), (*value.args, *value.keywords.values()))
         elif not isinstance(value, type):
+            if isinstance(value, _CACHED):
+                self._caches.append((value, value.cache_info().misses))
             self._look(place, value.__wrapped__)
         elif self._is_followed(value):
             self._enter_class(value)

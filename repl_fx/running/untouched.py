@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -69,8 +68,9 @@ def as_now(model: nn.Module) -> Callable[[], None]:
             vars(module).clear()
             vars(module).update(attributes)
             for registry, content in registries:
-                registry.clear()
-                registry.update(content)
+                if registry or content:
+                    registry.clear()
+                    registry.update(content)
 
     return restore
 
@@ -89,7 +89,9 @@ def _registries(module: nn.Module) -> list[tuple[Any, Any]]:
     """The dictionaries of every module (state, children, hooks), each with a copy."""
     own = (value for name, value in vars(module).items() if name.startswith("_"))
     # These very types: a library's frozen dict, say, cannot be filled again.
-    return [(registry, copying.copy(registry)) for registry in own if type(registry) in (dict, OrderedDict, set)]
+    kept = (registry for registry in own if type(registry) in (dict, OrderedDict, set))
+    # Most are of hooks, and empty.
+    return [(registry, registry.copy() if registry else ()) for registry in kept]
 
 
 def own_randomness(device: torch.device) -> AbstractContextManager[None]:

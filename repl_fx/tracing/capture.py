@@ -126,19 +126,38 @@ def capture(
     given = ExampleInputs.of(args, kwargs)
     require_capturable(model, given)
     source = copy_model(model) if copy else model
-    inputs = widen_batch(model, given)
     names = names_in(fixed)
     try:
-        gm = trace_by_first(TRACERS, source, inputs, names)
+        gm, _ = trace_widened(TRACERS, source, given, names)
     except CaptureError as problem:
-        # A run of the model itself tells inputs that do not fit from a model that cannot be traced.
-        if (failed := outcome_of(model, inputs, training=False).problem) is not None:
-            raise misfit(model, failed, inputs) from failed
-        raise CaptureError(
-            type(model).__name__, problem.obstacles, "repl_fx.capture_parts captures what it can of the modules inside"
-        ) from problem
+        raise untraced(model, given, problem) from problem
     require_known(names, [gm])
     return gm
+
+
+def untraced(model: nn.Module, inputs: ExampleInputs, problem: CaptureError) -> BadInput | CaptureError:
+    """The error for a model that could not be traced; a run of it tells whether the inputs do not fit."""
+    wider = widen_batch(model, inputs)
+    if (failed := outcome_of(model, wider, training=False).problem) is not None:
+        return misfit(model, failed, wider)
+    hint = "repl_fx.capture_parts captures what it can of the modules inside"
+    return CaptureError(type(model).__name__, problem.obstacles, hint)
+
+
+def trace_widened(
+    tracers: Mapping[str, Tracer], model: nn.Module, inputs: ExampleInputs, fixed: Sequence[str] = ()
+) -> tuple[CapturedModule, ExampleInputs]:
+    """Capture a model by the first tracer that takes it, and return the inputs too, as `widen_batch` gives them.
+
+    What that asks of the model is asked of the trace: the model runs where it cannot be traced with a wider batch.
+    """
+    wider = _widened(inputs)
+    try:
+        return trace_by_first(tracers, model, wider, fixed), wider
+    except CaptureError:
+        if wider is inputs or widen_batch(model, inputs) is not inputs:
+            raise
+    return trace_by_first(tracers, model, inputs, fixed), inputs
 
 
 def trace_by_first(
@@ -339,12 +358,16 @@ def widen_batch(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     torch.export takes a dimension of size 1 for a constant. A first dimension need not be a batch: where the model
     runs on the inputs as they are and not on wider ones, they stay as they are.
     """
-    if not inputs.tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in inputs.tensors):
-        return inputs
-    wider = inputs.map(lambda tensor: torch.cat([tensor, tensor]))
-    if outcome_of(model, wider, training=False).problem is None:
+    wider = _widened(inputs)
+    if wider is inputs or outcome_of(model, wider, training=False).problem is None:
         return wider
     return wider if outcome_of(model, inputs, training=False).problem is not None else inputs
+
+
+def _widened(inputs: ExampleInputs) -> ExampleInputs:
+    if not inputs.tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in inputs.tensors):
+        return inputs
+    return inputs.map(lambda tensor: torch.cat([tensor, tensor]))
 
 
 def example_inputs_of(gm: fx.GraphModule) -> ExampleInputs:

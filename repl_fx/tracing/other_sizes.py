@@ -22,9 +22,9 @@ from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
 from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import equal_inside
 from repl_fx.running.untouched import device_of, outcome_of
 from repl_fx.tracing.size_questions import drop_checks_
+from repl_fx.tracing.trials import Trials
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
@@ -77,7 +77,8 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
-    gone = _unneeded_equalities(gm, model, inputs)
+    trials = Trials(model, gm)
+    gone = _unneeded_equalities(trials, gm, model, inputs)
     tried = [(node, check) for node, check in tried if not check.alike]
     for node, check in tried:
         if node.name in gone:
@@ -86,7 +87,7 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
             # Several questions may be about one size.
             failing = [other for other, asked in tried if other.name not in gone and not _holds(asked, sizes)]
             names = [*gone, *(other.name for other in failing)]
-            runs, alike = _tried(_without(gm, names), model, _with_sizes(inputs, traced, sizes))
+            runs, alike = trials.compare(_without(gm, names), _with_sizes(inputs, traced, sizes))
             if alike:
                 gone = names
                 break
@@ -95,7 +96,7 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     return drop_checks_(gm, gone)
 
 
-def _unneeded_equalities(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> list[str]:
+def _unneeded_equalities(trials: Trials, gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> list[str]:
     """The names of checks that two sizes are equal where a graph is right with either of them being 1: a broadcast."""
     given = _checked_tensors(gm, model, inputs)
     unneeded: list[str] = []
@@ -106,7 +107,7 @@ def _unneeded_equalities(gm: fx.GraphModule, model: nn.Module, inputs: ExampleIn
         for _, number, dim in check.sizes:
             one = given.get(node.all_input_nodes[number])
             if one is not None:
-                outcomes.append(_tried(trial, model, _broadcast(inputs, one, dim)))
+                outcomes.append(trials.compare(trial, _broadcast(inputs, one, dim)))
         if any(alike for _, alike in outcomes) and not any(runs and not alike for runs, alike in outcomes):
             unneeded.append(node.name)
         elif any(runs for runs, _ in outcomes):
@@ -242,14 +243,3 @@ def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]
         return tensor
 
     return inputs.map(resized)
-
-
-def _tried(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> tuple[bool, bool]:
-    """Tell whether a model runs on inputs in both modes, and whether its graph then computes the same."""
-    alike = True
-    for training in (True, False):
-        ours, theirs = (outcome_of(module, inputs, training) for module in (model, gm))
-        if ours.problem is not None:
-            return False, False
-        alike = alike and theirs.problem is None and equal_inside(ours.outputs, theirs.outputs)
-    return True, alike

@@ -29,6 +29,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside, open_objects
 from repl_fx.running.untouched import device_of, outcome_of
 from repl_fx.tracing.model_checks import is_machinery
+from repl_fx.tracing.trials import Trials
 
 
 class ExportAsked:
@@ -115,8 +116,10 @@ def _same_under(
 ) -> bool:
     if device_of(model, inputs).type == "meta":
         return False
-    trial = copy_graph(gm)
+    trial, trials = copy_graph(gm), Trials(model, gm, setting)
     for training in (True, False):
+        if trials.agree(trial, inputs, training):
+            continue
         ours, theirs = (outcome_of(module, inputs, training, within=setting) for module in (model, trial))
         # Where the model itself does not run, its graph cannot be wrong.
         if ours.problem is None and (theirs.problem is not None or not equal_inside(ours.outputs, theirs.outputs)):
@@ -191,7 +194,10 @@ class Compiling:
 
 def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
     """Tell whether a graph returns the same as its model in evaluation mode, but for the rounding of other kernels."""
-    ours, theirs = (outcome_of(module, inputs, False) for module in (model, copy_graph(gm)))
+    trial = copy_graph(gm)
+    if Trials(model, gm).agree(trial, inputs):
+        return True
+    ours, theirs = (outcome_of(module, inputs, False) for module in (model, trial))
     if ours.problem is not None or theirs.problem is not None:
         return ours.problem is not None
     leaves = [pytree.tree_leaves(open_objects(outcome.outputs)) for outcome in (ours, theirs)]
@@ -205,9 +211,11 @@ def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) 
 
 def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
     """Tell whether a graph stops at inputs, such as of other sizes, at which its model stops."""
+    trial = copy_graph(gm)
     return (
-        outcome_of(model, inputs, False).problem is None
-        or outcome_of(copy_graph(gm), inputs, False).problem is not None
+        Trials(model, gm).agree(trial, inputs)
+        or outcome_of(model, inputs, False).problem is None
+        or outcome_of(trial, inputs, False).problem is not None
     )
 
 

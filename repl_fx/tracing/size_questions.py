@@ -46,6 +46,9 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 # Characters of different expressions of sizes in one trace. Convolutional networks have a few thousand, networks of
 # windows that are padded (Swin) a million, and a trace takes the longer the more there are.
 _MOST_WRITTEN = 60_000
+# Characters of one such expression. Networks of which all sizes can be known come to 180, the others begin with 250 to
+# 400 and get to thousands, long before they have written the most in all.
+_LONGEST = 400
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset(
     {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
@@ -113,8 +116,11 @@ class SizeQuestions:
         if expression in self._known:
             return
         self._known.add(expression)
-        self._written += len(str(expression))
-        if self._written > _MOST_WRITTEN:
+        written = str(expression)
+        self._written += len(written)
+        # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
+        hopeless = len(written) > _LONGEST and "//" in written and not self._rest
+        if hopeless or self._written > _MOST_WRITTEN:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 

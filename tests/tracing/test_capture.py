@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,22 @@ def test_batch_of_one_is_widened() -> None:
     assert torch.equal(gm(x), model(x))
     inputs = widen_batch(model, ExampleInputs((torch.randn(1, 2), torch.randn(3)), {"k": 1}))
     assert [tuple(a.shape) for a in inputs.args] == [(1, 2), (3,)] and inputs.kwargs == {"k": 1}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_model_that_is_traced_with_a_wider_batch_is_not_run(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    runs = []
+    own = nn.Linear.forward
+
+    def forward(layer: nn.Linear, x: Tensor) -> Tensor:
+        runs.append(type(x))
+        return own(layer, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", forward)
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(1, 4)
+    gm = capture(model, (x,)) if whole else capture_parts(model, (x,)).module
+    assert runs and Tensor not in runs
+    assert info_of(gm).dynamic == {"input": (0,)}
 
 
 def test_sizes_the_trace_has_fixed_are_refused() -> None:
@@ -516,6 +533,23 @@ def test_a_first_dimension_that_is_no_batch_stays_one() -> None:
     assert check_capture(model, gm, (x,))
     with pytest.raises(BadInput, match=r"captured as \[1, 8\]"):
         gm(torch.randn(2, 8))
+
+
+@cache
+def table(length: int) -> Tensor:
+    return torch.arange(length).float()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_results_that_a_function_keeps_are_no_ones_of_a_trace(batch: int) -> None:
+    class Shifts(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x)
+            return y + table(8)
+
+    table.cache_clear()
+    capture(model := Shifts(), (torch.randn(batch, 8),))
+    assert type(model(torch.randn(2, 8))) is Tensor and type(table(8)) is Tensor
 
 
 def test_the_tensors_of_a_captured_model_can_be_swapped() -> None:

@@ -23,6 +23,7 @@ from repl_fx.export.verify import verify_onnx
 from repl_fx.graph.axes import dimensions_of, size_checks
 from repl_fx.pipeline import transform
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing import size_questions
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.size_questions import refused_sizes
 from tests.tracing.nets import info_of
@@ -228,6 +229,23 @@ def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
     gm = capture(model, (x,))
     assert info_of(gm).dynamic == {"x": (0,)}
     assert torch.equal(gm(x), model(x))
+
+
+def test_one_long_expression_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(size_questions, "_MOST_WRITTEN", 10**9)
+    assert info_of(capture(Windows(), (torch.randn(2, 640, 640, 1),))).dynamic == {"x": (0,)}
+
+
+def test_a_long_sum_of_sizes_is_none_to_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Joins(nn.Module):
+        def forward(self, parts: list[Tensor]) -> Tensor:
+            whole = torch.cat(parts)
+            return whole.relu() if whole.shape[0] > 3 else whole
+
+    monkeypatch.setattr(size_questions, "_LONGEST", 20)
+    gm = capture(Joins(), ([torch.randn(length, 2) for length in range(3, 9)],))
+    other = [torch.randn(length, 2) for length in (5, 1, 2, 7, 4, 2)]
+    assert torch.equal(gm(other), Joins()(other))
 
 
 class Masked(nn.Module):

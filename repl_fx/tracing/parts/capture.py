@@ -35,7 +35,7 @@ from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.untouched import Outcome, outcome_of
-from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
+from repl_fx.tracing.capture import TRACERS, trace_widened, untraced, widen_batch
 from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
 from repl_fx.tracing.dynamic_shapes import names_in, require_known
 from repl_fx.tracing.leaves import is_leaf
@@ -148,20 +148,19 @@ def capture_parts(
     given = ExampleInputs.of(args, kwargs)
     require_capturable(model, given)
     source = copy_model(model) if copy else model
-    inputs = widen_batch(model, given)
     names = names_in(fixed)
-    if paths is not None and list(paths) == [""]:
-        gm = capture_whole(source, inputs.args, inputs.kwargs, fixed=names)
-        return CapturedParts(source, gm, (Part("", gm, inputs),), fixed=names)
     obstacles: tuple[str, ...] = ()
-    if paths is None:
+    if paths is None or list(paths) == [""]:
         try:
-            gm = trace_by_first(TRACERS, source, inputs, names)
+            gm, inputs = trace_widened(TRACERS, source, given, names)
         except CaptureError as problem:
+            if paths is not None:
+                raise untraced(model, given, problem) from problem
             obstacles = problem.obstacles
         else:
             require_known(names, [gm])
             return CapturedParts(source, gm, (Part("", gm, inputs),), fixed=names)
+    inputs = widen_batch(source, given)
     reference, calls, methods = _observe(source, inputs)
     search = Search(source, calls, methods, names)
     if paths is None:
@@ -217,9 +216,8 @@ def capture_as_called(
             module = model.get_submodule(path)
         except AttributeError as problem:
             raise CaptureError(type(model).__name__, [f"it has no module {path}"]) from problem
-        inputs = widen_batch(module, given)
         known = {name: tracer for name, tracer in PART_TRACERS.items() if name == tracers.get(path)} or PART_TRACERS
-        gm = trace_by_first(known, module, inputs, fixed)
+        gm, inputs = trace_widened(known, module, given, fixed)
         keep_attributes(module, gm)
         parts.append(Part(path, gm, inputs))
     graphs = {part.path: part.graph_module for part in parts}

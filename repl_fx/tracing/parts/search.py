@@ -13,7 +13,7 @@ from torch import nn
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.running.holders import OWN_ATTRIBUTES
-from repl_fx.tracing.capture import trace_by_first, widen_batch
+from repl_fx.tracing.capture import trace_by_first, trace_widened
 from repl_fx.tracing.dynamic_shapes import every_dim
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.other_sizes import holds_at_other_sizes
@@ -127,8 +127,7 @@ class Search:
         self._attempts += 1
         if self._attempts > MAX_ATTEMPTS:
             raise CaptureError(type(module).__name__, [f"{MAX_ATTEMPTS} modules were tried before it"])
-        inputs = widen_batch(module, call.inputs())
-        gm = trace_by_first(PART_TRACERS, module, inputs, self.fixed)
+        gm, inputs = trace_widened(PART_TRACERS, module, call.inputs(), self.fixed)
         if gm.meta["capture"].tracer == FREE_SIZES and not holds_at_other_sizes(module, gm, inputs):
             others = {name: tracer for name, tracer in PART_TRACERS.items() if name != FREE_SIZES}
             gm = trace_by_first(others, module, inputs, self.fixed)

@@ -35,13 +35,13 @@ def test_a_size_that_code_asks_about_is_checked() -> None:
 
 def test_siblings_that_are_alike_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    trace_by_first: Callable[..., Any] = repl_fx.tracing.parts.capture.trace_by_first  # type: ignore[attr-defined]
+    trace_widened: Callable[..., Any] = repl_fx.tracing.parts.capture.trace_widened  # type: ignore[attr-defined]
 
     def counted(tracers: Any, model: nn.Module, *rest: Any) -> Any:
         tried.append(type(model).__name__)
-        return trace_by_first(tracers, model, *rest)
+        return trace_widened(tracers, model, *rest)
 
-    monkeypatch.setattr("repl_fx.tracing.parts.search.trace_by_first", counted)
+    monkeypatch.setattr("repl_fx.tracing.parts.search.trace_widened", counted)
     model = Chosen(nn.Sequential(*(Chosen(nn.Linear(4, 4)) for _ in range(5))))
     with pytest.raises(repl_fx.CaptureError, match=r"Chosen could not be captured: torch\.export"):
         repl_fx.capture_parts(model, (torch.randn(2, 4),))
