@@ -11,7 +11,7 @@ not, or where the code asks for values, only these tell.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -39,7 +39,7 @@ _MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Run:
+class ShapeRun:
     """One run on shapes alone.
 
     Attributes:
@@ -56,8 +56,8 @@ class Run:
         return self.outputs is None and not self.open
 
 
-class Held(NamedTuple):
-    """What a tensor holds: the term of its memory, and the place in that."""
+class Contents(NamedTuple):
+    """The contents of a tensor: the term of its memory, and the place in that."""
 
     term: int | None
     shape: torch.Size
@@ -79,7 +79,7 @@ class WithoutValues:
         self._terms: dict[Any, int] = {}
         self._fakes: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def run(self, module: nn.Module, inputs: ExampleInputs, training: bool) -> Run:
+    def run(self, module: nn.Module, inputs: ExampleInputs, training: bool) -> ShapeRun:
         """Run a module in a mode; it and the random generators stay as they are."""
         terms = _Terms(self._mode, self._terms, self._fakes)
         try:
@@ -92,12 +92,12 @@ class WithoutValues:
                     for leaf in pytree.tree_leaves(open_objects(made))
                 ]
         except ForeignError as failed:
-            return Run(None, open=terms.unsure or not _is_of_sizes(failed.problem))
+            return ShapeRun(None, open=terms.unsure or not _is_of_sizes(failed.problem))
         finally:
             # Casts of weights, which autocast keeps, have no values.
             torch.clear_autocast_cache()
             forget_tensors(self._mode)
-        return Run(leaves, terms.unsure)
+        return ShapeRun(leaves, terms.unsure)
 
     def agree(self, model: nn.Module, graph: nn.Module, inputs: ExampleInputs, training: bool) -> bool:
         """Tell whether two modules end alike on values for sure: they return the same, or stop."""
@@ -105,7 +105,7 @@ class WithoutValues:
         return not ours.open and same_results(ours, self.run(graph, inputs, training)) is True
 
 
-def same_results(ours: Run, theirs: Run) -> bool | None:
+def same_results(ours: ShapeRun, theirs: ShapeRun) -> bool | None:
     """Tell whether two runs end alike on values; None where only values can tell."""
     if ours.open or theirs.open:
         return None
@@ -114,9 +114,9 @@ def same_results(ours: Run, theirs: Run) -> bool | None:
     if len(ours.outputs) != len(theirs.outputs):
         return False
     pairs = list(zip(ours.outputs, theirs.outputs, strict=True))
-    if all(a == b if isinstance(a, Held) else equal_leaves(a, b) for a, b in pairs):
+    if all(a == b if isinstance(a, Contents) else equal_leaves(a, b) for a, b in pairs):
         return True
-    told = all(a.shape == b.shape for a, b in pairs if isinstance(a, Held) and isinstance(b, Held))
+    told = all(a.shape == b.shape for a, b in pairs if isinstance(a, Contents) and isinstance(b, Contents))
     return None if told else False
 
 
@@ -170,12 +170,8 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
         called = self._number(*read, self._drawn if drawn else None)
         if drawn:
             self._drawn = called
-        if function._schema.is_mutable:
-            given = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
-            written = (a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
-            for leaf in pytree.tree_leaves([given.get(name) for name in written]):
-                if isinstance(leaf, Tensor):
-                    self._hold(leaf, "write", called, self.read(leaf))
+        for leaf in _written(function, args, kwargs):
+            self._hold(leaf, "write", called, self.read(leaf))
         for index, leaf in enumerate(made):
             if isinstance(leaf, Tensor) and memory_of(leaf) not in self._held:
                 self._hold(leaf, "result", called, index)
@@ -199,11 +195,11 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
     def _hold(self, tensor: Tensor, *term: Any) -> None:
         self._held[memory_of(tensor)] = self._number(*term), tensor
 
-    def read(self, tensor: Tensor) -> Held:
-        """What a tensor holds now."""
+    def read(self, tensor: Tensor) -> Contents:
+        """The contents of a tensor now."""
         known = self._held.get(memory_of(tensor))
         self.unsure |= known is None
-        return Held(known and known[0], tensor.shape, int(tensor.storage_offset()), _layout(tensor))
+        return Contents(known and known[0], tensor.shape, int(tensor.storage_offset()), _layout(tensor))
 
     def fake(self, tensor: Tensor) -> Tensor:
         """A tensor of the run as it is, and one of the module's as a fake."""
@@ -230,6 +226,16 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
         # Two tensors in one memory, which their values do not tell; or such as have none.
         if (known and known[0] != self._number(*term)) or tensor.layout is not torch.strided or tensor.is_quantized:
             self.unsure = True
+
+
+def _written(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments of an operator that it changes in place."""
+    if not function._schema.is_mutable:
+        return []
+    arguments = function._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | dict(kwargs)
+    changed = (a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
+    return [leaf for leaf in pytree.tree_leaves([given.get(name) for name in changed]) if isinstance(leaf, Tensor)]
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

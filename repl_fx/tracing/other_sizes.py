@@ -23,8 +23,8 @@ from repl_fx.graph.signature import bind_arguments, words_for
 from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, outcome_of
+from repl_fx.tracing.side_by_side import SideBySide
 from repl_fx.tracing.size_questions import drop_checks_
-from repl_fx.tracing.trials import Trials
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
@@ -77,7 +77,7 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
-    trials = Trials(model, gm)
+    trials = SideBySide(model, gm)
     gone = _unneeded_equalities(trials, gm, model, inputs)
     tried = [(node, check) for node, check in tried if not check.alike]
     for node, check in tried:
@@ -96,7 +96,7 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     return drop_checks_(gm, gone)
 
 
-def _unneeded_equalities(trials: Trials, gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> list[str]:
+def _unneeded_equalities(trials: SideBySide, gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> list[str]:
     """The names of checks that two sizes are equal where a graph is right with either of them being 1: a broadcast."""
     given = _checked_tensors(gm, model, inputs)
     unneeded: list[str] = []

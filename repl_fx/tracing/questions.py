@@ -29,7 +29,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside, open_objects
 from repl_fx.running.untouched import device_of, outcome_of
 from repl_fx.tracing.model_checks import is_machinery
-from repl_fx.tracing.trials import Trials
+from repl_fx.tracing.side_by_side import SideBySide
 
 
 class ExportAsked:
@@ -116,7 +116,7 @@ def _same_under(
 ) -> bool:
     if device_of(model, inputs).type == "meta":
         return False
-    trial, trials = copy_graph(gm), Trials(model, gm, setting)
+    trial, trials = copy_graph(gm), SideBySide(model, gm, setting)
     for training in (True, False):
         if trials.agree(trial, inputs, training):
             continue
@@ -195,7 +195,7 @@ class Compiling:
 def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
     """Tell whether a graph returns the same as its model in evaluation mode, but for the rounding of other kernels."""
     trial = copy_graph(gm)
-    if Trials(model, gm).agree(trial, inputs):
+    if SideBySide(model, gm).agree(trial, inputs):
         return True
     ours, theirs = (outcome_of(module, inputs, False) for module in (model, trial))
     if ours.problem is not None or theirs.problem is not None:
@@ -213,7 +213,7 @@ def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     """Tell whether a graph stops at inputs, such as of other sizes, at which its model stops."""
     trial = copy_graph(gm)
     return (
-        Trials(model, gm).agree(trial, inputs)
+        SideBySide(model, gm).agree(trial, inputs)
         or outcome_of(model, inputs, False).problem is None
         or outcome_of(trial, inputs, False).problem is not None
     )

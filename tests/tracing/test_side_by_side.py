@@ -1,4 +1,4 @@
-"""Trials of graphs: what is compared on shapes alone, and what is computed."""
+"""SideBySide of graphs: what is compared on shapes alone, and what is computed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import outcome_of
-from repl_fx.tracing import trials
+from repl_fx.tracing import side_by_side
 from repl_fx.tracing.capture import capture
-from repl_fx.tracing.trials import Trials, products_of
+from repl_fx.tracing.side_by_side import SideBySide, products_of
 
 
 class Halves(nn.Module):
@@ -52,9 +52,9 @@ def test_values_are_computed_where_shapes_leave_it_open(
         runs.append(training)
         return outcome_of(module, inputs, training, **within)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trials, "outcome_of", counted)
-    monkeypatch.setattr(trials, "_PER_NODE", -1 if large else 1 << 40)
-    assert Trials(model, gm).compare(gm, ExampleInputs((torch.randn(2, length, 4),))) == expected
+    monkeypatch.setattr(side_by_side, "outcome_of", counted)
+    monkeypatch.setattr(side_by_side, "_PER_NODE", -1 if large else 1 << 40)
+    assert SideBySide(model, gm).compare(gm, ExampleInputs((torch.randn(2, length, 4),))) == expected
     assert len(runs) == computed if large else runs
 
 

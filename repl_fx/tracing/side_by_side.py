@@ -14,14 +14,14 @@ from repl_fx._torch import example_of, has_example
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside
 from repl_fx.running.untouched import outcome_of
-from repl_fx.running.without_values import Run, WithoutValues, same_results
+from repl_fx.running.without_values import ShapeRun, WithoutValues, same_results
 
 # Products that take as long to compute as a node on shapes alone, on one core.
 _PER_NODE = 8_000_000
-_OPEN = Run(None, open=True)
+_OPEN = ShapeRun(None, open=True)
 
 
-class Trials:
+class SideBySide:
     """Runs a model and graphs of it side by side: on shapes alone, where computing would take longer, and on values.
 
     Args:
@@ -66,7 +66,7 @@ class Trials:
 
 
 def products_of(gm: fx.GraphModule) -> int:
-    """About how many products of weights and values a graph computes, at the sizes of its example."""
+    """Estimate how many products of weights and values a graph computes, at the sizes of its example."""
     found = 0
     for node in gm.graph.nodes:
         made: Any = node.meta.get("val")
