@@ -36,6 +36,13 @@ compiles the first training step (forward and backward, inductor, nothing from i
 with its blocks outlined and compiled one by one, and the model in place as `repl-fx train --compile` compiles it. CPU
 seconds are those of the step, with the compilers that it starts, less those of the next step.
 
+    python -m benchmarks.compile_time --profile --runs 3 [--models resnet50 bert_base]
+
+says where the CPU seconds of one `repl_fx.capture` go, for the models of `benchmarks.find_speed`, beside one plain
+non-strict export with a dynamic batch: the model's forward on fake tensors, what make_fx and torch.export add to that,
+lifting, passes, trials at other sizes and settings, and the rest (snapshots of the model, checks). Each is that of the
+fastest run.
+
 Exit status: 0; with `--strict` 1 where a claim does not hold.
 """
 
@@ -46,6 +53,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import inspect
 import json
 import resource
 import statistics
@@ -54,10 +62,12 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.compiler.config
@@ -66,6 +76,7 @@ from rich.table import Table
 from torch import nn
 
 import repl_fx
+from benchmarks.find_speed import MODELS, build
 from repl_fx._torch import FakeTensorMode
 from repl_fx.benchmarking.machine import environment
 from repl_fx.passes.outline_blocks import outline_blocks
@@ -108,6 +119,22 @@ ROWS = (
     "replace_blocks" + SPLIT_ROW,
     REPORT,
 )
+
+
+# Rows of the profile of a capture, in order; the functions that are timed, and the row of each.
+FORWARD, MAKE_FX = "forward", "make_fx"
+PROFILED = {
+    ("torch.export", "export"): "torch.export",
+    ("repl_fx.tracing.tracers", "lift_modules"): "lifting",
+    ("repl_fx.tracing.capture", "run_passes"): "passes",
+    ("repl_fx.tracing.capture", "try_checks_"): "trials",
+    ("repl_fx.tracing.capture", "computes_alike"): "trials",
+    ("repl_fx.tracing.capture", "stops_alike"): "trials",
+    ("repl_fx.tracing.capture", "other_sizes_of"): "trials",
+}
+# wav2vec2 draws from numpy's generator, which no graph can.
+PROFILE_MODELS = tuple(name for name in MODELS if name != "wav2vec2_base")
+PROFILE_ROWS = (FORWARD, MAKE_FX, *dict.fromkeys(PROFILED.values()))
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -222,12 +249,14 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def stopwatch(now: Callable[[], float]) -> Iterator[Stopwatch]:
-    """Put a stopwatch around every part of `repl_fx.transform`, for a while."""
+def stopwatch(
+    now: Callable[[], float], parts: Mapping[tuple[str, str], str] = MappingProxyType({**PARTS, SPLIT: SPLIT_ROW})
+) -> Iterator[Stopwatch]:
+    """Put a stopwatch around every part of `repl_fx.transform`, or other functions, for a while."""
     watch = Stopwatch(now)
     before: list[tuple[Any, str, Any]] = []
     try:
-        for (module_name, name), row in [*PARTS.items(), (SPLIT, SPLIT_ROW)]:
+        for (module_name, name), row in parts.items():
             module = importlib.import_module(module_name)
             function = getattr(module, name)
             before.append((module, name, function))
@@ -522,6 +551,58 @@ def report(console: Console, measured: dict[str, Any]) -> None:
     console.print()
 
 
+def capture_profile(name: str, runs: int) -> dict[str, Any]:
+    """Measure in this process where the CPU seconds of one capture go, and what one plain export takes."""
+    model, inputs = build(name)
+    wider = tuple(torch.cat([tensor, tensor]) for tensor in inputs)
+    sizes: Any = tuple({0: torch.export.Dim.AUTO} for _ in wider)
+    taken = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    shapes = (sizes,) if taken == [inspect.Parameter.VAR_POSITIONAL] else sizes
+    found: list[dict[str, float]] = []
+    for _ in range(runs):
+        _clear_caches()
+        begin = time.process_time()
+        with in_mode(model, True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.export(model, wider, dynamic_shapes=shapes, strict=False)
+        plain = time.process_time() - begin
+        _clear_caches()
+        with stopwatch(time.process_time, PROFILED) as watch, _forward_timed(watch):
+            begin = time.process_time()
+            gm = repl_fx.capture(model, inputs)
+            whole = time.process_time() - begin
+        rows = {row: watch.exclusive.get(row, 0.0) for row in PROFILE_ROWS}
+        found.append({"plain": plain, "capture": whole, **rows, "rest": whole - sum(rows.values())})
+    best = min(found, key=lambda one: one["capture"])
+    traces = watch.calls["torch.export"]
+    copies = gm.meta["capture"].copies
+    return {"model": name, **best, "plain": min(one["plain"] for one in found), "traces": traces, "copies": copies}
+
+
+@contextlib.contextmanager
+def _forward_timed(watch: Stopwatch) -> Iterator[None]:
+    """Time what torch.export traces, and the tracing of it."""
+    tracing: Any = importlib.import_module("torch.export._trace")
+    own = tracing.make_fx
+
+    def make_fx(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+        return watch.around(MAKE_FX, own(watch.around(FORWARD, function), **settings))
+
+    with patch.object(tracing, "make_fx", make_fx):
+        yield
+
+
+def profile_table(found: Sequence[dict[str, Any]]) -> str:
+    """The profiles of several models as a table of Markdown."""
+    rows = ("plain", "capture", "ratio", "traces", "copies", *PROFILE_ROWS, "rest")
+    lines = [f"| model | {' | '.join(rows)} |", "|---" + "|--:" * len(rows) + "|"]
+    for one in found:
+        cells = {**one, "ratio": one["capture"] / one["plain"]}
+        numbers = (str(cells[row]) if isinstance(cells[row], int) else f"{cells[row]:.2f}" for row in rows)
+        lines.append(f"| {one['model']} | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
 def run_worker(name: str, runs: int, clock: str) -> dict[str, Any]:
     """Measure one model in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -535,17 +616,24 @@ def run_worker(name: str, runs: int, clock: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compile time of repl-fx next to torch.export.")
-    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES), help="which models; all by default")
+    parser.add_argument("--models", nargs="+", choices=[*CASES, *PROFILE_MODELS], help="which models; all by default")
     parser.add_argument("--runs", type=int, default=5, help="runs of each model (default 5)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall-clock (default) or CPU seconds")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a claim does not hold")
     parser.add_argument("--compile", action="store_true", help="torch.compile of a GPT-2, flat and by blocks, instead")
     parser.add_argument("--layers", type=int, default=48, help="of that GPT-2 (default 48)")
+    parser.add_argument("--profile", action="store_true", help="where the seconds of a capture go, instead")
     parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.runs < 1:
         parser.error("--runs must be 1 or more")
+    if options.profile:
+        torch.set_num_threads(1)
+        capture_profile("resnet18", 1)
+        found = [capture_profile(name, options.runs) for name in options.models or PROFILE_MODELS]
+        print(profile_table(found))
+        return 0
     if options.worker:
         options.json.write_text(json.dumps(measure(options.worker, options.runs, options.clock)))
         return 0
@@ -560,7 +648,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(compiled_rows(compiled_steps(options.layers)), highlight=False)
         return 0
     measured = []
-    for name in options.models:
+    for name in options.models or CASES:
         measured.append(run_worker(name, options.runs, options.clock))
         report(console, measured[-1])
         if options.json:

@@ -143,7 +143,8 @@ MODELS: dict[str, Callable[[], Built]] = {
 }
 
 
-def _build(name: str) -> Built:
+def build(name: str) -> Built:
+    """A model of the table in evaluation mode, with example inputs."""
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
     return model.eval(), inputs
@@ -271,7 +272,7 @@ def _serve(connection: Connection, tool: str, clock: str) -> None:
     while (name := connection.recv()) is not None:
         try:
             if known is None or known[0] != name:
-                known = (name, _build(name))
+                known = (name, build(name))
             gc.collect()
             connection.send(asdict(TOOLS[tool].run(*known[1], CLOCKS[clock])))
         except Exception as error:

@@ -29,3 +29,12 @@ def test_every_form_of_a_gpt_is_compiled() -> None:
     # However many blocks there are: those with a surrogate behind them, the last, and the surrogates.
     assert graphs["captured, outlined"] == 1
     assert graphs["rewritten, outlined"] <= 3 and graphs["in place, by blocks"] <= 4
+
+
+def test_a_profile_accounts_for_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_time, "build", lambda name: (TokenNet(depth=3), (tokens(),)))
+    found = compile_time.capture_profile("tokens", 1)
+    rows = [found[row] for row in (*compile_time.PROFILE_ROWS, "rest")]
+    assert sum(rows) == pytest.approx(found["capture"])
+    assert found["traces"] >= 1 and all(found[row] > 0 for row in ("plain", "forward", "make_fx", "torch.export"))
+    assert compile_time.profile_table([found]).count("\n") == 2
