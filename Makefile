@@ -13,11 +13,11 @@ TEST_TOOLS := pytest pytest-xdist hypothesis
 
 BIN := .venv/bin
 
-.PHONY: help .venv demo test test-versions wheel lint types check docs bench zoo ecosystem mutants clean
+.PHONY: help .venv demo test test-all test-versions wheel lint types check docs bench zoo ecosystem mutants clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | test-versions | wheel | lint | types | check | docs | bench | zoo | ecosystem | mutants | clean | .venv"
+	@echo "make demo | test | test-all | test-versions | wheel | lint | types | check | docs | bench | zoo | ecosystem | mutants | clean | .venv"
 
 # A virtual environment: .venv, .venv-oldest or .venv-newest. The stamp is written last, so that one that was interrupted
 # is made anew.
@@ -39,8 +39,10 @@ demo: .venv/.installed-zoo
 	$(BIN)/repl-fx transform examples/vit.py -o build/demo --force
 	$(BIN)/repl-fx export build/demo
 
-# One thread a worker: with more, the workers fight over the cores and every test gets slower.
-test: .venv/.installed-test
+# All tests but those marked `slow`, less than a tenth of them; `test-all` runs these too. One thread a worker: with more,
+# the workers fight over the cores and every test gets slower.
+test: PYTEST_ARGS += -m "not slow"
+test test-all: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # The engine and the examples on the oldest releases that pyproject.toml admits, and on what pip gives today where nothing
@@ -69,7 +71,7 @@ lint: .venv/.installed-dev
 types: .venv/.installed-dev
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test-all
 
 # Any warning, such as of a link that leads nowhere, is an error. The site opens from disk: build/site/index.html
 docs: .venv/.installed-docs

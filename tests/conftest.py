@@ -44,6 +44,22 @@ def detection() -> ModuleType:
     return importlib.import_module("torchvision.models.detection")
 
 
+COLLECTED = pytest.StashKey[tuple[int, int]]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Count the tests, and those marked `slow`, before any are left out."""
+    slow = sum(item.get_closest_marker("slow") is not None for item in items)
+    config.stash[COLLECTED] = slow, len(items)
+
+
+@pytest.fixture
+def collected(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """How many of the tests of this run are marked `slow`, and how many there are with those that are left out."""
+    return request.config.stash[COLLECTED]
+
+
 def pytest_collection_finish() -> None:
     """Leave what was imported out of the searches for reference cycles, which took a tenth of the time."""
     gc.collect()

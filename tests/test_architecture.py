@@ -7,6 +7,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = re.compile(r"^\| [^|]+ \| `(?P<file>[\w./]+)` \| `(?P<name>\w+)` \|$", re.MULTILINE)
 
@@ -39,3 +41,10 @@ def test_each_place_that_the_map_names_is_there() -> None:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
             defined.update(target.id for target in targets if isinstance(target, ast.Name))
         assert name in defined, f"{file} defines no {name}"
+
+
+def test_one_test_of_ten_is_slow_at_most(collected: tuple[int, int]) -> None:
+    slow, all_of_them = collected
+    if all_of_them < 4000:
+        pytest.skip("a part of the tests")
+    assert 0 < slow <= all_of_them / 10
