@@ -70,6 +70,11 @@ def pytest_collection_finish() -> None:
         _read_translations_once()
 
 
+def pytest_unconfigure() -> None:
+    """Look at everything again: libraries in C++ tell at the end of a process what nobody freed."""
+    gc.unfreeze()
+
+
 def _read_translations_once() -> None:
     """Keep what onnxscript reads in the sources of its 500 translations, anew in each export, for their domain."""
     kind: Any = sys.modules["onnxscript.values"].TracedOnnxFunction

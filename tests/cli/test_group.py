@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from repl_fx.cli.group import CheckFailed, explain
+from repl_fx.cli.group import CLOSED, CheckFailed, explain
 from repl_fx.errors import BadInput
 from tests.cli.results import document, one_line, refused
 
@@ -100,3 +103,13 @@ def test_numbers_that_are_too_large(
 def test_each_kind_of_error_has_its_line_and_its_code(error: BaseException, message: str, code: int) -> None:
     line, found = explain(error)
     assert line.startswith(message) and found == code and "\n" not in line
+
+
+@pytest.mark.parametrize("argument", ["--version", "--help", "inspect --help"])
+def test_nobody_reads_what_a_command_says_of_itself(argument: str) -> None:
+    begin = f"from repl_fx.__main__ import run; import sys; sys.argv[1:] = {argument.split()!r}; run()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", begin], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (CLOSED, "")
