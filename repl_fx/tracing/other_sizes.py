@@ -6,7 +6,7 @@ model that is captured in parts, where sizes come from eager code, the next call
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -77,8 +77,8 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
-    trials = SideBySide(model, gm)
-    gone = _unneeded_equalities(trials, gm, model, inputs)
+    trials = _Trials(gm, model, inputs)
+    gone = _unneeded_equalities(trials, gm)
     tried = [(node, check) for node, check in tried if not check.alike]
     for node, check in tried:
         if node.name in gone:
@@ -87,7 +87,7 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
             # Several questions may be about one size.
             failing = [other for other, asked in tried if other.name not in gone and not _holds(asked, sizes)]
             names = [*gone, *(other.name for other in failing)]
-            runs, alike = trials.compare(_without(gm, names), _with_sizes(inputs, traced, sizes))
+            runs, alike = trials.without(names, _with_sizes(inputs, traced, sizes))
             if alike:
                 gone = names
                 break
@@ -96,18 +96,47 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     return drop_checks_(gm, gone)
 
 
-def _unneeded_equalities(trials: SideBySide, gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> list[str]:
+class _Trials:
+    """Runs a graph without some of its checks beside its model.
+
+    One copy without any check serves all trials: whether another check stops the graph is known from the sizes.
+    """
+
+    def __init__(self, gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
+        self._gm, self._model, self.inputs = gm, model, inputs
+        self._side_by_side = SideBySide(model, gm)
+        self._checks = size_checks(gm.graph)
+        drop = partial(drop_checks_, names=[node.name for node, _ in self._checks])
+        self._bare = run_passes(copy_graph(gm, compiled=False), drop).graph_module
+
+    def tensors(self, inputs: ExampleInputs) -> dict[fx.Node, Any]:
+        """The tensors among inputs by the nodes that they are in the graph."""
+        return _checked_tensors(self._gm, self._model, inputs)
+
+    def without(self, names: Collection[str], inputs: ExampleInputs) -> tuple[bool, bool]:
+        """Tell whether the model runs on inputs, and whether the graph without some checks then computes the same."""
+        tensors = self.tensors(inputs)
+        stops = any(
+            not (
+                tensors.keys() >= set(node.all_input_nodes) and check.holds(*(tensors[n] for n in node.all_input_nodes))
+            )
+            for node, check in self._checks
+            if node.name not in names
+        )
+        return self._side_by_side.compare(None if stops else self._bare, inputs)
+
+
+def _unneeded_equalities(trials: _Trials, gm: fx.GraphModule) -> list[str]:
     """The names of checks that two sizes are equal where a graph is right with either of them being 1: a broadcast."""
-    given = _checked_tensors(gm, model, inputs)
+    given = trials.tensors(trials.inputs)
     unneeded: list[str] = []
     equal = ((node, check) for node, check in size_checks(gm.graph) if check.alike)
     for node, check in islice(equal, _MOST_EQUAL):
-        trial = _without(gm, [*unneeded, node.name])
         outcomes = []
         for _, number, dim in check.sizes:
             one = given.get(node.all_input_nodes[number])
             if one is not None:
-                outcomes.append(trials.compare(trial, _broadcast(inputs, one, dim)))
+                outcomes.append(trials.without([*unneeded, node.name], _broadcast(trials.inputs, one, dim)))
         if any(alike for _, alike in outcomes) and not any(runs and not alike for runs, alike in outcomes):
             unneeded.append(node.name)
         elif any(runs for runs, _ in outcomes):
@@ -118,11 +147,6 @@ def _unneeded_equalities(trials: SideBySide, gm: fx.GraphModule, model: nn.Modul
 def _broadcast(inputs: ExampleInputs, tensor: Tensor, dim: int) -> ExampleInputs:
     """The inputs with the first alone of what one of their tensors has along a dimension."""
     return inputs.map(lambda given: given.narrow(dim, 0, 1) if given is tensor else given)
-
-
-def _without(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
-    """A copy of a graph without some of its checks."""
-    return run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
 
 
 def _failing(gm: fx.GraphModule, check: SizeCheck, traced: _Traced) -> Iterator[dict[str, int]]:

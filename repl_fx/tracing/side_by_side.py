@@ -44,22 +44,26 @@ class SideBySide:
         """Tell whether it is sure without computing that both return the same, or stop."""
         return self._shapes is not None and self._shapes.agree(self._model, gm, inputs, training)
 
-    def compare(self, gm: nn.Module, inputs: ExampleInputs) -> tuple[bool, bool]:
-        """Tell whether the model runs on inputs in both modes, and whether a graph then computes the same."""
-        alike = True
+    def compare(self, gm: nn.Module | None, inputs: ExampleInputs) -> tuple[bool, bool]:
+        """Tell whether the model runs on inputs in both modes, and whether a graph then computes the same.
+
+        Args:
+            gm: None where the graph stops at these inputs.
+        """
+        alike = gm is not None
         for training in (True, False):
             ours, theirs = _OPEN, _OPEN
             if self._shapes is not None:
                 ours = self._shapes.run(self._model, inputs, training)
                 if ours.stopped:
                     return False, False
-                theirs = self._shapes.run(gm, inputs, training) if alike and not ours.open else _OPEN
+                theirs = self._shapes.run(gm, inputs, training) if gm is not None and alike and not ours.open else _OPEN
             same = same_results(ours, theirs) if alike or ours.open else False
             if same is None:
                 made = outcome_of(self._model, inputs, training, within=self._within)
                 if made.problem is not None:
                     return False, False
-                by_graph = outcome_of(gm, inputs, training, within=self._within) if alike else made
+                by_graph = outcome_of(gm, inputs, training, within=self._within) if gm is not None and alike else made
                 same = by_graph.problem is None and equal_inside(made.outputs, by_graph.outputs)
             alike = alike and same
         return True, alike
