@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -208,8 +208,12 @@ def budget_planner(
     excess: dict[int, float] = {}
 
     @cache
+    def costs() -> ReplacementCosts:
+        return ReplacementCosts(graphs, found, budget.limits, seed)
+
+    @cache
     def planner(number: int) -> BudgetPlanner:
-        return BudgetPlanner(graphs, found, forms[number], budget, ignore, seed)
+        return BudgetPlanner(graphs, found, forms[number], budget, ignore, seed, costs)
 
     def meets(number: int) -> bool:
         try:
@@ -236,6 +240,7 @@ class BudgetPlanner:
         budget: what may be left.
         ignore: see `candidates`.
         seed: of the surrogates' initial values.
+        costs: those of replacements in this model, made when first asked for; forms of a surrogate share them.
 
     Raises:
         UnknownBlock: a score of a block that the model does not have.
@@ -250,6 +255,7 @@ class BudgetPlanner:
         budget: Budget,
         ignore: Sequence[str],
         seed: int,
+        costs: Callable[[], ReplacementCosts],
     ) -> None:
         self.found, self.mix, self.budget, self.seed = found, mix, budget, seed
         self.graphs = graphs
@@ -272,7 +278,7 @@ class BudgetPlanner:
             self.replacements |= ways
             if not ways:
                 self.refusals += each[-1][1]
-        self.costs = ReplacementCosts(graphs, found, budget.limits, seed)
+        self.costs = costs()
         self._changed: set[Way] = set()
         # The surrogate of each block in the last plan.
         self._numbers: dict[str, int] = {}

@@ -28,10 +28,10 @@ from repl_fx.running.timing import Share
 from repl_fx.tracing.parts.capture import Part
 from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
 
-LATENCY = "latency"
+LATENCY, PARAMETERS = "latency", "params"
 # The costs that are counted, by the names that budgets have for them.
 COUNTED: Mapping[str, Callable[[Costs], int | None]] = {
-    "params": lambda costs: costs.parameters,
+    PARAMETERS: lambda costs: costs.parameters,
     "flops": lambda costs: costs.flops,
     "memory": lambda costs: costs.activation_bytes,
 }
@@ -96,9 +96,10 @@ class ReplacementCosts:
         if LATENCY in names:
             self.before[LATENCY] = sum(sum(times.values()) for times in self._times.values())
         self._saved: dict[Hashable, dict[str, int]] = {}
+        self._left: dict[tuple[str, ...], dict[str, float]] = {}
 
     def saved(self, *replacements: Replacement) -> dict[str, int]:
-        """The savings of a replacement, or those of a stretch, of each known cost; below 0 where they cost more.
+        """The savings of a replacement, or those of a stretch, of each cost named; below 0 where they cost more.
 
         Raises:
             ForeignError, BrokenGraph, PlanMismatch: its surrogate cannot be built.
@@ -108,8 +109,7 @@ class ReplacementCosts:
             rewritten = self.rewritten(replacements)
             # Which form a plan of several has is not known yet: the better one here, and `left` tells.
             model, graphs = self.graphs.forms(self._plan(replacements), rewritten)
-            each = [self._counted(graphs, graphs), *([] if model is graphs else [self._counted(model, graphs)])]
-            saved = {name: self.before[name] - min(after[name] for after in each) for name in each[0]}
+            saved = self._least_counted_saved(model, graphs)
             if LATENCY in self.names:
                 saved[LATENCY] = self._time_saved(replacements, rewritten.graphs)
             self._saved[kind] = saved
@@ -120,6 +120,12 @@ class ReplacementCosts:
 
         Latency is measured: the upper end of its spread, where that is narrow enough to tell.
         """
+        together = tuple(map(repr, replacements))
+        if together not in self._left:
+            self._left[together] = self._found_left(replacements)
+        return dict(self._left[together])
+
+    def _found_left(self, replacements: Sequence[Replacement]) -> dict[str, float]:
         rewritten = self.rewritten(replacements)
         after = self._counted(*self.graphs.forms(self._plan(replacements), rewritten))
         left = {name: number / self.before[name] for name, number in after.items() if self.before[name]}
@@ -142,6 +148,16 @@ class ReplacementCosts:
     def _counted(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
         costs = measure_form(model, graphs, self.graphs.parts)
         return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
+
+    def _least_counted_saved(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
+        """What the better of both forms of a model saves of each cost that is named and counted."""
+        names = tuple(name for name in COUNTED if name in self.names)
+        sizes = [sum(parameter.numel() for parameter in form.parameters()) for form in (graphs, model)]
+        if not names or (names == (PARAMETERS,) and sizes[0] <= sizes[1]):
+            # Neither has to run.
+            return {name: self.before[name] - sizes[0] for name in names}
+        each = [self._counted(graphs, graphs), *([] if model is graphs else [self._counted(model, graphs)])]
+        return {name: self.before[name] - min(after[name] for after in each) for name in names}
 
     def _kind(self, replacement: Replacement) -> Hashable:
         settings = json.dumps(replacement.settings, sort_keys=True, default=repr)

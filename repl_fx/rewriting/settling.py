@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.rewriting.apply import Rewritten
 from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
 from repl_fx.rewriting.in_place.choosing import Choices, settle_places
+from repl_fx.rewriting.in_place.judging import Judged
 from repl_fx.rewriting.report import reports_of
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.rewriting.trials import Trials
@@ -36,11 +38,20 @@ class Settling:
         inputs: its example inputs.
         seed: of the surrogates' initial values.
         check: whether plans are tried in a training step.
+        judged: see `put_in_place`.
     """
 
     def __init__(
-        self, captured: CapturedParts, found: Sequence[PartRepeats], inputs: ExampleInputs, seed: int, *, check: bool
+        self,
+        captured: CapturedParts,
+        found: Sequence[PartRepeats],
+        inputs: ExampleInputs,
+        seed: int,
+        *,
+        check: bool,
+        judged: Judged | None = None,
     ) -> None:
+        self.judged = judged or Judged()
         self.captured, self.found, self.inputs, self.check = captured, tuple(found), inputs, check
         self.trials = Trials(captured, found, seed, inputs)
         self._placed: list[tuple[Rewritten, InPlace]] = []
@@ -100,7 +111,9 @@ class Settling:
         """The surrogates of a plan in the model's own tree, which the result has, if these are its graphs."""
         rewritten = self.trials.rewritten(plan)
         module = self.captured.with_graphs(rewritten.graphs)
-        placed = put_in_place(self.captured, self.found, plan, rewritten.one_by_one, module, self.inputs)
+        placed = put_in_place(
+            self.captured, self.found, plan, rewritten.one_by_one, module, self.inputs, judged=self.judged
+        )
         self._placed.append((rewritten, placed))
         return placed
 
@@ -112,14 +125,14 @@ def forms_of(
     plan: Plan,
     rewritten: Rewritten,
     *,
+    judged: Judged,
     checkpoint_blocks: bool,
 ) -> tuple[nn.Module, nn.Module]:
     """The model to train that a plan makes, and the one with graphs in it; to count their costs."""
     graphs = captured.with_graphs(rewritten.graphs) if rewritten.graphs else captured.module
     # What is counted alone need not be compared.
-    placed = put_in_place(
-        captured, found, plan, rewritten.one_by_one, None, inputs, checkpoint_blocks=checkpoint_blocks
-    )
+    options: Any = {"judged": judged, "checkpoint_blocks": checkpoint_blocks}
+    placed = put_in_place(captured, found, plan, rewritten.one_by_one, None, inputs, **options)
     return placed.model or graphs, graphs
 
 

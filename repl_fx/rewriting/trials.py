@@ -23,21 +23,23 @@ class Trials:
     def __init__(self, captured: CapturedParts, parts: Sequence[PartRepeats], seed: int, inputs: ExampleInputs) -> None:
         self.captured, self.parts, self.seed, self.inputs = captured, parts, seed, inputs
         self._reasons: dict[tuple[str, ...], str | None] = {}
-        self._passed: tuple[tuple[Replacement, ...], Rewritten] = (), Rewritten()
+        self._made: tuple[tuple[Replacement, ...], Rewritten] = (), Rewritten()
         self._check = TrainingCheck(captured.module, inputs)
         if captured.check is not None and not captured.check.training:
             # The model does not run in training mode.
             self._check.possible = False
 
     def rewritten(self, plan: Plan) -> Rewritten:
-        """The graphs that a plan makes; made already where it was the last to pass."""
-        replacements, rewritten = self._passed
+        """The graphs that a plan makes; made already where it was the last to pass, or to be asked for."""
+        replacements, rewritten = self._made
         if replacements == plan.replacements:
             return rewritten
         try:
-            return apply_plan(self.parts, plan)
+            rewritten = apply_plan(self.parts, plan)
         except ForeignError as failed:
             raise failed.problem from None
+        self._made = plan.replacements, rewritten
+        return rewritten
 
     def require(self, plan: Plan) -> None:
         """Try a plan that is not to be changed."""
@@ -117,7 +119,7 @@ class Trials:
         for replacement in replacements:
             if replacement.block in culprits:
                 return f"{replacement.surrogate} cannot be trained here: {culprits[replacement.block]}"
-        self._passed = replacements, rewritten
+        self._made = replacements, rewritten
         return None
 
 

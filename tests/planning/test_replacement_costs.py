@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Replacement
-from repl_fx.planning.replacement_costs import Graphs, ReplacementCosts
+from repl_fx.planning.replacement_costs import COUNTED, Graphs, ReplacementCosts
 from repl_fx.rewriting.apply import Rewritten
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import Part
@@ -50,7 +50,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 def test_savings_add_up_and_one_of_each_kind_is_built(built: list[tuple[str, ...]]) -> None:
     torch.manual_seed(0)
-    costs = costs_of(nn.Sequential(*(MlpBlock(8) for _ in range(6))), torch.randn(4, 8), "params")
+    costs = costs_of(nn.Sequential(*(MlpBlock(8) for _ in range(6))), torch.randn(4, 8), *COUNTED)
     one, other = replaced(2), replaced(4)
     together = {name: costs.saved(one)[name] + costs.saved(other)[name] for name in costs.before}
     assert built == [("2",)]

@@ -142,7 +142,7 @@ def _of(
     case: str, module: nn.Module, units: tuple[str, ...], x: Tensor, half: bool, mesh: tuple[int, int] | None = None
 ) -> Task:
     # Half precision drifts from step to step, and replicas differ in the first one if at all.
-    steps = 20 if not half and mesh is None else 4
+    steps = 10 if not half and mesh is None else 4
     batches = torch.randn(steps, 2 * PROCESSES, *x.shape[1:])
     return Task(case, module if half else module.double(), units, batches if half else batches.double(), half, mesh)
 

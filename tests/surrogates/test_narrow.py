@@ -408,7 +408,7 @@ def test_the_first_block_goes_by_name_and_by_another_surrogate_it_does_not() -> 
 
 
 def test_a_budget_takes_the_most_units_that_it_allows() -> None:
-    model, x = TokenNet(depth=7), tokens()
+    model, x = TokenNet(depth=5), tokens()
     shares = []
     for budget in (0.95, 0.85, 0.75):
         result = transformed(model, (x,), surrogate="narrow", budget={"params": budget}, check=False)

@@ -12,7 +12,7 @@ from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.in_place.cutting import Cut, NotInPlace
-from repl_fx.rewriting.in_place.judging import OwnCode, compute_with_sizes, parting
+from repl_fx.rewriting.in_place.judging import Judged, OwnCode, parting
 from repl_fx.rewriting.in_place.pretrained import complete_
 from repl_fx.rewriting.in_place.surrogate_block import OWN, SurrogateBlock, SwappedBlock
 from repl_fx.running.example_inputs import ExampleInputs
@@ -52,6 +52,7 @@ def put_in_place(
     module: nn.Module | None,
     inputs: ExampleInputs,
     *,
+    judged: Judged | None = None,
     checkpoint_blocks: bool = False,
 ) -> InPlace:
     """Put surrogates into a copy of the source's module tree; one that then computes otherwise is refused.
@@ -64,10 +65,12 @@ def put_in_place(
             their tensors.
         module: the rewritten model, which the model in place is compared with; None compares with none.
         inputs: the example inputs of the model.
+        judged: what is known of replacements in other plans for this model, with this seed and these inputs.
         checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
+    judged = judged or Judged()
     made, own = _put(captured, parts, plan, graphs, {})
-    if made.model is not None and (by_graph := compute_with_sizes(captured.source, made.model, own, inputs)):
+    if made.model is not None and (by_graph := judged.of(captured.source, made.model, own, inputs)):
         made, _ = _put(captured, parts, plan, graphs, by_graph)
     if made.model is None:
         return made
@@ -116,7 +119,7 @@ def _put(
                 prefixes[f"{qualified_name(part.path, surrogate_path(block.name))}."] = f"{path}.{OWN}."
                 if cut.most:
                     shapes = {place: node.meta["val"].shape for node, place in cut.given.items() if is_tensor(node)}
-                    own[path] = OwnCode(made, cut.most, shapes)
+                    own[path] = OwnCode(made, cut.most, shapes, replacement)
     if refusals:
         open_ = frozenset(fits_others & {refusal.block for refusal in refusals})
         return InPlace(None, tuple(refusals), open=open_), {}

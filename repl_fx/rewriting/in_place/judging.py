@@ -22,6 +22,7 @@ from repl_fx._torch import FakeTensorMode, OperatorsSeen, fixed_size, forget_ten
 from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.roles import RESHAPES
+from repl_fx.plan import Replacement
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
@@ -40,11 +41,31 @@ class OwnCode:
         block: the surrogate.
         most: the largest size of a parameter of the block.
         shapes: the sizes in the trace of the tensors that the block is handed, by place.
+        replacement: the one that makes the surrogate.
     """
 
     block: SurrogateBlock
     most: int
     shapes: Mapping[tuple[Any, ...], Sequence[Any]]
+    replacement: Replacement
+
+
+class Judged:
+    """Which surrogates compute otherwise by the code of their blocks, of one model with one seed and inputs.
+
+    What was found of a replacement serves in other plans: the model is run once more for those that are new alone.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], bool] = {}
+
+    def of(self, source: nn.Module, model: nn.Module, own: Mapping[str, OwnCode], inputs: ExampleInputs) -> set[str]:
+        """See `compute_with_sizes`."""
+        keys = {path: (path, repr(one.replacement)) for path, one in own.items()}
+        new = {path: one for path, one in own.items() if keys[path] not in self._found}
+        by_graph = compute_with_sizes(source, model, new, inputs)
+        self._found.update({keys[path]: path in by_graph for path in new})
+        return {path for path, key in keys.items() if self._found[key]}
 
 
 def compute_with_sizes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,22 @@ def _compress(place: Path, output: Path, **given: Any) -> Compressed:
     return compress_source(spec, output, {**GIVEN, "data": f"{spec}:data", "weights": weights, **given})
 
 
+@pytest.fixture(scope="module")
+def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compressed]:
+    """A run that went to its end, in a directory that stays as it is."""
+    directory = tmp_path_factory.mktemp("whole") / "out"
+    torch.manual_seed(0)
+    return directory, _compress(trained, directory, heal=True)
+
+
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
     model: torch.nn.Module = repl_fx.load(directory)
     return model.state_dict()
 
 
-def test_a_trained_model_is_cut_healed_and_exported(trained: Path, tmp_path: Path) -> None:
-    done = _compress(trained, tmp_path / "out", heal=True)
+def test_a_trained_model_is_cut_healed_and_exported(whole: tuple[Path, Compressed], tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path / "out")
+    done = whole[1]
     assert list(done.figures) == ["original", "cut", "healed"] and done.equivalent
     assert done.figures["original"].keys() == done.figures["healed"].keys() == {"loss", "accuracy"}
     left = done.budget["flops"]
@@ -67,11 +77,12 @@ def test_a_trained_model_is_cut_healed_and_exported(trained: Path, tmp_path: Pat
 @pytest.mark.parametrize("stage", ["evaluate", "fit", "save", "train_directory", "export_artifact"])
 def test_a_run_goes_on_behind_its_last_stage(
     trained: Path,
+    whole: tuple[Path, Compressed],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stage: str,
 ) -> None:
-    whole = _compress(trained, tmp_path / "whole", heal=True)
+    directory, wanted = whole
 
     def stopped(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -87,9 +98,9 @@ def test_a_run_goes_on_behind_its_last_stage(
         resumed = compress_source(str(tmp_path / "stopped"), None, {}, resume=True)
     finally:
         patch_score.undo()
-    assert (resumed.figures, resumed.fits, resumed.budget) == (whole.figures, whole.fits, whole.budget)
-    assert (tmp_path / "whole" / "compression" / "scores.json").read_text() == scored
-    one, other = _weights(tmp_path / "whole"), _weights(tmp_path / "stopped")
+    assert (resumed.figures, resumed.fits, resumed.budget) == (wanted.figures, wanted.fits, wanted.budget)
+    assert (directory / "compression" / "scores.json").read_text() == scored
+    one, other = _weights(directory), _weights(tmp_path / "stopped")
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -146,9 +157,9 @@ def test_what_cannot_be_is_a_line_and_leaves_nothing(trained: Path, tmp_path: Pa
         compress_source(str(tmp_path), out, GIVEN)
 
 
-def test_a_run_that_failed_leaves_the_one_before(trained: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = _compress(trained, out, heal=True)
+def test_a_run_that_failed_leaves_the_one_before(trained: Path, whole: tuple[Path, Compressed], tmp_path: Path) -> None:
+    out, first = tmp_path / "out", whole[1]
+    shutil.copytree(whole[0], out)
     with pytest.raises(BadInput, match="has a compression already; go on with --resume"):
         _compress(trained, out)
     spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
