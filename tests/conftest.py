@@ -68,6 +68,8 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(700, 10, 60)
     if "onnxscript.values" in sys.modules:
         _read_translations_once()
+    if "torch._export.utils" in sys.modules:
+        _list_composite_operators_once()
 
 
 def pytest_unconfigure() -> None:
@@ -79,6 +81,21 @@ def _read_translations_once() -> None:
     """Keep what onnxscript reads in the sources of its 500 translations, anew in each export, for their domain."""
     kind: Any = sys.modules["onnxscript.values"].TracedOnnxFunction
     kind.function_ir = property(functools.cache(kind.function_ir.fget))
+
+
+def _list_composite_operators_once() -> None:
+    """Make torch look up its composite operators where there are new ones, not 70 times in each export."""
+    utils: Any = sys.modules["torch._export.utils"]
+    look_up = utils._materialize_cpp_cia_ops
+    known: list[str] = []
+
+    def look_up_new() -> None:
+        found = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if found != known:
+            look_up()
+            known[:] = found
+
+    utils._materialize_cpp_cia_ops = look_up_new
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -14,6 +14,7 @@ import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates import make_surrogate
 from tests.captures import transformed
+from tests.exporting import Exported
 
 
 class Attention(nn.Module):
@@ -260,6 +261,5 @@ def check_starts_as_if_pruned_and_folds(
         assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
         assert not torch.allclose(wanted, pruned.eval()(x))
     if file is not None:
-        repl_fx.export_onnx(gm, file, (x,))
-        assert repl_fx.verify_onnx(gm, file, (x,))
+        assert Exported(gm, file, (x,)).verify()
     return own

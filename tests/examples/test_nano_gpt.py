@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import repl_fx
 from repl_fx.costs.counted import measure_costs
 from repl_fx.sources import load_source
+from tests.exporting import Exported
 
 EXAMPLE = str(Path(__file__).resolve().parents[2] / "examples" / "nano_gpt.py")
 
@@ -61,5 +62,4 @@ def test_it_runs_on_the_meta_device(result: Any, form: str) -> None:
 
 def test_it_is_exported(result: Any, tmp_path: Path) -> None:
     folded = repl_fx.fold(result.graph_module)
-    repl_fx.export_onnx(folded, tmp_path / "gpt.onnx", result.args)
-    assert repl_fx.verify_onnx(folded, tmp_path / "gpt.onnx", result.args)
+    assert Exported(folded, tmp_path / "gpt.onnx", result.args).verify()

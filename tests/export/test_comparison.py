@@ -14,6 +14,7 @@ from repl_fx.errors import BadInput
 from repl_fx.export import TOLERANCES, export_onnx, verify_onnx
 from repl_fx.export.onnx_model import quiet
 from tests.export.subjects import X
+from tests.exporting import Exported
 
 
 def test_another_shape_or_output_is_a_failure(exported: tuple[fx.GraphModule, Path]) -> None:
@@ -34,19 +35,18 @@ def test_nan_is_a_mismatch_even_when_both_have_it(tmp_path: Path) -> None:
             return torch.log(x)
 
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
-    path = export_onnx(Log(), tmp_path / "m.onnx", (x,))
-    check = verify_onnx(Log(), path, (x,), batches=[2])
+    exported = Exported(Log(), tmp_path / "m.onnx", (x,))
+    check = exported.verify(batches=[2])
     assert not check
     assert not check.rows[0].finite_torch and not check.rows[0].finite_onnx
     assert "not all finite" in check.summary()
-    assert verify_onnx(Log(), path, (x.abs(),), batches=[2])
+    assert exported.verify((x.abs(),), batches=[2])
 
 
 def test_float16_is_compared_with_its_own_tolerance(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).half()
-    path = export_onnx(module, tmp_path / "m.onnx", (X.half(),))
-    check = verify_onnx(module, path, (X.half(),))
+    check = Exported(module, tmp_path / "m.onnx", (X.half(),)).verify()
     assert check
     assert {row.dtype for row in check.rows} == {"float16"}
     assert check.rows[0].atol == TOLERANCES[torch.float16].atol
@@ -82,15 +82,15 @@ class Cancels(nn.Module):
 def test_rounding_that_a_model_lets_grow_is_no_mismatch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Cancels().eval(), torch.randn(64, 512)
-    path = export_onnx(model, tmp_path / "cancels.onnx", (x,))
-    check = verify_onnx(model, path, (x,))
+    exported = Exported(model, tmp_path / "cancels.onnx", (x,))
+    check = exported.verify()
     assert check and any("three times what PyTorch's own result is from float64's" in note for note in check.notes)
     # A tolerance that was asked for is kept.
-    assert not verify_onnx(model, path, (x,), atol=TOLERANCES[torch.float32].atol)
-    assert not verify_onnx(model, path, (x,), rtol=TOLERANCES[torch.float32].rtol)
+    assert not exported.verify(atol=TOLERANCES[torch.float32].atol)
+    assert not exported.verify(rtol=TOLERANCES[torch.float32].rtol)
     with torch.no_grad():
         model.b.bias.add_(0.01)
-    assert not verify_onnx(model, path, (x,))
+    assert not verify_onnx(model, exported.path, (x,))
 
 
 class CastsAndCancels(Cancels):
@@ -105,7 +105,7 @@ def test_rounding_is_told_from_error_where_a_cast_to_single_is_fixed(tmp_path: P
     model, x = CastsAndCancels().eval(), torch.randn(64, 512)
     gm = repl_fx.capture(model, (x,))
     assert "torch.float32" in gm.code
-    check = verify_onnx(gm, export_onnx(gm, tmp_path / "casts.onnx", (x,)), (x,))
+    check = Exported(gm, tmp_path / "casts.onnx", (x,)).verify()
     assert check and any("from float64's" in note for note in check.notes)
 
 
@@ -182,8 +182,9 @@ def renamed(path: Path, names: dict[str, str], keep: int | None = None, extra: s
 
 def test_a_file_with_names_of_its_own_is_compared_by_position(tmp_path: Path) -> None:
     module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
-    path = export_onnx(module, tmp_path / "m.onnx", args)
-    assert verify_onnx(module, path, args).notes == ()
+    exported = Exported(module, tmp_path / "m.onnx", args)
+    path = exported.path
+    assert exported.verify().notes == ()
 
     check = verify_onnx(module, renamed(path, {"sum": "a", "gap": "b", "first": "c", "second": "d"}), args)
     assert check and check.failures == ()
@@ -193,20 +194,20 @@ def test_a_file_with_names_of_its_own_is_compared_by_position(tmp_path: Path) ->
     )
     assert "by position" in check.summary() and "by position" in check.to_json()["notes"][0]
     # One name of two is another: its place is clear. The other file has the outputs in another order.
-    assert verify_onnx(module, renamed(path, {"sum": "a"}), args)
-    assert not verify_onnx(module, renamed(path, {"sum": "gap", "gap": "sum"}), args)
-    check = verify_onnx(module, renamed(path, {"sum": "gap", "gap": "b"}), args)
+    assert exported.verify(path=renamed(path, {"sum": "a"}))
+    assert not exported.verify(path=renamed(path, {"sum": "gap", "gap": "sum"}))
+    check = exported.verify(path=renamed(path, {"sum": "gap", "gap": "b"}))
     assert not check and "no output 'sum'" in check.failures[0]
     with pytest.raises(BadInput, match="takes the inputs second, b, the module first, second"):
-        verify_onnx(module, renamed(path, {"first": "second", "second": "b"}), args)
+        exported.verify(path=renamed(path, {"first": "second", "second": "b"}))
 
 
 def test_a_file_with_an_output_more_or_less_is_refused(tmp_path: Path) -> None:
     module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
-    path = export_onnx(module, tmp_path / "m.onnx", args)
-    check = verify_onnx(module, renamed(path, {}, keep=1), args)
+    exported = Exported(module, tmp_path / "m.onnx", args)
+    check = exported.verify(path=renamed(exported.path, {}, keep=1))
     assert not check and check.failures == ("the file has no output 'gap', it has sum",)
-    check = verify_onnx(module, renamed(path, {}, extra="more"), args)
+    check = exported.verify(path=renamed(exported.path, {}, extra="more"))
     assert not check
     assert check.failures == ("the file has 3 outputs, the module 2: it does not return more",)
 
@@ -234,14 +235,14 @@ class Double(nn.Module):
 def test_a_double_model_is_compared_as_closely_as_attributes_allow(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Double().double(), torch.randn(4, 8, dtype=torch.float64)
-    path = export_onnx(model, tmp_path / "m.onnx", (x,))
-    check = verify_onnx(model, path, (x,))
+    exported = Exported(model, tmp_path / "m.onnx", (x,))
+    check = exported.verify()
     assert check and any("ONNX keeps the attributes of operators in float32" in note for note in check.notes)
     assert all(0 < row.max_abs < 1e-6 for row in check.rows)
-    assert not verify_onnx(model, path, (x,), atol=1e-14)
+    assert not exported.verify(atol=1e-14)
     with torch.no_grad():
         model.fc.bias.add_(1e-5)
-    assert not verify_onnx(model, path, (x,))
+    assert not verify_onnx(model, exported.path, (x,))
 
 
 def test_numbers_of_a_double_model_keep_their_digits(tmp_path: Path) -> None:
@@ -250,5 +251,5 @@ def test_numbers_of_a_double_model_keep_their_digits(tmp_path: Path) -> None:
             return (x * 0.1 + 1 / 3).clamp(0.2).pow(0.7) / 3.3
 
     model, x = Scales(), torch.randn(4, 8, dtype=torch.float64)
-    check = verify_onnx(model, export_onnx(model, tmp_path / "m.onnx", (x,)), (x,), atol=1e-15)
+    check = Exported(model, tmp_path / "m.onnx", (x,)).verify(atol=1e-15)
     assert check, check.summary()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from tests.exporting import Exported
 from tests.nets import MlpNet
 
 pytest.importorskip("transformers")
@@ -83,11 +84,11 @@ def test_onnx_runtime_generates_what_the_model_in_place_generates(
     args = decoder.inputs(IDS)
     assert list(args[2]) == list(layers)
     gm = repl_fx.capture(decoder, args)
-    file = repl_fx.export_onnx(gm, tmp_path / "decoder.onnx", args)
-    check = repl_fx.verify_onnx(gm, file, args)
+    exported = Exported(gm, tmp_path / "decoder.onnx", args)
+    check = exported.verify()
     assert check, check.summary()
     expected = model.generate(IDS, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(IDS))
-    assert torch.equal(_greedy(file, IDS, 6), expected)
+    assert torch.equal(_greedy(exported.path, IDS, 6), expected)
 
 
 def test_a_graph_is_right_at_other_lengths_and_with_padding_in_front() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import ExportError
-from repl_fx.export import export_onnx, verify_onnx
+from repl_fx.export import export_onnx
+from tests.exporting import Exported
 
 Cases = dict[str, Callable[[Tensor], Any]]
 
@@ -616,9 +617,9 @@ class Table(nn.Module):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 def test_operators_compute_the_same_at_their_edges(cases: Cases, x: Tensor, tmp_path: Path) -> None:
     module = Table(cases)
-    path = export_onnx(module, tmp_path / "table.onnx", (x,))
+    exported = Exported(module, tmp_path / "table.onnx", (x,))
     for given in (x, x.flip(0), x.roll(1, -1)):
-        check = verify_onnx(module, path, (given,), batches=[len(x)])
+        check = exported.verify((given,), batches=[len(x)])
         assert check.failures == ()
         assert [str(row) for row in check.rows if not row.passed] == []
         assert {row.output for row in check.rows} == set(cases)
@@ -640,7 +641,7 @@ def test_a_graph_squeezes_and_takes_angles_as_its_model_does(tmp_path: Path) -> 
             }
 
     gm = repl_fx.capture(Squeezes(), (X,))
-    assert verify_onnx(gm, export_onnx(gm, tmp_path / "m.onnx", (X,)), (X,))
+    assert Exported(gm, tmp_path / "m.onnx", (X,)).verify()
 
 
 POOLS: Cases = {
@@ -652,4 +653,4 @@ POOLS: Cases = {
 @pytest.mark.parametrize("name", POOLS)
 def test_pools_that_round_up_are_right_where_sizes_are_free(name: str, tmp_path: Path) -> None:
     module = Table({name: POOLS[name]})
-    assert verify_onnx(module, export_onnx(module, tmp_path / "m.onnx", (I,)), (I,))
+    assert Exported(module, tmp_path / "m.onnx", (I,)).verify()

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.export import export_onnx, layers, verify_onnx
+from repl_fx.export import layers, verify_onnx
 from tests.captures import captured_graph, transformed
 from tests.export.subjects import Net, X
+from tests.exporting import Exported
 from tests.nets import ConvNet, TokenNet, as_after_training, tokens
 
 
@@ -51,8 +52,7 @@ def test_the_first_layer_that_differs_is_named(tmp_path: Path) -> None:
 
     holder, x = Holder(), torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
     gm = fx.GraphModule(holder, Leafy().trace(holder))
-    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
-    check = verify_onnx(gm, path, (x,), per_layer=True)
+    check = Exported(gm, tmp_path / "m.onnx", (x,)).verify(per_layer=True)
     assert not check
     assert check.first_difference is not None and check.first_difference.module == "wrong"
     assert "begins at wrong" in check.summary()
@@ -77,9 +77,10 @@ def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surr
     x = tokens()
     gm = transformed(TokenNet(depth=3), (x,), surrogate=surrogate).graph_module
     as_after_training(gm)
-    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    exported = Exported(gm, tmp_path / "m.onnx", (x,))
+    path = exported.path
     if surrogate == "bottleneck":
-        check = verify_onnx(gm, path, (x,), per_layer=True)
+        check = exported.verify(per_layer=True)
         assert check
         assert check.notes == () and all(layer.passed for layer in check.layers)
         assert {"blocks.0.fc1", "blocks.1", "blocks.2.attn.qkv", "head"} <= {layer.module for layer in check.layers}
@@ -112,9 +113,9 @@ def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surr
 def test_a_synthesis_is_no_layer_of_the_file(tmp_path: Path) -> None:
     x = tokens()
     gm = transformed(TokenNet(depth=3), (x,), surrogate="blend").graph_module
-    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    exported = Exported(gm, tmp_path / "m.onnx", (x,))
     with pytest.raises(BadInput, match="no inner value 'surrogates_blocks_1_branch_0'"):
-        verify_onnx(gm, path, (x,), layer_nodes=["surrogates_blocks_1_branch_0"])
+        exported.verify(layer_nodes=["surrogates_blocks_1_branch_0"])
 
 
 def test_a_module_that_returns_several_tensors(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_module_that_returns_several_tensors(tmp_path: Path) -> None:
             return result
 
     gm, x = fx.symbolic_trace(Attention()), torch.randn(2, 5, 8)
-    check = verify_onnx(gm, export_onnx(gm, tmp_path / "m.onnx", (x,)), (x,), per_layer=True)
+    check = Exported(gm, tmp_path / "m.onnx", (x,)).verify(per_layer=True)
     assert check
     assert [(layer.module, layer.difference.output) for layer in check.layers] == [
         ("attention", "attention_0"),
@@ -144,7 +145,7 @@ def test_a_graph_without_modules_is_compared_by_its_operators(tmp_path: Path) ->
             return torch.relu(x) + 1
 
     gm = fx.symbolic_trace(Plain())
-    check = verify_onnx(gm, export_onnx(gm, tmp_path / "m.onnx", (X,)), (X,), per_layer=True)
+    check = Exported(gm, tmp_path / "m.onnx", (X,)).verify(per_layer=True)
     assert check
     assert [layer.node for layer in check.layers] == ["relu", "add"]
 
@@ -185,15 +186,15 @@ def test_layers_that_are_written_into_later_are_compared_as_they_were_made(tmp_p
     torch.manual_seed(0)
     model, x = WritesLater().eval(), torch.randn(3, 8)
     gm = captured_graph(model, (x,))
-    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    exported = Exported(gm, tmp_path / "m.onnx", (x,))
     for names in (None, [n.name for n in gm.graph.nodes if n.op.startswith("call")]):
-        check = verify_onnx(gm, path, (x,), layer_nodes=names, per_layer=True)
+        check = exported.verify(layer_nodes=names, per_layer=True)
         assert check and check.layers
         assert check.first_difference is None, str(check.first_difference)
     # A layer has its own value, and not that which is written over it.
     with torch.no_grad():
         gm.get_parameter("second.weight").mul_(1.5)
-    check = verify_onnx(gm, path, (x,), per_layer=True)
+    check = verify_onnx(gm, exported.path, (x,), per_layer=True)
     assert not check and check.first_difference is not None and check.first_difference.module == "second"
 
 
@@ -202,8 +203,7 @@ def test_a_layer_is_not_what_is_written_over_it(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
     gm = transformed(ConvNet(depth=3), (x,), surrogate="slim").graph_module
-    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
-    check = verify_onnx(gm, path, (x,), per_layer=True)
+    check = Exported(gm, tmp_path / "m.onnx", (x,)).verify(per_layer=True)
     assert check
     assert any(layer.node.startswith("take_channels") for layer in check.layers)
     assert check.first_difference is None, str(check.first_difference)
@@ -233,9 +233,9 @@ class _Skips(nn.Module):
 def test_layers_that_may_be_skipped_are_compared_too(tmp_path: Path, at_random: bool, sign: float) -> None:
     x = sign * X.abs()
     gm = captured_graph(_Skips(at_random), (x,)).eval()
-    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
-    check = verify_onnx(gm, path, (x,), per_layer=True)
+    exported = Exported(gm, tmp_path / "m.onnx", (x,))
+    check = exported.verify(per_layer=True)
     assert check, check.summary()
     assert [layer.module for layer in check.layers] == ["norm", "first", "second"]
     every = [node.name for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
-    assert all(layer.passed for layer in verify_onnx(gm, path, (x,), layer_nodes=every).layers)
+    assert all(layer.passed for layer in exported.verify(layer_nodes=every).layers)

@@ -20,6 +20,7 @@ from repl_fx.graph.decisions import Condition, choose
 from repl_fx.graph.runtime import check_condition, check_layout
 from repl_fx.passes.driver import run_passes
 from repl_fx.running.example_inputs import ExampleInputs
+from tests.exporting import Exported
 
 
 def test_a_subtraction_from_a_number() -> None:
@@ -84,7 +85,7 @@ def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> 
     torch.manual_seed(0)
     x = torch.randn(2, 64)
     gm = repl_fx.capture(Denoiser(), (x,))
-    assert repl_fx.verify_onnx(gm, repl_fx.export_onnx(gm, tmp_path / "m.onnx", (x,)), (x,))
+    assert Exported(gm, tmp_path / "m.onnx", (x,)).verify()
 
 
 @pytest.mark.parametrize(
@@ -178,8 +179,7 @@ class _Dimmed(nn.Module):
 def test_values_that_may_be_no_number_are_as_they_were_written_last(tmp_path: Path) -> None:
     given = (torch.randn(2, 4, 5),)
     gm = repl_fx.capture(_Dimmed(), given)
-    repl_fx.export_onnx(gm, tmp_path / "net.onnx", given)
-    verified = repl_fx.verify_onnx(gm, tmp_path / "net.onnx", given)
+    verified = Exported(gm, tmp_path / "net.onnx", given).verify()
     assert verified, verified.summary()
 
 
@@ -203,8 +203,7 @@ def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
         assert [piece.tolist() for piece in made] == [piece.tolist() for piece in wanted]
     pair = (torch.randn(2, 4), torch.randn(2, 4))
     gm = repl_fx.capture(Pairs(), pair)
-    path = repl_fx.export_onnx(gm, tmp_path / "pairs.onnx", pair)
-    assert repl_fx.verify_onnx(gm, path, pair)
+    assert Exported(gm, tmp_path / "pairs.onnx", pair).verify()
 
 
 class Strided(nn.Module):
@@ -220,8 +219,7 @@ def test_memory_of_a_transposed_tensor(tmp_path: Path) -> None:
     x = torch.randn(3, 4, 5)
     gm = repl_fx.capture(Strided(), (x,))
     assert torch.equal(gm(x), x.transpose(0, 1)[:-1] + 1)
-    path = repl_fx.export_onnx(gm, tmp_path / "strided.onnx", (x,))
-    assert repl_fx.verify_onnx(gm, path, (x,))
+    assert Exported(gm, tmp_path / "strided.onnx", (x,)).verify()
 
 
 class Attention(nn.Module):
@@ -245,8 +243,7 @@ def test_attention_of_any_rank_is_exported_with_a_dynamic_batch(
     model = Attention(lead, masked) if lead else Flat()
     x = torch.randn(2, *lead, 5, 8)
     gm = repl_fx.capture(model, (x,))
-    path = repl_fx.export_onnx(gm, tmp_path / "model.onnx", (x,))
-    check = repl_fx.verify_onnx(gm, path, (x,))
+    check = Exported(gm, tmp_path / "model.onnx", (x,)).verify()
     assert check, check.summary()
     assert {row.batch for row in check.rows} == {1, 2, 5}
 

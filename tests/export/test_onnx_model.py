@@ -22,6 +22,7 @@ from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
 from repl_fx.export.onnx_model import quiet
 from tests.export.running import run
 from tests.export.subjects import ConvNet
+from tests.exporting import Exported
 
 
 class Encoder(nn.Module):
@@ -344,9 +345,9 @@ def test_a_batch_the_model_insists_on_stays_static(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * 2 if x.shape[0] == 3 else x * 3
 
-    path = export_onnx(Fixed(), tmp_path / "m.onnx", (torch.randn(3, 4),))
-    assert shape_of(onnx.load(str(path)).graph.input[0]) == [3, "length"]
-    check = verify_onnx(Fixed(), path, (torch.randn(3, 4),))
+    exported = Exported(Fixed(), tmp_path / "m.onnx", (torch.randn(3, 4),))
+    assert shape_of(onnx.load(str(exported.path)).graph.input[0]) == [3, "length"]
+    check = exported.verify((torch.randn(3, 4),))
     assert check and {row.sizes for row in check.rows} == {"", "length 2", "length 6"}
     assert set(check.skipped) == {"batch 1", "batch 6"}
     assert check.skipped["batch 1"] == "dimension 0 of input 'x' is fixed to 3 in the file, the inputs have 1"
@@ -379,11 +380,11 @@ def test_inputs_have_one_batch_where_one_is_divided_by_another(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, given = Asked(), _asked()
-    path = export_onnx(model, tmp_path / "m.onnx", given)
+    exported = Exported(model, tmp_path / "m.onnx", given)
     # Of the attempt without it.
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert [shape_of(value)[0] for value in onnx.load(str(path)).graph.input] == ["batch"] * 3
-    assert verify_onnx(model, path, given)
+    assert [shape_of(value)[0] for value in onnx.load(str(exported.path)).graph.input] == ["batch"] * 3
+    assert exported.verify()
 
 
 def test_inputs_do_not_have_one_batch_where_it_would_be_fixed(tmp_path: Path) -> None:
@@ -406,11 +407,11 @@ def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:
             return x
 
     module, x = Filters(), torch.randn(2, 8, 16)
-    path = export_onnx(module, tmp_path / "model.onnx", (x,))
-    check = verify_onnx(module, path, (x,))
+    exported = Exported(module, tmp_path / "model.onnx", (x,))
+    check = exported.verify()
     assert check, check.summary()
     # Shape inference gets the size of such a result wrong; a stated shape would be believed.
-    graph = onnx.load(path).graph
+    graph = onnx.load(exported.path).graph
     made = {name for node in graph.node for name in node.output}
     stated = {value.name for value in graph.value_info if value.type.tensor_type.HasField("shape")}
     assert not made & stated
@@ -420,10 +421,10 @@ def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:
 def test_convolutions_without_bias_get_none(dimensions: int, tmp_path: Path) -> None:
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
     model, x = nn.Sequential(kind(3, 5, 3, bias=False), kind(5, 2, 1)), torch.randn(2, 3, *[6] * dimensions)
-    path = export_onnx(model, tmp_path / "conv.onnx", (x,))
-    plain, biased = (node for node in onnx.load(path).graph.node if node.op_type == "Conv")
+    exported = Exported(model, tmp_path / "conv.onnx", (x,))
+    plain, biased = (node for node in onnx.load(exported.path).graph.node if node.op_type == "Conv")
     assert len(plain.input) == 2 and len(biased.input) == 3
-    assert verify_onnx(model, path, (x,))
+    assert exported.verify()
 
 
 class TwoClips(nn.Module):
@@ -437,8 +438,7 @@ class TwoClips(nn.Module):
 
 def test_two_clips_of_one_value_keep_their_bounds(tmp_path: Path) -> None:
     model, x = TwoClips(), torch.randn(3, 4)
-    path = export_onnx(model, tmp_path / "clips.onnx", (x,))
-    assert verify_onnx(model, path, (x,))
+    assert Exported(model, tmp_path / "clips.onnx", (x,)).verify()
 
 
 @pytest.mark.parametrize(
@@ -500,19 +500,19 @@ class Scaled(nn.Module):
 def test_a_file_has_the_dimensions_and_limits_of_its_graph_by_name(tmp_path: Path) -> None:
     given = torch.randn(2, 3, 8, 4), torch.randn(2)
     gm = repl_fx.capture(Scaled(), given)
-    path = export_onnx(gm, tmp_path / "m.onnx", given)
-    model = onnx.load(str(path))
+    exported = Exported(gm, tmp_path / "m.onnx", given)
+    model = onnx.load(str(exported.path))
     assert [shape_of(value) for value in model.graph.input] == [["batch", 3, "height", "width"], ["batch"]]
     assert shape_of(model.graph.output[0])[1] == 3
     line = Scaled.forward.__code__.co_firstlineno
     notes = {entry.key: entry.value for entry in model.metadata_props}
     assert notes["repl_fx.height"] == f"a multiple of 2 (test_onnx_model.py, line {line + 1})"
     assert notes["repl_fx.width"].endswith(f"at most 6 (test_onnx_model.py, line {line + 2})")
-    check = verify_onnx(gm, path, given)
+    check = exported.verify()
     assert check, check.summary()
     assert {row.sizes for row in check.rows} == {"", "height 4, width 2", "height 10, width 6"}
     # Wider pictures go the other way, which the file does not have.
-    (found,) = run(path, x=torch.randn(2, 3, 8, 8), scale=given[1]).values()
+    (found,) = run(exported.path, x=torch.randn(2, 3, 8, 8), scale=given[1]).values()
     assert np.isnan(found).all()
 
 

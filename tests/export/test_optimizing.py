@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.export import export_onnx, verify_onnx
+from repl_fx.export import export_onnx
 from repl_fx.export.optimizing import _drop_zero_biases, _register_strays
+from tests.exporting import Exported
 
 
 class Net(nn.Module):
@@ -53,9 +54,9 @@ class Product(nn.Module):
 )
 def test_a_number_of_nearly_nothing_is_added(function: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
     net, x = Net(function), torch.zeros(2, 3)
-    path = export_onnx(net, tmp_path / "m.onnx", (x,))
-    assert verify_onnx(net, path, (x,))
-    assert all(node.domain == "" for node in onnx.load(path).graph.node)
+    exported = Exported(net, tmp_path / "m.onnx", (x,))
+    assert exported.verify()
+    assert all(node.domain == "" for node in onnx.load(exported.path).graph.node)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,9 @@ def test_a_number_of_nearly_nothing_is_added(function: Callable[[Tensor], Tensor
 )
 def test_a_factor_of_nearly_one_is_kept(function: Callable[[Tensor], Tensor], kind: str, tmp_path: Path) -> None:
     net, x = Net(function), torch.rand(2, 3) + 1
-    path = export_onnx(net, tmp_path / "m.onnx", (x,))
-    assert verify_onnx(net, path, (x,))
-    assert [node.op_type for node in onnx.load(path).graph.node] == [kind, "Sub"]
+    exported = Exported(net, tmp_path / "m.onnx", (x,))
+    assert exported.verify()
+    assert [node.op_type for node in onnx.load(exported.path).graph.node] == [kind, "Sub"]
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (1, 2, 0), (0, 2, 1), (1, 2, 0, 3)])
@@ -75,11 +76,12 @@ def test_a_product_of_what_is_transposed_loads_in_half_precision(
 ) -> None:
     net = Product(order, left).half()
     x = torch.randn(5, 5, 5, 5)[: 5 if len(order) == 4 else 1].squeeze(0).half()
-    path = export_onnx(net, tmp_path / "m.onnx", (x,))
+    exported = Exported(net, tmp_path / "m.onnx", (x,))
+    path = exported.path
     # In a process of its own: it is one that ONNX Runtime would end.
     load = f"import onnxruntime; onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])"
     assert subprocess.run([sys.executable, "-c", load], check=False).returncode == 0
-    assert verify_onnx(net, path, (x,))
+    assert exported.verify()
     parted = [node.op_type for node in onnx.load(path).graph.node].count("Squeeze")
     assert parted == (order[:-2] == tuple(range(1, len(order) - 1)))
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import repl_fx
 from repl_fx.export.translations import _neutral, avg_pool2d, scatter_reduce
+from tests.exporting import Exported
 
 
 def _value(*shape: int, dtype: ir.DataType = ir.DataType.FLOAT) -> Any:
@@ -72,7 +73,6 @@ def test_windows_that_adapt_are_those_of_the_size_that_comes(
 ) -> None:
     args = (torch.randn(2, 3, *sizes),)
     gm = repl_fx.capture(nn.Sequential(pool), args)
-    repl_fx.export_onnx(gm, tmp_path / "pool.onnx", args)
     # At one smaller and one larger size, which are no multiples of the windows.
-    check = repl_fx.verify_onnx(gm, tmp_path / "pool.onnx", args)
+    check = Exported(gm, tmp_path / "pool.onnx", args).verify()
     assert check and len({row.sizes for row in check.rows}) == 3, check.summary()

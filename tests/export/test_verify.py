@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import BadInput
-from repl_fx.export import export_onnx, verify_onnx
+from repl_fx.export import verify_onnx
 from repl_fx.graph.runtime import ModeSwitch
 from tests.export.subjects import X, perturbed
+from tests.exporting import Exported
 
 
 def test_an_export_is_equivalent_at_three_batch_sizes(exported: tuple[fx.GraphModule, Path]) -> None:
@@ -61,8 +62,7 @@ class Unfrozen(nn.Module):
 def test_the_module_runs_as_its_own_eval_leaves_it(tmp_path: Path) -> None:
     gm = repl_fx.capture(Unfrozen(), (X[:, :4],))
     # The exporter writes all norms as they evaluate.
-    path = export_onnx(gm, tmp_path / "m.onnx", (X[:, :4],))
-    assert not verify_onnx(gm, path, (X[:, :4],))
+    assert not Exported(gm, tmp_path / "m.onnx", (X[:, :4],)).verify()
     assert gm.get_submodule("norm").training
 
 
@@ -127,8 +127,8 @@ def test_a_graph_that_switches_its_mode_is_exported_in_evaluation(tmp_path: Path
     state = {name: value.clone() for name, value in gm.state_dict().items()}
     assert state["num_batches_tracked"] == 1 and state["mean"].any()
 
-    path = export_onnx(gm, tmp_path / "m.onnx", (X,))
-    check = verify_onnx(gm, path, (X,), per_layer=True)
+    exported = Exported(gm, tmp_path / "m.onnx", (X,))
+    check = exported.verify(per_layer=True)
     assert check
     assert [layer.module for layer in check.layers] == ["first", "mode_switch", "head"]
     assert all(layer.passed for layer in check.layers)
@@ -137,7 +137,7 @@ def test_a_graph_that_switches_its_mode_is_exported_in_evaluation(tmp_path: Path
 
     # In training it computes something else: the file is that of evaluation.
     gm(X * 3)
-    check = verify_onnx(gm, path, (X,), per_layer=True)
+    check = verify_onnx(gm, exported.path, (X,), per_layer=True)
     assert not check
     assert {one.name for one in check.weights.altered} == {"mean", "var"}
     assert check.first_difference is not None and check.first_difference.module == "mode_switch"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import CaptureError, ExportError, NothingToReplace
 from repl_fx.tracing.capture import capture, check_capture
+from tests.exporting import Exported
 
 
 class Counter(nn.Module):
@@ -251,6 +252,5 @@ def test_a_buffer_that_no_output_depends_on_is_left_out_of_the_file(tmp_path: Pa
 
     x = torch.randn(3, 8)
     gm = capture(Counts(), (x,)).eval()
-    repl_fx.export_onnx(gm, tmp_path / "net.onnx", (x,))
-    assert repl_fx.verify_onnx(gm, tmp_path / "net.onnx", (x,))
+    assert Exported(gm, tmp_path / "net.onnx", (x,)).verify()
     assert gm.get_buffer("calls").item() == gm.get_buffer("also").item() == 0

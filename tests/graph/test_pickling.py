@@ -37,6 +37,7 @@ from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.fingerprint import lines_of_graph
+from tests.exporting import Exported
 from tests.nets import ConvNet, TokenNet, as_after_training, images, rewritten, tokens
 
 
@@ -121,8 +122,7 @@ def test_rewritten_and_folded_modules(
 def test_an_unpickled_module_is_exported_and_verified(tmp_path: Path) -> None:
     x = images()
     again = through_pickle(rewritten(ConvNet(depth=3), x, "auto").graph_module)
-    repl_fx.export_onnx(again, tmp_path / "net.onnx", [x])
-    assert repl_fx.verify_onnx(again, tmp_path / "net.onnx", (x,), per_layer=True)
+    assert Exported(again, tmp_path / "net.onnx", [x]).verify(per_layer=True)
 
 
 def test_what_torch_keeps_in_a_file_another_process_reads(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from repl_fx.plan import Refusal
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.linear import StreamMap
 from tests.captures import transformed
+from tests.exporting import Exported
 from tests.nets import TokenNet, TransformerBlock
 from tests.sites import layer_site
 from tests.surrogates.nets import CHANNELS, Diffusion, Halving, HeadsBlock, Strided
@@ -182,15 +183,15 @@ def test_a_merged_map_adds_nothing_to_the_file(tmp_path: Path) -> None:
     net = TokenNet(depth=5)
     results = [_merged(net, [2, 3]), transformed(net, (X,), surrogate="identity", blocks=[2, 3])]
     _maps(results[0])[0].set_to(torch.eye(16) + torch.randn(16, 16) / 8, torch.randn(16))
-    files = [
-        onnx.load(repl_fx.export_onnx(result.graph_module, tmp_path / f"{number}.onnx", (X,)))
-        for number, result in enumerate(results)
+    exported = [
+        Exported(result.graph_module, tmp_path / f"{number}.onnx", (X,)) for number, result in enumerate(results)
     ]
+    files = [onnx.load(each.path) for each in exported]
     kinds = [sorted(node.op_type for node in file.graph.node) for file in files]
     assert kinds[0] == kinds[1]
     shapes = [sorted(tuple(tensor.dims) for tensor in file.graph.initializer) for file in files]
     assert shapes[0] == shapes[1]
-    assert repl_fx.verify_onnx(results[0].graph_module, tmp_path / "0.onnx", (X,))
+    assert exported[0].verify()
 
 
 def test_a_merged_map_leaves_the_graph_as_the_model_to_train() -> None:
@@ -307,8 +308,7 @@ def test_a_map_with_a_stride_is_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     result = transformed(Halving(average=True), (PICTURE,), surrogate="linear", blocks=["blocks.1", "blocks.3"])
     repl_fx.fit(result, [torch.randn(8, 8, 9, 9)])
-    file = repl_fx.export_onnx(result.graph_module, tmp_path / "model.onnx", (PICTURE,))
-    assert repl_fx.verify_onnx(result.graph_module, file, (PICTURE,))
+    assert Exported(result.graph_module, tmp_path / "model.onnx", (PICTURE,)).verify()
 
 
 @pytest.mark.parametrize("blocks", [["body.blocks.1"], [f"body.{block}" for block in STRETCH]], ids=str)

@@ -19,13 +19,13 @@ from repl_fx.errors import BadInput
 from repl_fx.export.onnx_model import export_onnx
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import flatten_inputs
-from repl_fx.export.verify import verify_onnx
 from repl_fx.graph.axes import dimensions_of, size_checks
 from repl_fx.pipeline import transform
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing import size_questions
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.size_questions import refused_sizes
+from tests.exporting import Exported
 from tests.tracing.nets import info_of
 
 
@@ -306,8 +306,7 @@ def test_two_sizes_of_which_neither_is_larger_are_one(tmp_path: Path) -> None:
     args = torch.randn(2, 6, 4), torch.ones(2, 6)
     gm = capture(model.eval(), args)
     assert list(map(str, dimensions_of(gm))) == ["batch any", "length any"]
-    export_onnx(gm, tmp_path / "masked.onnx", args)
-    check = verify_onnx(gm, tmp_path / "masked.onnx", args)
+    check = Exported(gm, tmp_path / "masked.onnx", args).verify()
     assert check, check.summary()
     assert "length 3" in check.summary()
     # Where the model pads, ONNX Runtime has no numbers; it may notice that two sizes of one name differ.

@@ -17,6 +17,7 @@ from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import CapturedParts
+from tests.exporting import Exported
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,7 @@ def _check_surrogate(case: Case, captured: CapturedParts, surrogate: str, inputs
         folded = repl_fx.fold(gm)
         assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
         assert all(torch.equal(a, b) for a, b in zip(floats(folded(*args, **kwargs)), expected, strict=True))
-    path = repl_fx.export_onnx(gm, place / "model.onnx", args, kwargs)
-    check = repl_fx.verify_onnx(gm, path, args, kwargs)
+    check = Exported(gm, place / "model.onnx", args, kwargs).verify()
     assert check, check.summary()
     assert {row.batch for row in check.rows} == {1, 2, 5}
 

@@ -18,6 +18,7 @@ from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
+from tests.exporting import Exported
 
 WIDTH = 16
 DEPTH = 3
@@ -223,8 +224,7 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
         assert _same(_leaves(again(x)), expected)
         folded = repl_fx.fold(rewritten)
         assert _same(_leaves(folded(x)), expected)
-    path = repl_fx.export_onnx(rewritten, tmp_path / "model.onnx", (x,))
-    check = repl_fx.verify_onnx(rewritten, path, (x,))
+    check = Exported(rewritten, tmp_path / "model.onnx", (x,)).verify()
     assert check, check.summary()
 
 
@@ -236,13 +236,13 @@ def test_half_precision_is_exact_and_exported(dtype: torch.dtype, tmp_path: Path
     captured = repl_fx.capture_parts(model, (x,))
     _check_exact(model, captured.module, x)
     rewritten = rewrite(captured, Options(), ExampleInputs((x,))).graph_module.eval()
-    path = repl_fx.export_onnx(rewritten, tmp_path / "model.onnx", (x,))
+    exported = Exported(rewritten, tmp_path / "model.onnx", (x,))
     if dtype is torch.bfloat16:
         # A valid file, which ONNX Runtime has no CPU kernels for.
         with pytest.raises(repl_fx.ExportError, match=r"ONNX Runtime cannot load .*MatMul"):
-            repl_fx.verify_onnx(rewritten, path, (x,))
+            exported.verify()
         return
-    check = repl_fx.verify_onnx(rewritten, path, (x,))
+    check = exported.verify()
     assert check, check.summary()
 
 

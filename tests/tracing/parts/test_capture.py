@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 import repl_fx
 from repl_fx.artifact import load_artifact
-from repl_fx.export import export_onnx, verify_onnx
+from repl_fx.export import export_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.tracing.parts.part_repeats import find_in_parts, repeats_of
+from tests.exporting import Exported
 from tests.tracing.parts.nets import sensible
 
 Inputs = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -274,8 +275,7 @@ def test_an_artifact_reloads_without_running_the_model(
     assert equal(artifact.module(images), expected)
     assert [eager.path for eager in artifact.result.captured_parts.eager] == ["", "head"]
     part = artifact.result.parts[1]
-    path = export_onnx(part.graph_module, tmp_path / "tower.onnx", part.args, part.kwargs)
-    check = verify_onnx(part.graph_module, path, part.args, part.kwargs)
+    check = Exported(part.graph_module, tmp_path / "tower.onnx", part.args, part.kwargs).verify()
     assert check, check.summary()
     other = Detector()
     other.body.blocks.append(ConvBlock(8))
