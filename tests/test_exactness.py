@@ -549,6 +549,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
     assert gm(x).dtype == dtype
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_plain_path_of_a_transformer_layer_without_gradients_too() -> None:
     # Under no_grad a TransformerEncoderLayer in evaluation takes a fused kernel; the graph holds what autograd records.
     model, x = transformer_layers().eval(), torch.randn(SEQUENCE)

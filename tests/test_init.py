@@ -32,6 +32,7 @@ def test_every_module_is_there_for_readers_of_types_too() -> None:
     assert [name for name in MODULES if f"    {name} as {name},\n" not in stub] == []
 
 
+@pytest.mark.slow
 def test_modules_come_when_they_are_asked_for() -> None:
     code = (
         "import sys, repl_fx\n"
@@ -65,6 +66,7 @@ def test_libraries_that_nobody_asked_for_stay_where_they_are(code: str, heavy: s
     assert _loaded(code, "--help") & heavy == set()
 
 
+@pytest.mark.slow
 def test_a_model_of_plain_layers_is_inspected_without_the_libraries_of_others() -> None:
     model = Path(__file__).parent.parent / "examples/mlp.py"
     heavy = {*HEAVY, "repl_fx.pipeline", "repl_fx.artifact"}

@@ -66,6 +66,7 @@ def _both_modes(model: nn.Module, x: Tensor) -> list[Tensor]:
     return results
 
 
+@pytest.mark.slow
 @given(network=residual_networks())
 @settings(max_examples=6)
 def test_replacing_nothing_changes_no_bit(
@@ -89,6 +90,7 @@ def test_replacing_nothing_changes_no_bit(
         assert ours is not None and other is not None and torch.equal(ours, other)
 
 
+@pytest.mark.slow
 @given(network=residual_networks(), data=st.data())
 @settings(max_examples=6)
 def test_identity_equals_the_network_built_without_the_blocks(
@@ -204,6 +206,7 @@ def test_autocast_and_activation_checkpointing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.slow
 def test_torch_compile_agrees_with_eager() -> None:
     model, x = TokenNet(depth=3), tokens()
     gm = transformed(model, (x,)).graph_module.eval()
@@ -243,6 +246,7 @@ def test_nothing_to_replace_says_why() -> None:
         repl_fx.transform(ConvNet(depth=3), (images(),), ignore=["blocks.*"])
 
 
+@pytest.mark.slow
 def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
     x = tokens()
     plan = repl_fx.transform(TokenNet(depth=3), (x,), seed=3).plan
@@ -380,6 +384,7 @@ def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
         repl_fx.transform(ConvNet(), (images(),), plan=whole.plan)
 
 
+@pytest.mark.slow
 def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = TokenNet(depth=3), torch.randn(2, 6, 16)
     found = repl_fx.capture_parts(model, (x,))

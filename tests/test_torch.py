@@ -152,6 +152,7 @@ def test_a_size_is_known_inside_vmap() -> None:
     assert torch.equal(torch.vmap(scaled, in_dims=1, out_dims=1)(x), x * 3)
 
 
+@pytest.mark.slow
 def test_dynamo_knows_torchs_functions_before_others_stand_in_their_place() -> None:
     code = (
         "import sys, torch; from repl_fx._torch import answering\n"

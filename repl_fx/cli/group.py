@@ -57,10 +57,8 @@ class Commands(TyperGroup):
         except SystemExit as error:
             # Nobody reads stdout any more, of a command or of a help page, which typer ends itself. Any other is the
             # model's own, and must not pass for the end of the command.
-            if isinstance(error.__context__, BrokenPipeError):
-                code = CLOSED
-            else:
-                code = int(error.code or DONE) if completing or error.code == CLOSED else _report(error)
+            closed = error.code == CLOSED or isinstance(error.__context__, BrokenPipeError)
+            code = CLOSED if closed else int(error.code or DONE) if completing else _report(error)
         except BaseException as error:
             code = _report(error)
             # A command that did not begin; one that did tells its own errors (see `repl_fx.cli.common.running`).

@@ -150,7 +150,7 @@ class ReplacementCosts:
         return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
 
     def _least_counted_saved(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
-        """What the better of both forms of a model saves of each cost that is named and counted."""
+        """The savings of the better of both forms of a model, of each cost that is named and counted."""
         names = tuple(name for name in COUNTED if name in self.names)
         sizes = [sum(parameter.numel() for parameter in form.parameters()) for form in (graphs, model)]
         if not names or (names == (PARAMETERS,) and sizes[0] <= sizes[1]):

@@ -163,7 +163,7 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
         read += kwargs
         kwargs = {name: self._given(value, read) for name, value in kwargs.items()}
         result = function(*args, **kwargs)
-        made = [result] if isinstance(result, Tensor) else result if isinstance(result, (list, tuple)) else []
+        made = result if isinstance(result, (list, tuple)) else [leaf for leaf in (result,) if isinstance(leaf, Tensor)]
         drawn = torch.Tag.nondeterministic_seeded in function.tags
         if not made and not drawn:
             return result

@@ -77,7 +77,7 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
-    trials = _Trials(gm, model, inputs)
+    trials = _CheckTrials(gm, model, inputs)
     gone = _unneeded_equalities(trials, gm)
     tried = [(node, check) for node, check in tried if not check.alike]
     for node, check in tried:
@@ -96,7 +96,7 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     return drop_checks_(gm, gone)
 
 
-class _Trials:
+class _CheckTrials:
     """Runs a graph without some of its checks beside its model.
 
     One copy without any check serves all trials: whether another check stops the graph is known from the sizes.
@@ -126,7 +126,7 @@ class _Trials:
         return self._side_by_side.compare(None if stops else self._bare, inputs)
 
 
-def _unneeded_equalities(trials: _Trials, gm: fx.GraphModule) -> list[str]:
+def _unneeded_equalities(trials: _CheckTrials, gm: fx.GraphModule) -> list[str]:
     """The names of checks that two sizes are equal where a graph is right with either of them being 1: a broadcast."""
     given = trials.tensors(trials.inputs)
     unneeded: list[str] = []

@@ -28,6 +28,7 @@ def place(tmp_path: Path) -> Path:
     )
 
 
+@pytest.mark.slow
 def test_the_file_and_its_proof_are_files_of_the_artifact(place: Path) -> None:
     stages: list[str] = []
     found = export_artifact(load_artifact(place, TokenNet(depth=3)), progress=stages.append)
@@ -45,6 +46,7 @@ def test_the_file_and_its_proof_are_files_of_the_artifact(place: Path) -> None:
     assert stages == ["export", "verify", "save"]
 
 
+@pytest.mark.slow
 def test_a_file_elsewhere_without_a_proof(place: Path, tmp_path: Path) -> None:
     found = export_artifact(load_artifact(place, TokenNet(depth=3)), tmp_path / "out.onnx", verify=False)
     assert found[""].to_json() == {"onnx": str(tmp_path / "out.onnx"), "bytes": found[""].bytes, "verification": None}

@@ -93,6 +93,7 @@ def example_inputs():
 """
 
 
+@pytest.mark.slow
 def test_the_original_is_built_with_the_weights_it_had(tmp_path: Path) -> None:
     file, weights, out = tmp_path / "net.py", tmp_path / "trained.safetensors", tmp_path / "out"
     file.write_text(WEIGHTED)
@@ -145,6 +146,7 @@ def test_a_model_file_with_any_other_digest_is_not_run(artifact: Path, model_fil
     pytest.fail("no digest on either side")
 
 
+@pytest.mark.slow
 def test_an_artifact_saved_in_python_says_how_to_name_the_model_in_both_places(tmp_path: Path) -> None:
     repl_fx.save(repl_fx.transform(TokenNet(depth=3), (tokens(),), check=False), tmp_path / "art")
     with pytest.raises(repl_fx.ArtifactError, match=r"name the model: --model SPEC \(load\(directory, model=…\)\)$"):

@@ -47,6 +47,7 @@ def _logits(model: nn.Module) -> Tensor:
     return logits
 
 
+@pytest.mark.slow
 def test_what_save_pretrained_wrote_is_loaded_without_any_other_argument(tmp_path: Path) -> None:
     model = _in_place()
     model.generation_config.max_new_tokens = 5
@@ -67,6 +68,7 @@ def test_what_save_pretrained_wrote_is_loaded_without_any_other_argument(tmp_pat
         repl_fx.load(tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_from_pretrained_refuses_what_it_would_load_half(tmp_path: Path) -> None:
     model = _in_place()
@@ -91,6 +93,7 @@ def test_from_pretrained_refuses_what_it_would_load_half(tmp_path: Path) -> None
     assert not hasattr(repl_fx.load(tmp_path / "checkpoint").config, "transformers_weights")
 
 
+@pytest.mark.slow
 def test_from_pretrained_finds_no_weights_in_what_save_wrote(tmp_path: Path) -> None:
     model = _in_place()
     model.save_pretrained(tmp_path / "checkpoint")
@@ -125,11 +128,13 @@ def test_a_mixin_of_a_hub_writes_and_finds_no_half_of_a_model(tmp_path: Path) ->
     assert torch.equal(repl_fx.load(tmp_path / "out", Hubbed())(x), model(x))
 
 
+@pytest.mark.slow
 def test_what_would_be_uploaded_without_its_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"use model\.push_to_hub"):
         _in_place().save_pretrained(tmp_path, push_to_hub=True)
 
 
+@pytest.mark.slow
 def test_copies_and_pickles_save_themselves(tmp_path: Path) -> None:
     model = _in_place()
     for number, other in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
@@ -141,6 +146,7 @@ def test_copies_and_pickles_save_themselves(tmp_path: Path) -> None:
         assert not torch.equal(_logits(loaded), _logits(model))
 
 
+@pytest.mark.slow
 def test_shards_become_one_file_and_a_given_state_is_what_is_written(tmp_path: Path) -> None:
     model = _in_place()
     doubled = {name: tensor * 2 for name, tensor in model.state_dict().items()}
@@ -160,6 +166,7 @@ def _vit(**options: Any) -> tuple[Any, Tensor]:
     return transformers.ViTForImageClassification(config), torch.randn(2, 3, 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", ["50GB", "8KB"])
 def test_names_are_those_that_transformers_writes_and_lead_back(tmp_path: Path, shards: str) -> None:
     source, x = _vit()
@@ -187,6 +194,7 @@ def test_names_are_those_that_transformers_writes_and_lead_back(tmp_path: Path, 
         assert torch.equal(fresh(x).logits, model(x).logits)
 
 
+@pytest.mark.slow
 def test_attributes_that_no_forward_reads_leave_checkpoints_artifacts(tmp_path: Path) -> None:
     model = _in_place()
     model.accepts_loss_kwargs, model.is_parallelizable, model.model_parallel = False, True, False
@@ -196,11 +204,13 @@ def test_attributes_that_no_forward_reads_leave_checkpoints_artifacts(tmp_path: 
     assert torch.equal(_logits(repl_fx.load(tmp_path)), _logits(model))
 
 
+@pytest.mark.slow
 def test_another_process_than_the_main_one_writes_nothing(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path, is_main_process=False)
     assert not (tmp_path / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_was_changed_is_saved_as_transformers_does(tmp_path: Path) -> None:
     model = _in_place()
     model.transformer.h[0].mlp.c_fc = nn.Linear(16, 64)
@@ -210,6 +220,7 @@ def test_a_model_that_was_changed_is_saved_as_transformers_does(tmp_path: Path) 
     assert not (tmp_path / MANIFEST).exists()
 
 
+@pytest.mark.slow
 def test_a_file_of_others_stays_and_so_do_the_weights(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("mine")
     with pytest.warns(UserWarning, match="is not as repl-fx wrote it"):
@@ -219,6 +230,7 @@ def test_a_file_of_others_stays_and_so_do_the_weights(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
 
 
+@pytest.mark.slow
 def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -228,6 +240,7 @@ def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert repl_fx.load(tmp_path, transformers.GPT2LMHeadModel(_config())) is not None
 
 
+@pytest.mark.slow
 def test_code_beside_a_config_never_runs(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -31,6 +31,7 @@ from tests.nets import Counts, MlpNet, TokenNet, tokens
 FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt", "captured.json"}
 
 
+@pytest.mark.slow
 def test_reloads_in_a_fresh_process_after_training(model_file: Path, tmp_path: Path) -> None:
     source = load_source(str(model_file))
     result = repl_fx.transform(source.model, source.args)
@@ -74,6 +75,7 @@ def test_contents(artifact: Path) -> None:
     assert torch.equal(loaded.inputs.args[0], torch.arange(12).reshape(2, 6) % 11)
 
 
+@pytest.mark.slow
 def test_the_scores_a_plan_was_made_from_are_a_file_of_the_artifact(tmp_path: Path) -> None:
     net, x = TokenNet(depth=4), tokens()
     scores = {"blocks.1": 0.1, "blocks.2": 2.5, "blocks.0": 1.0}
@@ -201,6 +203,7 @@ def without_graphs(artifact: Path) -> Path:
     return artifact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_model_of_the_same_code_is_not_traced(tmp_path: Path, traces: list[str], in_place: bool) -> None:
     torch.manual_seed(0)
@@ -223,6 +226,7 @@ def test_a_model_of_the_same_code_is_not_traced(tmp_path: Path, traces: list[str
     assert graphs.result.report == traced.result.report and graphs.result.made == traced.result.made
 
 
+@pytest.mark.slow
 def test_parts_of_the_same_code_are_not_traced(tmp_path: Path, traces: list[str]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 16)
@@ -351,6 +355,7 @@ def test_a_size_of_one_is_taken_after_loading_as_before(tmp_path: Path, alike: b
                 module(ids[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_model_whose_blocks_are_whole_again_is_loaded_as_it_is(tmp_path: Path, parts: bool) -> None:
     def build() -> nn.Module:

@@ -14,6 +14,7 @@ from repl_fx.export.weights import WeightComparison
 from tests.attack.altered import SIZES, alterations, run_altered, subject
 
 
+@pytest.mark.slow
 def test_altered_files_are_found_by_their_weights() -> None:
     table = run_altered(0, 9, ("resnet",), clean=False)
     assert table.wrong == [] and table.altered.total() >= 20, str(table)

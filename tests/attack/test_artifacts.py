@@ -9,6 +9,7 @@ import repl_fx
 from tests.attack.artifacts import run_damages
 
 
+@pytest.mark.slow
 def test_damaged_artifacts_are_refused_or_as_they_were() -> None:
     counts = run_damages(0, 70)
     assert counts.wrong == [], str(counts)

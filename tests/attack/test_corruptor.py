@@ -18,6 +18,7 @@ from tests.attack import corruptor
 from tests.attack.corruptor import FAULTS, Counts, apart, corrupt, run_corruptor, subject
 
 
+@pytest.mark.slow
 def test_faulty_files_are_found_and_clean_ones_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     # The networks stay as they are: one export of each is what all of its files are compared with.
     programs: dict[tuple[int, int | None], Any] = {}

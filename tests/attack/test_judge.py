@@ -75,6 +75,7 @@ def test_a_graph_that_is_another_without_gradients_is_seen(monkeypatch: pytest.M
     assert outcome(verdict, "capture") == ("wrong", "source and graph differ under no_grad")
 
 
+@pytest.mark.slow
 def test_nothing_is_wrong_where_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = judged(monkeypatch, "identity", "blend", "bottleneck", "reuse", kept=True)
     assert verdict.outcome == "right", str(verdict)
@@ -393,6 +394,7 @@ def test_a_load_that_loses_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     assert found == "wrong" and "other values" in detail, detail
 
 
+@pytest.mark.slow
 def test_a_wrong_file_is_seen_though_verification_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     def corrupt(path: Path, *_: Any) -> Path:
         model = onnx.load(path)

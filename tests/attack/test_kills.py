@@ -69,6 +69,7 @@ def _export(place: Path) -> None:
 
 
 # What `transform` writes is what `repl_fx.save` writes: the command calls it.
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [_transform, _export])
 def test_old_or_new_at_every_write(
     place: Path, tmp_path: Path, command: Callable[[Path], None], output_before: Tensor

@@ -8,6 +8,7 @@ from tests.attack import judge, names
 from tests.attack.names import NAMES, draw, judge_names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ['a"b', "a\nb", "class", "\ufb01"])
 def test_a_network_with_odd_names_is_right(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "SURROGATES", ("bottleneck",))

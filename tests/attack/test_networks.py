@@ -18,6 +18,7 @@ from tests.attack.steps import differences, run_steps
 SEEDS = (6, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_network_is_right_or_refused(seed: int) -> None:
     verdict = judge(seed)
@@ -48,6 +49,7 @@ def test_a_seed_gives_the_same_network_each_time(seed: int) -> None:
     assert differences(*steps) == []
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_network_in_another_process() -> None:
     program = (
         "from tests.attack import networks; model = networks.make(5);"

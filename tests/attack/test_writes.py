@@ -190,6 +190,7 @@ def test_a_model_that_is_tuned_in_evaluation_mode_is_validated_and_kept_as_it_is
     assert not torch.allclose(seen[0], seen[1]) and not torch.allclose(seen[1], seen[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forms", ("linear", "slim"), indirect=True)
 def test_a_file_that_is_written_between_steps_has_the_weights_of_then(forms: Forms, tmp_path: Path) -> None:
     net, x, file = forms.begin("graph"), forms.x, tmp_path / "net.onnx"

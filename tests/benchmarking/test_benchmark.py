@@ -31,6 +31,7 @@ def _benchmark(model: nn.Module, settings: Settings, x: Any = X, **options: Any)
     return benchmark(result, result.model, ExampleInputs((x,)), settings)
 
 
+@pytest.mark.slow
 def test_every_variant_is_measured_in_every_setting() -> None:
     model = _net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -55,6 +56,7 @@ def test_every_variant_is_measured_in_every_setting() -> None:
     assert all(p.grad is None for p in model.parameters()) and torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_inputs_have_the_batch_that_was_asked_for() -> None:
     seen: list[int] = []
 
@@ -79,6 +81,7 @@ def _fast() -> dict[str, Any]:
     return {"rounds": 1, "warm_up": 0, "compiled": False, "onnx": False}
 
 
+@pytest.mark.slow
 def test_a_variant_that_cannot_be_made_or_run_is_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise repl_fx.PlanMismatch("identity cannot stand in for 2: a reason")
@@ -102,6 +105,7 @@ def test_a_variant_that_cannot_be_made_or_run_is_a_row_with_the_reason(monkeypat
     assert [row.variant for row in measured.training] == ["original", "rewritten", "depth-pruned", "checkpointed"]
 
 
+@pytest.mark.slow
 def test_a_variant_that_runs_out_of_memory_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Trainer.step
 
@@ -115,6 +119,7 @@ def test_a_variant_that_runs_out_of_memory_ends_nothing(monkeypatch: pytest.Monk
     assert [row.reason for row in measured.training] == [None] * 3 + ["OutOfMemoryError: CUDA out of memory"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_model_does_not_take_is_said() -> None:
     class Pairs(nn.Module):
         def __init__(self) -> None:
@@ -131,6 +136,7 @@ def test_a_batch_that_the_model_does_not_take_is_said() -> None:
         _benchmark(Pairs(), Settings(training=False, batch_sizes=(3,), **_fast()))
 
 
+@pytest.mark.slow
 def test_what_has_no_batch_runs_as_it_is() -> None:
     class Listed(nn.Module):
         def __init__(self) -> None:
@@ -148,6 +154,7 @@ def test_what_has_no_batch_runs_as_it_is() -> None:
         _benchmark(Listed(), Settings(batch=4, **_fast()), pictures)
 
 
+@pytest.mark.slow
 def test_a_model_without_blocks_that_are_modules_has_no_checkpoints() -> None:
     measured = _benchmark(RawNet(), SHORT, torch.randn(4, 8), surrogate="blend")
     assert [row.form for row in measured.training] == ["source", "graph", "graph", None]

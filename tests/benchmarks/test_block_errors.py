@@ -20,6 +20,7 @@ TASK = Task(
 )
 
 
+@pytest.mark.slow
 def test_more_hidden_units_leave_less_of_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_errors, "tasks", lambda scale: {TASK.name: TASK})
     given = ["--scale", "cpu", "--only", "text/*", "digits/*", "--out", str(tmp_path), "--docs", str(tmp_path)]

@@ -19,6 +19,7 @@ def test_every_part_of_a_transform_is_timed() -> None:
     assert facts["replaced"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_form_of_a_gpt_is_compiled() -> None:
     pytest.importorskip("transformers")

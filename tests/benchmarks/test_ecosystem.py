@@ -17,6 +17,7 @@ from benchmarks.habits.trainers import TRAINERS
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.slow
 @pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore")
 def test_quick_habits_work_in_place_where_they_do_with_the_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from benchmarks import large
 pytest.importorskip("transformers")
 
 
+@pytest.mark.slow
 def test_all_stages_run_and_say_what_they_took(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [
         "--layers",

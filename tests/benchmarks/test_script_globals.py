@@ -7,6 +7,7 @@ import pytest
 from benchmarks import script_globals
 
 
+@pytest.mark.slow
 def test_a_script_with_data_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert script_globals.main(["--runs", "1", "--size", "200000", "--named"]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]

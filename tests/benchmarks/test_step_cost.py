@@ -95,6 +95,7 @@ def test_a_model_whose_blocks_are_skipped_is_compiled_block_by_block(monkeypatch
     assert compiled[1:] == [layer.block for layer in skipped]
 
 
+@pytest.mark.slow
 def test_checkpointed_blocks_compile_in_one_graph() -> None:
     model = CHECKPOINTED.build(TokenNet(depth=3), (torch.randn(2, 6, 16),))
     torch.compiler.reset()
@@ -134,6 +135,7 @@ def _measure(
     return group, saved
 
 
+@pytest.mark.slow
 def test_variants_take_turns_and_one_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     took: list[str] = []
     variants = [FULL, Variant("broken", surrogate="no such"), Variant("again")]
@@ -145,6 +147,7 @@ def test_variants_take_turns_and_one_that_fails_ends_nothing(monkeypatch: pytest
     assert saved == [0, 0, 0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_budget_and_keeps_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     took: list[str] = []
     # Time passes with the turns; it is over in the middle of the second round that counts.
@@ -177,6 +180,7 @@ def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
     assert [list(step) for step in evaluated.rows[0].steps] == [["forward"]] * 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_timed_without_gradients_and_folded_beside_unfolded() -> None:
     def build() -> nn.Module:
         return TokenNet(depth=3)
@@ -208,6 +212,7 @@ def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"full", "full, checkpointed", "stochastic depth"} <= set(names)
 
 
+@pytest.mark.slow
 def test_the_forms_of_a_variant_compute_the_same() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 16)

@@ -42,6 +42,7 @@ def test_a_network_is_trained_once(own: Original, tmp_path: Path, monkeypatch: p
         assert all(torch.equal(value, first.model.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["depth pruning, random blocks", "linear", "auto, fitted", "ReplaceMe's map"])
 def test_each_method_cuts_to_the_budget(own: Original, method: str) -> None:
     before = {name: value.clone() for name, value in own.model.state_dict().items()}
@@ -54,6 +55,7 @@ def test_each_method_cuts_to_the_budget(own: Original, method: str) -> None:
     assert all(torch.equal(value, own.model.state_dict()[name]) for name, value in before.items())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cut_says_why(own: Original) -> None:
     assert "no plan has flops at or below 0.01" in trained.run(own, "linear", 0.01, 0, ())["reason"]
 

@@ -310,6 +310,7 @@ def _compressed(build: Callable[[], Any], place: Path) -> Record:
     return Record.read(place)
 
 
+@pytest.mark.slow
 def test_a_model_is_scored_planned_and_fitted_with_random_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
     record = _compressed(lambda: (TokenNet(depth=5), (torch.randn(2, 6, 16),), {}), tmp_path / "tokens")
@@ -318,6 +319,7 @@ def test_a_model_is_scored_planned_and_fitted_with_random_data(tmp_path: Path) -
     assert nothing.nothing_repeats and nothing.failed is None and nothing.passed == []
 
 
+@pytest.mark.slow
 def test_a_part_of_a_compression_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise repl_fx.BadInput("nothing in the result was fitted")
@@ -341,6 +343,7 @@ def test_random_batches_have_the_inputs_by_name() -> None:
     assert isinstance(random_batches(Named(), (x,), {})[0], tuple)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_forked_sets_its_threads_before_a_backward_pass_does(monkeypatch: pytest.MonkeyPatch) -> None:
     after: list[Callable[[], None]] = []
     monkeypatch.setattr(os, "register_at_fork", lambda *, after_in_child: after.append(after_in_child))
@@ -385,6 +388,7 @@ def _sized(place: Path) -> Record:
     return Record.read(place)
 
 
+@pytest.mark.slow
 def test_a_model_runs_at_other_sizes_and_on_both_sides_of_its_limits(tmp_path: Path) -> None:
     record = _sized(tmp_path)
     assert (record.failed, record.reason, record.passed) == (None, "", list(SIZING))

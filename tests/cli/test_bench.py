@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BRIEF = ("--rounds", "1", "--warm-up", "0", "--no-compile", "--no-onnx")
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_and_nothing_is_written(run: Run, model_file: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     result = run("bench", model_file, *BRIEF, "--batch", "4", "--surrogate", "blend", "--every", "3", "--json")
@@ -33,6 +34,7 @@ def test_a_model_is_measured_and_nothing_is_written(run: Run, model_file: Path, 
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
 
 
+@pytest.mark.slow
 def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_option(run: Run, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text(dedent(MODEL))
     spec = f"{tmp_path / 'model.py'}:one_by_one"
@@ -42,6 +44,7 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_option(run: Run
     assert all(row["not_measured"] is None for row in (*found["training"], *found["inference"]))
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_with_dimensions_that_stay(run: Run, model_file: Path) -> None:
     given = (*BRIEF, "--only", "inference", "--surrogate", "linear", "--fixed", "batch", "--json")
     found = document(run("bench", model_file, *given).stdout)
@@ -49,6 +52,7 @@ def test_a_model_is_measured_with_dimensions_that_stay(run: Run, model_file: Pat
     assert "captured as [2, " in reasons["rewritten"], reasons
 
 
+@pytest.mark.slow
 def test_a_model_goes_to_a_file_as_it_is_shown(run: Run, model_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
     result = run("bench", model_file, *BRIEF, "--only", "training", "-o", file)
@@ -62,6 +66,7 @@ def test_a_model_goes_to_a_file_as_it_is_shown(run: Run, model_file: Path, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_an_artifact_gets_the_figures_and_the_chart(run: Run, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in artifact.iterdir() if path.name != "manifest.json"}
     result = run("bench", artifact, *BRIEF, "--only", "inference", "--batch-sizes", "3")

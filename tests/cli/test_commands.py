@@ -27,6 +27,7 @@ def test_version_and_help(run: Run) -> None:
             assert run(command, "--help").exit_code == 0
 
 
+@pytest.mark.slow
 def test_as_a_process(model_file: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(repl_fx.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 

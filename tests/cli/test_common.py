@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .conftest import Run
 
 
+@pytest.mark.slow
 def test_a_model_that_moved_is_named(run: Run, artifact: Path, tmp_path: Path) -> None:
     moved = (artifact.parent / "model.py").rename(tmp_path / "net.py")
     for command in (("inspect", artifact), ("verify", artifact, artifact / "model.onnx"), ("export", artifact)):

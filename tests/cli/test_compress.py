@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.cli.results import document, one_line
 from tests.cli.test_train import MODEL
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 GIVEN = ("--budget", "flops=0.9", "--samples", "64", "--device", "cpu", "--batch-size", "256")
 
 
+@pytest.mark.slow
 def test_a_model_is_compressed_in_one_command(run: Run, tmp_path: Path) -> None:
     spec, out = tmp_path / "model.py", tmp_path / "out"
     spec.write_text(MODEL)

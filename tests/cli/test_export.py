@@ -27,6 +27,7 @@ def test_export_writes_the_file_and_the_proof(run: Run, artifact: Path) -> None:
     onnx.checker.check_model(str(artifact / "model.onnx"))
 
 
+@pytest.mark.slow
 def test_errors_by_layer_are_part_of_the_proof(run: Run, artifact: Path) -> None:
     assert "leave one out" in one_line(run("export", artifact, "--per-layer", "--no-verify"))
     assert run("export", artifact, "--per-layer").exit_code == 0
@@ -34,6 +35,7 @@ def test_errors_by_layer_are_part_of_the_proof(run: Run, artifact: Path) -> None
     assert len(verified.layers) > 3 and verified.equivalent
 
 
+@pytest.mark.slow
 def test_export_without_verification_leaves_no_old_proof(run: Run, artifact: Path, tmp_path: Path) -> None:
     file = tmp_path / "other.onnx"
     result = run("export", artifact, "-o", file, "--opset", "18", "--no-verify", "--json")
@@ -54,6 +56,7 @@ def test_an_export_that_fails_leaves_no_file(run: Run, artifact: Path, tmp_path:
     assert not (artifact / "model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_decoder_is_written_with_its_cache(run: Run, artifact: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "vocab_size": 64, "n_positions": 32}

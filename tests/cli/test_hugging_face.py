@@ -58,6 +58,7 @@ def own(transformers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     yield tmp_path / "net"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["", HEAD])
 def test_an_artifact_of_a_directory_goes_from_place_to_place(
     run: Run, resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
@@ -98,6 +99,7 @@ def test_an_artifact_of_a_config_file(run: Run, resnet: Path, tmp_path: Path, mo
     assert json.loads(run("inspect", "out", "--json").stdout)["notes"] == []
 
 
+@pytest.mark.slow
 def test_notes_are_shown_and_in_json(run: Run, resnet: Path, tmp_path: Path) -> None:
     spec = f"hf:{resnet}{HEAD}"
     expected = f"2 weights are not in {resnet}, so random: classifier.1.bias, classifier.1.weight"
@@ -117,6 +119,7 @@ def test_damaged_weights_are_one_line(run: Run, resnet: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith(f"repl-fx: error: hf:{resnet}: {shard} cannot be read: ")
 
 
+@pytest.mark.slow
 def test_code_runs_with_permission_alone(run: Run, own: Path, tmp_path: Path) -> None:
     out, ran, trust = tmp_path / "out", tmp_path / "ran", "--trust-remote-code"
     for arguments in (["inspect"], ["transform", "-o", out], ["verify", "net.onnx"]):

@@ -96,6 +96,7 @@ def test_inspect_refuses_scores_that_cannot_be(run: Run, model_file: Path, artif
     assert "no data set 'nothing'" in one_line(run("inspect", model_file, "--data", "nothing"))
 
 
+@pytest.mark.slow
 def test_pictures(run: Run, artifact: Path, model_file: Path, tmp_path: Path) -> None:
     pytest.importorskip("igraph")
     svg, dot = tmp_path / "net.svg", tmp_path / "net.dot"

@@ -48,6 +48,7 @@ def finder(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_transform_inspect_export_and_verify(run: Run, finder: Path, tmp_path: Path) -> None:
     place = tmp_path / "out"
     done = run("transform", finder, "-o", place)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .conftest import Run
 
 
+@pytest.mark.slow
 def test_an_artifact_gets_the_page_as_a_file_of_its_own(run: Run, artifact: Path) -> None:
     before = {path.name: path.read_bytes() for path in artifact.iterdir() if path.name != "manifest.json"}
     result = run("report", artifact)

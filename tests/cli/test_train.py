@@ -32,6 +32,7 @@ def example_inputs():
 FAST = ("--epochs", "2", "--batch-size", "256", "--lr", "0.05", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_goes_on_and_is_exported(run: Run, tmp_path: Path) -> None:
     spec, out = tmp_path / "model.py", tmp_path / "out"
     spec.write_text(MODEL)
@@ -51,6 +52,7 @@ def test_a_model_is_trained_goes_on_and_is_exported(run: Run, tmp_path: Path) ->
     assert run("export", out).exit_code == 0
 
 
+@pytest.mark.slow
 def test_blocks_are_replaced_and_restored_on_the_way(run: Run, tmp_path: Path) -> None:
     spec, out = tmp_path / "model.py", tmp_path / "out"
     spec.write_text(MODEL)

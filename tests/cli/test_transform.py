@@ -119,6 +119,7 @@ def test_a_dry_run_writes_nothing(run: Run, model_file: Path, tmp_path: Path) ->
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_the_model_in_place_is_saved(run: Run, model_file: Path, tmp_path: Path) -> None:
     result = run("transform", model_file, "-o", tmp_path / "out", "--in-place", "--checkpoint-blocks")
     assert result.exit_code == 0, result.output
@@ -330,6 +331,7 @@ def test_weights_that_are_no_numbers(run: Run, model_file: Path, tmp_path: Path)
     assert done.exit_code == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_weights_on_the_meta_device(run: Run, model_file: Path, tmp_path: Path) -> None:
     line = refused(run, tmp_path, model_file, "--device", "meta")
     assert "no values to check or to write" in line

@@ -38,6 +38,7 @@ def test_verify_a_model(run: Run, artifact: Path) -> None:
     assert loose["outputs_equal"] is True and loose["weights"]["unmatched"] and not loose["weights"]["in_place"]
 
 
+@pytest.mark.slow
 def test_verify_a_model_with_trained_weights(run: Run, model_file: Path, tmp_path: Path) -> None:
     trained = load_source(str(model_file), seed=5)
     torch.save(trained.model.state_dict(), tmp_path / "weights.pt")

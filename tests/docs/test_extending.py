@@ -31,6 +31,7 @@ def _code() -> dict[str, str]:
     return dict(blocks)
 
 
+@pytest.mark.slow
 def test_the_surrogate_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
     code = _code()["repl_fx_shop/one_layer.py"]
     # dataclasses look their module up by name.

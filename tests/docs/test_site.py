@@ -26,6 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_to_show_it(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 30

@@ -25,6 +25,7 @@ def result() -> repl_fx.TransformResult:
     return repl_fx.transform(source.model, source.args, budget={"flops": 0.75, "memory": 0.8})
 
 
+@pytest.mark.slow
 def test_costs_are_known_and_under_the_budget(result: Any) -> None:
     before, after = measure_costs(result.captured, result.args), measure_costs(result.graph_module, result.args)
     assert before == measure_costs(result.captured_parts.source, result.args) and before.unknown is None
@@ -60,6 +61,7 @@ def test_it_runs_on_the_meta_device(result: Any, form: str) -> None:
     loss.backward()
 
 
+@pytest.mark.slow
 def test_it_is_exported(result: Any, tmp_path: Path) -> None:
     folded = repl_fx.fold(result.graph_module)
     assert Exported(folded, tmp_path / "gpt.onnx", result.args).verify()

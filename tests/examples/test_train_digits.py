@@ -26,6 +26,7 @@ def example() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_both_models_learn(example: ModuleType) -> None:
     original, rewritten = example.compare(epochs=4)
     assert original.accuracy > 0.9 and rewritten.accuracy > 0.9
@@ -33,6 +34,7 @@ def test_both_models_learn(example: ModuleType) -> None:
     assert original.epoch_seconds > 0.0 and rewritten.epoch_seconds > 0.0
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(example: ModuleType) -> None:
     first, second = (example.compare(epochs=1, seed=3) for _ in range(2))
     assert [one.accuracy for one in first] == [one.accuracy for one in second]

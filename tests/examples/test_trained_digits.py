@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -11,6 +12,7 @@ from examples.digits import example_inputs, model
 from examples.trained_digits import data, main
 
 
+@pytest.mark.slow
 def test_it_writes_weights_that_the_model_takes(tmp_path: Path) -> None:
     main(tmp_path / "digits.safetensors", epochs=3)
     net = model()

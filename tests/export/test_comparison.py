@@ -79,6 +79,7 @@ class Cancels(nn.Module):
         return self.a(x) - self.b(x)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_rounding_that_a_model_lets_grow_is_no_mismatch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Cancels().eval(), torch.randn(64, 512)
@@ -180,6 +181,7 @@ def renamed(path: Path, names: dict[str, str], keep: int | None = None, extra: s
     return copy
 
 
+@pytest.mark.slow
 def test_a_file_with_names_of_its_own_is_compared_by_position(tmp_path: Path) -> None:
     module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
     exported = Exported(module, tmp_path / "m.onnx", args)

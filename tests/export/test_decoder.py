@@ -72,6 +72,7 @@ def _greedy(file: Path, ids: Tensor, steps: int) -> Tensor:
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "surrogate", "layers"),
     [("gpt2", "bottleneck", "02"), ("llama", "reuse", "012")],
@@ -91,6 +92,7 @@ def test_onnx_runtime_generates_what_the_model_in_place_generates(
     assert torch.equal(_greedy(exported.path, IDS, 6), expected)
 
 
+@pytest.mark.slow
 def test_a_graph_is_right_at_other_lengths_and_with_padding_in_front() -> None:
     decoder = repl_fx.CachedDecoder(_in_place("llama", "reuse")).eval()
     gm = repl_fx.capture(decoder, decoder.inputs(IDS))
@@ -112,6 +114,7 @@ def test_a_step_behind_a_cache_is_one_of_the_whole() -> None:
     torch.testing.assert_close(decoder(ids, mask, past)["logits"], model(IDS).logits[:, -2:])
 
 
+@pytest.mark.slow
 def test_the_syntheses_fold() -> None:
     decoder = repl_fx.CachedDecoder(_in_place("gpt2", "blend"))
     gm = repl_fx.capture(decoder, decoder.inputs(IDS))

@@ -605,6 +605,7 @@ class Table(nn.Module):
         return {name: case(x) for name, case in self.cases.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cases", "x"),
     [

@@ -72,6 +72,7 @@ def test_layers_need_a_graph(exported: tuple[fx.GraphModule, Path]) -> None:
         verify_onnx(module, exported[1], (X,), per_layer=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["bottleneck", "blend"])
 def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surrogate: str) -> None:
     x = tokens()
@@ -110,6 +111,7 @@ def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surr
     assert check.notes == () and check.weights.altered[0].name == "blocks.2.fc1.bias"
 
 
+@pytest.mark.slow
 def test_a_synthesis_is_no_layer_of_the_file(tmp_path: Path) -> None:
     x = tokens()
     gm = transformed(TokenNet(depth=3), (x,), surrogate="blend").graph_module
@@ -118,6 +120,7 @@ def test_a_synthesis_is_no_layer_of_the_file(tmp_path: Path) -> None:
         exported.verify(layer_nodes=["surrogates_blocks_1_branch_0"])
 
 
+@pytest.mark.slow
 def test_a_module_that_returns_several_tensors(tmp_path: Path) -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -182,6 +185,7 @@ class WritesLater(nn.Module):
         return seen * places  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_layers_that_are_written_into_later_are_compared_as_they_were_made(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = WritesLater().eval(), torch.randn(3, 8)
@@ -198,6 +202,7 @@ def test_layers_that_are_written_into_later_are_compared_as_they_were_made(tmp_p
     assert not check and check.first_difference is not None and check.first_difference.module == "second"
 
 
+@pytest.mark.slow
 def test_a_layer_is_not_what_is_written_over_it(tmp_path: Path) -> None:
     """Channels that a `slim` surrogate takes as a view are written in place by the next step, and are another layer."""
     torch.manual_seed(0)
@@ -228,6 +233,7 @@ class _Skips(nn.Module):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_random", [True, False])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_layers_that_may_be_skipped_are_compared_too(tmp_path: Path, at_random: bool, sign: float) -> None:

@@ -81,6 +81,7 @@ class Denoiser(nn.Module):
         return torch.istft(spectra, 16, 4, window=window, normalized=True, length=64)
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 64)
@@ -194,6 +195,7 @@ def test_a_loss_of_more_targets_than_values_is_not_a_number(tmp_path: Path) -> N
         assert np.isnan(session.run(given)["output"]) == (targets != 6)
 
 
+@pytest.mark.slow
 def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
     x = torch.arange(14.0).reshape(2, 7)
     for made, wanted in (
@@ -215,6 +217,7 @@ class Strided(nn.Module):
         return x.transpose(0, 1).as_strided(size, stride) + 1
 
 
+@pytest.mark.slow
 def test_memory_of_a_transposed_tensor(tmp_path: Path) -> None:
     x = torch.randn(3, 4, 5)
     gm = repl_fx.capture(Strided(), (x,))

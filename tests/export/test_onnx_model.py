@@ -174,6 +174,7 @@ def test_external_data_is_found_under_the_final_name(tmp_path: Path, monkeypatch
     np.testing.assert_allclose(run(path, x=x)["output"], module(x).detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_data_that_no_model_refers_to_any_more_is_removed(tmp_path: Path) -> None:
     module, x = nn.Linear(64, 64), torch.randn(2, 64)
     export_onnx(module, tmp_path / "m.onnx", (x,), external_data=True)
@@ -184,6 +185,7 @@ def test_data_that_no_model_refers_to_any_more_is_removed(tmp_path: Path) -> Non
     assert verify_onnx(module, tmp_path / "other.onnx", (x,))
 
 
+@pytest.mark.slow
 def test_a_second_export_replaces_the_data_of_the_first(tmp_path: Path) -> None:
     first, second, x = nn.Linear(64, 64), nn.Linear(64, 64), torch.randn(2, 64)
     path = export_onnx(first, tmp_path / "m.onnx", (x,), external_data=True)
@@ -248,6 +250,7 @@ def test_the_mode_is_restored_after_a_failure(tmp_path: Path) -> None:
     assert all(child.training for child in module.modules())
 
 
+@pytest.mark.slow
 def test_a_file_the_checker_refuses_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise onnx.checker.ValidationError("bad node\nmore")
@@ -288,6 +291,7 @@ class Recurrent(nn.Module):
         return made if self.layer.batch_first else made.transpose(0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
@@ -376,6 +380,7 @@ def _asked() -> tuple[Tensor, ...]:
     return torch.randn(2, 5, 8), torch.randn(2, 7, 8), mask
 
 
+@pytest.mark.slow
 def test_inputs_have_one_batch_where_one_is_divided_by_another(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -387,6 +392,7 @@ def test_inputs_have_one_batch_where_one_is_divided_by_another(
     assert exported.verify()
 
 
+@pytest.mark.slow
 def test_inputs_do_not_have_one_batch_where_it_would_be_fixed(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"inconsistencies were found: Eq\(.*is inconsistent"):
         export_onnx(Asked(), tmp_path / "m.onnx", (*_asked(), torch.randn(2)))

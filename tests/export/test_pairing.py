@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ class Constants(nn.Module):
         return self.fc(self.norm(x)) * 0.37 + torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_constants_and_attributes_of_nodes_count(tmp_path: Path) -> None:
     net, x = Constants(), torch.randn(2, 8)
     path = export_onnx(net, tmp_path / "m.onnx", (x,))

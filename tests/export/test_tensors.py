@@ -63,6 +63,7 @@ def test_the_same_tensor_for_two_inputs_is_two_inputs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(path, a=same, b=other)["output"], np.ones((2, 3)))
 
 
+@pytest.mark.slow
 def test_dataclass_results_and_nested_inputs(tmp_path: Path) -> None:
     @dataclass
     class Result:
@@ -114,6 +115,7 @@ def test_names_of_outputs_and_the_types_of_the_rest() -> None:
     assert list(tensors) == ["logits"] and others == {"cache": "NoneType", "count": "int"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_inputs(exported: tuple[fx.GraphModule, Path]) -> None:
     first, second, other = (verify_onnx(exported[0], exported[1], (X,), seed=seed) for seed in (0, 0, 1))
     assert first.rows == second.rows

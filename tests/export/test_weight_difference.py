@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from repl_fx.export import export_onnx, verify_onnx
 from tests.export.subjects import ConvNet, edited, perturbed
 
 
+@pytest.mark.slow
 def test_what_is_computed_may_be_rounded_otherwise_and_what_is_stored_may_not(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = ConvNet(), torch.randn(2, 3, 6, 6)

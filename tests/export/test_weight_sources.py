@@ -59,6 +59,7 @@ class Plain(nn.Module):
         return self.down(self.norm(torch.nn.functional.gelu(self.up(y))))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["torchscript", "dynamo", "optimised", "quantised"])
 def test_weights_that_another_exporter_made_over_pass_and_altered_ones_do_not(kind: str, tmp_path: Path) -> None:
@@ -84,6 +85,7 @@ def test_weights_that_another_exporter_made_over_pass_and_altered_ones_do_not(ki
         assert [one.name for one in check.weights.altered] == [name], check.summary()
 
 
+@pytest.mark.slow
 def test_lost_precision_is_found_and_a_file_in_half_precision_is_not_to_blame(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), torch.randn(2, 8)

@@ -24,6 +24,7 @@ def _found(kind: str) -> Attention | str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "first", "second"),
     [

@@ -86,6 +86,7 @@ class _Looks(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_what_a_block_asks_about_its_own_values_is_the_block_s() -> None:
     x = torch.randn(2, 8)
     gm = capture(nn.Sequential(*(_Looks() for _ in range(3))), (x,))

@@ -222,6 +222,7 @@ def seconds(gm: fx.GraphModule) -> float:
     return time.process_time() - start
 
 
+@pytest.mark.slow
 @pytest.mark.timed
 def test_twenty_thousand_nodes_take_seconds() -> None:
     gm = residual(285, inner=34)
@@ -233,6 +234,7 @@ def test_twenty_thousand_nodes_take_seconds() -> None:
     assert shape_of((repeat,)) == [(285, 69)]
 
 
+@pytest.mark.slow
 @pytest.mark.timed
 def test_time_grows_near_linearly() -> None:
     small, large = residual(100, inner=8), residual(800, inner=8)
@@ -306,6 +308,7 @@ class Network(nn.Module):
         return x.mean(1)
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     convolutional=st.booleans(),
@@ -345,6 +348,7 @@ def test_loop_over_bare_parameters_is_found() -> None:
     assert {p.split(".")[1] for p in repeat.blocks[2].parameters} == {"2"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("resnet32", [5, 4, 4]), ("mlp", [8])])
 def test_examples(name: str, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPL_FX_CHECK", "1")

@@ -30,6 +30,7 @@ def net() -> nn.Module:
     return MlpNet(6, 8).eval()
 
 
+@pytest.mark.slow
 def test_a_model_is_cut_to_a_budget_and_fitted(net: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     batches = _batches()
@@ -48,6 +49,7 @@ def test_a_model_is_cut_to_a_budget_and_fitted(net: nn.Module) -> None:
     assert not any(id(tensor) in own for tensor in done.model.parameters())
 
 
+@pytest.mark.slow
 def test_the_outcome_shows_itself(net: nn.Module) -> None:
     batches = _batches()
     done = repl_fx.compress(net, batches, budget={"params": 0.8}, surrogate="linear", evaluate=lambda model: 1.5)
@@ -59,12 +61,14 @@ def test_the_outcome_shows_itself(net: nn.Module) -> None:
         assert one is not None and str(one).splitlines()[0][:20] in unescape(one._repr_html_())
 
 
+@pytest.mark.slow
 def test_scores_by_the_loss_take_pairs(net: nn.Module) -> None:
     pairs = [(x, torch.zeros(len(x), dtype=torch.int64)) for x in _batches()]
     done = repl_fx.compress(net, pairs, budget={"flops": 0.8}, loss=F.cross_entropy, score="loss")
     assert done.scores.of("loss") and done.fit is not None and done.figures == {}
 
 
+@pytest.mark.slow
 def test_inputs_by_name_and_several_passes() -> None:
     torch.manual_seed(0)
     model = TokenNet(depth=5).eval()
@@ -78,6 +82,7 @@ def test_inputs_by_name_and_several_passes() -> None:
     assert len(passes) > 2 and (done.budget["flops"]["reached"] or 1) <= 0.9
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_a_line(net: nn.Module) -> None:
     with pytest.raises(repl_fx.BadInput, match="compress needs a budget"):
         repl_fx.compress(net, _batches(), budget={})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -24,6 +25,7 @@ def test_of_a_stretch_there_is_the_map_alone() -> None:
     assert all(isinstance(start, WholeMap) for one in found for _, start in one.starts)
 
 
+@pytest.mark.slow
 def test_a_block_that_keeps_some_units_beside_a_stretch_stands_for_itself() -> None:
     result = transformed(TokenNet(depth=7), (tokens(),), surrogate="trained", budget={"params": 0.54}, check=False)
     made = [(r.block, r.surrogate) for r in result.plan.replacements]
@@ -31,6 +33,7 @@ def test_a_block_that_keeps_some_units_beside_a_stretch_stands_for_itself() -> N
     assert [(one.block, one.surrogate) for one in stand_ins(result)] == [one for one in made if one[1] != "identity"]
 
 
+@pytest.mark.slow
 def test_the_output_and_the_sums_before_it_are_the_points() -> None:
     (one,) = stand_ins(transformed(TokenNet(depth=3, post_norm=True), (tokens(),), surrogate="bottleneck"))
     ((node, start),) = one.starts
@@ -54,6 +57,7 @@ def test_norms_of_the_source_are_none_of_the_surrogates() -> None:
     assert all(str(node.target).startswith("surrogates.") for node, _ in one.in_order)
 
 
+@pytest.mark.slow
 def test_a_surrogate_without_its_numbers_is_silent() -> None:
     torch.manual_seed(0)
     x = tokens()

@@ -119,12 +119,14 @@ def test_rewritten_and_folded_modules(
     assert not any(isinstance(m, repl_fx.Synthesis) for m in through_pickle(folded).modules())
 
 
+@pytest.mark.slow
 def test_an_unpickled_module_is_exported_and_verified(tmp_path: Path) -> None:
     x = images()
     again = through_pickle(rewritten(ConvNet(depth=3), x, "auto").graph_module)
     assert Exported(again, tmp_path / "net.onnx", [x]).verify(per_layer=True)
 
 
+@pytest.mark.slow
 def test_what_torch_keeps_in_a_file_another_process_reads(tmp_path: Path) -> None:
     x = tokens()
     result = repl_fx.transform(TokenNet(depth=3, dropout=0.2), (x,))
@@ -478,6 +480,7 @@ def test_buffers_that_show_the_memory_of_parameters_still_do(way: Callable[[Any]
     assert torch.equal(again.get_buffer("turned"), 2 * before)
 
 
+@pytest.mark.slow
 def test_models_without_values() -> None:
     with torch.device("meta"):
         module = rewritten(TokenNet(depth=3), tokens(), "identity").graph_module

@@ -65,6 +65,7 @@ def test_one_synthesis_stays_alone() -> None:
     assert not any(isinstance(module, SynthesisBatch) for module in gm.modules())
 
 
+@pytest.mark.slow
 def test_a_transformed_model_copies_saves_folds_and_shares(tmp_path: Any) -> None:
     x = tokens(4)
     result = transformed(TokenNet(), (x,), surrogate="reuse")
@@ -100,6 +101,7 @@ def test_a_transformed_model_copies_saves_folds_and_shares(tmp_path: Any) -> Non
         torch.testing.assert_close(shared[name], parameter.grad, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled_it_is_the_same() -> None:
     gm, x = _parts("reuse")
     joined = copy.deepcopy(gm)

@@ -83,6 +83,7 @@ def test_a_fold_is_a_model_of_its_own() -> None:
     assert {(p.dtype, p.requires_grad) for p in gm.parameters()} == {(torch.float32, True)}
 
 
+@pytest.mark.slow
 def test_a_fold_of_recurrent_layers_computes_with_its_own_weights() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:

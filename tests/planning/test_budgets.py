@@ -55,6 +55,7 @@ def test_what_is_expected_is_reached(surrogate: str) -> None:
     assert 0.5 < result.plan.expected["params"] <= 0.8
 
 
+@pytest.mark.slow
 def test_a_network_of_similar_repeats() -> None:
     result = transformed(Stages(3, 4, 3), (images(),), budget={"flops": 0.85, "memory": 0.95}, check=False)
     assert result.plan.expected == left(result)
@@ -62,6 +63,7 @@ def test_a_network_of_similar_repeats() -> None:
     assert result.plan.replacements
 
 
+@pytest.mark.slow
 def test_the_plan_is_the_best_of_all() -> None:
     scores = dict(zip((f"blocks.{i}" for i in range(DEPTH)), (9, 3.0, 0.5, 0.25, 1.5, 0.125, 9), strict=True))
     budget = {"params": 0.8, "memory": 0.85}
@@ -102,6 +104,7 @@ def test_one_map_of_linear_stands_for_a_stretch() -> None:
     assert result.plan.expected == left(result) and result.plan.expected["params"] <= 0.45
 
 
+@pytest.mark.slow
 def test_blocks_that_change_sizes_go_by_linear_where_scores_know_them() -> None:
     pictures = torch.randn(2, 8, 9, 9)
     torch.manual_seed(0)
@@ -123,6 +126,7 @@ def test_blocks_that_change_sizes_go_by_linear_where_scores_know_them() -> None:
         transformed(model, (pictures,), budget={"params": 0.1}, surrogate="identity", check=False)
 
 
+@pytest.mark.slow
 def test_no_plan_is_a_line_with_the_nearest_that_can_be() -> None:
     with pytest.raises(BadInput) as caught:
         transformed(net(), (x(),), budget={"params": 0.3}, surrogate="bottleneck", check=False)
@@ -184,6 +188,7 @@ def of_trained(budget: float) -> TransformResult:
     return result
 
 
+@pytest.mark.slow
 def test_below_what_narrow_reaches_the_blocks_worth_least_go_whole_and_others_are_narrow() -> None:
     half, quarter, whole = ("narrow", 0.5), ("narrow", 0.25), ("linear", None)
     # All narrow leaves more.
@@ -196,6 +201,7 @@ def test_below_what_narrow_reaches_the_blocks_worth_least_go_whole_and_others_ar
     assert ways(of_trained(0.5)) == {**stretch, "0": half, "1": half, "6": half}
 
 
+@pytest.mark.slow
 def test_all_blocks_of_a_repeat_keep_some_units_and_need_no_others() -> None:
     result = transformed(net(), (x(),), budget={"params": 0.75}, surrogate="narrow", check=False)
     assert gone(result) == [f"blocks.{i}" for i in range(DEPTH)] and not result.plan.refusals
@@ -203,12 +209,14 @@ def test_all_blocks_of_a_repeat_keep_some_units_and_need_no_others() -> None:
     assert result.plan.expected == left(result)
 
 
+@pytest.mark.slow
 def test_a_narrow_block_is_a_neighbour_of_a_map() -> None:
     plan = of_trained(0.5).plan
     around = {one.block[-1]: tuple(name[-1] for name in one.neighbours) for one in plan.replacements}
     assert around == {"0": (), "1": (), "2": ("1", "3"), "3": (), "4": ("3", "6"), "5": ("3", "6"), "6": ()}
 
 
+@pytest.mark.slow
 def test_an_end_without_a_score_stays_and_another_block_is_missed() -> None:
     inner = {block: score for block, score in SCORES.items() if block[-1] not in "06"}
     options: dict[str, Any] = {"budget": {"params": 0.8}, "surrogate": "narrow", "check": False}
@@ -222,6 +230,7 @@ def test_an_end_without_a_score_stays_and_another_block_is_missed() -> None:
         transformed(net(), (x(),), scores=inner, **options)
 
 
+@pytest.mark.slow
 def test_a_block_that_cannot_go_by_one_of_several_surrogates_goes_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     build = Linear.build
 
@@ -238,6 +247,7 @@ def test_a_block_that_cannot_go_by_one_of_several_surrogates_goes_by_another(mon
     assert not result.plan.refusals or {one.block for one in result.plan.refusals}.isdisjoint(gone(result))
 
 
+@pytest.mark.slow
 def test_too_many_plans_to_choose_from_among_several_surrogates_are_those_of_the_next_form(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -249,6 +259,7 @@ def test_too_many_plans_to_choose_from_among_several_surrogates_are_those_of_the
         of_trained(0.62)
 
 
+@pytest.mark.slow
 def test_savings_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = ReplacementCosts.left
 
@@ -274,6 +285,7 @@ class Branching(nn.Module):
         return self.head(self.body(x))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_model_in_parts() -> None:
     torch.manual_seed(0)
     result = repl_fx.transform(Branching(), (torch.randn(4, 8),), budget={"params": 0.7}, check=False)
@@ -282,6 +294,7 @@ def test_a_model_in_parts() -> None:
     assert result.plan.expected == left(result) and result.plan.expected["params"] <= 0.7
 
 
+@pytest.mark.slow
 def test_latency_is_measured_and_says_where() -> None:
     result = transformed(net(), (x(),), budget={"latency": 0.95}, surrogate="identity", check=False)
     assert result.plan.timed_on == "cpu" and 0 < result.plan.expected["latency"] <= 0.95
@@ -315,6 +328,7 @@ def test_a_budget_is_called_reached_where_the_spread_tells(name: str) -> None:
     assert len(said) == len(lines) and all(re.match(f"{one}", line) for one, line in zip(lines, said, strict=True))
 
 
+@pytest.mark.slow
 def test_a_memory_budget_is_that_of_the_model_in_place() -> None:
     torch.manual_seed(0)
     pictures = torch.zeros(2, 3, 8, 8)

@@ -56,6 +56,7 @@ def test_weights_and_modes_leave_no_trace() -> None:
     assert source_mark(one).files == {__file__}
 
 
+@pytest.mark.slow
 def test_a_mark_is_the_same_in_every_process() -> None:
     code = (
         "from tests.running.test_source_mark import Net; from repl_fx.running.source_mark import source_mark; "

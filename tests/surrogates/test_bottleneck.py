@@ -118,6 +118,7 @@ def test_linear_layers_in_other_layouts() -> None:
         assert [type(m) for m in norms] == ([nn.LayerNorm] if block is Next else [])
 
 
+@pytest.mark.slow
 def test_half_precision_and_double_models() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         model, x = TokenNet(depth=3).to(dtype), tokens().to(dtype)

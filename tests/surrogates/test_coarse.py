@@ -65,6 +65,7 @@ def test_tokens_are_the_docstring() -> None:
     torch.testing.assert_close(gm(x), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "heads"), [(16, 2), (32, 16), (64, 4), (8, 2)], ids=["width", "heads", "width of a head", "hidden units"]
 )
@@ -110,6 +111,7 @@ def test_pictures_are_the_docstring(weights: str) -> None:
     torch.testing.assert_close(gm(x), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["neighbours", "own"])
 @pytest.mark.parametrize("kind", NETS)
 def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weights: str, tmp_path: Path) -> None:
@@ -124,6 +126,7 @@ def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weigh
         assert any(grad.abs().max() > 0 for grad in grown.values() if grad is not None)
 
 
+@pytest.mark.slow
 def test_own_weights_are_those_of_the_block_but_for_the_ends_of_branches() -> None:
     for kind, ends in (
         ("batch norm", ["bn2"]),
@@ -139,6 +142,7 @@ def test_own_weights_are_those_of_the_block_but_for_the_ends_of_branches() -> No
         assert all(p.grad is not None for p in gm.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batch norm", "tokens"])
 def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     model, x = NETS[kind]()
@@ -263,6 +267,7 @@ def test_neighbours_of_other_sizes_are_refused_but_not_needed() -> None:
     assert _coarse(model, x, weights="own")(x).shape == x.shape
 
 
+@pytest.mark.slow
 def test_pictures_may_change_in_size_and_need_not_divide() -> None:
     gm = _coarse(ConvNet(depth=3), torch.randn(2, 3, 7, 11), ratio=0.1).eval()
     as_after_training(gm)
@@ -278,6 +283,7 @@ def test_pictures_may_change_in_size_and_need_not_divide() -> None:
     assert tuple(PictureWindows.of(clip, 1 / 27).fewer(clip).shape) == (1, 1, 3, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batch norm", "tokens"])
 def test_half_precision_and_double_models(kind: str) -> None:
     for dtype in (torch.bfloat16, torch.float64):

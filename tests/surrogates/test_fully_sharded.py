@@ -205,6 +205,7 @@ def _apart(found: Tensor, wanted: Tensor) -> float:
     return float((found.to(wanted.dtype) - wanted).norm() / wanted.norm().clamp(min=1e-9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", _ALL)
 def test_two_processes_train_what_one_does(case: str, trainings: Mapping[str, tuple[Task, list[Outcome]]]) -> None:
     task, outcomes = trainings[case]

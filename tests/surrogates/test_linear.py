@@ -178,6 +178,7 @@ def test_a_merged_map_costs_nothing() -> None:
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.slow
 def test_a_merged_map_adds_nothing_to_the_file(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     net = TokenNet(depth=5)
@@ -303,6 +304,7 @@ def test_one_map_stands_for_a_stretch_that_changes_sizes_twice() -> None:
         transformed(net, (PICTURE,), plan=replace(result.plan, replacements=result.plan.replacements[:2]))
 
 
+@pytest.mark.slow
 def test_a_map_with_a_stride_is_exported(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     torch.manual_seed(0)
@@ -323,6 +325,7 @@ def test_other_picture_sizes_are_divided_as_the_blocks_did(blocks: list[str]) ->
         assert torch.equal(result.model.eval()(x), made)
 
 
+@pytest.mark.slow
 def test_sizes_that_are_rounded_down_are_refused() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="no convolution of one pixel with a stride makes such sizes"):
         transformed(Halving(padding=0), (PICTURE,), surrogate="linear", blocks=["blocks.1"])

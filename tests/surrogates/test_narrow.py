@@ -241,6 +241,7 @@ def test_units_that_nobody_reads_go_first(name: str) -> None:
     assert sum(parameter.numel() for parameter in result.model.parameters()) < before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_folds_and_exports(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -386,6 +387,7 @@ def test_the_nets_of_other_surrogates(name: str) -> None:
         torch.testing.assert_close(result.graph_module.eval()(x.clone()), model(x.clone()))
 
 
+@pytest.mark.slow
 def test_every_block_of_a_repeat_may_go() -> None:
     model, x = TokenNet(depth=3), tokens()
     result = transformed(model, (x,), surrogate="narrow", every=1)
@@ -407,6 +409,7 @@ def test_the_first_block_goes_by_name_and_by_another_surrogate_it_does_not() -> 
         transformed(model, (x,), surrogate="bottleneck", blocks=["blocks.0"])
 
 
+@pytest.mark.slow
 def test_a_budget_takes_the_most_units_that_it_allows() -> None:
     model, x = TokenNet(depth=5), tokens()
     shares = []

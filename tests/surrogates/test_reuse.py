@@ -217,6 +217,7 @@ def test_what_has_no_attention_is_refused_and_auto_knows() -> None:
         assert {replacement.surrogate for replacement in plan.replacements} == {key}
 
 
+@pytest.mark.slow
 def test_a_map_that_may_not_be_there_is_not_reused() -> None:
     """Where layers are dropped in training, the block before may not have run."""
 

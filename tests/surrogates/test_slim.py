@@ -133,6 +133,7 @@ def test_it_is_the_block_on_its_first_channels(weights: str) -> None:
     torch.testing.assert_close(gm(x), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["neighbours", "own"])
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weights: str, tmp_path: Path) -> None:
@@ -154,6 +155,7 @@ def test_sizes_of_the_capture_that_vary_stay_free() -> None:
     assert free == [axis.name for axis in captured_axes(gm) if axis.symbol is not None] == ["batch", "height", "width"]
 
 
+@pytest.mark.slow
 def test_every_width_shrinks_alike() -> None:
     nets, x = {block: _net(block) for block in (_basic, _narrow, _before_activation, _grouped, Next)}, images()
 

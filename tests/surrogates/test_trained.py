@@ -32,6 +32,7 @@ def test_blocks_without_hidden_units_get_a_map() -> None:
     assert (mapped.surrogate, narrow.surrogate) == ("linear", "narrow")
 
 
+@pytest.mark.slow
 def test_a_budget_that_asks_for_more_than_units_takes_some_whole_blocks() -> None:
     net, x = TokenNet(depth=7), tokens()
     found = []

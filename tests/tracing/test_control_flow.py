@@ -68,6 +68,7 @@ class Cleans(nn.Module):
         return made().nan_to_num() if torch.isnan(x).any() else made()
 
 
+@pytest.mark.slow
 def test_what_both_ways_compute_is_computed_before_the_decision_or_refused() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 4)
@@ -151,6 +152,7 @@ def test_a_layer_that_may_be_skipped_takes_a_value_of_training_alone() -> None:
     _same(gm, model, x)
 
 
+@pytest.mark.slow
 def test_a_decision_that_the_inputs_settle_becomes_a_check() -> None:
     torch.manual_seed(0)
     model = Masked()

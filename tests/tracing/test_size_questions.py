@@ -224,6 +224,7 @@ class Windows(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
     model, x = Windows(), torch.randn(2, 640, 640, 1)
     gm = capture(model, (x,))
@@ -300,6 +301,7 @@ def test_an_assertion_on_a_size_is_checked_in_a_file_as_well(tmp_path: Path) -> 
         assert np.isnan(found).all() == (length == 10)
 
 
+@pytest.mark.slow
 def test_two_sizes_of_which_neither_is_larger_are_one(tmp_path: Path) -> None:
     model = Masked(padded=True)
     model.cut = True

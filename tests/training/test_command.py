@@ -53,6 +53,7 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_stopped_goes_on(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     rows = train_side_by_side(_begin(spec, whole))
@@ -136,6 +137,7 @@ def test_dimensions_that_are_to_stay_are_those_of_the_run(spec: str, tmp_path: P
     assert read_manifest(tmp_path / "out").fixed == ("batch",)
 
 
+@pytest.mark.slow
 @pytest.mark.zoo
 def test_a_type_of_transformers_is_trained_on_text_with_its_head(tmp_path: Path) -> None:
     pytest.importorskip("transformers")

@@ -17,6 +17,7 @@ from tests.captures import transformed
 from tests.nets import TokenNet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
 # Dynamo asks for the gradients of a block's inputs.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -42,6 +42,7 @@ def _apart(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
     return max(float((found[n] - wanted[n]).norm() / wanted[n].norm().clamp(min=1e-3)) for n in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_what_one_does(
     case: str, models: dict[str, nn.Module], together: Path, tmp_path: Path
@@ -66,6 +67,7 @@ def test_sharded_runs_go_on_from_the_checkpoint_that_is_whole(together: Path) ->
     assert _apart(found, wanted) == 0
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_or_is_refused(
     models: dict[str, nn.Module], together: Path, tmp_path: Path
 ) -> None:

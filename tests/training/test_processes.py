@@ -64,10 +64,12 @@ def _ended_here(directory: Path, first: str, other: str, *arguments: str) -> tup
 _SAME = "group.agree({'plans': ['a', 'b']})"
 
 
+@pytest.mark.slow
 def test_all_end_when_all_is_written() -> None:
     assert [(code, out.strip()) for code, out, _ in _ended(_SAME, _SAME)] == [(0, "all is written"), (0, "")]
 
 
+@pytest.mark.slow
 def test_processes_that_would_not_train_the_same_end_with_one_line() -> None:
     found = _ended(_SAME, "group.agree({'plans': ['a', 'c']})")
     assert [code for code, _, _ in found] == [2, 2]
@@ -76,6 +78,7 @@ def test_processes_that_would_not_train_the_same_end_with_one_line() -> None:
     assert "plans of process 1 are not those of process 0: process 1 has c, process 0 has b; start all" in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["dist.barrier()", "time.sleep(60)", "raise ReplFxError('no such file')"])
 def test_an_error_in_one_process_ends_the_other_one(tmp_path: Path, first: str) -> None:
     begin = time.monotonic()
@@ -86,11 +89,13 @@ def test_an_error_in_one_process_ends_the_other_one(tmp_path: Path, first: str) 
     assert found == (2, "", f"error: {where}no such file\n")
 
 
+@pytest.mark.slow
 def test_an_error_in_the_first_process_ends_the_other_one(tmp_path: Path) -> None:
     found = _ended_here(tmp_path, "raise ReplFxError('no such file')", "dist.barrier()")
     assert found == (2, "", "error: no such file\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "line"),
     [("SIGKILL", "was ended by SIGKILL; there may be too little memory"), ("SIGTERM", "was ended by SIGTERM")],
@@ -100,6 +105,7 @@ def test_a_process_that_was_ended_by_a_signal_is_a_line(tmp_path: Path, number: 
     assert found == (2, "", f"error: process 1 of 2 {line}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is told to its children on Linux alone")
 def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> None:
     script, seen = tmp_path / "script.py", tmp_path / "seen"
@@ -117,6 +123,7 @@ def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> N
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_processes_write_where_they_are_told(tmp_path: Path) -> None:
     assert _ended_here(tmp_path, "pass", "pass", "2") == (0, "", "all is written\n")
 

@@ -68,6 +68,7 @@ def test_a_run_learns_to_segment(tmp_path: Path) -> None:
     assert figures["mean_iou"] > 0.45 and figures["pixel_accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_detect(tmp_path: Path) -> None:
     figures = train(Spots(), spots(), SHORT.changed(epochs=6, lr=0.04, augment=False), tmp_path).figures
     assert set(figures) == {"map", "map_50"} and figures["map_50"] > 0.3
@@ -143,6 +144,7 @@ def _kill_here(make: Make, data: Samples, directory: Path, batch: int) -> None:
         train(make(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "batch", "make", "data", "kill"),
     [

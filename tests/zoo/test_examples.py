@@ -33,6 +33,7 @@ CASES = [_case(name) for name in REPEATS]
 TRANSFORMED = {"vit": "auto", "mlp": "identity", "plain_parameters": "bottleneck"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "surrogate"), with_surrogates(CASES, TRANSFORMED), ids=str)
 def test_captured_exactly_and_through_every_stage(case: Case, surrogate: str | None, tmp_path: Path) -> None:
     check_model(case, surrogate, tmp_path)

@@ -203,6 +203,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_stage(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -228,6 +229,7 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
     assert check, check.summary()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_exact_and_exported(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_captured_exactly_and_repeats_found(case: Case, tmp_path: Path) -> None:
     check_model(case, None, tmp_path)

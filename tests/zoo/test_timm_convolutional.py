@@ -35,6 +35,7 @@ CASES = [
 TRANSFORMED = {"resnet18": "auto", "mobilenetv3_small_050": "auto", "convnext_atto": "blend"}
 
 
+@pytest.mark.slow
 def test_nothing_to_replace_says_what_was_found_and_why() -> None:
     args, kwargs = CASES[0].inputs()
     with pytest.raises(repl_fx.NothingToReplace) as caught:
@@ -44,6 +45,7 @@ def test_nothing_to_replace_says_what_was_found_and_why() -> None:
     assert any("its own layer2.1.conv1.weight is 128x128x3x3" in reason for reason in caught.value.reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "surrogate"), with_surrogates(CASES, TRANSFORMED), ids=str)
 def test_captured_exactly_and_through_every_stage(case: Case, surrogate: str | None, tmp_path: Path) -> None:
     check_model(case, surrogate, tmp_path)

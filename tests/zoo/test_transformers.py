@@ -21,6 +21,7 @@ pytestmark = pytest.mark.zoo
 TRANSFORMED = {"bert": "auto", "llama": "blend", "vit": "bottleneck", "t5": "identity"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "surrogate"), with_surrogates(TRANSFORMERS, TRANSFORMED), ids=str)
 def test_captured_exactly_and_through_every_stage(case: Case, surrogate: str | None, tmp_path: Path) -> None:
     check_model(case, surrogate, tmp_path)

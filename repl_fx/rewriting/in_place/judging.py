@@ -51,7 +51,7 @@ class OwnCode:
 
 
 class Judged:
-    """Which surrogates compute otherwise by the code of their blocks, of one model with one seed and inputs.
+    """The surrogates that compute otherwise by the code of their blocks, of one model with one seed and inputs.
 
     What was found of a replacement serves in other plans: the model is run once more for those that are new alone.
     """

@@ -59,6 +59,7 @@ def _without_charts(page: str) -> str:
     return re.sub(r"<svg[^>]*class=\"marks\".*?</svg>", "", page, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_page_holds_the_document_and_every_section() -> None:
     sample = document()
     found = Structure(render_page(sample))
@@ -69,6 +70,7 @@ def test_the_page_holds_the_document_and_every_section() -> None:
     assert [tag for tag, *_ in found.elements].count("script") == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_and_nothing_else_runs() -> None:
     page = render_page(document())
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
@@ -83,6 +85,7 @@ def test_nothing_is_fetched_and_nothing_else_runs() -> None:
     assert " style=" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NASTY)
 def test_names_with_markup_are_text(name: str) -> None:
     plain, nasty = (render_page(document(name=one)) for one in ("blocks", name))
@@ -91,6 +94,7 @@ def test_names_with_markup_are_text(name: str) -> None:
     assert json.loads(Structure(nasty).document)["repeats"][0]["name"] == name
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("<>&\"'/\\\u2028-!"), max_size=30))
 @settings(max_examples=40)
 def test_any_name_is_text(name: str) -> None:
@@ -105,6 +109,7 @@ def test_any_name_is_text(name: str) -> None:
     assert Document.from_json(shown.document) == other
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

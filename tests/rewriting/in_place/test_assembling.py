@@ -113,6 +113,7 @@ def test_forward_hooks_on_blocks_see_surrogates() -> None:
     assert seen == [f"blocks.{i}" for i in range(5)]
 
 
+@pytest.mark.slow
 def test_a_model_in_parts_has_its_parts_in_place() -> None:
     model: Any = Counts(TokenNet(depth=3))
     result = repl_fx.transform(model, (TOKENS,), surrogate="bottleneck")
@@ -186,6 +187,7 @@ def _attending() -> Any:
     return transformed(_FlaggedNet(_Attending), (NARROW,), surrogate="bottleneck").model.eval()
 
 
+@pytest.mark.slow
 def test_arguments_that_a_surrogate_does_not_read_are_free() -> None:
     model = _attending()
     plain = model.blocks[1](NARROW)[0]
@@ -313,6 +315,7 @@ class _MaskedConv(ConvBlock):
         return super().forward(x if mask is None else x * mask)
 
 
+@pytest.mark.slow
 def test_a_surrogate_that_mixes_positions_refuses_a_mask_that_it_never_saw() -> None:
     x = torch.randn(2, 8, 8, 8)
     model: Any = transformed(_Masked(), (x,), surrogate="coarse").model.eval()
@@ -338,6 +341,7 @@ def test_attributes_of_the_block_are_there_without_its_modules() -> None:
     assert F.mse_loss(block(NARROW), NARROW) >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> None:
     result = repl_fx.transform(TokenNet(depth=5), (TOKENS,), surrogate="reuse", checkpoint_blocks=checkpointed)
@@ -364,6 +368,7 @@ def test_a_block_that_runs_all_its_children_does_not_run_the_surrogates_own() ->
     assert torch.equal(result.model.eval()(x), result.graph_module.eval()(x))
 
 
+@pytest.mark.slow
 def test_blocks_of_a_similar_repeat_have_their_places() -> None:
     models = pytest.importorskip("torchvision.models")
     x = torch.randn(2, 3, 32, 32)

@@ -73,6 +73,7 @@ def test_layers_of_their_own_checkpoint_give_the_same_gradients() -> None:
         gradients(lambda block, x: checkpoint(block, x.requires_grad_(), use_reentrant=True))
 
 
+@pytest.mark.slow
 def test_a_map_made_without_gradients_is_refused_where_they_are_wanted() -> None:
     model = _model()
     with torch.no_grad():

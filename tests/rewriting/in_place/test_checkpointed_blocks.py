@@ -32,6 +32,7 @@ def _kept(model: nn.Module) -> int:
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["reuse", "blend"])
 def test_less_is_kept_and_gradients_are_the_same(surrogate: str, tmp_path: Path) -> None:
     model = TokenNet(depth=5, dropout=0.1)

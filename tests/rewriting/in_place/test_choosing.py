@@ -67,6 +67,7 @@ def test_blocks_without_a_place_stay_where_places_are_required() -> None:
     }
 
 
+@pytest.mark.slow
 def test_auto_takes_a_surrogate_that_has_a_place() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
@@ -90,6 +91,7 @@ class _Mixed(nn.Module):
         return self.raw(self.blocks(x))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_places_can_be_required() -> None:
     x = torch.randn(4, 8)
     anywhere = repl_fx.transform(_Mixed(), (x,))

@@ -14,6 +14,7 @@ from tests.nets import ConvNet, TokenNet
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "x", "surrogate"),
     [

@@ -61,6 +61,7 @@ def _in_place(make: Any) -> tuple[Any, Any, dict[str, Any]]:
     return model, result.graph_module.eval(), inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [_gpt2, _gpt_neo, _llama, _t5])
 @pytest.mark.filterwarnings("ignore")
 def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
@@ -94,6 +95,7 @@ def test_gradients_are_the_same_with_a_cache_and_without(make: Any) -> None:
     torch.testing.assert_close(split, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_cache_changes_nothing_in_what_auto_takes() -> None:
     torch.manual_seed(0)
     source, inputs = _gpt2()

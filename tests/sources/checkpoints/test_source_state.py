@@ -58,6 +58,7 @@ def test_it_computes_what_a_transform_of_the_loaded_source_computes(trained: Mlp
     assert not torch.equal(net(x), transformed(MlpNet(5), (x,)).graph_module(x))
 
 
+@pytest.mark.slow
 def test_copies_pickles_wrappers_and_artifacts_know_their_source(
     trained: MlpNet, net: fx.GraphModule, tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ class _Scaled(Counts):
         return super().forward(x) * self.scale
 
 
+@pytest.mark.slow
 def test_a_model_in_parts(trained: MlpNet) -> None:
     x, source = tokens(), _Scaled(trained, 2.0)
     net = repl_fx.transform(_Scaled(MlpNet(5), 1.0), (x,)).module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
+@pytest.mark.slow
 def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
     captured = repl_fx.capture_parts(TokenNet(depth=5), (tokens(),))
     (part,) = captured.parts

@@ -35,6 +35,7 @@ class Fixed(nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_a_number_that_equals_the_positions_is_refused_where_it_is_calculated_with() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="calculates with 16, which is the number of positions too"):
         rewritten(Fixed(16), tokens(length=16, width=8), "coarse")

@@ -191,6 +191,7 @@ def test_rewritten_parts_train_copy_and_fold(result: repl_fx.TransformResult) ->
     assert module.get_parameter("body.blocks.0.up.weight").dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_numbers_and_globs_mean_the_model_and_a_plan_its_parts() -> None:
     inputs = detector_inputs()
     result = repl_fx.transform(Detector(), inputs, blocks=[2, "head.tower.1"], ignore=["head.*"])
@@ -229,6 +230,7 @@ def test_parts_of_which_one_name_begins_with_the_other() -> None:
     assert made and {name.split(".surrogates.")[0] for name in made} == {"body", "body2"}
 
 
+@pytest.mark.slow
 def test_nothing_to_replace_names_the_parts() -> None:
     model = Detector()
     model.body.blocks = nn.Sequential(ConvBlock(8), ConvBlock(8))
@@ -254,6 +256,7 @@ def test_tied_parameters_stay_tied_across_parts() -> None:
     assert list(module.state_dict()) == list(Twins().state_dict())
 
 
+@pytest.mark.slow
 def test_an_artifact_reloads_without_running_the_model(
     result: repl_fx.TransformResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +343,7 @@ def test_repeats_have_the_names_of_the_model(result: repl_fx.TransformResult) ->
     assert repeats[0].blocks[0].module_path == "body.blocks.0"
 
 
+@pytest.mark.slow
 @pytest.mark.zoo
 def test_a_detection_model(detection: ModuleType) -> None:
     model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(

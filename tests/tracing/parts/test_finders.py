@@ -83,6 +83,7 @@ def test_blocks_of_two_layers_are_replaced_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(repl_fx.load(tmp_path / "out", Net())(X), result.module.eval()(X))
 
 
+@pytest.mark.slow
 def test_found_and_own_repeats_stand_side_by_side() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

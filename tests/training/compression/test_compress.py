@@ -52,6 +52,7 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_cut_healed_and_exported(whole: tuple[Path, Compressed], tmp_path: Path) -> None:
     shutil.copytree(whole[0], tmp_path / "out")
     done = whole[1]
@@ -74,6 +75,7 @@ def test_a_trained_model_is_cut_healed_and_exported(whole: tuple[Path, Compresse
     assert (again.figures, again.fits, again.exported) == (done.figures, done.fits, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["evaluate", "fit", "save", "train_directory", "export_artifact"])
 def test_a_run_goes_on_behind_its_last_stage(
     trained: Path,
@@ -104,6 +106,7 @@ def test_a_run_goes_on_behind_its_last_stage(
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_data_without_targets_serve(trained: Path, tmp_path: Path) -> None:
     spec = str(trained / "model.py")
     done = _compress(trained, tmp_path / "out", data=f"{spec}:unlabelled", heal=True)
@@ -114,6 +117,7 @@ def test_data_without_targets_serve(trained: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_blocks_without_a_score_stay_and_what_is_not_fitted_says_why(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +140,7 @@ def test_blocks_without_a_score_stay_and_what_is_not_fitted_says_why(
     assert done.fits and "blocks.1" not in [fit["block"] for fit in done.fits]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_a_line_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for given, message in (
@@ -157,6 +162,7 @@ def test_what_cannot_be_is_a_line_and_leaves_nothing(trained: Path, tmp_path: Pa
         compress_source(str(tmp_path), out, GIVEN)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_leaves_the_one_before(trained: Path, whole: tuple[Path, Compressed], tmp_path: Path) -> None:
     out, first = tmp_path / "out", whole[1]
     shutil.copytree(whole[0], out)
@@ -172,6 +178,7 @@ def test_a_run_that_failed_leaves_the_one_before(trained: Path, whole: tuple[Pat
     assert export_artifact(repl_fx.artifact.load_artifact(out))[""].verification
 
 
+@pytest.mark.slow
 def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: Path, tmp_path: Path) -> None:
     said: list[str] = []
     spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
@@ -184,6 +191,7 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: P
     assert model(torch.randn(8, 1, 4, 4)).shape == (8, 3)
 
 
+@pytest.mark.slow
 def test_dimensions_that_are_to_stay_are_fixed_in_the_file(trained: Path, tmp_path: Path) -> None:
     done = _compress(trained, tmp_path / "out", fixed="batch")
     assert done.equivalent and read_manifest(tmp_path / "out").fixed == ("batch",)
