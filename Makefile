@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # What `make test-versions` runs: all that meets torch, transformers and ONNX itself.
 VERSION_TESTS ?= $(addprefix tests/,artifact costs examples export finding graph passes planning rewriting running sources surrogates tracing zoo test_pipeline.py test_torch.py)
 # And what it needs beside the extra `zoo`.
-TEST_TOOLS := pytest pytest-xdist hypothesis
+TEST_TOOLS := pytest pytest-xdist hypothesis scikit-learn
 
 BIN := .venv/bin
 

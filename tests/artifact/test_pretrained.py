@@ -170,7 +170,7 @@ def _vit(**options: Any) -> tuple[Any, Tensor]:
 @pytest.mark.parametrize("shards", ["50GB", "8KB"])
 def test_names_are_those_that_transformers_writes_and_lead_back(tmp_path: Path, shards: str) -> None:
     source, x = _vit()
-    model: Any = repl_fx.transform(source, (x,), surrogate="coarse", copy=True).model.eval()
+    model: Any = repl_fx.transform(source, (x,), surrogate="bottleneck", copy=True).model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1)
