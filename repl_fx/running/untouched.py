@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import pytree, regions_ended
+from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
@@ -171,7 +171,7 @@ def outcome_of(
         for _ in range(steps):
             seed_everything(0, device)
             try:
-                with within(), foreign_code(), regions_ended(device.type):
+                with within(), foreign_code():
                     made = inputs.fresh().passed_to(model)
             except ForeignError as failed:
                 return Outcome((), failed.problem)

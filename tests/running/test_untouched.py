@@ -99,6 +99,10 @@ def test_a_run_that_fails_inside_a_region_leaves_none_open() -> None:
     before = gm.eval()(torch.ones(2, 4))
     assert outcome_of(gm, ExampleInputs((torch.randn(2, 3, 4),)), training=False).problem is not None
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    # So does any run that is made here, such as a step of training that is tried.
+    with pytest.raises(RuntimeError):
+        ExampleInputs((torch.randn(2, 3, 4),)).passed_to(gm)
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
     with torch.no_grad():
         gm.get_parameter("first.weight").zero_()
         # Casts of the weights as they were are not kept.
