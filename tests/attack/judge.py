@@ -435,22 +435,19 @@ class Judge:
             require(effect, f"the surrogate of {block} does nothing: other values of its parameters change no output")
 
     def _values(self, module: nn.Module) -> list[Any]:
-        """The outputs in evaluation mode; in half precision, where a change may round away, those of all layers too."""
+        """The outputs in evaluation mode, and of all layers but surrogates: a change may round away behind them."""
         inside: list[Any] = []
 
         def keep(layer: nn.Module, args: Any, made: Any) -> None:
             inside.extend(leaf.clone() for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor))
 
-        layers = [one for one in module.modules() if not one._modules] if self._is_half(module) else []
+        named = dict(module.named_modules()).items()
+        layers = [layer for name, layer in named if not layer._modules and "surrogates." not in name]
         hooks = [layer.register_forward_hook(keep) for layer in layers]
         outputs = run_step(module, self.steps(20), False, 3).outputs
         for hook in hooks:
             hook.remove()
         return [*outputs, *inside]
-
-    @staticmethod
-    def _is_half(module: nn.Module) -> bool:
-        return any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters())
 
     def check_fold(self, module: nn.Module) -> None:
         """The folded network computes the same in evaluation, on consecutive steps."""
