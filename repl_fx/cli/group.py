@@ -55,10 +55,7 @@ class Commands(TyperGroup):
         except (KeyboardInterrupt, typer.Abort) as error:
             code = _report(error.__cause__ or error)
         except SystemExit as error:
-            # Nobody reads stdout any more, of a command or of a help page, which typer ends itself. Any other is the
-            # model's own, and must not pass for the end of the command.
-            closed = error.code == CLOSED or isinstance(error.__context__, BrokenPipeError)
-            code = CLOSED if closed else int(error.code or DONE) if completing else _report(error)
+            code = _code_of_exit(error, completing)
         except BaseException as error:
             code = _report(error)
             # A command that did not begin; one that did tells its own errors (see `repl_fx.cli.common.running`).
@@ -118,6 +115,15 @@ def _stopping() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _code_of_exit(error: SystemExit, completing: bool) -> int:
+    """The exit code where something has ended the process."""
+    # Nobody reads stdout any more, of a command or of a help page, which typer ends itself.
+    if error.code == CLOSED or isinstance(error.__context__, BrokenPipeError):
+        return CLOSED
+    # Any other is the model's own, and must not pass for the end of the command.
+    return int(error.code or DONE) if completing else _report(error)
 
 
 def _report(error: BaseException) -> int:

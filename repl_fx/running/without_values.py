@@ -163,7 +163,7 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
         read += kwargs
         kwargs = {name: self._given(value, read) for name, value in kwargs.items()}
         result = function(*args, **kwargs)
-        made = result if isinstance(result, (list, tuple)) else [leaf for leaf in (result,) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         drawn = torch.Tag.nondeterministic_seeded in function.tags
         if not made and not drawn:
             return result
@@ -173,7 +173,7 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
         for leaf in _written(function, args, kwargs):
             self._hold(leaf, "write", called, self.read(leaf))
         for index, leaf in enumerate(made):
-            if isinstance(leaf, Tensor) and memory_of(leaf) not in self._held:
+            if memory_of(leaf) not in self._held:
                 self._hold(leaf, "result", called, index)
         return result
 
