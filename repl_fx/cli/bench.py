@@ -141,5 +141,4 @@ def _rewritten(
         args, kwargs = target.inputs.args, target.inputs.kwargs
         result = transform(target.module, args, kwargs, seed=seed, progress=progress, **settings.transform_options())
         return result, result.model
-    in_place = target.artifact.result.in_place.model is not None
-    return target.artifact.result, target.artifact.model if in_place else target.module
+    return target.artifact.result, target.artifact.model

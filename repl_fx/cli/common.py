@@ -90,6 +90,18 @@ ModelOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run of DIR that was stopped, with its settings.")
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Settings in YAML; flags come before them.", show_default=False),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an artifact or a run that is there already.")]
 TrustOption = Annotated[
     bool,
     typer.Option(
@@ -176,7 +188,9 @@ class Terminal:
     def step(self, step: str, done: int, total: int | None) -> None:
         """Show the step that a stage is at, while it lasts."""
         if self._status is not None:
-            self._status.update(step_line(str(self._stage), step, done, total))
+            line = step_line(str(self._stage), step, done, total)
+            # Cropped: rich cannot take back lines that the terminal has wrapped.
+            self._status.update(line if len(line) < (room := self._err.width - 2) else f"{line[: room - 1]}…")
 
     def end_stage(self) -> None:
         """End the stage; one that took long gets a line on stderr."""
@@ -223,6 +237,8 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
 
     With `as_json`, what the model's own code prints goes to stderr, also where it writes to the file descriptor itself.
     """
+    # Of several processes the first one shows what there is to show.
+    quiet = quiet or os.environ.get("RANK", "0") != "0"
     with contextlib.ExitStack() as stack:
         if not verbose:
             stack.enter_context(_without_noise())

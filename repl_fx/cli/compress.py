@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,18 +25,10 @@ def compress_command(
             autocompletion=complete_model_or_artifact,
         ),
     ],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run of DIR behind its last stage, with its settings.")
-    ] = False,
-    config_file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings in YAML; flags come before them.", show_default=False),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact or a run that is there already.")] = False,
+    output: common.OutputOption = None,
+    resume: common.ResumeOption = False,
+    config_file: common.ConfigOption = None,
+    force: common.ForceOption = False,
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
     verbose: common.VerboseOption = False,
@@ -65,7 +56,6 @@ def compress_command(
             force=force,
             trust_remote_code=trust,
             progress=terminal.stage,
-            show=not (quiet or as_json),
             note=note,
         )
         terminal.show(budget_table(done.budget), *done.said, figures_table(done.figures))

@@ -16,7 +16,7 @@ from repl_fx.planning.settings import flag_of
 # The sections of the help, by the settings in them; all others are the command's own.
 _SECTIONS = {
     "Blocks to replace": ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan"),
-    "Model": ("weights", "pretrained", "arg", "input_shape", "fixed", "checkpoint_blocks"),
+    "Model": ("weights", "pretrained", "arg", "input_shape", "fixed", "graph", "checkpoint_blocks"),
     "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
     "Optimizer": (
         *("epochs", "steps", "batch_size", "full_batches", "accumulate", "optimizer", "lr", "momentum"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -12,28 +11,19 @@ from repl_fx.cli import common
 from repl_fx.cli.flags import with_flags
 from repl_fx.training.config import TrainConfig
 
+if TYPE_CHECKING:
+    from repl_fx.training.command import TrainingRun
 
-def _commands() -> Any:
-    """The functions that need the libraries of the extra."""
-    with common.needing("train", "train"):
-        from repl_fx.training.command import begin, train_directory, train_side_by_side
-        from repl_fx.training.processes import Ended, ending_together
-    return begin, train_directory, train_side_by_side, Ended, ending_together
+Found = TypeVar("Found")
 
 
 @with_flags(TrainConfig)
 def train_command(
     spec: common.AnySpecArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes, for a model.", show_default=False),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of DIR, with its settings.")] = False,
-    config_file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings in YAML; flags come before them.", show_default=False),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
+    output: common.OutputOption = None,
+    resume: common.ResumeOption = False,
+    config_file: common.ConfigOption = None,
+    force: common.ForceOption = False,
     model: common.ModelOption = None,
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
@@ -42,40 +32,47 @@ def train_command(
     **given: Any,
 ) -> None:
     """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote."""
-    # Of several processes the first one shows what there is to show.
-    quiet = quiet or os.environ.get("RANK", "0") != "0"
     with common.running(as_json, verbose, quiet) as terminal:
-        begin, train_directory, train_side_by_side, ended, ending_together = _commands()
+        with common.needing("train", "train"):
+            from repl_fx.training.command import train_directory, train_side_by_side
         from repl_fx.training.comparing import comparison_table, rows_document
 
-        try:
-            with ending_together():
-                run = begin(
-                    spec,
-                    output,
-                    given,
-                    config_file=config_file,
-                    resume=resume,
-                    force=force,
-                    model=model,
-                    trust_remote_code=trust,
-                    progress=terminal.stage,
-                    stdout=terminal.descriptor,
-                )
-                if run.processes.first:
-                    terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
-                show = not (quiet or as_json)
-                if run.config.compare or run.config.seeds > 1:
-                    rows = train_side_by_side(run, show=show, progress=terminal.stage)
-                    shown: list[Any] = [comparison_table(rows)]
-                    figures: dict[str, Any] = {"comparison": rows_document(rows)}
-                else:
-                    trained = train_directory(run, show=show, progress=terminal.stage)
-                    shown = [f"{name}: {value:.4f}" for name, value in trained.figures.items()]
-                    figures = {"steps": trained.steps, "figures": trained.figures}
-        except ended as end:
-            raise typer.Exit(end.code) from None
-        if not run.processes.first:
-            return
+        def work(run: TrainingRun) -> tuple[list[Any], dict[str, Any]]:
+            if run.config.compare or run.config.seeds > 1:
+                rows = train_side_by_side(run, terminal.stage)
+                return [comparison_table(rows)], {"comparison": rows_document(rows)}
+            trained = train_directory(run, terminal.stage)
+            shown = [f"{name}: {value:.4f}" for name, value in trained.figures.items()]
+            return shown, {"steps": trained.steps, "figures": trained.figures}
+
+        asked = {"resume": resume, "config_file": config_file, "force": force, "model": model}
+        run, (shown, known) = done(terminal, work, spec, output, given, trust_remote_code=trust, **asked)
         terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
-        terminal.document({"directory": str(run.directory), "data": list(run.changes), **figures})
+        terminal.document({"directory": str(run.directory), "data": list(run.changes), **known})
+
+
+def done(
+    terminal: common.Terminal, work: Callable[[TrainingRun], Found], *asked: Any, **more: Any
+) -> tuple[TrainingRun, Found]:
+    """A run and what came out of the work on it; of several processes, in the first alone.
+
+    Args:
+        asked, more: see `RunRequest`.
+
+    Raises:
+        typer.Exit: in the other processes, and where they did all there is to do.
+    """
+    from repl_fx.training.command import RunRequest, begin
+    from repl_fx.training.processes import Ended, ending_together
+
+    try:
+        with ending_together():
+            run = begin(RunRequest(*asked, **more, progress=terminal.stage, stdout=terminal.descriptor))
+            if run.processes.first:
+                terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
+            found = work(run)
+    except Ended as end:
+        raise typer.Exit(int(end.code or 0)) from None
+    if not run.processes.first:
+        raise typer.Exit
+    return run, found

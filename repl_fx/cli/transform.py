@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 @with_flags(PlanSettings)
 def transform_command(
     spec: common.SpecArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
-    ] = None,
+    output: common.OutputOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
     check: Annotated[
@@ -83,8 +80,7 @@ def transform_command(
         said = outcome.said
         if written is not None:
             terminal.stage("save")
-            form = result.model if in_place or settings.checkpoint_blocks else result
-            save(form, written, source=source, force=force)
+            save(result, written, source=source, force=force)
         terminal.show(*outcome.tables(), *said, *outcome.checks())
         if written is None:
             terminal.show("dry run: nothing was written")

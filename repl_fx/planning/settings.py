@@ -119,6 +119,7 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         tuple[str, ...], Meta(description="A setting of the surrogate, such as ratio=0.25; repeatable.")
     ] = ()
     plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
+    graph: Annotated[bool, Meta(description="Take the graph, also where the model could be in place.")] = False
     checkpoint_blocks: Annotated[
         bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
     ] = False
@@ -156,6 +157,7 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             "settings": parse_settings(self.set) or None,
             "finder": self.finder,
             "fixed": self.fixed_names,
+            "graph": self.graph,
             "checkpoint_blocks": self.checkpoint_blocks,
             "plan": None if self.plan is None else read_plan(Path(self.plan)),
             **self.planning_options(),

@@ -191,7 +191,7 @@ def _verdict(row: Difference) -> str:
 def placing_line(in_place: InPlace) -> str:
     """Tell whether each surrogate has a place in the source's own tree, or which has none, and why."""
     if not in_place.refusals:
-        return "in place: each surrogate is called as its block was; repl_fx.load(…, in_place=True) gives the class"
+        return "in place: each surrogate is called as its block was; repl_fx.load gives the class"
     more = f", and {len(in_place.refusals) - 1} more" if len(in_place.refusals) > 1 else ""
     return f"in graphs alone: {in_place.reason}{more}"
 
