@@ -564,33 +564,6 @@ def exit_autocast(mode: Any) -> None:
     leave(mode)
 
 
-@contextmanager
-def regions_ended(device: str) -> Iterator[None]:
-    """End the autocast and gradient regions that a graph has begun where an error ends it.
-
-    Casts of weights, which autocast keeps until its outermost region ends, would otherwise be used for ever.
-    """
-    casts = None if device == "meta" else (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-    keeps, depth, gradients = torch.is_autocast_cache_enabled(), _autocast_depth(), torch.is_grad_enabled()
-    try:
-        yield
-    except BaseException:
-        torch.set_grad_enabled(gradients)
-        if casts is not None:
-            torch.set_autocast_enabled(device, casts[0])
-            torch.set_autocast_dtype(device, casts[1])
-        torch.set_autocast_cache_enabled(keeps)
-        while _autocast_depth() > depth:
-            if torch.autocast_decrement_nesting() == 0:
-                torch.clear_autocast_cache()
-        raise
-
-
-def _autocast_depth() -> int:
-    torch.autocast_increment_nesting()
-    return int(torch.autocast_decrement_nesting())
-
-
 def has_no_value(tensor: Tensor) -> bool:
     """Tell whether a tensor is fake, and not a constant that the trace knows."""
     return isinstance(tensor, FakeTensor) and getattr(tensor, "constant", None) is None

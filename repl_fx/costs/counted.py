@@ -24,7 +24,7 @@ from repl_fx._torch import FakeTensorMode, OperatorsMade, forget_tensors, with_w
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.graph.decisions import is_decision
-from repl_fx.graph.runtime import check_condition
+from repl_fx.graph.runtime import REGIONS, check_condition
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, own_randomness
 from repl_fx.tracing.capture import widen_batch
@@ -188,7 +188,17 @@ def flops_by_node(
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a graph as its code does: a module that is handed a list may append to it."""
+    """Runs a graph as its code does: a module may append to a list it is handed, and an error ends the regions."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph; values of its nodes are forgotten once they are used, that of a region when it ends."""
+        try:
+            return super().run(*args, **kwargs)
+        except BaseException:
+            for node, begun in reversed(self.env.items()):
+                if node.target in REGIONS:
+                    REGIONS[node.target](begun)
+            raise
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
