@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from repl_fx.cli import common
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import Directory, SpecFlags, Switch
 from repl_fx.cli.group import CheckFailed
+from repl_fx.errors import BadInput
 from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -25,92 +24,79 @@ if TYPE_CHECKING:
     from repl_fx.tracing.check import CaptureCheck
 
 
-@with_flags(PlanSettings)
+class TransformFlags(SpecFlags, frozen=True, kw_only=True):
+    """Flags of the command.
+
+    Attributes:
+        output: Where the artifact goes.
+        dry_run: Show what would be done, and write nothing.
+        force: Replace an artifact that is there already.
+        check: Check that the captured graph equals the model, bit for bit, and that the rewritten one trains.
+        in_place: Replace only blocks whose surrogates have a place in the model's tree; save the model in place.
+        allow_nan: Take a model with weights that are NaN or infinite, too.
+    """
+
+    output: Directory | None = None
+    dry_run: Switch = False
+    force: Switch = False
+    check: bool = True
+    in_place: Switch = False
+    allow_nan: Switch = False
+
+
+@common.command(TransformFlags, PlanSettings, without=("model",))
 def transform_command(
-    spec: common.SpecArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check/--no-check",
-            help="Check that the captured graph equals the model, bit for bit, and that the rewritten one trains.",
-        ),
-    ] = True,
-    in_place: Annotated[
-        bool,
-        typer.Option(
-            "--in-place",
-            help="Replace only blocks whose surrogates have a place in the model's tree; save the model in place.",
-        ),
-    ] = False,
-    allow_nan: Annotated[
-        bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
-    ] = False,
-    seed: common.SeedOption = 0,
-    device: common.DeviceOption = "cpu",
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
-    **given: Any,
+    terminal: common.Terminal, flags: TransformFlags, spec: common.SpecArgument, **given: Any
 ) -> None:
     """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
-    with common.running(as_json, verbose, quiet) as terminal:
-        from repl_fx import save, transform
-        from repl_fx.sources import load_source
+    from repl_fx import save, transform
+    from repl_fx.sources import load_source
 
-        written = _place(output, dry_run=dry_run, force=force)
-        settings = PlanSettings().changed(**given)
-        options = settings.transform_options()
-        terminal.stage("load")
-        built = settings.source_options()
-        source = load_source(spec, seed=seed, device=device, trust_remote_code=trust, **built)
-        _require_values(device, needed=check or not dry_run)
-        model = source.model, source.args, source.kwargs
-        more: Any = {"seed": seed, "allow_nan": allow_nan, "check": check, "in_place": in_place, **options}
-        transformed = partial(transform, *model, progress=terminal.stage, **more)
-        result, checked = transformed(), None
-        if check:
-            terminal.stage("check the capture")
-            result, checked = _checked(source, result, transformed)
-        terminal.stage("measure costs")
-        outcome = _Transformed(source, result, checked, *result.costs(), options.get("budget") or {})
-        said = outcome.said
-        if written is not None:
-            terminal.stage("save")
-            form = result.model if in_place or settings.checkpoint_blocks else result
-            save(form, written, source=source, force=force)
-        terminal.show(*outcome.tables(), *said, *outcome.checks())
-        if written is None:
-            terminal.show("dry run: nothing was written")
-        else:
-            terminal.show(f"written: {written}", f"next:    repl-fx export {written}")
-        directory = None if written is None else str(written)
-        terminal.document({"spec": spec, "directory": directory, **outcome.document()})
+    written = _place(flags)
+    settings = PlanSettings().changed(**given)
+    options = settings.transform_options()
+    terminal.stage("load")
+    built: Any = {"trust_remote_code": flags.trust_remote_code, **settings.source_options()}
+    source = load_source(spec, seed=flags.seed, device=flags.device, **built)
+    _require_values(flags)
+    model = source.model, source.args, source.kwargs
+    options |= {name: getattr(flags, name) for name in ("seed", "allow_nan", "check", "in_place")}
+    transformed = partial(transform, *model, progress=terminal.stage, **options)
+    result, checked = transformed(), None
+    if flags.check:
+        terminal.stage("check the capture")
+        result, checked = _checked(source, result, transformed)
+    terminal.stage("measure costs")
+    outcome = _Transformed(source, result, checked, *result.costs(), options.get("budget") or {})
+    said = outcome.said
+    if written is not None:
+        terminal.stage("save")
+        form = result.model if flags.in_place or settings.checkpoint_blocks else result
+        save(form, written, source=source, force=flags.force)
+    terminal.show(*outcome.tables(), *said, *outcome.checks())
+    if written is None:
+        terminal.show("dry run: nothing was written")
+    else:
+        terminal.show(f"written: {written}", f"next:    repl-fx export {written}")
+    directory = None if written is None else str(written)
+    terminal.document({"spec": spec, "directory": directory, **outcome.document()})
 
 
-def _place(output: Path | None, *, dry_run: bool, force: bool) -> Path | None:
+def _place(flags: TransformFlags) -> Path | None:
     """The directory to write to; None for a dry run."""
     from repl_fx.artifact import require_free
-    from repl_fx.errors import BadInput
 
-    if output is None and not dry_run:
+    if flags.dry_run:
+        return None
+    if flags.output is None:
         raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
-    if output is not None and not dry_run:
-        require_free(output, force=force)
-    return None if dry_run else output
+    require_free(flags.output, force=flags.force)
+    return flags.output
 
 
-def _require_values(device: str, *, needed: bool) -> None:
+def _require_values(flags: TransformFlags) -> None:
     """Refuse the meta device where values of weights are needed."""
-    from repl_fx.errors import BadInput
-
-    if device.startswith("meta") and needed:
+    if flags.device.startswith("meta") and (flags.check or not flags.dry_run):
         raise BadInput(
             "weights on the meta device have no values to check or to write; see what would be done with "
             "--dry-run --no-check, or choose another --device"
