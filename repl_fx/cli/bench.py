@@ -52,6 +52,10 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
     """Measure a rewritten model next to the original, to depth pruning and to activation checkpointing: time, memory
     and throughput of a training step, and latency of inference. For a directory, the result goes to DIR/bench.json and
     DIR/bench.svg.
+
+    Examples:
+        repl-fx bench out
+        repl-fx bench timm:resnet18 --only inference --batch-sizes 1,8
     """  # noqa: D205 - this is the help text, and its first line is a paragraph
     from repl_fx.artifact import BENCH, CHART, changing
     from repl_fx.benchmarking.benchmark import Settings, benchmark

@@ -42,33 +42,18 @@ if TYPE_CHECKING:
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
 
-SpecArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SPEC",
-        help="The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE, hf:DIR or hf:CONFIG.",
-        show_default=False,
-        autocompletion=complete_model,
-    ),
-]
+
+def argument(metavar: str, text: str, completing: Callable[[str], list[str]] | None = None) -> Any:
+    """An argument of a command with its line of help."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False, autocompletion=completing)
+
+
+_SPEC = "The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE, hf:DIR or hf:CONFIG."
+SpecArgument = Annotated[str, argument("SPEC", _SPEC, complete_model)]
 AnySpecArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SPEC|DIR",
-        help="A model, or a directory that transform wrote.",
-        show_default=False,
-        autocompletion=complete_model_or_artifact,
-    ),
+    str, argument("SPEC|DIR", "A model, or a directory that transform wrote.", complete_model_or_artifact)
 ]
-DirectoryArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DIR",
-        help="A directory that transform wrote.",
-        show_default=False,
-        autocompletion=complete_artifact,
-    ),
-]
+DirectoryArgument = Annotated[Path, argument("DIR", "A directory that transform wrote.", complete_artifact)]
 # Of commands with parameters of their own.
 ModelOption = Annotated[str | None, flag(ArtifactFlags, "model")[1]]
 TrustOption = Annotated[bool, flag(ArtifactFlags, "trust_remote_code")[1]]

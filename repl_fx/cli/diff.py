@@ -19,12 +19,16 @@ _HELP = "A plan.json, or a directory that transform wrote."
 def diff_command(
     terminal: common.Terminal,
     flags: Flags,
-    one: Annotated[Path, typer.Argument(metavar="A", help=_HELP, show_default=False, autocompletion=complete_plan)],
-    other: Annotated[Path, typer.Argument(metavar="B", help=_HELP, show_default=False, autocompletion=complete_plan)],
+    one: Annotated[Path, common.argument("A", _HELP, complete_plan)],
+    other: Annotated[Path, common.argument("B", _HELP, complete_plan)],
 ) -> None:
     """Show how two plans or artifacts differ: in the blocks that go, options, parameters and weights.
 
     Exits with 0 where they are equal, and with 1 where they differ.
+
+    Examples:
+        repl-fx diff before after
+        repl-fx diff out/plan.json other.json --json
     """
     from repl_fx.report.difference_tables import difference_lines
     from repl_fx.report.model_graph.comparing import compare

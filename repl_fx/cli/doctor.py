@@ -12,6 +12,10 @@ def doctor_command(terminal: common.Terminal, flags: Flags) -> None:
     """Show versions, devices, and what is missing for each extra, with the command that installs it.
 
     Exits with 1 where a package that everything needs is missing, too old, or cannot be imported.
+
+    Examples:
+        repl-fx doctor
+        repl-fx doctor --json
     """
     from repl_fx.environment.examination import examine
     from repl_fx.report.doctor_tables import doctor_lines

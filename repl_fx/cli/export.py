@@ -34,6 +34,10 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
 
     Of a model that was captured in parts, each rewritten part is written, as DIR/PART.onnx; the code around the parts
     has no ONNX form.
+
+    Examples:
+        repl-fx export out
+        repl-fx export out -o model.onnx --opset 20
     """
     from repl_fx.artifact import load_artifact
     from repl_fx.artifact.exporting import export_artifact

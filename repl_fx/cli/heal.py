@@ -31,7 +31,12 @@ class HealFlags(ArtifactFlags, frozen=True, kw_only=True):
 def heal_command(
     terminal: common.Terminal, flags: HealFlags, directory: common.DirectoryArgument, **given: Any
 ) -> None:
-    """Train a model that was cut against the original: its logits and values, and the targets where there are some."""
+    """Train a model that was cut against the original: its logits and values, and the targets where there are some.
+
+    Examples:
+        repl-fx heal out --data folder:pictures
+        repl-fx heal out --data npz:calibration.npz --learn surrogates -o healed
+    """
     with common.needing("train", "heal"):
         from repl_fx.training.command import begin
         from repl_fx.training.healing import heal_directory, settings_to_heal

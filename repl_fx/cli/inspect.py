@@ -72,6 +72,13 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it.
 
     With --data, show which blocks matter least, too. With --html, --svg or --dot, draw it.
+
+    Examples:
+        repl-fx inspect model.py --input-shape 2x3x32x32
+        repl-fx inspect timm:resnet50
+        repl-fx inspect out --json
+        repl-fx inspect model.py --weights trained.safetensors --data digits
+        repl-fx inspect out --svg out.svg
     """
     import msgspec
 

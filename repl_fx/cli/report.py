@@ -39,6 +39,11 @@ def report_command(terminal: common.Terminal, flags: ReportFlags, spec: common.A
 
     Plan, scores, training, verification and benchmark are on it as far as they are known; for a directory, before and
     after side by side. The page is one file that needs no network. With --json, its document goes to stdout, too.
+
+    Examples:
+        repl-fx report out
+        repl-fx report timm:resnet18 -o resnet18.html
+        repl-fx report out --model-explorer out.json
     """
     from repl_fx.artifact import REPORT, changing
     from repl_fx.report.model_graph.model_explorer import graph_collection

@@ -48,7 +48,14 @@ class TransformFlags(SpecFlags, frozen=True, kw_only=True):
 def transform_command(
     terminal: common.Terminal, flags: TransformFlags, spec: common.SpecArgument, **given: Any
 ) -> None:
-    """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
+    """Replace repeated blocks of a model by light surrogates, and write the result as a directory.
+
+    Examples:
+        repl-fx transform model.py -o out
+        repl-fx transform timm:vit_tiny_patch16_224 --every 3 --surrogate reuse -o out
+        repl-fx transform model.py --budget params=0.7 --dry-run
+        repl-fx transform model.py --weights trained.safetensors --blocks 3,5 -o out
+    """
     from repl_fx import save, transform
     from repl_fx.sources import load_source
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from repl_fx.cli import common
 from repl_fx.cli.flags import SpecFlags, Switch
 from repl_fx.cli.group import CheckFailed
@@ -42,10 +40,15 @@ def verify_command(
     terminal: common.Terminal,
     flags: VerifyFlags,
     spec: common.AnySpecArgument,
-    onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="The ONNX file.", show_default=False)],
+    onnx: Annotated[Path, common.argument("ONNX", "The ONNX file.")],
     **given: Any,
 ) -> None:
-    """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ."""
+    """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ.
+
+    Examples:
+        repl-fx verify out out/model.onnx --per-layer
+        repl-fx verify model.py model.onnx --weights trained.safetensors
+    """
     from repl_fx import capture, verify_onnx
     from repl_fx.artifact.exporting import digest_of
     from repl_fx.planning.written_options import parse_sizes
