@@ -101,7 +101,7 @@ def test_comparison(write: Write) -> None:
     training = read_evidence(write("train_state/comparison.json", json.dumps(rows))).training
     assert training is not None and training.comparison is not None
     assert [(row.variant, row.reason) for row in training.comparison] == [("original", ""), ("x", "no")]
-    assert training.comparison[0].figures == {"loss": (1.0, 2.0)}
+    assert training.comparison[0].figures == {"loss": [1.0, 2.0]}
 
 
 def test_verifications_of_parts_with_layers(write: Write) -> None:
