@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -307,6 +307,22 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, 
             manifest = again
         except (PlanMismatch, BadInput) as problem:
             raise ArtifactError(f"{directory} is damaged: {problem}; transform the model again") from problem
+
+
+@contextmanager
+def adding(artifact: Artifact | None, *names: str) -> Iterator[Path | None]:
+    """A place to write files to that an artifact gets beside its own; None without an artifact.
+
+    Raises:
+        OutputError: see `changing`; before anything is done.
+    """
+    if artifact is None:
+        yield None
+        return
+    with changing(artifact.directory) as change:
+        change.require_own(names)
+        yield change.place
+        change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
 
 
 def weights_name(manifest: Manifest) -> str:

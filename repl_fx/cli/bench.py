@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -57,7 +56,7 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
         repl-fx bench out
         repl-fx bench timm:resnet18 --only inference --batch-sizes 1,8
     """  # noqa: D205 - this is the help text, and its first line is a paragraph
-    from repl_fx.artifact import BENCH, CHART, changing
+    from repl_fx.artifact import BENCH, CHART, adding
     from repl_fx.benchmarking.benchmark import Settings, benchmark
     from repl_fx.benchmarking.machine import in_a_line
     from repl_fx.planning.written_options import parse_sizes
@@ -93,21 +92,18 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
         target = common.load_target(spec, flags, planned, device="cpu")
         result, rewritten = _rewritten(target, planned, flags.seed, terminal.stage)
     artifact = target.artifact if flags.output is None else None
-    with changing(artifact.directory) if artifact else contextlib.nullcontext() as change:
-        if change is not None:
-            # What cannot be written should not cost a measurement.
-            change.require_own([BENCH, CHART])
+    # What cannot be written should not cost a measurement.
+    with adding(artifact, BENCH, CHART) as place:
         measured = benchmark(result, rewritten, target.inputs, settings, progress=terminal.stage)
         replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
         document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
         document["notes"] = [*target.notes, *measured.notes]
         chart = charts.chart_of(figures.bench_figures(document))
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        if change is not None and artifact is not None:
+        if place is not None:
             terminal.stage("save")
-            (change.place / BENCH).write_text(text)
-            (change.place / CHART).write_text(charts.picture_of(chart, target.title))
-            change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
+            (place / BENCH).write_text(text)
+            (place / CHART).write_text(charts.picture_of(chart, target.title))
     if flags.output is not None:
         common.write_whole(flags.output, text)
     terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -45,7 +44,7 @@ def report_command(terminal: common.Terminal, flags: ReportFlags, spec: common.A
         repl-fx report timm:resnet18 -o resnet18.html
         repl-fx report out --model-explorer out.json
     """
-    from repl_fx.artifact import REPORT, changing
+    from repl_fx.artifact import REPORT, adding
     from repl_fx.report.model_graph.model_explorer import graph_collection
 
     render_page = page_renderer("report")
@@ -56,19 +55,13 @@ def report_command(terminal: common.Terminal, flags: ReportFlags, spec: common.A
         common.require_free_file(file, force=flags.force)
     terminal.stage("load")
     target = common.load_target(spec, flags, ModelSettings().changed(**given))
-    with changing(directory) if directory else contextlib.nullcontext() as change:
-        if change is not None:
-            # What cannot be written should not cost the work.
-            change.require_own([REPORT])
+    # What cannot be written should not cost the work.
+    with adding(target.artifact if directory else None, REPORT) as place:
         document = report_document(target, spec, terminal)
         terminal.stage("draw")
         page = render_page(document)
         terminal.stage("save")
-        if change is not None and target.artifact is not None:
-            (change.place / REPORT).write_text(page, "utf-8")
-            change.commit(target.artifact.manifest, keep=target.artifact.manifest.files.keys())
-        else:
-            common.write_whole(written, page)
+        common.write_whole(place / REPORT if place else written, page)
         if flags.model_explorer is not None:
             common.write_whole(flags.model_explorer, json.dumps(graph_collection(document)))
     terminal.show(target.title, *common.note_lines(target.notes), *(f"written: {file}" for file in files))
