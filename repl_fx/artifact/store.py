@@ -19,7 +19,8 @@ from repl_fx.arguments import require_module, require_path
 from repl_fx.artifact.changing import DirectoryChange, changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
-from repl_fx.artifact.origin import (
+from repl_fx.artifact.places import SCORES
+from repl_fx.artifact.provenance import (
     first_difference,
     model_of,
     require_as_made,
@@ -27,8 +28,7 @@ from repl_fx.artifact.origin import (
     weights_of,
     with_origin,
 )
-from repl_fx.artifact.places import SCORES
-from repl_fx.artifact.weights import State, as_captured, load_state, read_state, write_state
+from repl_fx.artifact.tensor_files import State, as_captured, load_state, read_state, write_state
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model

@@ -16,9 +16,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from repl_fx.benchmarking.hardware import of_device
 from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Call, Prepared
-from repl_fx.benchmarking.machine import of_device
-from repl_fx.benchmarking.memory import clear_memory
+from repl_fx.benchmarking.model_variants import Variant, variants_of
 from repl_fx.benchmarking.results import (
     CHECKPOINTED,
     ORIGINAL,
@@ -28,8 +28,7 @@ from repl_fx.benchmarking.results import (
     TrainingRow,
     VariantRow,
 )
-from repl_fx.benchmarking.training import Sizes, Trainer, mean_squares, timed_steps
-from repl_fx.benchmarking.variants import Variant, variants_of
+from repl_fx.benchmarking.training import Sizes, Trainer, clear_memory, mean_squares, timed_steps
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
 from repl_fx.export.tensors import at_batch, flatten_inputs
 from repl_fx.rewriting.result import TransformResult

@@ -10,7 +10,7 @@ from repl_fx.benchmarking.training import Seconds, Sizes
 from repl_fx.running.timing import Share, Spread, paired_ratio
 
 KIND, SCHEMA = "repl-fx bench", 1
-# Names of variants; see `repl_fx.benchmarking.variants`.
+# Names of variants; see `repl_fx.benchmarking.model_variants`.
 ORIGINAL, REWRITTEN, UNFOLDED = "original", "rewritten", "unfolded"
 PRUNED, CHECKPOINTED = "depth-pruned", "checkpointed"
 
@@ -104,7 +104,7 @@ class Benchmark:
     """The measured costs of a model and of its variants.
 
     Attributes:
-        machine: hardware and versions (`repl_fx.benchmarking.machine.of_device`).
+        machine: hardware and versions (`repl_fx.benchmarking.hardware.of_device`).
         settings: the settings of the run.
         training, inference: a row for each variant in each setting; empty where that was not asked for.
         notes: remarks, a line each.

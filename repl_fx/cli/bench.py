@@ -58,9 +58,9 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
     """  # noqa: D205 - this is the help text, and its first line is a paragraph
     from repl_fx.artifact import BENCH, CHART, adding
     from repl_fx.benchmarking.benchmark import Settings, benchmark
-    from repl_fx.benchmarking.machine import in_a_line
+    from repl_fx.benchmarking.hardware import in_a_line
     from repl_fx.planning.written_options import parse_sizes
-    from repl_fx.report import charts, figures, tables
+    from repl_fx.report import figures, tables, terminal_charts
     from repl_fx.sources import usable_device
     from repl_fx.sources.input_shapes import shape_at_batch
 
@@ -98,12 +98,12 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
         replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
         document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
         document["notes"] = [*target.notes, *measured.notes]
-        chart = charts.chart_of(figures.bench_figures(document))
+        chart = terminal_charts.chart_of(figures.bench_figures(document))
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
         if place is not None:
             terminal.stage("save")
             (place / BENCH).write_text(text)
-            (place / CHART).write_text(charts.picture_of(chart, target.title))
+            (place / CHART).write_text(terminal_charts.picture_of(chart, target.title))
     if flags.output is not None:
         common.write_whole(flags.output, text)
     terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine))

@@ -30,8 +30,7 @@ def diff_command(
         repl-fx diff before after
         repl-fx diff out/plan.json other.json --json
     """
-    from repl_fx.report.difference_tables import difference_lines
-    from repl_fx.report.model_graph.comparing import compare
+    from repl_fx.report.plan_difference import compare, difference_lines
 
     terminal.stage("compare")
     found = compare(one, other)

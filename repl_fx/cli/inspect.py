@@ -211,7 +211,7 @@ def _shown_scores(
     repeats: Sequence[Repeat] | None,
 ) -> dict[str, Any]:
     """Score the blocks of a model, show the scores, and give them as data."""
-    from repl_fx.report import charts, documents, figures, tables
+    from repl_fx.report import documents, figures, tables, terminal_charts
     from repl_fx.training.calibration import score_on_data
     from repl_fx.training.loading import changes_of
 
@@ -219,7 +219,7 @@ def _shown_scores(
     terminal.show(*common.data_lines(changes))
     options: Any = {"samples": flags.samples, "greedy": flags.greedy, "repeats": repeats, "progress": terminal.stage}
     found = score_on_data(captured, data, config, flags.score, **options)
-    chart = charts.chart_of(figures.scores_figures(found, flags.score))
+    chart = terminal_charts.chart_of(figures.scores_figures(found, flags.score))
     terminal.show(str(found), tables.scores_table(found), chart)
     return {"data": changes, "scores": documents.scores_document(found)}
 

@@ -87,7 +87,7 @@ def report_document(
 ) -> Document:
     """The document of a target; a model is captured, and its repeats found, unless that was done before."""
     from repl_fx import capture_parts
-    from repl_fx.report.model_graph.building import document_of_artifact, document_of_model
+    from repl_fx.report.model_graph.model_document import document_of_artifact, document_of_model
 
     if target.artifact is None and captured is None:
         terminal.stage("capture")

@@ -210,7 +210,7 @@ def _by_node(
 
     def raised(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
         with watching(module) as total:
-            run = _Totals(module, total)
+            run = _NodeTotals(module, total)
             run.run(*positional(module, inputs))
         return run.raised
 
@@ -222,7 +222,7 @@ def _by_node(
         return None
 
 
-class _Totals(Interpreter):
+class _NodeTotals(Interpreter):
     """Runs a graph node by node, and notes by how much each raises a total."""
 
     def __init__(self, gm: fx.GraphModule, total: Callable[[], int]) -> None:

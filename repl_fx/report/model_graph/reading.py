@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,23 +40,8 @@ _NO_FIGURE = frozenset({"epoch", "step"})
 _SINCE = "from_step_"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The facts of a model besides its graphs; None where a directory has none.
-
-    Attributes:
-        scores: as `Scores.to_json` writes them.
-        bench: as `repl-fx bench` writes it.
-    """
-
-    scores: Mapping[str, Any] | None = None
-    training: TrainingFacts | None = None
-    verify: tuple[Verified, ...] | None = None
-    bench: Mapping[str, Any] | None = None
-
-
-def read_evidence(directory: Path) -> Evidence:
-    """Read what lies in the directory of an artifact.
+def read_evidence(directory: Path) -> dict[str, Any]:
+    """The fields of a document that lie in the directory of an artifact; None where there is nothing of the kind.
 
     Raises:
         ArtifactError: the directory is no artifact, or a file is not the one that was written.
@@ -69,12 +53,12 @@ def read_evidence(directory: Path) -> Evidence:
         return read(written_file(directory, manifest, name)) if name in manifest.files else None
 
     scores = directory / COMPRESSION / SCORES
-    return Evidence(
-        scores=read_score_document(scores) if scores.is_file() else None,
-        training=_training(directory),
-        verify=of_artifact(PROOF, read_verifications),
-        bench=of_artifact(BENCH, read_benchmark),
-    )
+    return {
+        "scores": read_score_document(scores) if scores.is_file() else None,
+        "training": _training(directory),
+        "verify": of_artifact(PROOF, read_verifications),
+        "bench": of_artifact(BENCH, read_benchmark),
+    }
 
 
 def read_score_document(file: Path) -> Mapping[str, Any]:

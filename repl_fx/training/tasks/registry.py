@@ -8,7 +8,7 @@ from repl_fx.errors import BadInput, close_matches
 from repl_fx.training.tasks.classification import Classification
 from repl_fx.training.tasks.detection import Detection
 from repl_fx.training.tasks.language_modelling import LanguageModelling
-from repl_fx.training.tasks.segmentation import Segmentation
+from repl_fx.training.tasks.semantic_segmentation import Segmentation
 from repl_fx.training.tasks.task import Task
 
 _TASKS: dict[str, Callable[[int], Task]] = {

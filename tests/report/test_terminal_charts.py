@@ -10,8 +10,8 @@ from xml.dom import minidom
 from rich.console import Console, Group
 
 from repl_fx.planning.scoring.scores import BlockScore, Kind, Scores
-from repl_fx.report.charts import chart_of, picture_of
 from repl_fx.report.figures import bench_figures, scores_figures
+from repl_fx.report.terminal_charts import chart_of, picture_of
 from tests.benchmarking.test_results import measured
 from tests.planning.scoring.test_scores import SCORES
 
