@@ -74,9 +74,8 @@ from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network, networks, small_networks
 from benchmarks.training.step import trainer_of
 from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, by_hand, in_place, pruned, rewritten
-from repl_fx.benchmarking.machine import of_device
-from repl_fx.benchmarking.memory import clear_memory
-from repl_fx.benchmarking.training import Sizes, Trainer, timed_steps
+from repl_fx.benchmarking.hardware import of_device
+from repl_fx.benchmarking.training import Sizes, Trainer, clear_memory, timed_steps
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.running.timing import CLOCKS, Mark, Timer, interleaved
 from repl_fx.surrogates import known_surrogates
