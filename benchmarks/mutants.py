@@ -85,7 +85,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_bottleneck.py",
     ),
-    "repl_fx/surrogates/auto.py": ("tests/surrogates/shared/test_registry.py", "tests/surrogates/test_coarse.py"),
+    "repl_fx/planning/policies.py": ("tests/planning/test_policies.py", "tests/surrogates/test_coarse.py"),
     "repl_fx/surrogates/shared/branch_edits.py": (
         "tests/surrogates/shared/test_branch_edits.py",
         "tests/rewriting/test_check_training.py",
