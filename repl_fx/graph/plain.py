@@ -25,27 +25,26 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
+    EXPRESSIONS,
     SYMBOLIC,
     FakeTensor,
     FakeTensorMode,
     OpOverload,
+    ValueRanges,
     children_of,
-    expression_classes,
     expression_of,
-    is_registered,
     known_of_sizes,
     leaf_structure,
     operator_name,
     pytree,
-    ranges_of,
     settings_of_mode,
     sizes_knowing,
     symbolic_number,
-    value_ranges,
 )
 from repl_fx.graph import decisions, runtime
 from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundaries
@@ -84,6 +83,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{f"numpy.random.{name}": getattr(np.random, name) for name in ("rand", "random", "uniform")},
 }
 _NAMES: Mapping[Callable[..., Any], str] = {function: name for name, function in _FUNCTIONS.items()}
+_EXPRESSIONS = {kind: name for name, kind in EXPRESSIONS.items()}
 # The attributes that a graph may ask a value for: where it is.
 _ATTRIBUTES = ("device", "type")
 _OPERATIONS = ("placeholder", "get_attr", "call_function", "call_module", "output")
@@ -241,7 +241,7 @@ class Writer:
             return self._fake(value)
         if type(value) in SYMBOLIC:
             return self._number(value)
-        if isinstance(value, expression_classes().base):
+        if isinstance(value, sympy.Basic):
             return ["expression", self._expression(value)]
         if (of_torch := self._of_torch(value)) is not None:
             return of_torch
@@ -251,8 +251,8 @@ class Writer:
             return ["shell", *map(self.value, (value.kind, value.names, value.held, value.rest))]
         if value is HERE:
             return ["here"]
-        if (bounds := ranges_of(value)) is not None:
-            return ["range", *map(self.value, bounds)]
+        if isinstance(value, ValueRanges):
+            return ["range", self.value(value.lower), self.value(value.upper)]
         if is_object(value) and is_bare(type(value), self._packages):
             return ["object", self.value(type(value)), self.value(vars(value))]
         raise NotPlain(f"a value of the class {type(value).__name__}")
@@ -317,15 +317,14 @@ class Writer:
         """The row of an expression; those of its parts are before it."""
 
         def row() -> Data:
-            known = expression_classes()
-            if isinstance(expression, known.symbol):
+            if isinstance(expression, sympy.Symbol):
                 (name,), assumptions = expression.__getnewargs_ex__()
                 return ["symbol", name, dict(assumptions)]
-            if isinstance(expression, known.rational):
+            if isinstance(expression, sympy.Rational):
                 return ["fraction", int(expression.p), int(expression.q)]
-            if type(expression) not in known.names:
+            if type(expression) not in _EXPRESSIONS:
                 raise NotPlain(f"an expression of the class {type(expression).__name__}")
-            return [known.names[type(expression)], *map(self._expression, expression.args)]
+            return [_EXPRESSIONS[type(expression)], *map(self._expression, expression.args)]
 
         return self._row("expressions", expression, row)
 
@@ -499,7 +498,7 @@ class Reader:
             case ["set", *items]:
                 return set(map(self._value, items))
             case ["range", lower, upper]:
-                return value_ranges(self._value(lower), self._value(upper))
+                return ValueRanges(self._value(lower), self._value(upper))
             case ["class", str(module), str(name)]:
                 return _class(module, name)
             case ["tree", structure]:
@@ -528,14 +527,13 @@ class Reader:
         return self._modes[mode], sizes, strides, of_torch("dtype", dtype), torch.device(device), bool(trained)
 
     def _expression(self, row: Data) -> Any:
-        known = expression_classes()
         match row:
             case ["symbol", str(name), assumptions] if _SYMBOL.fullmatch(name):
-                return known.symbol(name, **{str(key): bool(value) for key, value in assumptions.items()})
+                return sympy.Symbol(name, **{str(key): bool(value) for key, value in assumptions.items()})
             case ["fraction", int(over), int(under)]:
-                return known.rational(over, under)
-            case [str(kind), *parts] if kind in known.by_name:
-                return known.by_name[kind](*(self._expressions[part] for part in parts))
+                return sympy.Rational(over, under)
+            case [str(kind), *parts] if kind in EXPRESSIONS:
+                return EXPRESSIONS[kind](*(self._expressions[part] for part in parts))
         raise ValueError(f"an expression {row!r}")
 
     def _structure(self, structure: Data) -> pytree.TreeSpec:
@@ -543,7 +541,7 @@ class Reader:
             return leaf_structure()
         kind, context, *children = structure
         made = self._value(kind)
-        if not is_registered(made):
+        if made not in pytree.SUPPORTED_NODES:
             raise ValueError(f"a structure of the class {made}")
         return pytree.TreeSpec(made, self._value(context), list(map(self._structure, children)))
 

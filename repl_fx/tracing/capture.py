@@ -39,16 +39,16 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.source_mark import source_mark
 from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
+from repl_fx.tracing.attempt import Learned
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
-from repl_fx.tracing.lift_modules import Learned
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
 from repl_fx.tracing.questions import (
-    Compiling,
     Settings,
+    Told,
     computes_alike,
     require_settings_,
     settings_asked,
@@ -199,8 +199,8 @@ def _trace_by(
     *,
     told: bool | None = None,
 ) -> CapturedModule:
-    """The graph by one tracer; `told` is the answer of `Compiling`."""
-    compiling = Compiling(told)
+    """The graph by one tracer; `told` is whether the model is told that it is compiled; None for torch's answer."""
+    compiling = Told("is_compiling", told)
     inputs = bound.inputs
     learned = Learned()
     device = device_of(model, inputs)

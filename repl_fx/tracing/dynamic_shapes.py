@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim, ShapesCollection
 
-from repl_fx._torch import fix_size, fixed_size
+from repl_fx._torch import fixed_size
 from repl_fx.errors import BadInput
 from repl_fx.graph.axes import axes_of, captured_axes, is_called, tensor_inputs
 from repl_fx.graph.captured import drop_dead
@@ -95,7 +95,8 @@ def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
     if not wanted:
         return []
     for size in wanted:
-        fix_size(size)
+        # A trace knows by that that it is the one of the example inputs, and all that follows.
+        int(size)
     for node in list(graph.nodes):
         if node.target is check_shape:
             tensor, _, words = node.args

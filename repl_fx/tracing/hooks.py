@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from repl_fx._torch import global_module_hooks
 from repl_fx.errors import CaptureError, Untraceable
 from repl_fx.running.python_state import PythonChange, PythonState
+from repl_fx.tracing.asking import is_machinery, module_of
 from repl_fx.tracing.leaves import is_leaf
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
@@ -128,10 +129,9 @@ def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
 
     def refusing(name: str, function: Any) -> Any:
         def refuse(*args: Any, **kwargs: Any) -> Any:
-            caller = str(sys._getframe(1).f_globals.get("__name__"))
+            caller = sys._getframe(1)
             # A region that decorates a function makes itself anew in each call.
-            from_torch = caller != "torch.autograd.grad_mode" and (caller == "torch" or caller.startswith("torch."))
-            if stands_aside() or from_torch:
+            if stands_aside() or (is_machinery(caller) and module_of(caller) != "torch.autograd.grad_mode"):
                 return function(*args, **kwargs)
             raise Untraceable(f"the forward calls {name}, which a graph would drop")
 

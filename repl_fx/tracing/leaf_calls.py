@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 import torch.utils.checkpoint
@@ -27,12 +29,10 @@ from torch import Tensor, nn
 from repl_fx._torch import (
     any_lengths,
     autograd_calls,
-    call_impl,
+    calls_replaced,
     define_operator,
     pytree,
-    set_call_impl,
     tidy_size,
-    unset_call_impl,
 )
 from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import leaf_call_operator
@@ -95,7 +95,10 @@ class LeafCalls:
 
     Attributes:
         by_mode: a leaf returns other sizes or types in the other mode.
+        current: the table of the trace that goes on.
     """
+
+    current: ClassVar[LeafCalls]
 
     def __init__(self, inlined: Iterable[Callee] = ()) -> None:
         self.calls: list[LeafCall] = []
@@ -228,13 +231,10 @@ class LeafNotOpaque(RuntimeError):
     """A leaf returned something that is no tensor or constant; the trace is repeated with that leaf inlined."""
 
 
-_recording: list[LeafCalls] = []
-
-
 _library = define_operator(
     "repl_fx",
     "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]",
-    lambda tensors, symbols, index: _recording[-1].run(index, tensors, symbols),
+    lambda tensors, symbols, index: LeafCalls.current.run(index, tensors, symbols),
 )
 
 
@@ -249,19 +249,13 @@ def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
         if isinstance(callee, nn.Module):
             _require_no_hooks(callee)
     leaves = [m for m in model.modules() if calls.stands_aside(m) and m is not model]
-    _recording.append(calls)
-    try:
-        for module in leaves:
-            set_call_impl(module, _stand_in(module, call_impl(module), calls))
-        with autograd_calls(lambda function, apply: _stand_in(function, apply, calls)):
-            yield
-    finally:
-        for module in leaves:
-            unset_call_impl(module)
-        _recording.pop()
+    stand_in = partial(_stand_in, calls)
+    current = patch.object(LeafCalls, "current", calls, create=True)
+    with current, calls_replaced(leaves, stand_in), autograd_calls(stand_in):
+        yield
 
 
-def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Callable[..., Any]:
+def _stand_in(calls: LeafCalls, callee: Callee, run: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, arguments = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

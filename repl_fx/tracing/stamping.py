@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,9 +56,6 @@ from repl_fx.tracing.data_dependent import DataDependentBranches
 from repl_fx.tracing.known_shapes import like
 from repl_fx.tracing.leaf_calls import LeafCalls
 
-_recording: list[Stamps] = []
-
-
 _libraries = (
     define_operator(
         "repl_fx", "begin_region(Tensor[] tensors, int index) -> Tensor[]", lambda given, index: list(map(like, given))
@@ -68,7 +64,7 @@ _libraries = (
     define_operator(
         "repl_fx",
         "stamp(Tensor[] tensors, int index) -> Tensor[]",
-        lambda given, index: list(map(like, _recording[-1].stamps[index].region.results)),
+        lambda given, index: list(map(like, Stamps.current.stamps[index].region.results)),
     ),
 )
 _BEGIN, _END, _STAMP = (getattr(torch.ops.repl_fx, name).default for name in ("begin_region", "end_region", "stamp"))
@@ -174,7 +170,10 @@ class Stamps:
         regions: the calls that were traced between markers.
         stamps: the calls that were not traced.
         calls_of: the calls of each module, by path; the graph's notes (`repl_fx.graph.boundaries`) have them.
+        current: those of the trace that goes on.
     """
+
+    current: ClassVar[Stamps]
 
     def __init__(
         self,
@@ -375,16 +374,6 @@ class Stamps:
 # Ways to an attribute on which a read is not seen.
 _PAST_READS = frozenset({"vars", "__dict__"})
 _NUMBERS = (*SYMBOLIC, *SYMBOLIC.values())
-
-
-@contextmanager
-def stamping(stamps: Stamps) -> Iterator[None]:
-    """Let the operators of stamps be those of a trace, for the time of it."""
-    _recording.append(stamps)
-    try:
-        yield
-    finally:
-        _recording.pop()
 
 
 class CallCopies:
