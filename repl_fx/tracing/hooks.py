@@ -8,7 +8,7 @@ refused, and so are backward hooks. A hook on a tensor inside the forward belong
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -108,14 +108,10 @@ def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
 
 def users_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The hooks on a module, each with its kind; torch's own that make a weight are parts of the layer."""
-    for kind, hook in _hooks_on(module, _FORWARD | _BACKWARD):
-        if not type(hook).__module__.startswith("torch.nn.utils."):
-            yield kind, hook
-
-
-def _hooks_on(module: nn.Module, kinds: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    for registry, kind in kinds.items():
-        yield from ((kind, hook) for hook in (getattr(module, registry, None) or {}).values())
+    for registry, kind in (_FORWARD | _BACKWARD).items():
+        for hook in (getattr(module, registry, None) or {}).values():
+            if not type(hook).__module__.startswith("torch.nn.utils."):
+                yield kind, hook
 
 
 def hook_name(hook: Any) -> str:

@@ -167,12 +167,16 @@ class LeafCalls:
         alone = is_torchs(call.callee) and not isinstance(call.callee, nn.RNNBase)
         if alone and not call.autocast and (known := known_result(call.callee, args, kwargs)) is not None:
             return [known], pytree.tree_structure(known)
-        with nullcontext() if alone else _left_alone(call.callee), ExitStack() as regions:
-            if training is not None and isinstance(call.callee, nn.Module):
-                call.callee.train(training)
+        with ExitStack() as around:
+            if not alone and isinstance(call.callee, nn.Module):
+                # What a call on fake tensors leaves in it, and what hooks on it count, is undone.
+                around.enter_context(untouched(call.callee))
+                around.enter_context(any_lengths() if isinstance(call.callee, nn.RNNBase) else nullcontext())
+                if training is not None:
+                    call.callee.train(training)
             # Below an operator autocast is off, and what a leaf returns would be said to be of another dtype.
             for kind, dtype in call.autocast:
-                regions.enter_context(torch.autocast(kind, dtype))
+                around.enter_context(torch.autocast(kind, dtype))
             return pytree.tree_flatten(call.run(*args, **kwargs))
 
 
@@ -214,17 +218,6 @@ def is_training(callee: Callee) -> bool:
 
 def _state(module: nn.Module) -> dict[str, Tensor | None]:
     return {**module._parameters, **module._buffers}
-
-
-@contextmanager
-def _left_alone(callee: Callee) -> Iterator[None]:
-    """Undo what a call on fake tensors leaves in a module, and what hooks on it count."""
-    with ExitStack() as undone:
-        if isinstance(callee, nn.Module):
-            undone.enter_context(untouched(callee))
-            if isinstance(callee, nn.RNNBase):
-                undone.enter_context(any_lengths())
-        yield
 
 
 class LeafNotOpaque(RuntimeError):

@@ -162,10 +162,22 @@ def _same_under(
     return True
 
 
+# Settings that a function sets: the function, and another value than one that it has.
+_SET: Mapping[str, tuple[Callable[[Any], object], Callable[[Any], Any]]] = {
+    "are_deterministic_algorithms_enabled": (torch.use_deterministic_algorithms, operator.not_),
+    "get_default_dtype": (torch.set_default_dtype, lambda d: torch.float32 if d is torch.float64 else torch.float64),
+    "get_num_threads": (torch.set_num_threads, lambda count: 2 if count == 1 else 1),
+    "get_float32_matmul_precision": (
+        torch.set_float32_matmul_precision, lambda precision: "high" if precision == "highest" else "highest"
+    ),
+}  # fmt: skip
+
+
 @contextmanager
-def _other(told: Callable[[], Any], make: Callable[[Any], None], other: Callable[[Any], Any]) -> Iterator[None]:
+def _set_otherwise(setting: str) -> Iterator[None]:
     """Another setting of torch for the time of a context."""
-    before = told()
+    make, other = _SET[setting]
+    before = SETTINGS[setting]()
     make(other(before))
     try:
         yield
@@ -177,22 +189,7 @@ def _other(told: Callable[[], Any], make: Callable[[Any], None], other: Callable
 _OTHERWISE: Mapping[str, Callable[..., AbstractContextManager[object]]] = {
     "is_grad_enabled": torch.no_grad,
     "is_inference_mode_enabled": torch.inference_mode,
-    "are_deterministic_algorithms_enabled": lambda: _other(
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, operator.not_
-    ),
-    "get_default_dtype": lambda: _other(
-        torch.get_default_dtype,
-        torch.set_default_dtype,
-        lambda dtype: torch.float32 if dtype is torch.float64 else torch.float64,
-    ),
-    "get_num_threads": lambda: _other(
-        torch.get_num_threads, torch.set_num_threads, lambda count: 2 if count == 1 else 1
-    ),
-    "get_float32_matmul_precision": lambda: _other(
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-        lambda precision: "high" if precision == "highest" else "highest",
-    ),
+    **{setting: partial(_set_otherwise, setting) for setting in _SET},
     "is_autocast_enabled": partial(torch.autocast, dtype=torch.bfloat16),
     "get_autocast_dtype": lambda device: torch.autocast(
         device, torch.float16 if torch.get_autocast_dtype(device) is torch.bfloat16 else torch.bfloat16

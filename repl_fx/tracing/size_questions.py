@@ -132,17 +132,21 @@ class SizeQuestions:
                 self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
         if answer and self._unlimited() and (limited := limited_symbols(sizes, expression)):
             raise Untraceable(f"sizes are only right up to a number{_place(frame)} ({', '.join(limited)})")
-        frames = list(islice(outwards(frame), _DEEP))
-        way = tuple(seen.f_code for seen in frames)
-        asked = self._ways[way] if way in self._ways else self._ways.setdefault(way, _Asking.by(frames))
+        asked = self._asked(frame)
         if asked.whole is not None:
             self.whole[id(asked.whole)] = asked.whole
-        if is_truth(expression) and not asked.by_the_model:
-            condition = condition_of(expression, answer) if answer and asked.refuses else None
-        else:
-            condition = None if self._in_leaf() else condition_of(expression, answer)
-        if condition is not None and condition not in self.held:
-            self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+        by_operator = is_truth(expression) and not asked.by_the_model
+        if (answer and asked.refuses) if by_operator else not self._in_leaf():
+            condition = condition_of(expression, answer)
+            if condition not in self.held:
+                self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+
+    def _asked(self, frame: FrameType) -> _Asking:
+        frames = list(islice(outwards(frame), _DEEP))
+        way = tuple(seen.f_code for seen in frames)
+        if way not in self._ways:
+            self._ways[way] = _Asking.by(frames)
+        return self._ways[way]
 
     def settle(self, shapes: Sequence[Sequence[int | torch.SymInt]]) -> list[tuple[int, int]]:
         """Find what inputs have to be checked for, once the trace is done.

@@ -13,6 +13,7 @@ from torch import nn
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.running.holders import OWN_ATTRIBUTES
+from repl_fx.tracing.alike import structure_of
 from repl_fx.tracing.capture import trace_by_first, trace_widened
 from repl_fx.tracing.dynamic_shapes import every_dim
 from repl_fx.tracing.leaves import is_leaf
@@ -153,11 +154,7 @@ def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
 
 def _kind(module: nn.Module, call: Call) -> Any:
     """Equal for modules that a trace cannot tell apart."""
-    tree = tuple((name, type(child)) for name, child in module.named_modules())
-    state = tuple(
-        (name, tuple(tensor.shape), tensor.dtype) for name, tensor in module.state_dict(keep_vars=True).items()
-    )
-    return tree, state, call.shapes(), str(call.structure)
+    return structure_of(module, {}), call.shapes(), str(call.structure)
 
 
 def _size(module: nn.Module) -> int:
