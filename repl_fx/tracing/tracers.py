@@ -58,8 +58,8 @@ def trace_by_export(
     args, kwargs = inputs.inputs.args, inputs.inputs.kwargs
 
     def free(tensor: Tensor) -> tuple[int, ...]:
-        wanted = outer_dims(tensor) if learned.involved else dims(tensor)
-        return tuple(dim for dim in wanted if (id(tensor), dim) not in learned.pinned)
+        wanted = set(dims(tensor)).intersection(outer_dims(tensor) if learned.involved else every_dim(tensor))
+        return tuple(dim for dim in sorted(wanted) if (id(tensor), dim) not in learned.pinned)
 
     # What a trace that failed leaves the next would take for the model's own.
     undo = as_now(model)
