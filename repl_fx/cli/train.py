@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from repl_fx.cli import common
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import RunFlags
 from repl_fx.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -17,57 +17,55 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 
-@with_flags(TrainConfig)
-def train_command(
-    spec: common.AnySpecArgument,
-    output: common.OutputOption = None,
-    resume: common.ResumeOption = False,
-    config_file: common.ConfigOption = None,
-    force: common.ForceOption = False,
-    model: common.ModelOption = None,
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
-    **given: Any,
-) -> None:
-    """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote."""
-    with common.running(as_json, verbose, quiet) as terminal:
-        with common.needing("train", "train"):
-            from repl_fx.training.command import train_directory, train_side_by_side
-        from repl_fx.training.comparing import comparison_table, rows_document
+@common.command(RunFlags, TrainConfig)
+def train_command(terminal: common.Terminal, flags: RunFlags, spec: common.AnySpecArgument, **given: Any) -> None:
+    """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote.
 
-        def work(run: TrainingRun) -> tuple[list[Any], dict[str, Any]]:
-            if run.config.compare or run.config.seeds > 1:
-                rows = train_side_by_side(run, terminal.stage)
-                return [comparison_table(rows)], {"comparison": rows_document(rows)}
-            trained = train_directory(run, terminal.stage)
-            shown = [f"{name}: {value:.4f}" for name, value in trained.figures.items()]
-            return shown, {"steps": trained.steps, "figures": trained.figures}
+    Examples:
+        repl-fx train model.py -o out --data digits --epochs 5
+        repl-fx train out --data folder:pictures --config train.yaml
+        repl-fx train out --resume
+        repl-fx train model.py -o out --compare --seeds 3
+    """
+    with common.needing("train", "train"):
+        from repl_fx.training.command import train_directory, train_side_by_side
+    from repl_fx.training.comparing import comparison_table, rows_document
 
-        asked = {"resume": resume, "config_file": config_file, "force": force, "model": model}
-        run, (shown, known) = done(terminal, work, spec, output, given, trust_remote_code=trust, **asked)
-        terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
-        terminal.document({"directory": str(run.directory), "data": list(run.changes), **known})
+    def work(run: TrainingRun) -> tuple[list[Any], dict[str, Any]]:
+        if run.config.compare or run.config.seeds > 1:
+            rows = train_side_by_side(run, terminal.stage)
+            return [comparison_table(rows)], {"comparison": rows_document(rows)}
+        trained = train_directory(run, terminal.stage)
+        return trained.figures_lines, {"steps": trained.steps, "figures": trained.figures}
+
+    run, (shown, known) = in_a_run(terminal, flags, work, spec, given)
+    show_run(terminal, run, shown, known)
 
 
-def done(
-    terminal: common.Terminal, work: Callable[[TrainingRun], Found], *asked: Any, **more: Any
+def in_a_run(
+    terminal: common.Terminal,
+    flags: RunFlags,
+    work: Callable[[TrainingRun], Found],
+    spec: str,
+    given: dict[str, Any],
+    **more: Any,
 ) -> tuple[TrainingRun, Found]:
-    """A run and what came out of the work on it; of several processes, in the first alone.
+    """The run that the flags ask for, and what the work on it made; of several processes, in the first alone.
 
     Args:
-        asked, more: see `RunRequest`.
+        spec, given, more: see `RunRequest`.
 
     Raises:
-        typer.Exit: in the other processes, and where they did all there is to do.
+        typer.Exit: in the other processes, and where they did all the work.
     """
     from repl_fx.training.command import RunRequest, begin
     from repl_fx.training.processes import Ended, ending_together
 
+    asked = {name: getattr(flags, name) for name in ("output", "config", "resume", "force", "model")}
+    asked |= {"trust_remote_code": flags.trust_remote_code, "progress": terminal.stage, "stdout": terminal.descriptor}
     try:
         with ending_together():
-            run = begin(RunRequest(*asked, **more, progress=terminal.stage, stdout=terminal.descriptor))
+            run = begin(RunRequest(spec, given=given, **asked, **more))
             if run.processes.first:
                 terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
             found = work(run)
@@ -76,3 +74,9 @@ def done(
     if not run.processes.first:
         raise typer.Exit
     return run, found
+
+
+def show_run(terminal: common.Terminal, run: TrainingRun, shown: list[Any], known: dict[str, Any]) -> None:
+    """Show what a run made, and where it is."""
+    terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
+    terminal.document({"directory": str(run.directory), "data": list(run.changes), **known})

@@ -93,7 +93,7 @@ class RunRequest:
         spec: a specification, or the directory of an artifact.
         output: the directory of the run; the artifact's own by default.
         given: settings that were given as flags; None for those that were not.
-        config_file: settings that flags come before.
+        config: settings that flags come before.
         resume: go on with the run of the directory.
         force: replace the artifact at `output`.
         model, trust_remote_code: see `load`.
@@ -105,7 +105,7 @@ class RunRequest:
     spec: str
     output: Path | None
     given: Mapping[str, Any]
-    config_file: Path | None = None
+    config: Path | None = None
     resume: bool = False
     force: bool = False
     model: str | None = None
@@ -128,9 +128,9 @@ class RunRequest:
         spec, output = self.spec, self.output
         changes = given_among(self.given)
         if self.resume:
-            _require_to_resume(spec, output, changes, self.config_file, is_artifact=self.is_artifact)
+            _require_to_resume(spec, output, changes, self.config, is_artifact=self.is_artifact)
             return settings_of(Path(spec))
-        base = self.defaults if self.config_file is None else read_config(self.config_file, self.defaults)
+        base = self.defaults if self.config is None else read_config(self.config, self.defaults)
         config = base.changed(**changes)
         if not self.is_artifact:
             if output is None:

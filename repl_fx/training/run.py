@@ -72,7 +72,7 @@ BARE: Mapping[str, Any] = MappingProxyType(
 PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TrainingResult(ShownInNotebooks):
     """The result of a run.
 
@@ -92,12 +92,16 @@ class TrainingResult(ShownInNotebooks):
     resumed: int | None = None
     inputs_per_second: float | None = None
     memory_mib: float | None = None
-    model: nn.Module | None = field(default=None, repr=False)
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def figures_lines(self) -> list[str]:
+        """A line for each figure."""
+        return [f"{name}: {value:.4f}" for name, value in self.figures.items()]
 
     def __str__(self) -> str:
-        lines = [f"{name}: {value:.4f}" for name, value in self.figures.items()]
         speed = "" if self.inputs_per_second is None else f", {self.inputs_per_second:.3g} inputs a second"
-        return "\n".join([*lines, f"{self.parameters:,} parameters, {self.steps} steps{speed}"])
+        return "\n".join([*self.figures_lines, f"{self.parameters:,} parameters, {self.steps} steps{speed}"])
 
 
 def train_once(
