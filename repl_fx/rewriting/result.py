@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch import fx, nn
 
@@ -180,3 +180,25 @@ def _captured(part: Part) -> Captured:
 def _size(module: nn.Module) -> int:
     """Number of parameter elements; those that are tied count once."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+class HoldsResult(Protocol):
+    """An object with the result of a transform and the model that became of it: a compression, an artifact."""
+
+    @property
+    def result(self) -> TransformResult:
+        """The result."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with the weights that it has now."""
+
+
+def result_and_model(given: TransformResult | HoldsResult | nn.Module) -> tuple[TransformResult | None, nn.Module]:
+    """The result of a transform and its model; None for a model of which no result is known."""
+    if isinstance(given, TransformResult):
+        return given, given.model
+    if isinstance(given, nn.Module) or not isinstance(getattr(given, "result", None), TransformResult):
+        # What is no model is refused where one is needed.
+        return None, cast(nn.Module, given)
+    return given.result, given.model

@@ -13,26 +13,24 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from repl_fx.arguments import require_module
-from repl_fx.artifact.places import FIGURES as FIGURES
+from repl_fx.artifact.places import FIGURES as FIGURES, STATE
 from repl_fx.display.comparisons import figures_lines, figures_table
 from repl_fx.display.html import html_of
 from repl_fx.display.progress import shown, tell
 from repl_fx.environment.files import writing
-from repl_fx.errors import BadInput
-from repl_fx.fitting.compression import Compression
+from repl_fx.errors import BadInput, needing
 from repl_fx.graph.captured import copy_model
-from repl_fx.rewriting.result import TransformResult
+from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
 from repl_fx.training.config import HEALING, TrainConfig
-from repl_fx.training.distillation import places_in
-from repl_fx.training.evaluation import evaluate
-from repl_fx.training.processes import join
-from repl_fx.training.run import STATE, TrainingResult
 from repl_fx.training.train import data_of, train
+
+if TYPE_CHECKING:
+    from repl_fx.training.run import TrainingResult
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ class Healed:
         named = {"original": self.original, "cut": self.before, "healed": self.trained.figures}
         return {name: figures for name, figures in named.items() if figures}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(figures_lines(self.figures))
 
     def _repr_html_(self) -> str:
@@ -74,7 +72,7 @@ def settings_to_heal() -> TrainConfig:
 
 @shown("heal")
 def heal(
-    model: Compression | TransformResult | nn.Module,
+    model: TransformResult | HoldsResult | nn.Module,
     data: Any,
     *,
     original: nn.Module | None = None,
@@ -99,8 +97,10 @@ def heal(
     Raises:
         BadInput, OutputError: see `train`.
     """
-    result = model.result if isinstance(model, Compression) else model
-    result, cut = (result, result.model) if isinstance(result, TransformResult) else (None, result)
+    with needing("train", "heal"):
+        from repl_fx.training.evaluation import evaluate
+        from repl_fx.training.processes import join
+    result, cut = result_and_model(model)
     require_module("heal", cut)
     if original is None and result is not None:
         original = result.captured_parts.source
@@ -111,12 +111,12 @@ def heal(
         original = copy_model(original)
     config = with_places((config or settings_to_heal()).changed(**settings), cut)
     data, stage = data_of(data, config), progress or tell
-    figures: list[dict[str, float]] = [{}, {}]
+    before: list[dict[str, float]] = [{}, {}]
     if not resume and join(config).alone:
         stage("evaluate")
-        figures = [evaluate(one, data, config, original) for one in (original, cut)]
+        before = [evaluate(one, data, config, original) for one in (original, cut)]
     shared: Any = {"config": config, "directory": directory, "resume": resume, "progress": progress}
-    healed = Healed(*figures, train(result or cut, data, teacher=original, **shared))
+    healed = Healed(before[0], before[1], train(model, data, teacher=original, **shared))
     if directory is not None and healed.original:
         file = Path(directory) / STATE / FIGURES
         with writing(file):
@@ -126,6 +126,8 @@ def heal(
 
 def with_places(config: TrainConfig, model: nn.Module) -> TrainConfig:
     """The settings, without values behind replaced blocks where none is a module, unless they were asked for."""
+    from repl_fx.training.distillation import places_in
+
     if config.teacher_values != HEALING["teacher_values"] or places_in(model):
         return config
     return config.changed(teacher_values=0.0)

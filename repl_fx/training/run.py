@@ -99,7 +99,7 @@ class TrainingResult(ShownInNotebooks):
         """A line for each figure."""
         return [f"{name}: {value:.4f}" for name, value in self.figures.items()]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         speed = "" if self.inputs_per_second is None else f", {self.inputs_per_second:.3g} inputs a second"
         return "\n".join([*self.figures_lines, f"{self.parameters:,} parameters, {self.steps} steps{speed}"])
 

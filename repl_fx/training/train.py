@@ -6,26 +6,26 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from repl_fx.arguments import require_module
 from repl_fx.display.progress import shown, tell
-from repl_fx.errors import BadInput
-from repl_fx.rewriting.result import TransformResult
+from repl_fx.errors import BadInput, needing
+from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
 from repl_fx.training.config import MAKING, TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.data.user_code import as_data
-from repl_fx.training.loading import read_data
-from repl_fx.training.run import TrainingResult, train_once
-from repl_fx.training.schedules import train_in_phases
+
+if TYPE_CHECKING:
+    from repl_fx.training.run import TrainingResult
 
 
 @shown("train")
 def train(
-    model: nn.Module | TransformResult,
+    model: TransformResult | HoldsResult | nn.Module,
     data: Any,
     *,
     config: TrainConfig | None = None,
@@ -38,8 +38,8 @@ def train(
     """Train a model, which has its trained weights behind the call.
 
     Args:
-        model: any model, or the result of a transform, whose `model` is trained: with the tensors that it shares with
-            the source, unless it was transformed with `copy=True`.
+        model: any model, or what `transform`, `compress` or `load_artifact` returned, whose `model` is trained: with
+            the tensors that it shares with the source, unless it was transformed with `copy=True`.
         data: a pair of loaders (train, test), each a DataLoader, a Dataset, a list of batches or a function that
             returns batches, of (inputs, targets); or one of them, whose batches are held out as well; or
             `repl_fx.training.data.Data`, a LightningDataModule, or a specification such as "cifar10".
@@ -59,7 +59,10 @@ def train(
             from.
         OutputError: the directory cannot be written.
     """
-    result, trained = (model, model.model) if isinstance(model, TransformResult) else (None, model)
+    with needing("train", "train"):
+        from repl_fx.training.run import train_once
+        from repl_fx.training.schedules import train_in_phases
+    result, trained = result_and_model(model)
     require_module("train", trained)
     if chosen := next((name for name in (*MAKING, "data", "compare", "seeds") if name in settings), None):
         raise BadInput(f"{chosen} is a setting of repl-fx train, which makes the models; leave it out")
@@ -86,6 +89,8 @@ def data_of(given: Any, config: TrainConfig) -> Data | UserData:
     if isinstance(given, UserData):
         return given
     if isinstance(given, str):
+        from repl_fx.training.loading import read_data
+
         return read_data(config)
     several = given if isinstance(given, tuple) else (given,)
     made = tuple(_loader(one, config, shuffle=not place) for place, one in enumerate(several))

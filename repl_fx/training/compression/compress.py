@@ -25,8 +25,8 @@ from repl_fx.errors import BadInput
 from repl_fx.fitting.compression import compress
 from repl_fx.planning.budgets import budget_lines
 from repl_fx.planning.settings import given_among
-from repl_fx.report.documents import costs_document
-from repl_fx.report.tables import grown_lines
+from repl_fx.reporting.documents import costs_document
+from repl_fx.reporting.tables import grown_lines
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
