@@ -138,7 +138,7 @@ def _evidence(name: str) -> dict[str, Any]:
             (Curve("loss", ((0, 2.0), (1, 1.0)), name), Curve("loss", ((0, 2.5), (1, 1.5)))),
             {"trained": {"accuracy": 0.9}},
             (
-                VariantOutcome("original", 3100, {"accuracy": (0.9, 0.8)}, (100.0,), (1.0,)),
+                VariantOutcome("original", 3100, {"accuracy": [0.9, 0.8]}, [100.0], [1.0]),
                 VariantOutcome(name, reason=name),
             ),
         ),
