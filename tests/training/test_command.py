@@ -13,7 +13,7 @@ import torch
 import repl_fx
 from repl_fx.artifact.manifest import read_manifest
 from repl_fx.errors import BadInput
-from repl_fx.training import command, run as running, train as public
+from repl_fx.training import command, run as running
 from repl_fx.training.command import COMPARISON, OTHERS, RunRequest, TrainingRun, begin, train_side_by_side
 from repl_fx.training.run import CHECKPOINT, STATE, settings_of
 
@@ -77,7 +77,7 @@ def test_a_comparison_that_was_stopped_goes_on(spec: str, tmp_path: Path, monkey
         return train
 
     def patched(name: str) -> None:
-        for module in (command, public):
+        for module in (command, running):
             monkeypatch.setattr(module, "train_once", until(name))
 
     # In the first of all, whose settings are there already, and behind the run's own.
