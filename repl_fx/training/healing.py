@@ -109,7 +109,7 @@ def heal(
     trained = {id(tensor) for tensor in cut.parameters()}
     if any(id(tensor) in trained for tensor in original.parameters()):
         original = copy_model(original)
-    config = with_places((config or settings_to_heal()).changed(**settings), cut)
+    config = with_places((config or settings_to_heal()).changed_in("heal", settings), cut)
     data, stage = data_of(data, config), progress or tell
     before: list[dict[str, float]] = [{}, {}]
     if not resume and join(config).alone:

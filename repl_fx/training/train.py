@@ -66,7 +66,8 @@ def train(
     require_module("train", trained)
     if chosen := next((name for name in (*MAKING, "data", "compare", "seeds") if name in settings), None):
         raise BadInput(f"{chosen} is a setting of repl-fx train, which makes the models; leave it out")
-    config = (config or TrainConfig()).changed(**settings, **({"data": data} if isinstance(data, str) else {}))
+    named = {"data": data} if isinstance(data, str) else {}
+    config = (config or TrainConfig()).changed_in("train", {**settings, **named})
     if resume and directory is None:
         raise BadInput("resume goes on with the run of a directory; give directory")
     given = data_of(data, config)
