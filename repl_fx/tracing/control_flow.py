@@ -40,6 +40,7 @@ from repl_fx.graph.decisions import (
     settle_decisions_,
     skippable,
 )
+from repl_fx.graph.extracting import Extract
 from repl_fx.graph.runtime import check_condition
 from repl_fx.graph.signature import PackOutput, leaf_paths
 from repl_fx.passes.merge_modes import equal_literals, matching_blocks, node_key
@@ -465,11 +466,9 @@ def _drawn_from(condition: fx.Node) -> list[fx.Node]:
 
 def _closed(condition: fx.Node, needed: Sequence[fx.Node]) -> fx.GraphModule:
     """The computation of a condition, as a module of its own; values from outside are its arguments."""
-    graph = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
+    closed = Extract()
     for node in condition.graph.nodes:
         if node in needed:
-            outside = node.op in _OUTSIDE
-            env[node] = graph.placeholder(node.name) if outside else graph.node_copy(node, lambda n: env[n])
-    graph.output(env[condition])
-    return PlainGraphModule(nn.Module(), graph)
+            closed.take(node, node.name) if node.op in _OUTSIDE else closed.copy(node)
+    closed.graph.output(closed.made[condition])
+    return PlainGraphModule(nn.Module(), closed.graph)
