@@ -33,6 +33,7 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
+from repl_fx.graph.state import parameter_count
 from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import rewrite
 from repl_fx.plan import Plan
@@ -153,9 +154,8 @@ def write_rest(change: DirectoryChange, module: nn.Module, origin: Origin, alias
         (change.place / CAPTURED).write_text(origin.captured)
     if origin.scores:
         (change.place / SCORES).write_text(json.dumps(dict(origin.scores), indent=2, allow_nan=False) + "\n")
-    parameters = sum(p.numel() for p in module.parameters())
-    described = origin.described()
-    change.commit(Manifest(versions=versions(), aliases=dict(aliases), parameters=parameters, **described))
+    known = {"parameters": parameter_count(module), **origin.described()}
+    change.commit(Manifest(versions=versions(), aliases=dict(aliases), **known))
 
 
 @shown("load")
@@ -421,7 +421,7 @@ class _Applying:
         if self.whole or not self.as_called or not plan.replacements:
             require_capturable(model, self.inputs)
             inputs = widen_batch(model, self.inputs)
-            of_model = {"copy": self.copy, "paths": plan.parts, "fixed": manifest.fixed}
+            of_model: Any = {"copy": self.copy, "paths": plan.parts, "fixed": manifest.fixed}
             return self.to(capture_parts(model, inputs.args, inputs.kwargs, **of_model), inputs)
         calls, tracers = self.calls(model), {part.path: part.tracer for part in manifest.parts}
         try:

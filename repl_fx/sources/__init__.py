@@ -30,12 +30,13 @@ import torch
 
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import seeded
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import load_weights_
 from repl_fx.sources.input_shapes import parse_input_shape, written_shapes
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
-from repl_fx.sources.source import Built, Purpose, Request, Source, seeded
+from repl_fx.sources.source import Built, Purpose, Request, Source
 from repl_fx.tracing.model_checks import without_values
 
 __all__ = [
@@ -113,7 +114,7 @@ def load_source(
     else:
         name, build = spec, python_file.build
         _refuse_other_kinds(spec)
-    with seeded(seed, target):
+    with seeded(target, seed):
         generator = torch.Generator().manual_seed(seed)
         request = Request(
             name, shapes, options, seed, generator, weights is True, pretrained, trust_remote_code, purpose
