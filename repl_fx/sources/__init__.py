@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,23 +97,9 @@ def load_source(
         BadInput: `input_shape`, `device`, `options` or `weights` cannot be used.
     """
     target = usable_device(device)
-    options = dict(options or {})
-    try:
-        json.dumps(options)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"options have to be serialisable as JSON, to be stored with the model: {error}") from error
+    options = _serialisable(options or {})
     shapes = None if input_shape is None else parse_input_shape(input_shape)
-
-    if not spec:
-        raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")
-    kind, _, name = spec.partition(":")
-    if names_no_file(spec):
-        if not name:
-            raise SourceError(f"{spec!r} names no model; write {kind}:NAME")
-        build = builder(kind)
-    else:
-        name, build = spec, python_file.build
-        _refuse_other_kinds(spec)
+    name, build = _builder_of(spec)
     with seeded(target, seed):
         generator = torch.Generator().manual_seed(seed)
         request = Request(
@@ -122,11 +108,9 @@ def load_source(
         built = build(request)
     if pretrained and not built.pretrained:
         raise BadInput(f"{spec} has no weights to be had by its name; leave out --pretrained (pretrained=True)")
-    valueless = [
-        name for name, tensor in (*built.model.named_parameters(), *built.model.named_buffers()) if tensor.is_meta
-    ]
+    valueless = without_values([*built.model.named_parameters(), *built.model.named_buffers()])
     if valueless and target.type != "meta":
-        raise SourceError(f"{spec}: the model {without_values(valueless)}")
+        raise SourceError(f"{spec}: the model {valueless}")
     notes = built.notes
     if not isinstance(weights, bool):
         notes = (*notes, *load_weights_(built.model, weights))
@@ -151,6 +135,27 @@ def load_source(
         weights=Path(weights).absolute() if isinstance(weights, str | os.PathLike) else None,
         preprocessing=built.preprocessing,
     )
+
+
+def _serialisable(options: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(dict(options))
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"options have to be serialisable as JSON, to be stored with the model: {error}") from error
+    return dict(options)
+
+
+def _builder_of(spec: str) -> tuple[str, Callable[[Request], Built]]:
+    """The name that a specification has for its model, and the function that builds it."""
+    if not spec:
+        raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")
+    if not names_no_file(spec):
+        _refuse_other_kinds(spec)
+        return spec, python_file.build
+    kind, _, name = spec.partition(":")
+    if not name:
+        raise SourceError(f"{spec!r} names no model; write {kind}:NAME")
+    return name, builder(kind)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -130,8 +130,8 @@ def other_shapes(own: Mapping[str, Sequence[int]], state: Mapping[str, Any]) -> 
 def require_values(model: nn.Module, own: Mapping[str, Any]) -> None:
     """Refuse a model whose tensors cannot be given values: on the meta device, or sharded."""
     tensors = {name: tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
-    if valueless := [name for name, tensor in tensors.items() if tensor.is_meta]:
-        raise BadInput(f"{type(model).__name__} {without_values(valueless)}")
+    if valueless := without_values(tensors.items()):
+        raise BadInput(f"{type(model).__name__} {valueless}")
     sharded = next((name for name, t in tensors.items() if type(t).__module__.startswith("torch.distributed")), None)
     if sharded is not None:
         raise BadInput(
