@@ -36,17 +36,17 @@ class OnnxSession:
         options.log_severity_level = 4  # fatal only: what goes wrong comes as an exception too
         options.intra_op_num_threads = threads
         provider = _PROVIDERS[device]
-        try:
-            # By path, so that external data is found next to the file.
-            with foreign_code():
-                self._session = onnxruntime.InferenceSession(
-                    str(file), sess_options=options, providers=list(dict.fromkeys((provider, _PROVIDERS["cpu"])))
-                )
-        except ForeignError as failed:
-            error = failed.problem
+
+        def refused(problem: Exception) -> ExportError:
             # Valid ONNX in a precision the CPU has no kernels for: float64 convolutions, bfloat16.
-            hint = "; export the model in float32" if "NOT_IMPLEMENTED" in str(error) else ""
-            raise ExportError(f"ONNX Runtime cannot load {file}: {first_line(error)}{hint}") from error
+            hint = "; export the model in float32" if "NOT_IMPLEMENTED" in str(problem) else ""
+            return ExportError(f"ONNX Runtime cannot load {file}: {first_line(problem)}{hint}")
+
+        # By path, so that external data is found next to the file.
+        with foreign_code(refused):
+            self._session = onnxruntime.InferenceSession(
+                str(file), sess_options=options, providers=list(dict.fromkeys((provider, _PROVIDERS["cpu"])))
+            )
         # It goes on without a provider that cannot be loaded.
         if self._session.get_providers()[0] != provider:
             raise ExportError(f"ONNX Runtime has no {provider} that works here; install onnxruntime-gpu with its CUDA")

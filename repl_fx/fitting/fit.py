@@ -39,6 +39,7 @@ from repl_fx.surrogates.shared.cut_layers import cut_layers, readers_of
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, KeptUnits, LastLayer, WholeMap
 
 _Sums = ChannelFit | LayerFit
+_Stage = tuple[_Sums, fx.Node, Distance]
 _ROUNDING = 1e-4
 
 
@@ -79,21 +80,21 @@ def fit(
             objective; a model in place that computes otherwise than its graph afterwards.
     """
     require_objective(objective)
-    found = list(stand_ins(result))
-    if not any(one.starts for one in found):
-        why = "; ".join(dict.fromkeys(f"{one.surrogate}: {one.reason}" for one in found))
+    surrogates = list(stand_ins(result))
+    if not any(stand_in.starts for stand_in in surrogates):
+        why = "; ".join(dict.fromkeys(f"{stand_in.surrogate}: {stand_in.reason}" for stand_in in surrogates))
         raise NothingToFit(f"nothing in the result can be fitted ({why}); transform the model with another surrogate")
     given = _lasting(result, batches, "batches")
     other = None if held_out is None else _lasting(result, held_out, "held_out")
-    fitting = _Fitting(result, found, given, other, ridge, objective)
+    fitting = _Fitting(result, surrogates, given, other, ridge, objective)
     with torch.no_grad():
-        made = Fit(tuple(fitting.fit(one, number) for number, one in enumerate(found)))
+        fitted = Fit(tuple(fitting.fit(stand_in, number) for number, stand_in in enumerate(surrogates)))
     placed = result.in_place.model
     if placed is not None and (differs := parting(placed, result.module, ([result.inputs], False))):
         raise BadInput(f"the model in place is not its graph any more: {differs}; take result.graph_module")
-    if not any(one.rows for one in made.surrogates):
-        raise NothingToFit(f"nothing in the result was fitted; {'; '.join(map(str, made.surrogates))}")
-    return made
+    if not any(surrogate.rows for surrogate in fitted.surrogates):
+        raise NothingToFit(f"nothing in the result was fitted; {'; '.join(map(str, fitted.surrogates))}")
+    return fitted
 
 
 def _lasting(result: TransformResult, batches: Given, name: str) -> Batches:
@@ -109,79 +110,80 @@ class _Fitting:
     def __init__(
         self,
         result: TransformResult,
-        found: list[GraphStandIn],
+        surrogates: list[GraphStandIn],
         batches: Batches,
         held_out: Batches | None,
         ridge: float | None,
         objective: str,
     ) -> None:
         captured = {part.path: part.graph_module for part in result.captured_parts.parts}
-        places = [(one.part, node) for one in found for node in one.watched]
-        known = [(one.part, node) for one in found for node in (*one.original.values(), one.last)]
+        places = [(stand_in.part, node) for stand_in in surrogates for node in stand_in.watched]
+        known = [(stand_in.part, n) for stand_in in surrogates for n in (*stand_in.original.values(), stand_in.last)]
         self._ours = Network(result, {**captured, **result.one_by_one}, places)
         self._theirs = Network(result, captured, known)
-        self._captured, self._count = captured, len(found)
+        self._captured, self._count = captured, len(surrogates)
         self._batches, self._held_out, self._ridge, self._objective = batches, held_out, ridge, objective
 
-    def fit(self, one: GraphStandIn, number: int) -> FittedSurrogate:
+    def fit(self, stand_in: GraphStandIn, number: int) -> FittedSurrogate:
         """Fit one surrogate, with so many behind it; where that fails it is as before."""
-        tell(one.block, number, self._count)
-        if not one.starts:
-            return FittedSurrogate(one.block, one.surrogate, left=one.reason)
-        kept = [(module, {k: v.clone() for k, v in module.state_dict().items()}) for module in one.modules]
+        tell(stand_in.block, number, self._count)
+        if not stand_in.starts:
+            return FittedSurrogate(stand_in.block, stand_in.surrogate, left=stand_in.reason)
+        kept = [(module, {k: v.clone() for k, v in module.state_dict().items()}) for module in stand_in.modules]
 
         def put_back() -> None:
             for module, state in kept:
                 module.load_state_dict(state)
 
         try:
-            first_node, first = one.starts[0]
-            known = self._map(one, first_node, first.merged) if isinstance(first, WholeMap) else self._numbers(one)
+            first_node, first = stand_in.starts[0]
+            whole = isinstance(first, WholeMap) and self._map(stand_in, first_node, first.merged)
+            known = whole or self._numbers(stand_in)
         except BaseException:
             put_back()
             raise
         if not known.get("numbers"):
             put_back()
-        return FittedSurrogate(one.block, one.surrogate, **known)
+        return FittedSurrogate(stand_in.block, stand_in.surrogate, **known)
 
-    def _map(self, one: GraphStandIn, node: fx.Node, merged: bool) -> dict[str, Any]:
-        sums = MapFit(one.graph, node, merged, self._objective)
-        for ours, wanted in self._pairs(one, sums.given, [one.last]):
-            sums.add(ours, wanted[one.last])
-        return sums.solve(self._ridge) | self._lost(one, sums.axis)
+    def _map(self, stand_in: GraphStandIn, node: fx.Node, merged: bool) -> dict[str, Any]:
+        sums = MapFit(stand_in.graph, node, merged, self._objective)
+        for ours, wanted in self._pairs(stand_in, sums.given, [stand_in.last]):
+            sums.add(ours, wanted[stand_in.last])
+        return sums.solve(self._ridge) | self._lost(stand_in, sums.axis)
 
-    def _numbers(self, one: GraphStandIn) -> dict[str, Any]:
+    def _numbers(self, stand_in: GraphStandIn) -> dict[str, Any]:
         """Fit the numbers of a surrogate, call by call; returns what is known of it, by the names of the result."""
         left, numbers, rows, ridge = list[str](), 0, 0, 0.0
         before: Distance | None = None
-        if one.kept_units is not None:
+        if stand_in.kept_units is not None:
             # Never silent: as it starts.
-            before = self._distance(one, one.kept_units.hidden[0].axis)
-        for node, start in one.starts if before is None else ():
-            silence_(one.graph.get_submodule(str(node.target)), start)
-        for node, known in one.in_order:
+            before = self._distance(stand_in, stand_in.kept_units.hidden[0].axis)
+        for node, start in stand_in.starts if before is None else ():
+            silence_(stand_in.graph.get_submodule(str(node.target)), start)
+        for node, known in stand_in.in_order:
             if known is None:
-                self._normalise(one, node)
+                self._normalise(stand_in, node)
                 continue
             if isinstance(known, KeptUnits):
-                rows = self._keep_units(one, node, known)
+                rows = self._keep_units(stand_in, node, known)
                 numbers += sum(units.count for units in known.hidden)
                 continue
-            stage = self._stage(one, node, known)
+            stage = self._stage(stand_in, node, known)
             if isinstance(stage, str):
                 left.append(stage)
                 continue
             sums, _, distance = stage
             ridge = ridge_for(sums.rows, sums.features) if self._ridge is None else self._ridge
-            found = sums.solve(ridge)
-            module = one.graph.get_submodule(str(node.target))
-            for name, value in found.items():
+            values = sums.solve(ridge)
+            module = stand_in.graph.get_submodule(str(node.target))
+            for name, value in values.items():
                 module.get_parameter(name).copy_(value)
             before = before or distance
             numbers, rows = numbers + sums.numbers, max(rows, sums.rows)
         if before is None:
             return {"left": "; ".join(dict.fromkeys(left))}
-        lost = self._lost(one, before.axis)
+        lost = self._lost(stand_in, before.axis)
         after = lost["after"]
         # One that was fitted before moves by its rounding.
         if after > before.share * (1 + _ROUNDING):
@@ -190,40 +192,40 @@ class _Fitting:
         lost |= {"before": before.share, "left": "; ".join(dict.fromkeys(left))}
         return {"numbers": numbers, "rows": rows, "ridge": ridge, **lost}
 
-    def _stage(self, one: GraphStandIn, node: fx.Node, start: FittedStart) -> tuple[_Sums, fx.Node, Distance] | str:
+    def _stage(self, stand_in: GraphStandIn, node: fx.Node, start: FittedStart) -> _Stage | str:
         """The sums of a fit, with where it was made and the distance before it; or why nothing is fitted."""
-        if isinstance(start, LastLayer) and layer_of(one.graph, node, start) is None:
+        if isinstance(start, LastLayer) and layer_of(stand_in.graph, node, start) is None:
             return "its last layer is of a kind whose input is not known"
-        candidates = one.points[node]
+        candidates = stand_in.points[node]
         while candidates:
-            chosen: tuple[_Sums, fx.Node, Distance] | None = None
-            wanted = [*one.outputs.values(), *(one.original[point] for point in candidates)]
-            for ours, theirs in self._pairs(one, one.watched, wanted):
+            chosen: _Stage | None = None
+            wanted = [*stand_in.outputs.values(), *(stand_in.original[point] for point in candidates)]
+            for ours, theirs in self._pairs(stand_in, stand_in.watched, wanted):
                 if chosen is None:
-                    found = next(_affine(one, node, start, candidates, ours), None)
-                    if found is None:
+                    affine = next(_affine(stand_in, node, start, candidates, ours), None)
+                    if affine is None:
                         return f"what follows {_named(node)} is not linear"
-                    chosen = *found, Distance(found[0].axis)
+                    chosen = *affine, Distance(affine[0].axis)
                 elif not chosen[0].affine(ours):
                     # Such as a clamp that this batch reaches; nearer points may be before it.
-                    candidates = [point for _, point in _affine(one, node, start, candidates, ours)]
+                    candidates = [point for _, point in _affine(stand_in, node, start, candidates, ours)]
                     break
                 sums, point, distance = chosen
-                sums.add(ours, _like(theirs[one.original[point]], ours[point]))
-                for output, original in one.outputs.items():
+                sums.add(ours, _like(theirs[stand_in.original[point]], ours[point]))
+                for output, original in stand_in.outputs.items():
                     distance.add(ours[output], theirs[original])
             else:
                 assert chosen is not None  # there are batches
                 return chosen
         return f"what follows {_named(node)} is not linear"
 
-    def _keep_units(self, one: GraphStandIn, node: fx.Node, start: KeptUnits) -> int:
+    def _keep_units(self, stand_in: GraphStandIn, node: fx.Node, start: KeptUnits) -> int:
         """Choose hidden units by what they are in the original; returns how many rows there were."""
-        captured = self._captured[one.part]
-        originals = {of.name: of for of in one.original.values()}
+        captured = self._captured[stand_in.part]
+        originals = {of.name: of for of in stand_in.original.values()}
         moments = [UnitMoments(units.size) for units in start.hidden]
         values = [originals[units.value] for units in start.hidden]
-        for _, theirs in self._pairs(one, [], values):
+        for _, theirs in self._pairs(stand_in, [], values):
             for some, units, value in zip(moments, start.hidden, values, strict=True):
                 some.add(theirs[value], units.axis)
         read: Any = partial(attribute, captured)
@@ -232,37 +234,37 @@ class _Fitting:
             shifted = all(layer.bias is not None for layer in start.layers if layer.columns == number)
             readers = readers_of(start, number, read)
             chosen.append(some.choose(readers, units.count, shifted=shifted, group=units.group))
-        module = one.graph.get_submodule(str(node.target))
-        for name, made in cut_layers(start.layers, read, chosen).items():
-            module.get_parameter(name).copy_(made)
+        module = stand_in.graph.get_submodule(str(node.target))
+        for name, parameter in cut_layers(start.layers, read, chosen).items():
+            module.get_parameter(name).copy_(parameter)
         for vector in start.vectors:
-            attribute(one.graph, vector.path).copy_(read(vector.of)[chosen[vector.units].units])
+            attribute(stand_in.graph, vector.path).copy_(read(vector.of)[chosen[vector.units].units])
         return max(some.rows for some in moments)
 
-    def _normalise(self, one: GraphStandIn, node: fx.Node) -> None:
+    def _normalise(self, stand_in: GraphStandIn, node: fx.Node) -> None:
         """Give a batch norm of the surrogate's own the statistics of the data."""
         given = node.args[0]
         assert isinstance(given, fx.Node)
         statistics = ChannelStatistics()
-        for ours, _ in self._pairs(one, [given], []):
+        for ours, _ in self._pairs(stand_in, [given], []):
             statistics.add(ours[given])
-        statistics.set_(one.graph.get_submodule(str(node.target)))
+        statistics.set_(stand_in.graph.get_submodule(str(node.target)))
 
-    def _lost(self, one: GraphStandIn, axis: int) -> dict[str, Any]:
+    def _lost(self, stand_in: GraphStandIn, axis: int) -> dict[str, Any]:
         """The distances from the original with the finished surrogate, by the names of the result."""
-        other = None if self._held_out is None else self._distance(one, axis, self._held_out).share
-        return {"after": self._distance(one, axis).share, "held_out": other}
+        other = None if self._held_out is None else self._distance(stand_in, axis, self._held_out).share
+        return {"after": self._distance(stand_in, axis).share, "held_out": other}
 
-    def _distance(self, one: GraphStandIn, axis: int, batches: Batches | None = None) -> Distance:
+    def _distance(self, stand_in: GraphStandIn, axis: int, batches: Batches | None = None) -> Distance:
         distance = Distance(axis)
-        for ours, theirs in self._pairs(one, one.ends, list(one.ends.values()), batches):
-            for output, original in one.ends.items():
+        for ours, theirs in self._pairs(stand_in, stand_in.ends, list(stand_in.ends.values()), batches):
+            for output, original in stand_in.ends.items():
                 distance.add(ours[output], theirs[original])
         return distance
 
     def _pairs(
         self,
-        one: GraphStandIn,
+        stand_in: GraphStandIn,
         ours: Collection[fx.Node],
         theirs: Collection[fx.Node],
         batches: Batches | None = None,
@@ -273,27 +275,28 @@ class _Fitting:
             BadInput: see `Batches`; and where values are no numbers.
         """
         for batch in batches or self._batches:
-            made = self._ours.values(batch, ours) if ours else {}
+            computed = self._ours.values(batch, ours) if ours else {}
             wanted = self._theirs.values(batch, theirs) if theirs else {}
-            for value in (*made.values(), *wanted.values()):
+            for value in (*computed.values(), *wanted.values()):
                 if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
-                    raise BadInput(f"the stream at {one.block} is NaN or infinite in {batch.where}; look at its inputs")
-            yield made, wanted
+                    what = f"the stream at {stand_in.block} is NaN or infinite in {batch.where}"
+                    raise BadInput(f"{what}; look at its inputs")
+            yield computed, wanted
 
 
 def _affine(
-    one: GraphStandIn, node: fx.Node, start: FittedStart, points: Sequence[fx.Node], values: Mapping[fx.Node, Any]
+    stand_in: GraphStandIn, node: fx.Node, start: FittedStart, points: Sequence[fx.Node], values: Mapping[fx.Node, Any]
 ) -> Iterator[tuple[_Sums, fx.Node]]:
     """The points at which the value is affine in what is fitted, the best first."""
     for point in points:
         sums: _Sums
         if isinstance(start, ChannelTerms):
-            sums = ChannelFit(one.graph, node, start, point)
+            sums = ChannelFit(stand_in.graph, node, start, point)
         elif isinstance(start, LastLayer):
-            layer = layer_of(one.graph, node, start)
-            if layer is None or point not in reached_from(digraph(one.graph.graph.nodes), [layer]) - {layer}:
+            layer = layer_of(stand_in.graph, node, start)
+            if layer is None or point not in reached_from(digraph(stand_in.graph.graph.nodes), [layer]) - {layer}:
                 continue
-            sums = LayerFit(one.graph, node, start, point)
+            sums = LayerFit(stand_in.graph, node, start, point)
         else:
             continue
         if sums.affine(values):

@@ -75,15 +75,15 @@ class LayerFit:
 
     def affine(self, values: Mapping[fx.Node, Any]) -> bool:
         """Tell whether T is linear, and T^T T scales values as this module says, on some values."""
-        made = in_double(values[self._layer])
+        value = in_double(values[self._layer])
         generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(made.shape, generator=generator, dtype=torch.float64).to(made.device)
-        at_zero = self._behind(values, torch.zeros_like(made))
+        probe = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+        at_zero = self._behind(values, torch.zeros_like(value))
         change = self._behind(values, probe) - at_zero
         if not close(self._behind(values, -probe) - at_zero, -change, at_zero + change):
             return False
-        scales = self._rows(self._back(values, self._behind(values, torch.ones_like(made)) - at_zero))
-        first = torch.zeros_like(made)
+        scales = self._rows(self._back(values, self._behind(values, torch.ones_like(value)) - at_zero))
+        first = torch.zeros_like(value)
         first.select(self._own_axis, 0).fill_(1)
         axis = axis_of_first(self._behind(values, first) - at_zero)
         channels, positions = scales.sum(0), scales.sum(1)
@@ -131,10 +131,10 @@ class LayerFit:
         matrix = torch.where(root > 0, theta / root, 0).t()
         own = self._gm.get_submodule(str(self._node.target)).get_parameter(weight)
         matrix, shift = matrix[:, : len(self._h) - 1], matrix[:, -1]
-        found = {weight: matrix.t() if self._start.transposed else matrix.reshape(own.shape)}
+        fitted = {weight: matrix.t() if self._start.transposed else matrix.reshape(own.shape)}
         if bias:
-            found[bias[1]] = shift.clone()
-        return found
+            fitted[bias[1]] = shift.clone()
+        return fitted
 
     def _gains(self, ridge: float) -> dict[str, Tensor]:
         (_, gains), bias = self._start.weight, self._start.bias
@@ -164,16 +164,16 @@ class LayerFit:
         which, columns, vectors = [], [], []
         for number in range(len(gains)):
             gains.zero_()[number] = 1
-            made = synthesis(*weights)[place].flatten(1)
-            for column in made.any(0).nonzero().flatten().tolist():
+            weight = synthesis(*weights)[place].flatten(1)
+            for column in weight.any(0).nonzero().flatten().tolist():
                 which.append(number)
                 columns.append(column)
-                vectors.append(made[:, column].clone())
+                vectors.append(weight[:, column].clone())
             # A gain that makes nothing stays zero.
-            if not made.any():
+            if not weight.any():
                 which.append(number)
                 columns.append(0)
-                vectors.append(made[:, 0].clone())
+                vectors.append(weight[:, 0].clone())
         return torch.tensor(which, device=device), torch.tensor(columns, device=device), torch.stack(vectors, 1)
 
     @property
@@ -186,31 +186,31 @@ class LayerFit:
         assert self._channels is not None
         return self._channels
 
-    def _behind(self, values: Mapping[fx.Node, Any], made: Tensor) -> Tensor:
-        return self.tail({**values, self._layer: made})
+    def _behind(self, values: Mapping[fx.Node, Any], value: Tensor) -> Tensor:
+        return self.tail({**values, self._layer: value})
 
     def _back(self, values: Mapping[fx.Node, Any], value: Tensor) -> Tensor:
         """T^T of a value at the point."""
         with torch.enable_grad():
-            made = torch.zeros_like(in_double(values[self._layer])).requires_grad_()
-            (found,) = torch.autograd.grad(self._behind(values, made), made, value)
-        return found
+            zeros = torch.zeros_like(in_double(values[self._layer])).requires_grad_()
+            (back,) = torch.autograd.grad(self._behind(values, zeros), zeros, value)
+        return back
 
-    def _rows(self, made: Tensor) -> Tensor:
-        return made.movedim(self._own_axis, -1).flatten(0, -2)
+    def _rows(self, value: Tensor) -> Tensor:
+        return value.movedim(self._own_axis, -1).flatten(0, -2)
 
 
 def layer_of(gm: fx.GraphModule, node: fx.Node, start: LastLayer) -> fx.Node | None:
     """The node that applies a weight that a synthesis makes; None where it is of no kind that tells what it reads."""
-    found = next(user for user in node.users if user.target is operator.getitem and user.args[1] == start.weight[0])
+    reader = next(user for user in node.users if user.target is operator.getitem and user.args[1] == start.weight[0])
     while True:
-        found = min(found.users)
-        if found.op == "call_module":
-            module = gm.get_submodule(str(found.target))
-            return found if isinstance(module, RecomputedBranch | RecomputedAttention) else None
-        if found.target is LINEAR or found.target in _CONVOLUTIONS:
-            return found if _is_plain(found) else None
-        if len(found.all_input_nodes) > 1:
+        reader = min(reader.users)
+        if reader.op == "call_module":
+            module = gm.get_submodule(str(reader.target))
+            return reader if isinstance(module, RecomputedBranch | RecomputedAttention) else None
+        if reader.target is LINEAR or reader.target in _CONVOLUTIONS:
+            return reader if _is_plain(reader) else None
+        if len(reader.all_input_nodes) > 1:
             return None
 
 

@@ -184,9 +184,9 @@ class Writer:
     def _row(self, table: str, key: Any, row: Callable[[], Data]) -> int:
         known = self._rows[table]
         if key not in known:
-            made = row()
+            data = row()
             known[key] = len(self.tables[table])
-            self.tables[table].append(made)
+            self.tables[table].append(data)
         return known[key]
 
     def _of(self, table: str, thing: Any, row: Callable[[], Data]) -> int:
@@ -235,17 +235,18 @@ class Writer:
         if text := node.meta.get("stack_trace"):
             notes["text"] = self._row("texts", text, lambda: text)
             self.tables["files"].update({file: _module_of(file) for file in _FILE.findall(text)})
-        if found := boundaries(node):
+        if at := boundaries(node):
             notes["at"] = [
-                [self._call(one.call), None if one.argument is None else list(one.argument), one.leaf] for one in found
+                [self._call(note.call), None if note.argument is None else list(note.argument), note.leaf]
+                for note in at
             ]
         return notes
 
     def _call(self, call: ModuleCall) -> int:
         if id(call) not in self._rows["calls"]:
             # All calls of a module are written together, and are found again by that.
-            for one in call.calls:
-                self._of("calls", one, lambda one=one: self._of_call(one, call.calls[0]))  # type: ignore[misc]
+            for same in call.calls:
+                self._of("calls", same, lambda same=same: self._of_call(same, call.calls[0]))  # type: ignore[misc]
         return self._rows["calls"][id(call)]
 
     def _of_call(self, call: ModuleCall, first: ModuleCall) -> Data:
@@ -390,12 +391,12 @@ class Reader:
             root: has the modules and tensors that the graph names; None for a graph that names none.
         """
         graph = fx.Graph()
-        made: list[fx.Node] = []
+        before: list[fx.Node] = []
         for name, operation, target, args, kwargs, notes in nodes:
             if operation not in _OPERATIONS or not is_name(name):
                 raise ValueError(f"a node {name!r} that is a {operation!r}")
             what = self._target(target) if operation == "call_function" else target
-            given, named = self._value(args, made), self._value(kwargs, made)
+            given, named = self._value(args, before), self._value(kwargs, before)
             if operation == "placeholder" and not is_name(target):
                 raise ValueError(f"an argument {target!r}")
             if operation in ("get_attr", "call_module"):
@@ -411,8 +412,8 @@ class Reader:
             if node.name != name:
                 raise ValueError(f"a node {name!r}, which another one is called")
             node.meta = self._notes(notes)
-            made.append(node)
-        if not made or made[-1].op != "output" or any(node.op == "output" for node in made[:-1]):
+            before.append(node)
+        if not before or before[-1].op != "output" or any(node.op == "output" for node in before[:-1]):
             raise ValueError("a graph that does not end with its output")
         return graph
 
@@ -440,33 +441,33 @@ class Reader:
         raise ValueError(f"a call of {target!r}")
 
     def _notes(self, notes: Mapping[str, Data]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        meta: dict[str, Any] = {}
         for name, value in notes.items():
             if name == "val":
-                found["val"] = self._value(value)
+                meta["val"] = self._value(value)
             elif name == "passes":
-                found["passes_through"] = bool(value)
+                meta["passes_through"] = bool(value)
             elif name == "stack":
-                found["nn_module_stack"] = self._stacks[value]
+                meta["nn_module_stack"] = self._stacks[value]
             elif name == "text":
-                found["stack_trace"] = self._texts[value]
+                meta["stack_trace"] = self._texts[value]
             elif name == "at":
-                found[BOUNDARIES] = tuple(
+                meta[BOUNDARIES] = tuple(
                     Boundary(self._calls[call], None if place is None else tuple(_words_and_numbers(place)), int(leaf))
                     for call, place, leaf in value
                 )
             else:
                 raise ValueError(f"a note {name!r}")
-        return found
+        return meta
 
-    def _value(self, data: Data, made: Sequence[fx.Node] | None = None) -> Any:
+    def _value(self, data: Data, before: Sequence[fx.Node] | None = None) -> Any:
         """A value that a node notes, or, with the nodes before it, an argument of one, which is of fewer kinds."""
-        read = partial(self._value, made=made)
+        read = partial(self._value, before=before)
         match data:
             case None | bool() | int() | float() | str():
                 return data
-            case ["node", int(number)] if made is not None and number >= 0:
-                return made[number]
+            case ["node", int(number)] if before is not None and number >= 0:
+                return before[number]
             case [str(kind), *parts] if kind in _MADE:
                 return _MADE[kind](*map(read, parts))
             case ["dict", *pairs]:
@@ -475,7 +476,7 @@ class Reader:
                 return float(text)
             case ["ellipsis"]:
                 return ...
-        if made is not None:
+        if before is not None:
             raise ValueError(f"a value {str(data)[:60]!r}")
         return self._noted(data)
 
@@ -485,7 +486,7 @@ class Reader:
             case ["fake", int(row)]:
                 return fake_tensor(*self._fakes[row])
             case ["number", str(kind), int(sizes), int(expression), hint, constant]:
-                kinds = {one.__name__: one for one in SYMBOLIC}
+                kinds = {symbolic.__name__: symbolic for symbolic in SYMBOLIC}
                 values = self._value(hint), self._value(constant)
                 return symbolic_number(kinds[kind], self._sizes[sizes], self._expressions[expression], *values)
             case ["expression", int(row)]:
@@ -499,9 +500,9 @@ class Reader:
             case ["shell", kind, names, held, rest]:
                 return Shell(self._bare(kind), *map(self._value, (names, held, rest)))
             case ["object", kind, attributes]:
-                made: Any = object.__new__(self._bare(kind))
-                vars(made).update(_names(self._value(attributes)))
-                return made
+                bare: Any = object.__new__(self._bare(kind))
+                vars(bare).update(_names(self._value(attributes)))
+                return bare
             case ["here"]:
                 return HERE
             case ["anchor"]:
@@ -509,10 +510,10 @@ class Reader:
         raise ValueError(f"a value {str(data)[:60]!r}")
 
     def _bare(self, kind: Data) -> type:
-        found = self._value(kind)
-        if not isinstance(found, type) or not is_bare(found, self._packages):
-            raise ValueError(f"an object of the class {found}")
-        return found
+        bare = self._value(kind)
+        if not isinstance(bare, type) or not is_bare(bare, self._packages):
+            raise ValueError(f"an object of the class {bare}")
+        return bare
 
     def _makings(self, row: Data) -> tuple[Any, ...]:
         mode, size, stride, dtype, device, trained = row
@@ -533,10 +534,10 @@ class Reader:
         if structure is None:
             return leaf_structure()
         kind, context, *children = structure
-        made = self._value(kind)
-        if made not in pytree.SUPPORTED_NODES:
-            raise ValueError(f"a structure of the class {made}")
-        return pytree.TreeSpec(made, self._value(context), list(map(self._structure, children)))
+        container = self._value(kind)
+        if container not in pytree.SUPPORTED_NODES:
+            raise ValueError(f"a structure of the class {container}")
+        return pytree.TreeSpec(container, self._value(context), list(map(self._structure, children)))
 
 
 def is_bare(kind: type, packages: Collection[str]) -> bool:
@@ -576,11 +577,11 @@ def _operator(name: str) -> OpOverload:
     library, *steps = name.split(".")
     if library not in _LIBRARIES or len(steps) != 2:
         raise ValueError(f"the operator {name!r}")
-    found: Any = attribute(getattr(torch.ops, library), ".".join(steps))
+    overload: Any = attribute(getattr(torch.ops, library), ".".join(steps))
     # Such as `aten.from_file`, which reads and writes files.
-    if not isinstance(found, OpOverload) or any(one.name == "filename" for one in found._schema.arguments):
+    if not isinstance(overload, OpOverload) or any(arg.name == "filename" for arg in overload._schema.arguments):
         raise ValueError(f"the operator {name!r}")
-    return found
+    return overload
 
 
 def _require_part(root: nn.Module | None, operation: str, path: object) -> None:
@@ -620,10 +621,10 @@ def _require_condition(condition: str, names: Sequence[str]) -> None:
 
 def _class(module: str, name: str) -> type:
     """A class of a file that is loaded already; nothing is imported."""
-    found = operator.attrgetter(name)(sys.modules[module])
-    if not isinstance(found, type):
+    kind = operator.attrgetter(name)(sys.modules[module])
+    if not isinstance(kind, type):
         raise ValueError(f"the class {module}.{name}")
-    return found
+    return kind
 
 
 @cache

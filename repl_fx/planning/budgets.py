@@ -145,12 +145,12 @@ def budget_shares(
     """
     shares: dict[str, dict[str, float | None]] = {}
     for name, expected in plan.expected.items():
-        limit, found = limits.get(name), left.get(name)
-        if isinstance(found, Share):
-            settled = not found.wide if limit is None else found.decides(limit)
-            known = {"reached": found.value if settled else None, **asdict(found)}
+        limit, share = limits.get(name), left.get(name)
+        if isinstance(share, Share):
+            settled = not share.wide if limit is None else share.decides(limit)
+            known = {"reached": share.value if settled else None, **asdict(share)}
         else:
-            known = {"reached": found}
+            known = {"reached": share}
         shares[name] = {"limit": limit, "expected": expected, **known}
     return shares
 
@@ -170,17 +170,17 @@ def budget_lines(shares: Mapping[str, Mapping[str, float | None]], timed_on: str
         timed_on: the device on which latency was measured.
     """
     lines = []
-    for name, found in shares.items():
-        limit, share = found["limit"], found["reached"]
-        if found.get("pairs") is not None:
-            middle, lower, upper, pairs = (found[part] for part in ("value", "lower", "upper", "pairs"))
+    for name, facts in shares.items():
+        limit, share = facts["limit"], facts["reached"]
+        if facts.get("pairs") is not None:
+            middle, lower, upper, pairs = (facts[part] for part in ("value", "lower", "upper", "pairs"))
             spread = f"{lower:.4f} to {upper:.4f} in {pairs:.0f} pairs of turns on {timed_on}"
-            said = f"{name} is {middle:.4f} of the original, {spread}"
+            line = f"{name} is {middle:.4f} of the original, {spread}"
             if share is None:
                 whether = "it" if limit is None else f"the budget of {limit:g} is reached"
-                lines.append(f"warning: {said}, which does not tell whether {whether}; measure on a quieter machine")
+                lines.append(f"warning: {line}, which does not tell whether {whether}; measure on a quieter machine")
                 continue
-            lines.append(said)
+            lines.append(line)
         if limit is not None and share is not None and share > limit:
             lines.append(f"warning: {name} is {share:.4f} of the original, above the budget of {limit:g}")
     return lines
@@ -265,8 +265,8 @@ class BudgetPlanner:
         may_go = candidates(
             self.repeats,
             ignore,
-            changes_sizes=any(one.traits.changes_sizes for one in mix),
-            alone=any(one.traits.source == "block" for one in mix),
+            changes_sizes=any(surrogate.traits.changes_sizes for surrogate in mix),
+            alone=any(surrogate.traits.source == "block" for surrogate in mix),
         )
         self.places = {repeat.blocks[i].name: (repeat, i) for repeat, i in may_go.places}
         self.replacements: dict[Way, Replacement] = {}
@@ -274,8 +274,9 @@ class BudgetPlanner:
         self.scores = self._scores()
         places = self.places.values()
         # Each on its own: together they may be stretches.
-        for one in (with_neighbours([place], one_sided=True).chosen for place in places):
-            each = [choose_surrogates(found, one, policy) for policy in mix]
+        for place in places:
+            chosen = with_neighbours([place], one_sided=True).chosen
+            each = [choose_surrogates(found, chosen, policy) for policy in mix]
             ways = {(r.block, number): r for number, (some, _) in enumerate(each) for r in some}
             self.replacements |= ways
             if not ways:
@@ -424,9 +425,9 @@ class BudgetPlanner:
         chosen = with_neighbours([self.places[block] for block, _ in ways], alone).chosen
         numbers = dict(ways)
         replacements = []
-        for one in chosen:
-            own = self.replacements[one.block.name, numbers[one.block.name]]
-            before, after = one.around
+        for gone in chosen:
+            own = self.replacements[gone.block.name, numbers[gone.block.name]]
+            before, after = gone.around
             replacements.append(replace(own, before=before, after=after))
         in_stretches = {block for block, number in ways if self._spans(number)}
         return by_stretch(self.found, chosen, replacements, in_stretches) if in_stretches else replacements
@@ -454,17 +455,18 @@ class BudgetPlanner:
         """The savings of a block by the first of its surrogates that can be built; where none can, it stays."""
         first, policy = self.replacements[way], self.mix[way[1]]
         reason = ""
-        for one in chain([first], next_choices(self.found, policy, first)):
+        for choice in chain([first], next_choices(self.found, policy, first)):
             try:
                 if build:
-                    self.costs.rewritten((one,))
-                saved = self.costs.saved(one)
+                    self.costs.rewritten((choice,))
+                saved = self.costs.saved(choice)
             except _UNBUILT as problem:
-                if not isinstance(problem, ForeignError) and make_surrogate(one.surrogate, one.settings).builds_by_ours:
+                builds_by_ours = make_surrogate(choice.surrogate, choice.settings).builds_by_ours
+                if builds_by_ours and not isinstance(problem, ForeignError):
                     raise
-                reason = reason or f"{one.surrogate} cannot be built here: {one_line(problem)}"
+                reason = reason or f"{choice.surrogate} cannot be built here: {one_line(problem)}"
                 continue
-            self.replacements[way] = one
+            self.replacements[way] = choice
             return saved
         self._refuse(way, Refusal(way[0], first.repeat, reason))
         return {}

@@ -154,19 +154,19 @@ def _side(path: Path) -> _Side:
 
 def _blocks(plan: Plan) -> dict[str, Mapping[str, Any]]:
     """The words of a plan on each block that it names."""
-    found: dict[str, Mapping[str, Any]] = {}
-    for one in plan.replacements:
-        found[one.block] = {
+    blocks: dict[str, Mapping[str, Any]] = {}
+    for replacement in plan.replacements:
+        blocks[replacement.block] = {
             _STATUS: "replaced",
-            "surrogate": one.surrogate,
-            "settings": one.settings,
-            "before": one.before,
-            "after": one.after,
-            "reason": one.why or None,
+            "surrogate": replacement.surrogate,
+            "settings": replacement.settings,
+            "before": replacement.before,
+            "after": replacement.after,
+            "reason": replacement.why or None,
         }
     for refusal in plan.refusals:
-        found.setdefault(refusal.block, {_STATUS: "refused", "reason": refusal.reason})
-    return found
+        blocks.setdefault(refusal.block, {_STATUS: "refused", "reason": refusal.reason})
+    return blocks
 
 
 def _model(side: _Side) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def _flat(facts: Mapping[str, Any], around: str = "") -> dict[str, Any]:
 
 
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[ChangedFact, ...]:
-    found = ((name, one.get(name), other.get(name)) for name in dict.fromkeys((*one, *other)))
-    return tuple(ChangedFact(name, first, second) for name, first, second in found if first != second)
+    facts = ((name, one.get(name), other.get(name)) for name in dict.fromkeys((*one, *other)))
+    return tuple(ChangedFact(name, first, second) for name, first, second in facts if first != second)
 
 
 def _parameters(side: _Side) -> int | None:
@@ -222,8 +222,8 @@ def _weights(one: _Side, other: _Side) -> WeightsDifference | None:
 def _tensors(directory: Path, manifest: Manifest, opened: ExitStack) -> dict[str, Any]:
     """The file of each tensor of an artifact, by its name."""
     files = [written_file(directory, manifest, name) for name in (weights_name(manifest), CONSTANTS)]
-    found = [opened.enter_context(safe_open(file, "pt")) for file in files]
-    return {name: file for file in found for name in sorted(file.keys())}
+    opened_files = [opened.enter_context(safe_open(file, "pt")) for file in files]
+    return {name: file for file in opened_files for name in sorted(file.keys())}
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -238,32 +238,33 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else str(value)
 
 
-def difference_lines(found: PlansDifference) -> list[RenderableType]:
+def difference_lines(difference: PlansDifference) -> list[RenderableType]:
     """All that differs: the model, options, blocks, parameters and weights; one line where nothing does."""
-    if not found:
-        return [f"{found.one} and {found.other} are equal: {found.alike} {_blocks_are(found.alike)} the same"]
-    lines: list[RenderableType] = [f"- {found.one}", f"+ {found.other}"]
-    lines += [f"model: {one}" for one in found.model]
-    lines += [f"options: {one}" for one in found.options]
-    if found.blocks:
-        lines += [_blocks_table(found), f"{found.alike} other {_blocks_are(found.alike)} the same"]
-    before, after = found.parameters
+    alike = difference.alike
+    if not difference:
+        return [f"{difference.one} and {difference.other} are equal: {alike} {_blocks_are(alike)} the same"]
+    lines: list[RenderableType] = [f"- {difference.one}", f"+ {difference.other}"]
+    lines += [f"model: {fact}" for fact in difference.model]
+    lines += [f"options: {fact}" for fact in difference.options]
+    if difference.blocks:
+        lines += [_blocks_table(difference), f"{alike} other {_blocks_are(alike)} the same"]
+    before, after = difference.parameters
     if before is not None and after is not None:
         lines.append(f"parameters: {count(before)} -> {count(after)} ({change(before, after)})")
-    if found.weights is not None:
-        lines.append(f"weights: {_weights_line(found.weights)}")
+    if difference.weights is not None:
+        lines.append(f"weights: {_weights_line(difference.weights)}")
     return lines
 
 
-def _blocks_table(found: PlansDifference) -> Table:
+def _blocks_table(difference: PlansDifference) -> Table:
     rows = [
         (
             "" if number else block.block,
-            one.what,
-            *("" if value is None else str(value) for value in (one.one, one.other)),
+            fact.what,
+            *("" if value is None else str(value) for value in (fact.one, fact.other)),
         )
-        for block in found.blocks
-        for number, one in enumerate(block.changes)
+        for block in difference.blocks
+        for number, fact in enumerate(block.changes)
     ]
     return Table("Blocks that differ", words("block", "what", "-", "+"), rows)
 

@@ -50,35 +50,35 @@ def structure_of(module: nn.Module, owners: Mapping[int, int]) -> Any:
     Args:
         owners: how many names each tensor and each module has in the whole model, by `id`.
     """
-    found: list[Any] = []
+    structure: list[Any] = []
     seen: dict[int, str] = {}
     inside: dict[int, int] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         inside[id(part)] = inside.get(id(part), 0) + 1
-        found.append((path, seen.setdefault(id(part), path), type(part)))
+        structure.append((path, seen.setdefault(id(part), path), type(part)))
         hooks = [hook for name in _HOOKS for hook in (getattr(part, name, None) or {}).values()]
         if hooks and not _only_capturing(hooks):
-            found.append(tuple(map(id, hooks)))
+            structure.append(tuple(map(id, hooks)))
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             where = f"{path}.{name}"
             if tensor is None:
-                found.append((where, name in part._parameters))
+                structure.append((where, name in part._parameters))
                 continue
             inside[id(tensor)] = inside.get(id(tensor), 0) + 1
-            found.append((where, seen.setdefault(id(tensor), where), name in part._non_persistent_buffers_set))
-            found.append((type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad))
-            found.append(tensor.stride() if tensor.layout is torch.strided else tensor.layout)
+            structure.append((where, seen.setdefault(id(tensor), where), name in part._non_persistent_buffers_set))
+            structure.append((type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad))
+            structure.append(tensor.stride() if tensor.layout is torch.strided else tensor.layout)
     # What the model has elsewhere too is to be the very same.
-    shared = [(seen[one], one) for one, count in inside.items() if owners.get(one, 0) > count]
-    return tuple(found), tuple(shared)
+    shared = [(seen[number], number) for number, count in inside.items() if owners.get(number, 0) > count]
+    return tuple(structure), tuple(shared)
 
 
 def names_of(model: nn.Module) -> dict[int, int]:
     """The number of names of each tensor and each module of a model, by `id`."""
     counts: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
-        for one in (module, *module._parameters.values(), *module._buffers.values()):
-            counts[id(one)] = counts.get(id(one), 0) + 1
+        for named in (module, *module._parameters.values(), *module._buffers.values()):
+            counts[id(named)] = counts.get(id(named), 0) + 1
     return counts
 
 
@@ -92,11 +92,11 @@ def _only_capturing(hooks: Iterable[Any]) -> bool:
 
 def attributes_of_tree(module: nn.Module, aside: AttributesAside | None = None) -> Attributes:
     """The attributes of a module and of those inside, by path and name; those that are aside too."""
-    found = {}
+    attributes = {}
     for path, part in module.named_modules():
         every = attributes_of(part) | ({} if aside is None else aside.values(part))
-        found[path] = {name: value for name, value in every.items() if name not in _OF_THE_TRACE}
-    return found
+        attributes[path] = {name: value for name, value in every.items() if name not in _OF_THE_TRACE}
+    return attributes
 
 
 def differences(one: Attributes, other: Attributes, pairs: dict[int, Any]) -> list[Spot]:
@@ -106,13 +106,13 @@ def differences(one: Attributes, other: Attributes, pairs: dict[int, Any]) -> li
         one, other: `attributes_of_tree` of each, at some moment.
         pairs: the modules of the one, by `id`, each with its counterpart in the other; objects are added.
     """
-    found = []
+    differing = []
     for path, theirs in other.items():
         mine = one[path]
         for name in mine.keys() | theirs.keys():
             if name not in mine or name not in theirs or not _same(mine[name], theirs[name], pairs, 0):
-                found.append((path, name))
-    return found
+                differing.append((path, name))
+    return differing
 
 
 def _same(one: Any, other: Any, pairs: dict[int, Any], depth: int) -> bool:
@@ -180,7 +180,7 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
     tensors: list[Tensor] = []
     numbers: dict[int, int] = {}
     memory: dict[int, int] = {}
-    found: list[Any] = [structure]
+    kinds_of_leaves: list[Any] = [structure]
     for leaf in leaves:
         if isinstance(leaf, Tensor):
             if not plain(leaf):
@@ -189,13 +189,13 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
                 numbers[id(leaf)] = len(tensors)
                 tensors.append(leaf)
             place = memory.setdefault(memory_of(leaf), len(memory))
-            found.append((numbers[id(leaf)], place, *metadata(leaf), gradients and leaf.requires_grad))
+            kinds_of_leaves.append((numbers[id(leaf)], place, *metadata(leaf), gradients and leaf.requires_grad))
         elif isinstance(leaf, torch.SymInt):
-            found.append((torch.SymInt, leaf.node.expr))
+            kinds_of_leaves.append((torch.SymInt, leaf.node.expr))
         elif isinstance(leaf, _VALUES) and not isinstance(leaf, (slice, type)):
-            found.append((type(leaf), leaf))
+            kinds_of_leaves.append((type(leaf), leaf))
         elif leaf is None or isinstance(leaf, type):
-            found.append(leaf)
+            kinds_of_leaves.append(leaf)
         else:
             return None
     if not 0 < len(tensors) <= _MOST_TENSORS:
@@ -204,7 +204,7 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
     regions = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
     settings = (torch.is_grad_enabled(), torch.get_default_dtype(), attention_kernels(), tuple(regions))
     try:
-        key = (tuple(found), settings)
+        key = (tuple(kinds_of_leaves), settings)
         hash(key)
     except TypeError:
         return None

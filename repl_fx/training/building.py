@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
@@ -85,13 +85,10 @@ def _tried(model: nn.Module, task: Task, batch: Batch, name: str) -> Any:
     """The outputs of the model for a batch, in evaluation mode, on the device of the batch."""
     tensors = [leaf for leaf in pytree.tree_leaves(batch[0]) if isinstance(leaf, Tensor)]
     device = tensors[0].device if tensors else torch.device("cpu")
-    try:
-        with in_mode(model, False), torch.no_grad(), foreign_code():
-            return task.outputs(model.to(device), batch)
-    except ForeignError as failed:
-        # A list is of pictures, which may differ in size.
-        sizes = tensors[0].shape[isinstance(batch[0], Tensor) :] if tensors else ()
-        shape = "x".join(map(str, sizes)) if tensors else "no tensors"
-        raise BadInput(
-            f"{type(model).__name__} does not take inputs of {name}, which are {shape}: {first_line(failed.problem)}"
-        ) from failed.problem
+    # A list is of pictures, which may differ in size.
+    sizes = tensors[0].shape[isinstance(batch[0], Tensor) :] if tensors else ()
+    shape = "x".join(map(str, sizes)) if tensors else "no tensors"
+    fails = f"{type(model).__name__} does not take inputs of {name}, which are {shape}"
+    refused = foreign_code(lambda problem: BadInput(f"{fails}: {first_line(problem)}"))
+    with in_mode(model, False), torch.no_grad(), refused:
+        return task.outputs(model.to(device), batch)

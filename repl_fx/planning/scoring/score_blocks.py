@@ -114,10 +114,10 @@ class _Scoring:
         notes: dict[fx.Node, list[Callable[[Any], None]]] = {}
         if set(self.asked) != {"loss"}:
             for named, repeat in zip(part.repeats, part.inside, strict=True):
-                one = RepeatStatistics(part.graph_module, repeat, gradients=self.gradients)
-                self.statistics[tuple(block.name for block in named.blocks)] = one
+                statistics = RepeatStatistics(part.graph_module, repeat, gradients=self.gradients)
+                self.statistics[tuple(block.name for block in named.blocks)] = statistics
                 # Similar and exact repeats may share boundaries.
-                for node, note in one.notes().items():
+                for node, note in statistics.notes().items():
                     notes.setdefault(node, []).append(note)
         return watched(part.graph_module, {node: partial(_tell_each, some) for node, some in notes.items()})
 
@@ -126,8 +126,8 @@ class _Scoring:
         try:
             with torch.set_grad_enabled(self.gradients), _differentiable(self.observed, self.gradients):
                 outputs = self.evaluation.outputs(self.observed, batch)
-                for names, one in self.statistics.items():
-                    for number in one.broken[:1]:
+                for names, statistics in self.statistics.items():
+                    for number in statistics.broken[:1]:
                         raise BadInput(
                             f"{batch.where}: {names[number]} makes values that are no finite numbers; give data like "
                             "those that the model was trained on"
@@ -141,22 +141,22 @@ class _Scoring:
                     if self.gradients:
                         self._add_gradients(loss, batch)
         finally:
-            for one in self.statistics.values():
-                one.forget()
+            for statistics in self.statistics.values():
+                statistics.forget()
         if self.alone is not None:
             self.alone.add(batch)
         self.samples += batch.samples
 
     def _add_gradients(self, loss: Tensor, batch: Batch) -> None:
-        edges = [edge for one in self.statistics.values() for edge in one.edges]
+        edges = [edge for statistics in self.statistics.values() for edge in statistics.edges]
         if not edges:
             return
         fails = f"the loss of {batch.where} has no gradients"
         with foreign_code(lambda problem: BadInput(f"{fails}: {first_line(problem)}")):
-            found = torch.autograd.grad(loss, edges, allow_unused=True)
-        for one in self.statistics.values():
-            own, found = found[: len(one.edges)], found[len(one.edges) :]
-            one.add_gradients(own, batch.samples)
+            gradients = torch.autograd.grad(loss, edges, allow_unused=True)
+        for statistics in self.statistics.values():
+            own, gradients = gradients[: len(statistics.edges)], gradients[len(statistics.edges) :]
+            statistics.add_gradients(own, batch.samples)
 
     def greedy(self, batches: Batches, count: int, stage: Callable[[str], None]) -> dict[str, float]:
         """The blocks that go one after the other, each with the mean loss behind it."""
@@ -193,8 +193,8 @@ class _Scoring:
         stretches = []
         if "influence" in self.asked:
             named = {block.name: repeat.name for repeat in repeats_of(self.found) for block in repeat.blocks}
-            for names, one in self.statistics.items():
-                for (first, last), alike in sorted(one.alike.items()):
+            for names, statistics in self.statistics.items():
+                for (first, last), alike in sorted(statistics.alike.items()):
                     if first < last and (influence := alike.influence) is not None:
                         ends = names[first], names[last]
                         stretches.append(StretchScore(named[ends[0]], *ends, last - first + 1, influence))
@@ -202,20 +202,20 @@ class _Scoring:
         return Scores(tuple(blocks), tuple(stretches), self.samples, tuple(self.asked), mean)
 
     def _block_score(self, name: str, repeat: str, loss: float | None, order: Mapping[str, float]) -> BlockScore:
-        found: dict[str, tuple[float | None, str]] = {}
+        scores: dict[str, tuple[float | None, str]] = {}
         if "loss" in self.asked:
             finite = loss if loss is not None and math.isfinite(loss) else None
-            found["loss"] = finite, self.skipping.refusals.get(name, "the loss without it is no finite number")
-        for names, one in self.statistics.items():
+            scores["loss"] = finite, self.skipping.refusals.get(name, "the loss without it is no finite number")
+        for names, statistics in self.statistics.items():
             if name in names:
                 number = names.index(name)
-                alike, sensitive = one.alike[number, number], one.sensitive[number]
+                alike, sensitive = statistics.alike[number, number], statistics.sensitive[number]
                 idle = alike.reason or "the model does not run it on these data"
-                found["influence"] = alike.influence, idle
-                found["change"] = alike.change, idle if alike.influence is None else "all that enters it is zero"
-                found["gradient"] = sensitive.gradient, sensitive.reason or idle
-        values: dict[str, Any] = {kind: found[kind][0] for kind in self.asked}
-        reasons: dict[str, str] = {kind: found[kind][1] for kind in self.asked if found[kind][0] is None}
+                scores["influence"] = alike.influence, idle
+                scores["change"] = alike.change, idle if alike.influence is None else "all that enters it is zero"
+                scores["gradient"] = sensitive.gradient, sensitive.reason or idle
+        values: dict[str, Any] = {kind: scores[kind][0] for kind in self.asked}
+        reasons: dict[str, str] = {kind: scores[kind][1] for kind in self.asked if scores[kind][0] is None}
         rank = list(order).index(name) + 1 if name in order else None
         return BlockScore(name, repeat, **values, greedy_rank=rank, greedy_loss=order.get(name), reasons=reasons)
 
@@ -258,12 +258,12 @@ def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[P
     """The parts of a model, with the repeats whose blocks are scored."""
     if repeats is not None and any(isinstance(repeat, Repeat) and repeat.own for repeat in repeats):
         return find_in_parts(captured, lambda part: require_repeats(part.graph_module, _within(part, repeats)))
-    found = find_in_parts(captured)
-    known = {repeat.name for repeat in repeats_of(found)}
+    parts = find_in_parts(captured)
+    known = {repeat.name for repeat in repeats_of(parts)}
     if not known:
         raise BadInput("nothing repeats in this model, so that there are no blocks to score")
     if repeats is None:
-        return found
+        return parts
     if not repeats or not all(isinstance(repeat, Repeat) for repeat in repeats):
         raise BadInput("score_blocks takes for repeats what repl_fx.find_repeats(gm) returned, or some of it")
     wanted = {repeat.name for repeat in repeats}
@@ -271,7 +271,7 @@ def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[P
         raise BadInput(
             f"no repeat {sorted(wanted - known)[0]!r}; the repeats of this model are {', '.join(sorted(known))}"
         )
-    return tuple(_with(part, wanted) for part in found)
+    return tuple(_with(part, wanted) for part in parts)
 
 
 def _within(part: Part, repeats: Sequence[Repeat]) -> list[Repeat]:

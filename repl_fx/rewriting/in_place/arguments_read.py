@@ -54,15 +54,15 @@ def arguments_read(block: nn.Module, left: Left) -> list[tuple[str, ...]]:
     Of `**kwargs` each name that is read, as `("kwargs", "scale")`, or `("kwargs",)` where any may be.
     """
     forward = vars(block).get("forward", type(block).forward)
-    found: list[tuple[str, ...]] = []
+    places: list[tuple[str, ...]] = []
     for parameter in list(inspect.signature(type(block).forward).parameters.values())[1:]:
         name = parameter.name
         if parameter.kind is parameter.VAR_KEYWORD:
             names = _keywords_read(block, forward, name, left)
-            found += [(name,)] if names is None else [(name, one) for one in sorted(names)]
+            places += [(name,)] if names is None else [(name, keyword) for keyword in sorted(names)]
         elif _is_read(block, forward, name, left):
-            found.append((name,))
-    return found
+            places.append((name,))
+    return places
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _FunctionCode:
                 within = self.meant(owner, value)
                 # Of tables alone: other functions may do more than find.
                 if isinstance(within, Mapping):
-                    return getattr(within, name)(*(self.meant(owner, one) for one in args))
+                    return getattr(within, name)(*(self.meant(owner, argument) for argument in args))
         return None
 
     def bound_to(self, owner: nn.Module, name: str) -> list[Any]:
@@ -155,14 +155,14 @@ def _is_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Le
 
 def _keywords_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> set[str] | None:
     """The names under which the code of a method reads what is in its `**kwargs`; None where it may read all of it."""
-    code, found = _FunctionCode.of(function), set[str]()
+    code, keywords = _FunctionCode.of(function), set[str]()
     for node in [] if code is None else code.uses(name, left):
         assert code is not None
         names = _keywords_at(owner, node, code, left)
         if names is None:
             return None
-        found |= names
-    return None if code is None else found
+        keywords |= names
+    return None if code is None else keywords
 
 
 def _keywords_at(owner: nn.Module, node: ast.Name, code: _FunctionCode, left: Left) -> set[str] | None:
@@ -171,7 +171,7 @@ def _keywords_at(owner: nn.Module, node: ast.Name, code: _FunctionCode, left: Le
     match by, over:
         case ast.keyword(arg=None), ast.Call():
             callees = _callees(owner, over, code, left)
-            return None if callees is None else _united(_taken_by_name(*one, over, left) for one in callees)
+            return None if callees is None else _united(_taken_by_name(*callee, over, left) for callee in callees)
         case ast.Subscript(slice=ast.Constant(value=str(key))), _:
             return {key}
         case ast.Attribute(attr="get" | "pop"), ast.Call(args=[ast.Constant(value=str(key)), *_]):
@@ -181,33 +181,33 @@ def _keywords_at(owner: nn.Module, node: ast.Name, code: _FunctionCode, left: Le
     return None
 
 
-def _united(found: Iterable[set[str] | None]) -> set[str] | None:
-    names = set[str]()
-    for some in found:
-        if some is None:
+def _united(sets: Iterable[set[str] | None]) -> set[str] | None:
+    united = set[str]()
+    for names in sets:
+        if names is None:
             return None
-        names |= some
-    return names
+        united |= names
+    return united
 
 
 def _taken_by_name(
     inner: nn.Module, function: Callable[..., Any], first: int, call: ast.Call, left: Left
 ) -> set[str] | None:
     """The names that a function reads of the keywords that it is handed, beside the arguments that the call gives."""
-    found, given = set[str](), {keyword.arg for keyword in call.keywords}
-    placed = itertools.takewhile(lambda one: not isinstance(one, ast.Starred), call.args)
+    taken, given = set[str](), {keyword.arg for keyword in call.keywords}
+    placed = itertools.takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
     for parameter in list(inspect.signature(function).parameters.values())[first + len(list(placed)) :]:
         name = parameter.name
         if parameter.kind is parameter.VAR_KEYWORD:
             rest = _keywords_read(inner, function, name, left)
-            return None if rest is None else found | (rest - given)
+            return None if rest is None else taken | (rest - given)
         if (
             parameter.kind is not parameter.VAR_POSITIONAL
             and name not in given
             and _is_read(inner, function, name, left)
         ):
-            found.add(name)
-    return found
+            taken.add(name)
+    return taken
 
 
 def _is_in_what_is_gone(node: ast.AST, above: dict[ast.AST, ast.AST], file: str, left: Left) -> bool:
@@ -231,7 +231,7 @@ def _is_in_what_is_gone(node: ast.AST, above: dict[ast.AST, ast.AST], file: str,
 
 def _lines(file: str, statements: Sequence[ast.stmt | ast.expr]) -> set[Line]:
     """The lines of statements."""
-    spans = ((one.lineno, one.end_lineno or one.lineno) for one in statements)
+    spans = ((statement.lineno, statement.end_lineno or statement.lineno) for statement in statements)
     return {(file, number) for first, last in spans for number in range(first, last + 1)}
 
 
@@ -249,24 +249,24 @@ def _handed_on(node: ast.expr, code: _FunctionCode, takes: Callable[[ast.Call, a
 def _takes(owner: nn.Module, code: _FunctionCode, call: ast.Call, used: ast.AST, *, left: Left) -> bool:
     """Tell whether a call in the code of a module hands an argument to what does not read it."""
     callees = _callees(owner, call, code, left)
-    return callees is not None and not any(_reads(*one, call, used, left) for one in callees)
+    return callees is not None and not any(_reads(*callee, call, used, left) for callee in callees)
 
 
 def _reads(
     inner: nn.Module, function: Callable[..., Any], first: int, call: ast.Call, used: ast.AST, left: Left
 ) -> bool:
     """Tell whether a function reads what a call hands to it."""
-    keyword = next((one for one in call.keywords if one.value is used), None)
+    keyword = next((argument for argument in call.keywords if argument.value is used), None)
     parameters = list(inspect.signature(function).parameters.values())[first:]
     if keyword is None:
-        if any(isinstance(one, ast.Starred) for one in call.args):
+        if any(isinstance(argument, ast.Starred) for argument in call.args):
             return True
-        number = next(i for i, one in enumerate(call.args) if one is used)
-        found = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][number:][:1]
+        number = next(i for i, argument in enumerate(call.args) if argument is used)
+        taking = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][number:][:1]
     else:
-        found = [p.name for p in parameters if p.name == keyword.arg]
-    if found or keyword is None or keyword.arg is None:
-        return not found or _is_read(inner, function, found[0], left)
+        taking = [p.name for p in parameters if p.name == keyword.arg]
+    if taking or keyword is None or keyword.arg is None:
+        return not taking or _is_read(inner, function, taking[0], left)
     rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
     names = None if rest is None else _keywords_read(inner, function, rest, left)
     return names is None or keyword.arg in names

@@ -134,14 +134,14 @@ class Cut:
         """The surrogate as a module with the arguments and results of the block."""
         swaps, form = self.swaps, self.call.result
         assert form is not None
-        made = self._without_work()
-        names = self._swapped(made) if swaps else {}
+        block = self._without_work()
+        names = self._swapped(block) if swaps else {}
         leaves = () if swaps else tuple(self._leaf(number) for number in range(form.num_leaves))
         results = [*names.values(), *dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
         effects = () if swaps else (node for node in self.inside if has_effect(node))
         needed = self._needed([*results, *effects])
-        self._write(results, needed, made)
-        made._stand_in = StandIn(
+        self._write(results, needed, block)
+        block._stand_in = StandIn(
             qualified_name(self.part.path, self.path),
             self.extract.graph,
             tuple(self.arguments.values()),
@@ -155,8 +155,8 @@ class Cut:
             tuple(names),
         )
         if swaps:
-            made._stand_in.swap.install(made, names)
-        return made
+            block._stand_in.swap.install(block, names)
+        return block
 
     def _only_call(self, path: str) -> ModuleCall:
         """The call of a module.
@@ -164,11 +164,11 @@ class Cut:
         Raises:
             NotInPlace: the module is called several times, or no call of it was seen.
         """
-        found = {boundary.call for _, boundary in at_boundaries(self.gm.graph, path)}
-        if not found:
+        calls = {boundary.call for _, boundary in at_boundaries(self.gm.graph, path)}
+        if not calls:
             raise NotInPlace(f"no call of the module {path} was seen in the trace")
-        call = found.pop()
-        if found or len(call.calls) > 1:
+        call = calls.pop()
+        if calls or len(call.calls) > 1:
             raise NotInPlace(f"the module {path} is called more than once")
         if call.result is None or not all(isinstance(value, PLAIN) for value in call.constants.values()):
             raise NotInPlace(f"the module {path} returns an object that is neither a tensor nor a plain value")
@@ -190,48 +190,48 @@ class Cut:
     def _without_work(self) -> SurrogateBlock:
         """The module with what stays of the block, its hooks and plain attributes, and the surrogate's modules."""
         kind = surrogate_class(type(self.source), self.swaps)
-        made = kind.__new__(kind)
+        block = kind.__new__(kind)
         # A copy whose lists of modules and methods are its own.
         source = vars(assemble(self.source, {}))
         if self.swaps:
-            made.__dict__.update(source)
+            block.__dict__.update(source)
         else:
             left = nn.Module()
             if has_attribute(self.gm, self.path):
                 left = share_tensors(self.gm.get_submodule(self.path))
             plain = {n: v for n, v in source.items() if n not in OWN_ATTRIBUTES and not _holds_modules(v)}
             hooks = {n: v for n, v in source.items() if n in OWN_ATTRIBUTES and n not in _STATE}
-            made.__dict__.update({**plain, **hooks, **{n: v for n, v in vars(left).items() if n in _STATE}})
-        made.training = self.gm.training
-        if has_attribute(made, OWN):
+            block.__dict__.update({**plain, **hooks, **{n: v for n, v in vars(left).items() if n in _STATE}})
+        block.training = self.gm.training
+        if has_attribute(block, OWN):
             raise NotInPlace(f"the module {self.path} has an attribute {OWN} already")
         if has_attribute(self.gm, self.own[:-1]):
-            made._modules[OWN] = share_tensors(self.gm.get_submodule(self.own[:-1]))
-        made._pinned = within(self.path, self.gm.meta.get("pinned", {}))
+            block._modules[OWN] = share_tensors(self.gm.get_submodule(self.own[:-1]))
+        block._pinned = within(self.path, self.gm.meta.get("pinned", {}))
         # By which a checkpoint of the source is loaded (`repl_fx.sources.checkpoints.source_state`).
-        made.meta = {SOURCE_STATE: within(self.path, self.gm.meta[SOURCE_STATE])}
-        return made
+        block.meta = {SOURCE_STATE: within(self.path, self.gm.meta[SOURCE_STATE])}
+        return block
 
-    def _swapped(self, made: SurrogateBlock) -> dict[str, fx.Node]:
+    def _swapped(self, block: SurrogateBlock) -> dict[str, fx.Node]:
         """The nodes whose values the block has in the place of parameters, by name; the module has those no more."""
-        if any(isinstance(module, nn.RNNBase) for module in made.modules()):
+        if any(isinstance(module, nn.RNNBase) for module in block.modules()):
             raise NotInPlace(f"the module {self.path} has a recurrent layer, which keeps its weights twice")
-        found = {}
+        swapped = {}
         for node in self.gm.graph.nodes:
             path = STANDS_FOR.of(node) if node in self.inside else None
             if path and not path.startswith(f"{self.path}."):
                 raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
             if path:
-                found[path.removeprefix(f"{self.path}.")] = node
-        for name, node in found.items():
+                swapped[path.removeprefix(f"{self.path}.")] = node
+        for name, node in swapped.items():
             owner, _, own = name.rpartition(".")
-            module = made.get_submodule(owner)
+            module = block.get_submodule(owner)
             before, now = module._parameters[own], node.meta["val"]
             if before is not None and before.shape != now.shape:
                 self.most = max(self.most, *before.shape)
                 _tell_sizes_(module, before, now)
             module._parameters[own] = None
-        return found
+        return swapped
 
     def _leaf(self, number: int) -> fx.Node | Passed | Constant:
         """A leaf of the result: a node that makes it, or else where it comes from."""
@@ -291,7 +291,7 @@ class Cut:
             return node.all_input_nodes
         return [given for given in node.args[:_OWN_OF_LAYER] if isinstance(given, fx.Node)]
 
-    def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], made: SurrogateBlock) -> None:
+    def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], block: SurrogateBlock) -> None:
         """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
         ordered = [node for node in self.gm.graph.nodes if node in needed]
         checks = () if self.swaps else tuple(self._size_checks())
@@ -304,7 +304,7 @@ class Cut:
                 self.extract.take(argument, argument.name)
         for node in ordered:
             if node.op == "get_attr" and self._local(str(node.target)) is None:
-                self._read_elsewhere(node, made)
+                self._read_elsewhere(node, block)
         for node in ordered:
             if BORROWS.of(node) is not None:
                 self.borrowed[node] = self._borrow(node)
@@ -313,7 +313,7 @@ class Cut:
         for check, taken in checks:
             graph.call_function(check, tuple(map(value, taken)))
         for node in ordered:
-            self._place(node, made)
+            self._place(node, block)
         graph.output(tuple(map(value, results)))
         for node in graph.nodes:
             node.meta = {}
@@ -325,31 +325,29 @@ class Cut:
         for _, check in size_checks(self.gm.graph):
             if check.limit or not any(f"{path}.".startswith(inside) for path in check.within):
                 continue
-            found = [self._of_size(name) for name, _, _ in check.sizes]
-            taken = list(dict.fromkeys(given for given, _ in found))
-            sizes = tuple(
-                (name, taken.index(given), dim) for (name, _, _), (given, dim) in zip(check.sizes, found, strict=True)
-            )
+            places = [(name, *self._of_size(name)) for name, _, _ in check.sizes]
+            taken = list(dict.fromkeys(given for _, given, _ in places))
+            sizes = tuple((name, taken.index(given), dim) for name, given, dim in places)
             yield replace(check, sizes=sizes), taken
 
     def _of_size(self, name: str) -> tuple[fx.Node, int]:
         """The argument and the dimension of a size, by the name of its symbol."""
-        found = dimension_called(name, filter(is_tensor, self.given))
-        if found is None:
+        dimension = dimension_called(name, filter(is_tensor, self.given))
+        if dimension is None:
             raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")
-        return found
+        return dimension
 
     def _argument(self, node: fx.Node) -> Argument:
         shape = node.meta["val"].shape
         return Argument(self.given[node], {dim: s for dim, s in enumerate(shape) if isinstance(s, int)}, len(shape))
 
-    def _read_elsewhere(self, node: fx.Node, made: SurrogateBlock) -> None:
+    def _read_elsewhere(self, node: fx.Node, block: SurrogateBlock) -> None:
         """Take a parameter, a buffer or a flag from outside of the block as an argument of the graph."""
         target = str(node.target)
         if is_traced_constant(target) or target == ANCHOR:
-            if has_attribute(made, target):
+            if has_attribute(block, target):
                 raise NotInPlace(f"the module {self.path} has an attribute {target} already")
-            made.register_buffer(target, attribute(self.gm, target), persistent=False)
+            block.register_buffer(target, attribute(self.gm, target), persistent=False)
             return
         path = qualified_name(self.part.path, target)
         if path not in self.elsewhere:
@@ -367,7 +365,7 @@ class Cut:
         kept = KeptCall(source, path)
         return BorrowedAttention(layer, kept, qualified_name(self.part.path, self.path), layer_index(self.source))
 
-    def _place(self, node: fx.Node, made: SurrogateBlock) -> None:
+    def _place(self, node: fx.Node, block: SurrogateBlock) -> None:
         """Put a node of the graph into the new one."""
         made_of = self.extract.made
         if node in self.borrowed:
@@ -377,7 +375,7 @@ class Cut:
         if node in made_of:
             return
         local = self._local(str(node.target)) if node.op in ("get_attr", "call_module") else None
-        if node.op == "call_module" and (local is None or not has_attribute(made, local)):
+        if node.op == "call_module" and (local is None or not has_attribute(block, local)):
             raise NotInPlace(f"it calls {node.target}, which is outside of {self.path}")
         self.extract.copy(node, local)
 

@@ -97,13 +97,13 @@ def find_hidden_units(site: Site) -> list[HiddenUnits]:
 
 def _heads(site: Site, core: fx.Node) -> HiddenUnits | None:
     """The heads of an attention as units that go together; None where they are no rows of layers of their own."""
-    settings = product_settings(core)
+    settings: Any = product_settings(core)
     sizes = _head_sizes(core, settings)
     if sizes is None:
         return None
     units = HiddenUnits(-1, math.prod(sizes), between={core: None}, group=sizes[1])
     for turned in (settings[name] for name in ("query", "key", "value")):
-        split = turned.args[0] if _turns(turned) else None
+        split: Any = turned.args[0] if _turns(turned) else None
         splits = _is_shaped(split, *sizes) and split.target in RESHAPES
         linear = _layer(site, split.args[0]) if splits else None
         if linear is None or not _is_shaped(linear.node, units.size):
