@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rates there")
     parser.add_argument("--strict", action="store_true")
     given = parser.parse_args(arguments)
-    data = load_data(given.data, root=given.data_dir, standardise=True)
+    data = load_data(given.data, root=given.data_dir, normalise="data")
     assert isinstance(data, Data) and isinstance(data.train, Tensors)
     # The evaluation at the end of each epoch is not measured.
     few = Tensors(data.test.inputs[:64], data.test.targets[:64]) if isinstance(data.test, Tensors) else data.test

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from repl_fx.artifact import Artifact
     from repl_fx.costs.counted import Costs
     from repl_fx.running.example_inputs import ExampleInputs
+    from repl_fx.sources import Purpose
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
 
@@ -342,7 +343,14 @@ _BROUGHT = {
 
 
 def load_target(
-    spec: str, model: str | None, settings: ModelSettings, *, seed: int, device: str, trust: bool
+    spec: str,
+    model: str | None,
+    settings: ModelSettings,
+    *,
+    seed: int,
+    device: str,
+    trust: bool,
+    purpose: Purpose | None = None,
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory."""
     from repl_fx.errors import BadInput
@@ -351,7 +359,7 @@ def load_target(
     if not Path(spec).is_dir():
         if model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
-        options = settings.source_options()
+        options = {**settings.source_options(), "purpose": purpose}
         source = load_source(spec, seed=seed, device=device, trust_remote_code=trust, **options)
         known = str(source), source.notes, source.model, source.inputs, None
         return Target(*known, settings.fixed_names, source.preprocessing)

@@ -14,10 +14,11 @@ from repl_fx.cli.completion import OF_SETTINGS
 from repl_fx.planning.settings import flag_of
 
 # The sections of the help, by the settings in them; all others are the command's own.
+_LATER = ("task", "augment", "mixup", "cutmix")
 _SECTIONS = {
     "Blocks to replace": ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan"),
     "Model": ("weights", "pretrained", "arg", "input_shape", "fixed", "checkpoint_blocks"),
-    "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
+    "Data": ("data", "data_dir", "download", "context", "size", "normalise", "mean", "std", *_LATER),
     "Optimizer": (
         *("epochs", "steps", "batch_size", "full_batches", "accumulate", "optimizer", "lr", "momentum"),
         *("weight_decay", "warmup", "clip", "label_smoothing", "ema", "precision", "compile", "learn"),

@@ -8,73 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from repl_fx.cli import common
-from repl_fx.cli.completion import complete_data, complete_task
 from repl_fx.cli.flags import with_flags
 from repl_fx.cli.report import page_renderer, report_document
-from repl_fx.planning.settings import ModelSettings
+from repl_fx.planning.settings import ModelSettings, given_among
+from repl_fx.training.config import READING, TrainConfig
 
 if TYPE_CHECKING:
     from repl_fx.costs.counted import Costs
     from repl_fx.report.model_graph.document import Document
+    from repl_fx.sources import Purpose
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
-    from repl_fx.training.config import TrainConfig
     from repl_fx.training.data.kinds import Data, UserData
 
 # Sections of the help.
 _SCORES, _PICTURES = "Scores of trained blocks", "Pictures"
 
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …",
-        show_default=False,
-        autocompletion=complete_data,
-        rich_help_panel=_SCORES,
-    ),
-]
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        metavar="DIR",
-        help="Directory of the files of named data sets.",
-        show_default=False,
-        rich_help_panel=_SCORES,
-    ),
-]
-TaskOption = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        metavar="TASK",
-        help="Task of loaders: classification, …",
-        show_default=False,
-        autocompletion=complete_task,
-        rich_help_panel=_SCORES,
-    ),
-]
-SizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--size",
-        min=1,
-        help="Pixels that the sides of pictures in files are brought to; by default none.",
-        show_default=False,
-        rich_help_panel=_SCORES,
-    ),
-]
-StandardiseOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--standardise/--no-standardise",
-        help="Standardise channels of pictures; by default those of data sets with a name alone.",
-        show_default=False,
-        rich_help_panel=_SCORES,
-    ),
-]
 ScoreOption = Annotated[
     Literal["influence", "change", "gradient", "loss"],
     typer.Option(
@@ -134,7 +83,11 @@ ForceOption = Annotated[
 ]
 
 
-@with_flags(ModelSettings)
+@with_flags(
+    TrainConfig,
+    without={*TrainConfig.__struct_fields__} - {*READING, *ModelSettings.__struct_fields__},
+    defaults={"data": None},
+)
 def inspect_command(
     spec: common.AnySpecArgument,
     model: common.ModelOption = None,
@@ -149,11 +102,6 @@ def inspect_command(
         ),
     ] = None,
     finder: common.FinderOption = None,
-    data: DataOption = None,
-    data_dir: DataDirOption = None,
-    size: SizeOption = None,
-    standardise: StandardiseOption = None,
-    task: TaskOption = None,
     score: ScoreOption = "influence",
     samples: SamplesOption = 256,
     greedy: GreedyOption = 0,
@@ -182,6 +130,8 @@ def inspect_command(
         from repl_fx.tracing.parts.finders import by_options
         from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside, repeats_of
 
+        reading = {name: given.pop(name) for name in READING}
+        data = reading["data"]
         _require_scorable(spec, data, score, greedy)
         patterns = _patterns(spec, blocks, finder)
         pictures = [file for file in (html, svg, dot) if file is not None]
@@ -189,19 +139,18 @@ def inspect_command(
             render_page = page_renderer("inspect --html, --svg and --dot")
         for file in pictures:
             common.require_free_file(file, force=force)
+        purpose = None
+        if data is not None:
+            # What is not there should not cost a capture, and the model is called as the data want it.
+            terminal.stage("load data")
+            samples_from, config, purpose = _samples(spec, trust=trust, seed=seed, **reading)
         terminal.stage("load")
         settings = ModelSettings().changed(**given)
-        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust)
+        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust, purpose=purpose)
         found_in_parts = None
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
-            if data is not None:
-                directory = None if data_dir is None else str(data_dir)
-                reading: Any = {"data": data, "data_dir": directory, "size": size, "standardise": standardise}
-                # What is not there should not cost a capture.
-                terminal.stage("load data")
-                samples_from, config = _samples(target.preprocessing, **reading, task=task, seed=seed)
             terminal.stage("capture")
             captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
             terminal.stage("find repeats")
@@ -229,7 +178,7 @@ def inspect_command(
         document |= _shown_costs(terminal, target, before, after)
         if data is not None:
             options: Any = {"samples": samples, "greedy": greedy, "repeats": own_inside(found_in_parts or ())}
-            document |= _shown_scores(terminal, captured, samples_from, config, score, **options)
+            document |= _shown_scores(terminal, captured, samples_from, target.preprocessing, config, score, **options)
         if pictures:
             shown = report_document(target, spec, terminal, captured, found_in_parts)
             if "scores" in document:
@@ -271,16 +220,17 @@ def _patterns(spec: str, blocks: str | None, finder: str | None) -> list[str | i
     return patterns
 
 
-def _samples(preprocessing: Preprocessing | None, **reading: Any) -> tuple[Data | UserData, TrainConfig]:
-    """The data to score on, with the settings that they were read by."""
+def _samples(
+    spec: str, *, trust: bool, seed: int, **reading: Any
+) -> tuple[Data | UserData, TrainConfig, Purpose | None]:
+    """The data to score on, the settings that they were read by, and what a model is called with for them."""
     with common.needing("train", "inspect --data"):
         from repl_fx.training.calibration import require_loaders
-        from repl_fx.training.config import TrainConfig
-        from repl_fx.training.loading import prepared, read_data
-    config = TrainConfig().changed(**reading)
-    samples = prepared(read_data(config), preprocessing, config)
+        from repl_fx.training.loading import purpose_of, read_data
+    config = TrainConfig().changed(seed=seed, **given_among(reading))
+    samples = read_data(config, spec, trust_remote_code=trust)
     require_loaders(samples)
-    return samples, config
+    return samples, config, purpose_of(samples, config, trained=True)
 
 
 def _shown_costs(
@@ -306,6 +256,7 @@ def _shown_scores(
     terminal: common.Terminal,
     captured: CapturedParts,
     data: Data | UserData,
+    preprocessing: Preprocessing | None,
     config: TrainConfig,
     score: Literal["influence", "change", "gradient", "loss"],
     **options: Any,
@@ -313,8 +264,9 @@ def _shown_scores(
     """Score the blocks of a model, show the scores, and give them as data."""
     from repl_fx.report import charts, documents, figures, tables
     from repl_fx.training.calibration import score_on_data
-    from repl_fx.training.loading import changes_of
+    from repl_fx.training.loading import changes_of, prepared
 
+    data = prepared(data, preprocessing, config)
     changes = list(changes_of(data, config, training=False))
     terminal.show(*common.data_lines(changes))
     found = score_on_data(captured, data, config, score, progress=terminal.stage, **options)

@@ -143,7 +143,11 @@ def begin(
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
         progress("load data")
         known_model = loaded.manifest.model
-        data = prepared(read_data(config), None if known_model is None else known_model.preprocessing, config)
+        preprocessing = None if known_model is None else known_model.preprocessing
+        read = read_data(
+            config, known_model.spec if known_model is not None else "", trust_remote_code=trust_remote_code
+        )
+        data = prepared(read, preprocessing, config)
         if output is not None and processes.first:
             save(rewritten, output, force=force)
         built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
@@ -159,7 +163,7 @@ def begin(
     assert output is not None
     # First, as the model is built for them.
     progress("load data")
-    data = read_data(config)
+    data = read_data(config, spec, trust_remote_code=trust_remote_code)
     progress("load")
     models = Models(spec, config, trust_remote_code, purpose_of(data, config))
     source = models.source(config.seed)

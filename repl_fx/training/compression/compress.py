@@ -181,7 +181,7 @@ def _begun(
 def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
     run.progress("load data")
-    data = read_data(run.config)
+    data = read_data(run.config, run.spec, trust_remote_code=run.trust_remote_code)
     require_loaders(data)
     run.progress("load")
     models = Models(run.spec, run.config, run.trust_remote_code, purpose_of(data, run.config, trained=True))
