@@ -41,7 +41,7 @@ from repl_fx.training import callbacks
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import CropAndFlip, Data, Tensors, load_data
 from repl_fx.training.module import Schedule, optimizer_of
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -58,7 +58,7 @@ def by_hand(
     assert isinstance(data.train, Tensors)
     model = model.to(device).train()
     mean, std = (torch.tensor(scale, device=device)[:, None, None] for scale in (data.mean, data.std))
-    inputs, targets = data.train.inputs.to(device), data.train.targets.to(device)
+    inputs, targets = data.train.main.to(device), data.train.targets.to(device)
     batches = len(targets) // config.batch_size
     optimizer = optimizer_of(model.parameters(), config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(config.epochs * batches, config.warmup))
@@ -86,7 +86,7 @@ def by_hand(
 def by_command(model: nn.Module, data: Data, config: TrainConfig, clock: Callable[[], float]) -> float:
     """Inputs a second of what `repl-fx train` runs, in its median epoch."""
     with tempfile.TemporaryDirectory() as folder, patch.object(callbacks, "time", SimpleNamespace(perf_counter=clock)):
-        made = train(model, data, config, Path(folder))
+        made = train_once(model, data, config, Path(folder))
     assert made.inputs_per_second is not None
     return made.inputs_per_second
 
@@ -155,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = load_data(given.data, root=given.data_dir, normalise="data")
     assert isinstance(data, Data) and isinstance(data.train, Tensors)
     # The evaluation at the end of each epoch is not measured.
-    few = Tensors(data.test.inputs[:64], data.test.targets[:64]) if isinstance(data.test, Tensors) else data.test
-    part = Tensors(data.train.inputs[: given.samples], data.train.targets[: given.samples])
+    few = Tensors(data.test.main[:64], data.test.targets[:64]) if isinstance(data.test, Tensors) else data.test
+    part = Tensors(data.train.main[: given.samples], data.train.targets[: given.samples])
     config = TrainConfig(batch_size=given.batch_size, epochs=given.epochs, device=given.device, augment=True)
     measured = measure(given.model, replace(data, train=part, test=few), config, given.rounds, given.clock)
     device = torch.device(given.device)

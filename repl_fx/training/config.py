@@ -22,7 +22,7 @@ READING = ("data", "data_dir", "download", "context", "size", "normalise", "mean
 # The teacher that has the weights of the specification itself.
 FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
-MAKING = PlanSettings.__struct_fields__
+MAKING = tuple(name for name in PlanSettings.__struct_fields__ if name != "graph")
 # Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
 HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
 # Settings that count, where they are given, from 1, and of what.
@@ -187,8 +187,8 @@ def _require_scale(config: TrainConfig, where: str) -> None:
     if (config.mean is None) != (config.std is None) or (config.mean is not None and config.normalise is not None):
         raise BadInput(f"{where}: give mean and std, both, or else normalise")
     try:
-        counts = [len(part) for part in config.scale] if isinstance(config.scale, tuple) else []
-        right = len({*counts}) < 2 and (not counts or min(config.scale[1]) > 0)  # type: ignore[index, type-var]
+        scale = config.scale
+        right = not isinstance(scale, tuple) or (len(scale[0]) == len(scale[1]) and min(scale[1]) > 0)
     except ValueError:
         right = False
     if not right:

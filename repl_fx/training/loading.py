@@ -150,18 +150,20 @@ def purpose_of(data: Data | UserData, config: TrainConfig, *, trained: bool = Fa
         if config.has_own_module or data.module is not None:
             return None if config.task is None or config.has_own_module else Purpose(config.task)
         batch = next(iter(loaders(data, config, torch.device("cpu"))[0]))[0]
-        inputs = ExampleInputs.of_batch(rows_of(batch, slice(2)))
+        inputs = _first_two(batch)
         shape = tuple(inputs.tensors[0].shape[1:]) if inputs.tensors and inputs.tensors[0].ndim == 2 else ()
         return Purpose(config.task or "", shape=shape, inputs=inputs)
-    inputs = None
-    if isinstance(data.train, Tensors):
-        inputs = ExampleInputs.of_batch(rows_of(data.train.inputs, slice(2)))
+    given = _first_two(data.train.inputs) if isinstance(data.train, Tensors) else None
     if trained:
         # One number: the shape tells texts from pictures, and their length is the model's.
-        return Purpose(data.task, shape=data.shape[:1] if len(data.shape) == 1 else (), inputs=inputs)
+        return Purpose(data.task, shape=data.shape[:1] if len(data.shape) == 1 else (), inputs=given)
     # Pictures in files may be of any size.
     one_size = config.size is not None or isinstance(data.train, Tensors)
-    return Purpose(data.task, data.classes if data.has_targets else 0, data.shape if one_size else (), inputs)
+    return Purpose(data.task, data.classes if data.has_targets else 0, data.shape if one_size else (), given)
+
+
+def _first_two(batch: Any) -> ExampleInputs:
+    return ExampleInputs.of_batch(rows_of(batch, slice(2)))
 
 
 def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = True) -> tuple[str, ...]:

@@ -173,7 +173,10 @@ def add_to_hub(place: Path, name: str, write: Callable[[Path], None]) -> None:
 
 
 def _text(code: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(textwrap.dedent(code)) and None
+    def write(path: Path) -> None:
+        path.write_text(textwrap.dedent(code))
+
+    return write
 
 
 def _arrays(path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.training.callbacks import Speed
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from tests.training.runs import pictures, rewritten
 
 
@@ -29,7 +29,9 @@ def test_accumulated_batches_share_their_syntheses(tmp_path: Path, monkeypatch: 
     counts = []
     for batches in (1, 3):
         made["count"] = 0
-        train(rewritten(), pictures(), TrainConfig(epochs=1, accumulate=batches, batch_size=8, device="cpu"), tmp_path)
+        train_once(
+            rewritten(), pictures(), TrainConfig(epochs=1, accumulate=batches, batch_size=8, device="cpu"), tmp_path
+        )
         counts.append(made["count"])
     assert counts[1] < counts[0] - 3
 

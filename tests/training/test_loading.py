@@ -102,10 +102,12 @@ def test_pictures_in_files_come_as_the_weights_want_them(tmp_path: Path) -> None
         "less their mean (0.5, 0.4, 0.3), divided by their deviation (0.2, 0.3, 0.4) (as theirs wants)"
     )
     # What the user says comes first.
-    for told in ({"size": 8}, {"standardise": False}):
+    scales = {"size": (WANTED.mean, WANTED.std), "normalise": ((), ()), "mean": ((0.5,) * 3, (0.25,) * 3)}
+    for told in ({"size": 8}, {"normalise": "none"}, {"mean": "0.5", "std": "0.25"}):
         own = config.changed(**told)
         as_told = prepared(read_data(own), WANTED, own)
-        assert isinstance(as_told, Data) and as_told.prepared == ""
+        assert isinstance(as_told, Data) and (as_told.mean, as_told.std) == scales[next(iter(told))]
+        assert as_told.shape == ((3, 8, 8) if "size" in told else (3, 16, 16))
 
 
 def test_bytes_in_memory_get_the_channels_that_the_weights_want_and_floats_pass() -> None:
@@ -126,8 +128,14 @@ def test_bytes_in_memory_get_the_channels_that_the_weights_want_and_floats_pass(
     assert prepared(read, WANTED, config.changed(data="mine.py:data")) is read
 
 
-def test_loaders_say_what_they_are_for_by_the_task_alone() -> None:
-    data = UserData("mine", [1], [1])
-    assert purpose_of(data, TrainConfig()) is None
-    assert purpose_of(data, TrainConfig(task="classification")) == Purpose("classification")
+def test_loaders_say_what_they_are_for_by_the_task_and_a_batch() -> None:
+    batches = [({"ids": torch.zeros(4, 3, dtype=torch.int64), "mask": torch.ones(4, 3)}, torch.zeros(4))]
+    data = UserData("mine", batches, batches)
     assert purpose_of(data, TrainConfig(task="mine.py:Task")) is None
+    assert purpose_of(data, TrainConfig(task="classification")) == Purpose("classification", shape=(3,))
+    found = purpose_of(data, TrainConfig())
+    assert found is not None and found.task == "" and found.inputs is not None
+    assert {name: tuple(value.shape) for name, value in found.inputs.kwargs.items()} == {"ids": (2, 3), "mask": (2, 3)}
+    module = UserData("mine", module=object())
+    assert purpose_of(module, TrainConfig()) is None
+    assert purpose_of(module, TrainConfig(task="classification")) == Purpose("classification")

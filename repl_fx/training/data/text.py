@@ -92,11 +92,13 @@ def texts_data(request: DataRequest, classes: int, train: tuple[Any, Any], test:
     (texts, labels), (held_out, held_labels) = train, test
     encoded = _encoded(request, [*map(str, texts), *map(str, held_out)])
     whole = torch.tensor([*map(int, labels), *map(int, held_labels)])
-    splits = [Tensors(rows_of(encoded, part), whole[part]) for part in (slice(len(texts)), slice(len(texts), None))]
-    length = splits[0].main.shape[1]
+    first, second = (
+        Tensors(rows_of(encoded, part), whole[part]) for part in (slice(len(texts)), slice(len(texts), None))
+    )
+    length = first.main.shape[1]
     by = "bytes" if request.tokenizer is None else f"tokens of {type(request.tokenizer).__name__}, the model's own"
     said = f"texts of {request.name}: {by}, cut or padded to {length}, with {', '.join(list(encoded)[1:])}"
-    return Data(request.name, "classification", classes, (length,), *splits, changes=(said,))
+    return Data(request.name, "classification", classes, (length,), first, second, changes=(said,))
 
 
 def _encoded(request: DataRequest, texts: Sequence[str]) -> dict[str, Tensor]:
