@@ -61,7 +61,8 @@ class InspectFlags(SpecFlags, frozen=True, kw_only=True):
 @common.command(
     InspectFlags,
     TrainConfig,
-    without={*TrainConfig.__struct_fields__} - {*READING, *ModelSettings.__struct_fields__},
+    without={*TrainConfig.__struct_fields__}
+    - {*READING, *ModelSettings.__struct_fields__, *InspectFlags.__struct_fields__},
     defaults={"data": None},
 )
 def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common.AnySpecArgument, **given: Any) -> None:
