@@ -24,7 +24,7 @@ from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.healing import Healed, heal
-from repl_fx.training.loading import batch_of, changes_of, prepared, purpose_of, read_data
+from repl_fx.training.loading import batch_of, changes_of, kept_preprocessing, prepared, purpose_of, read_data
 from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
     CHECKPOINT,
@@ -210,6 +210,7 @@ def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) ->
         models, config, source = own, own.config, own.source(config.seed)
         result = models.transform(source, progress=progress)
     require_schedule(config, result)
+    source = replace(source, preprocessing=kept_preprocessing(source.preprocessing, data, config))
     if processes.first:
         save(result, output, source=source, force=request.force)
     known = result.model, result, data, config, request.resume, processes

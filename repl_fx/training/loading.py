@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from msgspec import structs
 
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
@@ -133,11 +134,34 @@ def prepared(data: Data | UserData, preprocessing: Preprocessing | None, config:
             shape = tuple(train[0][0].shape)
         said = [f"pictures of {data.name}: {preprocessing} (as {preprocessing.by} wants)"] if str(preprocessing) else []
         return replace(data, train=train, test=test, shape=shape, changes=(*data.changes, *said), **known)
-    in_bytes = isinstance(data.train, Pictures) or (
+    fits = len(data.shape) == 3 and len(preprocessing.mean) in (0, data.shape[0])
+    return replace(data, **known) if _are_pixels(data) and fits else data
+
+
+def _are_pixels(data: Data) -> bool:
+    """Tell whether inputs are grey levels from 0 to 255, in files or in memory."""
+    return isinstance(data.train, Pictures) or (
         isinstance(data.train, Tensors) and data.train.main.dtype == torch.uint8
     )
-    fits = len(data.shape) == 3 and len(preprocessing.mean) in (0, data.shape[0])
-    return replace(data, **known) if in_bytes and fits else data
+
+
+def kept_preprocessing(
+    preprocessing: Preprocessing | None, data: Data | UserData, config: TrainConfig
+) -> Preprocessing | None:
+    """The preprocessing that an artifact keeps of its run: that of its weights, but for what settings or data said.
+
+    Args:
+        preprocessing: that the weights come with.
+        data: as they were prepared.
+    """
+    if not isinstance(data, Data) or names_python_file(config.data) or not _are_pixels(data):
+        return preprocessing
+    kept = preprocessing or Preprocessing("its training")
+    if not data.prepared:
+        kept = structs.replace(kept, mean=data.mean, std=data.std)
+    if config.size is not None and isinstance(data.train, Pictures) and (sizes := data.train.preprocessing):
+        kept = structs.replace(sizes, by=kept.by, mean=kept.mean, std=kept.std)
+    return None if kept == Preprocessing("its training") else kept
 
 
 def purpose_of(data: Data | UserData, config: TrainConfig, *, trained: bool = False) -> Purpose | None:
@@ -181,7 +205,8 @@ def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = T
         lines.append(f"pixels of {data.name}: uint8 -> float32, divided by 255")
     if data.mean and data.task in _CHANGED:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
-        why = f"as {data.prepared} wants" if data.prepared else "--normalise"
+        asked = f"--normalise {config.normalise or 'data'}" if config.mean is None else "--mean, --std"
+        why = f"as {data.prepared} wants" if data.prepared else asked
         lines.append(f"channels of {data.name}: less their mean ({mean}), divided by their deviation ({std}) ({why})")
     if training:
         lines += _training_changes(data, config)

@@ -29,7 +29,7 @@ def _pictures() -> list[Any]:
 
 def _prepared(preprocessing: Preprocessing) -> list[Tensor]:
     """The pictures as a run gives them to a model."""
-    pictures = Pictures([(one, 0) for one in _pictures()], lambda handle: handle, None, preprocessing)
+    pictures = Pictures([(one, 0) for one in _pictures()], lambda handle: handle, preprocessing)
     normalise = Normalise(preprocessing.mean, preprocessing.std)
     return [
         normalise(pictures[index][0].unsqueeze(0), torch.zeros(1), torch.Generator())[0][0]

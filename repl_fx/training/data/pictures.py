@@ -30,13 +30,11 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     Attributes:
         samples: an opaque handle of each picture, such as its path, and its class.
         read: the picture of a handle, as a PIL image in RGB.
-        size: height and width in pixels; None leaves each as it is.
-        preprocessing: the sizes that a model wants, in the place of `size`.
+        preprocessing: the sizes that they are brought to; None leaves each as it is.
     """
 
     samples: Sequence[tuple[Any, int]]
     read: Callable[[Any], Any]
-    size: int | None
     preprocessing: Preprocessing | None = None
 
     def __len__(self) -> int:
@@ -55,9 +53,6 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         if self.preprocessing is not None:
             as_read = fitted(as_read, self.preprocessing)
         picture: Tensor = v2.functional.pil_to_tensor(as_read)
-        if self.size is not None:
-            picture = v2.functional.resize(picture, [self.size], antialias=True)
-            picture = v2.functional.center_crop(picture, [self.size])
         return picture, label
 
 
@@ -123,7 +118,9 @@ def pictures_data(
     for split, samples in (("train", train), ("test", test)):
         if not samples:
             raise BadInput(f"{request.name}: {split} is empty; give at least two pictures of a class")
-    splits = Pictures(train, read, request.size), Pictures(test, read, request.size)
+    size = request.size
+    fit = None if size is None else Preprocessing("--size", (size,), crop=(size, size))
+    splits = Pictures(train, read, fit), Pictures(test, read, fit)
     shape = tuple(splits[0][0][0].shape)
     own: Any = {"has_targets": classes > 0, "changes": as_read(request)}
     return Data(request.name, "classification", classes, shape, *splits, **own)
