@@ -46,29 +46,26 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         Raises:
             BadInput: the picture cannot be read; names its handle.
         """
-        from torchvision.transforms import v2
-
         handle, label = self.samples[index]
-        as_read = opened(self.read, handle)
-        if self.preprocessing is not None:
-            as_read = fitted(as_read, self.preprocessing)
-        picture: Tensor = v2.functional.pil_to_tensor(as_read)
-        return picture, label
+        return fitted(opened(self.read, handle), self.preprocessing or Preprocessing("")), label
 
 
-def fitted(picture: Any, preprocessing: Preprocessing) -> Any:
-    """A PIL image in the size that a model wants, made as timm and torchvision make it."""
+def fitted(picture: Any, preprocessing: Preprocessing) -> Tensor:
+    """A PIL image as uint8 (3, height, width), in the size that a model wants, made as its library makes it."""
     from torchvision.transforms import InterpolationMode, v2
 
+    # transformers resizes tensors, timm and torchvision PIL's images, which round between the two sides.
+    picture = picture if preprocessing.rounds else v2.functional.pil_to_tensor(picture)
     if preprocessing.resize:
         by = InterpolationMode(preprocessing.interpolation)
         picture = v2.functional.resize(picture, list(preprocessing.resize), interpolation=by, antialias=True)
-    if not preprocessing.crop:
-        return picture
-    (width, height), (high, wide) = picture.size, preprocessing.crop
-    if preprocessing.rounds or wide > width or high > height:
-        return v2.functional.center_crop(picture, [high, wide])
-    return v2.functional.crop(picture, (height - high) // 2, (width - wide) // 2, high, wide)
+    if preprocessing.crop:
+        (height, width), (high, wide) = v2.functional.get_size(picture), preprocessing.crop
+        if preprocessing.rounds or wide > width or high > height:
+            picture = v2.functional.center_crop(picture, [high, wide])
+        else:
+            picture = v2.functional.crop(picture, (height - high) // 2, (width - wide) // 2, high, wide)
+    return picture if isinstance(picture, Tensor) else v2.functional.pil_to_tensor(picture)  # type: ignore[no-any-return]
 
 
 def load_folder(request: DataRequest) -> Data:
