@@ -15,7 +15,7 @@ from repl_fx.sources import load_source
 COMMIT = "a" * 40
 # Sizes of models of transformers, as small as their types allow.
 SIZES: dict[str, Any] = {
-    "vocab_size": 256,
+    "vocab_size": 320,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 4,
@@ -63,10 +63,11 @@ class Caches:
         self.add(f"timm/{name}", lambda path: save_file(model.state_dict(), path / "model.safetensors"))
 
     def add_torchvision(self, name: str, gain: float = 1.0) -> None:
-        """Put random weights for a model of torchvision, `NAME.WEIGHTS`, into the cache."""
+        """Put random weights for a model of torchvision, `NAME` or `NAME.WEIGHTS`, into the cache."""
         models: Any = pytest.importorskip("torchvision.models")
         kind, _, weights = name.partition(".")
-        file = self.place / "checkpoints" / Path(models.get_model_weights(kind)[weights].url).name
+        known = models.get_model_weights(kind)
+        file = self.place / "checkpoints" / Path((known[weights] if weights else known.DEFAULT).url).name
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             model = load_source(f"torchvision:{kind}", seed=1).model
@@ -74,20 +75,18 @@ class Caches:
             torch.save(model.state_dict(), file)
 
 
-def save_transformers(path: Path, kind: str, head: str, gain: float = 1.0, **options: Any) -> Any:
-    """Save a small random model of a type of transformers in a directory; its output layer times `gain`."""
+def save_transformers(path: Path, name: str, gain: float = 1.0, **options: Any) -> None:
+    """Save a small random model of a class of transformers in a directory; its output layer times `gain`."""
     import transformers
 
-    config: Any = getattr(transformers, f"{kind}Config")()
-    for name, value in {**SIZES, **options}.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
+    model_class: Any = getattr(transformers, name)
+    known = model_class.config_class()
     torch.manual_seed(1)
-    model: Any = getattr(transformers, f"{kind}{head}")(config)
-    found = model.get_output_embeddings() if head.endswith("LM") else model.classifier
-    _scale_(found, gain)
+    model = model_class(
+        model_class.config_class(**{key: size for key, size in {**SIZES, **options}.items() if hasattr(known, key)})
+    )
+    _scale_(model.get_output_embeddings() or model.classifier, gain)
     model.save_pretrained(path)
-    return model
 
 
 def save_tokenizer(path: Path, texts: Sequence[str], size: int = SIZES["vocab_size"]) -> Any:
@@ -97,7 +96,8 @@ def save_tokenizer(path: Path, texts: Sequence[str], size: int = SIZES["vocab_si
 
     raw: Any = Tokenizer(models.BPE())
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=["<pad>", "<end>"]))
+    known: Any = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "special_tokens": ["<pad>", "<end>"]}
+    raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, show_progress=False, **known))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>")
     tokenizer.save_pretrained(path)
     return tokenizer

@@ -100,7 +100,7 @@ def test_an_image_classifier_of_transformers_with_its_processor(
 
     def write(path: Path) -> None:
         options: Any = {"image_size": 48, "patch_size": 8, "num_labels": 3}
-        save_transformers(path, "ViT", "ForImageClassification", GAIN, **options)
+        save_transformers(path, "ViTForImageClassification", GAIN, **options)
         transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(path)
 
     caches.add("ORG/VIT", write)
@@ -138,7 +138,7 @@ def test_a_text_classifier_with_its_tokenizer(
     transformers = pytest.importorskip("transformers")
 
     def write(path: Path) -> None:
-        save_transformers(path, "Bert", "ForSequenceClassification", GAIN, num_labels=3)
+        save_transformers(path, "BertForSequenceClassification", GAIN, num_labels=3)
         save_tokenizer(path, [TEXT])
 
     caches.add("ORG/BERT", write)
@@ -159,7 +159,7 @@ def test_a_language_model_with_its_tokenizer(
     transformers = pytest.importorskip("transformers")
 
     def write(path: Path) -> None:
-        save_transformers(path, "Llama", "ForCausalLM", GAIN)
+        save_transformers(path, "LlamaForCausalLM", GAIN)
         save_tokenizer(path, [TEXT])
 
     caches.add("ORG/LLAMA", write)

@@ -144,6 +144,10 @@ class PageRun:
     def _run(self, command: list[str]) -> str:
         self.commands += 1
         self.files.bring(command)
+        several = {"repl-fx": "repl_fx", "torchrun": "torch.distributed.run"}.get(command[0], "")
+        if command[0] == "torchrun" or (several and "--devices" in command):
+            words = [sys.executable, "-m", several, *command[1:]]
+            return subprocess.run(words, check=True, text=True, capture_output=True).stdout
         if command[0] == "repl-fx":
             arguments, file = _split(command[1:], ">")
             done = run_command(arguments)
@@ -154,16 +158,16 @@ class PageRun:
             # Installing is not for a test.
             self._check(command)
             return ""
-        if command[0] == "torchrun":
-            words = [sys.executable, "-m", "torch.distributed.run", *command[1:]]
-            return subprocess.run(words, check=True, text=True, capture_output=True).stdout
         assert command[0] == "python", f"cannot be run here: {shlex.join(command)}"
         is_module = command[1] == "-m"
         with contextlib.redirect_stdout(io.StringIO()) as printed, _arguments(command[1 + is_module :]):
-            if is_module:
-                runpy.run_module(command[2], run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(self._file(command[1]), run_name="__main__")
+            try:
+                if is_module:
+                    runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+                else:
+                    runpy.run_path(self._file(command[1]), run_name="__main__")
+            except SystemExit as ended:
+                assert not ended.code, shlex.join(command)
         return printed.getvalue()
 
     def _file(self, name: str) -> str:

@@ -10,6 +10,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from typer.testing import CliRunner
 
 from repl_fx.cli import app
 from repl_fx.sources import load_source
+from tests.caches import Caches, save_tokenizer, save_transformers
 
 ROOT = Path(__file__).parents[2]
-COMMIT = "a" * 40
 _NET = """
     import torch
     from torch import nn
@@ -55,17 +56,28 @@ _LOADERS = """
         batches = [(torch.randn(8, 1, 8, 8), torch.randn(8, 10)) for _ in range(2)]
         return batches, batches
 """
-# Sizes of models of transformers, as small as their types allow.
-SIZES: dict[str, Any] = {
-    "vocab_size": 256,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-}
+_WORDS = np.array(
+    [
+        "to",
+        "be",
+        "or",
+        "not",
+        "that",
+        "is",
+        "the",
+        "question",
+        "whether",
+        "tis",
+        "nobler",
+        "in",
+        "mind",
+        "suffer",
+        "slings",
+        "and",
+        "arrows",
+        "of",
+    ]
+)
 
 
 class ReadersFiles:
@@ -90,18 +102,21 @@ class ReadersFiles:
             "data": _cifar,
             "examples": lambda path: path.symlink_to(ROOT / "examples"),
             **dict.fromkeys(("out", "small", "before", "after"), self._artifact),
-            **dict.fromkeys(("bert/config.json", "bert"), lambda path: _transformers(path, "Bert", "ForMaskedLM")),
-            **dict.fromkeys(
-                ("llama/config.json", "path/to/llama"), lambda path: _transformers(path, "Llama", "ForCausalLM")
-            ),
-            "path/to/directory": lambda path: _transformers(path, "Bert", "ForMaskedLM"),
+            **dict.fromkeys(("bert/config.json", "bert"), _transformers("BertForMaskedLM")),
+            **dict.fromkeys(("llama/config.json", "path/to/llama"), _transformers("LlamaForCausalLM")),
+            "path/to/directory": _transformers("BertForMaskedLM"),
         }
-        self._cached: dict[str, Callable[[Path], None]] = {
-            "ORG/NAME": lambda path: _transformers(path, "Llama", "ForCausalLM"),
-            "timm/resnet18.a1_in1k": lambda path: _zoo(path, "timm:resnet18"),
+        self._hub: dict[str, Callable[[Path], None]] = {
+            "ORG/NAME": _decoder("LlamaForCausalLM"),
+            "ORG/LLAMA": _decoder("LlamaForCausalLM"),
+            "ORG/QWEN3": _decoder("Qwen3ForCausalLM"),
+            "ORG/GEMMA3": _decoder("Gemma3ForCausalLM"),
+            "ORG/MISTRAL": _decoder("MistralForCausalLM"),
         }
-        # Weights of torchvision, by the name of their file.
-        self._of_torchvision = {"squeezenet1_1.IMAGENET1K_V1": "squeezenet1_1-b8a52dc0.pth"}
+
+    @cached_property
+    def _caches(self) -> Caches:
+        return Caches(self.directory.parent / "caches", self._patches)
 
     def bring(self, words: Sequence[str]) -> None:
         """Make what the words of a command name and is not there, but for what it writes."""
@@ -115,23 +130,14 @@ class ReadersFiles:
                     if one in self._made and not path.exists():
                         path.parent.mkdir(parents=True, exist_ok=True)
                         self._made[one](path)
-                if name in self._of_torchvision:
-                    self._torchvision(name.partition(".")[0], self._of_torchvision[name])
-                if f"timm/{name}" in self._cached or name in self._cached:
-                    self._cache(name if name in self._cached else f"timm/{name}")
-
-    def _cache(self, name: str) -> None:
-        constants: Any = pytest.importorskip("huggingface_hub").constants
-        place = self.directory.parent / "hub"
-        self._patches.setattr(constants, "HF_HUB_CACHE", str(place))
-        self._patches.setattr(constants, "HF_HUB_OFFLINE", True)
-        add_to_hub(place, name, self._cached[name])
-
-    def _torchvision(self, name: str, file: str) -> None:
-        self._patches.setenv("TORCH_HOME", str(self.directory.parent))
-        place = self.directory.parent / "hub"
-        (place / "checkpoints").mkdir(parents=True, exist_ok=True)
-        torch.save(load_source(f"torchvision:{name}", seed=1).model.state_dict(), place / "checkpoints" / file)
+                if name in self._hub:
+                    self._caches.add(name, self._hub[name])
+        for spec in words if "--pretrained" in words else ():
+            kind, _, name = spec.partition(":")
+            if kind == "timm":
+                self._caches.add_timm(name)
+            elif kind == "torchvision":
+                self._caches.add_torchvision(name)
 
     def _artifact(self, path: Path) -> None:
         self.bring(["net.py"])
@@ -153,23 +159,6 @@ def run_command(arguments: list[str]) -> Any:
     done = CliRunner().invoke(app, arguments, prog_name="repl-fx", env={"COLUMNS": "120"})
     assert done.exit_code == 0, f"repl-fx {shlex.join(arguments)}\n{done.output}"
     return done
-
-
-def add_to_hub(place: Path, name: str, write: Callable[[Path], None]) -> None:
-    """Put a repository into a cache of the Hugging Face hub, unless it is there.
-
-    Args:
-        place: of the cache.
-        name: ORG/NAME.
-        write: writes its files into a directory.
-    """
-    folder = place / f"models--{name.replace('/', '--')}"
-    if not folder.exists():
-        snapshot = folder / "snapshots" / COMMIT
-        snapshot.mkdir(parents=True)
-        (folder / "refs").mkdir()
-        (folder / "refs" / "main").write_text(COMMIT)
-        write(snapshot)
 
 
 def _text(code: str) -> Callable[[Path], None]:
@@ -202,8 +191,9 @@ def _random_arrays(shape: tuple[int, ...], train: int = 64, test: int = 16) -> d
 
 def _corpus(path: Path) -> None:
     path.mkdir()
+    random = np.random.default_rng(0)
     for number in range(4):
-        (path / f"{number}.txt").write_text("To be, or not to be, that is the question. " * 60)
+        (path / f"{number}.txt").write_text(" ".join(random.choice(_WORDS, 6000)))
 
 
 def _picture(path: Path, size: int = 64) -> None:
@@ -235,19 +225,14 @@ def _boxed_pictures(path: Path) -> None:
         (path / "annotations" / f"instances_{split}.json").write_text(json.dumps(described))
 
 
-def _transformers(path: Path, kind: str, head: str) -> None:
-    """Save a small random model of a type, of which `path` is the directory, or the config."""
-    import transformers
-
-    config = getattr(transformers, f"{kind}Config")()
-    for name, value in SIZES.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
-    torch.manual_seed(1)
-    model = getattr(transformers, f"{kind}{head}")(config)
-    model.save_pretrained(path.parent if path.suffix else path)
+def _transformers(name: str) -> Callable[[Path], None]:
+    """Saves a small random model of a class, of which the path is the directory, or the config."""
+    return lambda path: save_transformers(path.parent if path.suffix else path, name)
 
 
-def _zoo(path: Path, spec: str) -> None:
-    """Save random weights of a model of timm, as its repository has them."""
-    save_file(load_source(spec, seed=1).model.state_dict(), path / "model.safetensors")
+def _decoder(name: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        save_transformers(path, name)
+        save_tokenizer(path, [" ".join(_WORDS)])
+
+    return write
