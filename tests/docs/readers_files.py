@@ -56,28 +56,7 @@ _LOADERS = """
         batches = [(torch.randn(8, 1, 8, 8), torch.randn(8, 10)) for _ in range(2)]
         return batches, batches
 """
-_WORDS = np.array(
-    [
-        "to",
-        "be",
-        "or",
-        "not",
-        "that",
-        "is",
-        "the",
-        "question",
-        "whether",
-        "tis",
-        "nobler",
-        "in",
-        "mind",
-        "suffer",
-        "slings",
-        "and",
-        "arrows",
-        "of",
-    ]
-)
+_SENTENCE = "whether tis nobler in the mind to suffer the slings and arrows of outrageous fortune"
 
 
 class ReadersFiles:
@@ -193,7 +172,7 @@ def _corpus(path: Path) -> None:
     path.mkdir()
     random = np.random.default_rng(0)
     for number in range(4):
-        (path / f"{number}.txt").write_text(" ".join(random.choice(_WORDS, 6000)))
+        (path / f"{number}.txt").write_text(" ".join(random.choice(_SENTENCE.split(), 6000)))
 
 
 def _picture(path: Path, size: int = 64) -> None:
@@ -206,7 +185,7 @@ def _picture(path: Path, size: int = 64) -> None:
 
 def _pictures(path: Path) -> None:
     for label in ("cat", "dog"):
-        for number in range(8):
+        for number in range(40):
             _picture(path / label / f"{number}.png")
 
 
@@ -233,6 +212,6 @@ def _transformers(name: str) -> Callable[[Path], None]:
 def _decoder(name: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         save_transformers(path, name)
-        save_tokenizer(path, [" ".join(_WORDS)])
+        save_tokenizer(path, [_SENTENCE])
 
     return write
