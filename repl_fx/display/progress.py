@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from importlib import import_module
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from rich.console import Console
@@ -108,8 +109,8 @@ def _on_a_terminal(what: str, console: Console) -> Iterator[Listener]:
 @contextmanager
 def _in_a_notebook(what: str) -> Iterator[Listener]:
     """One line, written over with each step, without widgets and threads."""
-    from IPython import display
-
+    # Where it is installed, its functions have no types.
+    display: Any = import_module("IPython.display")
     shown_text: Any = display.display(display.HTML(""), display_id=True)
 
     def listener(step: str, done: int, total: int | None) -> None:

@@ -52,7 +52,11 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Raises:
             BadInput: an unknown setting, or a value that is none for it; names it.
         """
-        return converted(type(self), msgspec.to_builtins(self) | given_among(given), FLAGS)
+        return self.changed_in(FLAGS, given)
+
+    def changed_in(self, where: str, given: Mapping[str, Any]) -> Self:
+        """The same with other settings, given in that place: see `changed`."""
+        return converted(type(self), msgspec.to_builtins(self) | given_among(given), where)
 
     def require_consistent(self, where: str) -> None:
         """Refuse settings that do not go together.
