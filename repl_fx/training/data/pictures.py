@@ -65,7 +65,8 @@ def fitted(picture: Any, preprocessing: Preprocessing) -> Tensor:
             picture = v2.functional.center_crop(picture, [high, wide])
         else:
             picture = v2.functional.crop(picture, (height - high) // 2, (width - wide) // 2, high, wide)
-    return picture if isinstance(picture, Tensor) else v2.functional.pil_to_tensor(picture)  # type: ignore[no-any-return]
+    pixels: Tensor = picture if isinstance(picture, Tensor) else v2.functional.pil_to_tensor(picture)
+    return pixels
 
 
 def load_folder(request: DataRequest) -> Data:
