@@ -163,7 +163,8 @@ class PageRun:
         with contextlib.redirect_stdout(io.StringIO()) as printed, _arguments(command[1 + is_module :]):
             try:
                 if is_module:
-                    runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+                    with _not_imported(command[2]):
+                        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
                 else:
                     runpy.run_path(self._file(command[1]), run_name="__main__")
             except SystemExit as ended:
@@ -269,3 +270,14 @@ def _arguments(arguments: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+@contextlib.contextmanager
+def _not_imported(name: str) -> Iterator[None]:
+    """A module that runs as a program and was imported by another test as well, of which `runpy` warns."""
+    before = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            sys.modules[name] = before
