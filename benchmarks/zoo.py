@@ -8,7 +8,7 @@
     python -m benchmarks.zoo --compress --sample 60           scores, budgets, fits: `zoo_runner.compressing`
     python -m benchmarks.zoo --sizes                          small models at other sizes: `zoo_runner.sizing`
     python -m benchmarks.zoo --data                           the commands that read data: `zoo_runner.reading`
-    python -m benchmarks.zoo --sizes --report-only            their section of docs/zoo.md, or that of --data; the rest stays
+    python -m benchmarks.zoo --sizes --report-only            their section of docs/zoo.md alone; --data likewise
 
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:
 
