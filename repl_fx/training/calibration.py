@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from repl_fx.running.untouched import device_of
 from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, UserData, length, rows_of
+from repl_fx.training.data.kinds import Data, Tensors, UserData, length, rows_of
+from repl_fx.training.data.samples import KeptSamples
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.loading import batch_of, loaders
 from repl_fx.training.module import Training
@@ -64,6 +65,8 @@ def calibration(
     size = min(full or _BATCH, samples, length(data.train)) if isinstance(data, Data) else config.batch_size
     config = config.changed(batch_size=size, augment=False, mixup=0.0, cutmix=0.0)
     device = device_of(model)
+    if isinstance(data, Data) and not isinstance(data.train, Tensors):
+        data = replace(data, train=KeptSamples(data.train))
 
     def batches() -> Iterator[tuple[Any, Any]]:
         left = samples

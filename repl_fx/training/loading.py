@@ -18,11 +18,11 @@ from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.config import TrainConfig, names_python_file
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Split, Tensors, UserData, rows_of
-from repl_fx.training.data.loaders import BatchLoader
+from repl_fx.training.data.loaders import WORKERS, BatchLoader
 from repl_fx.training.data.passes import reading
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.positioned import PositionedLoader
-from repl_fx.training.data.samples import samples_of
+from repl_fx.training.data.samples import KeptSamples, samples_of
 from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.user_loaders import UserLoader, loaders_of
 from repl_fx.training.processes import ALONE, Processes
@@ -257,7 +257,8 @@ def loaders(
         whole = training or config.full_batches
         # Tests want no gradients kept, and take twice the batch.
         size = config.batch_size if whole else 2 * config.batch_size
-        return BatchLoader(samples, size, shuffle=training, drop_last=whole, change=change, **shared)
+        workers = 0 if isinstance(split, KeptSamples) else WORKERS
+        return BatchLoader(samples, size, shuffle=training, drop_last=whole, change=change, workers=workers, **shared)
 
     return loader(data.train, "train", training=True), loader(data.test, "test", training=False)
 

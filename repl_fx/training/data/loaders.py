@@ -24,6 +24,8 @@ from repl_fx.training.data.augmentation import Change
 from repl_fx.training.data.kinds import Sample, Split, Tensors, length, rows_of
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
 
+# Processes that read a data set in files.
+WORKERS = 2
 # What a generator is for: two purposes never share a stream.
 _ORDER, _BATCH, _SAMPLE = range(3)
 
@@ -52,7 +54,7 @@ class BatchLoader(PositionedLoader):
         change: Change | None = None,
         rank: int = 0,
         world_size: int = 1,
-        workers: int = 2,
+        workers: int = WORKERS,
     ) -> None:
         """Move tensors to the device; of a Dataset nothing is read before the first batch is asked for.
 
