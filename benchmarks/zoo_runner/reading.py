@@ -68,9 +68,10 @@ def reading(case: Case, record: Record, place: Path, last: str, heavy: Any) -> N
     """Run each command on a model with data of its kind."""
     model, args, kwargs = built(case, record, place, "build")
     record.parameters = sum(parameter.numel() for parameter in model.parameters())
-    spec, data = _spec(case, model, place), _data(case, [*args, *kwargs.values()], place)
+    inputs = [*args, *kwargs.values()]
+    spec, data = _spec(case, model, inputs[0].shape, place), _data(case, inputs, place)
     small = str(place / "small")
-    del model, args, kwargs
+    del model, args, kwargs, inputs
     with alone(record, heavy):
         with stage(record, place, "inspected", last):
             _run("inspect", *spec, *data, *_SAMPLES, "--json", device=True)
@@ -117,15 +118,13 @@ def _run(command: str, *arguments: str, device: bool = False) -> None:
         )
 
 
-def _spec(case: Case, model: Any, place: Path) -> list[str]:
+def _spec(case: Case, model: Any, shape: Sequence[int], place: Path) -> list[str]:
     """The words that name a model to the commands."""
     library, _, name = case.name.partition(":")
-    if library == "timm":
-        return [case.name, "--arg", f"num_classes={CLASSES}", *_image_size(name)]
-    if library == "torchvision":
-        fixed = next((one for prefix, one in torchvision_models.FIXED.items() if name.startswith(prefix)), None)
-        size = torchvision_models.SIZES.get(name, torchvision_models.SIZE)
-        return [case.name, "--arg", f"num_classes={CLASSES}", *(("--arg", f"{fixed}={size}") if fixed else ())]
+    if library in ("timm", "torchvision"):
+        fixed = _size_argument(library, name)
+        size = ("--arg", f"{fixed}={shape[-1]}") if fixed else ("--input-shape", "x".join(map(str, shape)))
+        return [case.name, "--arg", f"num_classes={CLASSES}", *size]
     config = model.config
     config.architectures = [type(model.base_model if case.data == TOKENS else model).__name__]
     if case.data == TEXT:
@@ -136,22 +135,23 @@ def _spec(case: Case, model: Any, place: Path) -> list[str]:
     return [f"hf:{place / 'config'}", *(("--task", "classification") if case.data == TOKENS else ())]
 
 
-def _image_size(name: str) -> list[str]:
-    """The argument of a model of timm that builds it for the images of the zoo, where it has one."""
+def _size_argument(library: str, name: str) -> str:
+    """The argument that fixes the size of images when a model is built; empty for one that takes others."""
+    if library == "torchvision":
+        return next((one for prefix, one in torchvision_models.FIXED.items() if name.startswith(prefix)), "")
     import timm
 
-    size = timm_models.size_of(name)
     with torch.device("meta"), suppress(TypeError):
-        timm.create_model(name, img_size=size)
-        return ["--arg", f"img_size={size}"]
-    return []
+        timm.create_model(name, img_size=timm_models.size_of(name))
+        return "img_size"
+    return ""
 
 
 def _data(case: Case, inputs: Sequence[Any], place: Path) -> list[str]:
     """The words that name data of a model's kind, which are written."""
     if case.data == PICTURES:
         size = inputs[0].shape[-1]
-        _write_pictures(place / "pictures", size, inputs[0].shape[1])
+        _write_pictures(place / "pictures", size)
         return ["--data", f"folder:{place / 'pictures'}", "--size", str(size)]
     if case.data == TEXT:
         (place / "text").mkdir()
@@ -162,7 +162,7 @@ def _data(case: Case, inputs: Sequence[Any], place: Path) -> list[str]:
     return ["--data", f"{place / 'batches.py'}:batches"]
 
 
-def _write_pictures(place: Path, size: int, channels: int) -> None:
+def _write_pictures(place: Path, size: int) -> None:
     from PIL import Image
 
     random = np.random.default_rng(0)
