@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from repl_fx.artifact import Artifact
     from repl_fx.costs.counted import Costs
     from repl_fx.running.example_inputs import ExampleInputs
+    from repl_fx.sources import Purpose
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
 
@@ -290,7 +291,13 @@ _BROUGHT = {
 }
 
 
-def load_target(spec: str, flags: SpecFlags, settings: ModelSettings, device: str | None = None) -> Target:
+def load_target(
+    spec: str,
+    flags: SpecFlags,
+    settings: ModelSettings,
+    device: str | None = None,
+    purpose: Purpose | None = None,
+) -> Target:
     """Load a model by its specification, or an artifact by its directory; to that device by default of the flags."""
     from repl_fx.sources import load_source
 
@@ -299,7 +306,8 @@ def load_target(spec: str, flags: SpecFlags, settings: ModelSettings, device: st
     if not Path(spec).is_dir():
         if flags.model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
-        source = load_source(spec, seed=flags.seed, device=where, **given, **settings.source_options())
+        options = {**settings.source_options(), "purpose": purpose}
+        source = load_source(spec, seed=flags.seed, device=where, **given, **options)
         known = str(source), source.notes, source.model, source.inputs, None
         return Target(*known, settings.fixed_names, source.preprocessing)
     for name, why in _BROUGHT.items():

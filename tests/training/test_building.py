@@ -21,7 +21,7 @@ CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.02, device="cpu")
 
 def _loader(part: Any, scale: float = 1 / 255) -> DataLoader[Any]:
     assert isinstance(part, Tensors)
-    return DataLoader(TensorDataset(part.inputs.float() * scale, part.targets), 8, shuffle=True)
+    return DataLoader(TensorDataset(part.main.float() * scale, part.targets), 8, shuffle=True)
 
 
 def test_loaders_of_a_user_train_a_model(tmp_path: Path) -> None:
