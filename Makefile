@@ -27,9 +27,10 @@ help:
 	$(PYTHON) -m venv --clear $*
 	@touch $@
 
-# One stamp for each extra: installed once, and again when what is to be installed changes.
+# One stamp for each extra: installed once, and again when what is to be installed changes. Python compiles the modules that
+# it imports, which are few of those that are installed.
 .venv/.installed-%: pyproject.toml constraints.txt .venv/.created
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$*]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt -e '.[$*]'
 	@touch $@
 
 # The environment to develop in.
@@ -51,13 +52,13 @@ test-versions: test-oldest test-newest
 
 .venv-oldest/.installed: pyproject.toml .venv-oldest/.created
 	sed -n '/^dependencies/,/^zoo/p' pyproject.toml | grep -oE '[A-Za-z0-9-]+>=[0-9.]+' | sed 's/>=/==/' > $(@D)/oldest.txt
-	.venv-oldest/bin/python -m pip install --disable-pip-version-check -q -c $(@D)/oldest.txt -e '.[zoo]' $(TEST_TOOLS)
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check --no-compile -q -c $(@D)/oldest.txt -e '.[zoo]' $(TEST_TOOLS)
 	@touch $@
 
 # Whatever is newer than the last time, too.
 .PHONY: .venv-newest/.installed
 .venv-newest/.installed: .venv-newest/.created
-	.venv-newest/bin/python -m pip install --disable-pip-version-check -q --upgrade --upgrade-strategy eager -e '.[zoo]' $(TEST_TOOLS)
+	.venv-newest/bin/python -m pip install --disable-pip-version-check --no-compile -q --upgrade --upgrade-strategy eager -e '.[zoo]' $(TEST_TOOLS)
 
 test-%: .venv-%/.installed
 	.venv-$*/bin/python -m pip list --disable-pip-version-check | grep -E '^(torch|torchvision|transformers|timm|onnx|numpy) '

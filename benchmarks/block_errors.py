@@ -5,7 +5,7 @@
 
 Each block that may go is replaced alone, and its surrogate fitted on samples of the training data. The error is the
 share of the variance of what leaves the block that is not there: that with the surrogate is divided by that without the
-block. The medians are `Surrogate.error_left`, by which a budget chooses between surrogates.
+block. The medians are `Traits.error_left`, by which a budget chooses between surrogates.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def written(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         "block: the median of the blocks, with the least and the greatest. One seed;",
         f"{cpu_model()}, torch {torch.__version__}.",
         "",
-        "The last column is `Surrogate.error_left`: where a [budget](surrogates.md#trained) chooses between",
+        "The last column is `Traits.error_left`: where a [budget](surrogates.md#trained) chooses between",
         "surrogates, a block's score times that is lost. For `narrow` it is e^(-4.5 ratio) / 4.",
         "",
         f"| surrogate | {' | '.join(found)} | `error_left` |",
@@ -76,7 +76,7 @@ def written(found: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     ]
     for (key, settings), name in zip(SURROGATES, next(iter(found.values())), strict=True):
         cells = [_cell(by_surrogate[name]) for by_surrogate in found.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {make_surrogate(key, settings).error_left:.3f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {make_surrogate(key, settings).traits.error_left:.3f} |")
     return "\n".join(lines) + "\n"
 
 

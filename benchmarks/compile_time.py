@@ -78,7 +78,7 @@ from torch import nn
 import repl_fx
 from benchmarks.find_speed import MODELS, build
 from repl_fx._torch import FakeTensorMode
-from repl_fx.benchmarking.machine import environment
+from repl_fx.benchmarking.hardware import environment
 from repl_fx.passes.outline_blocks import outline_blocks
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode

@@ -42,7 +42,7 @@ from benchmarks.habits.shapes import SHAPES
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, NETWORKS, OUTLINED, SOURCE, Subject
 from benchmarks.habits.together import run_together
 from benchmarks.habits.trainers import NONE, SURROGATES, TRAINERS, Case, offered
-from repl_fx.benchmarking.machine import installed
+from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 
 WORKS = "works"

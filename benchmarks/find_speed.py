@@ -58,7 +58,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.benchmarking.machine import installed
+from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.graph.captured import CapturedModule
 

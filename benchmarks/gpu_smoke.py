@@ -54,7 +54,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import repl_fx
-from repl_fx.benchmarking.machine import device_name
+from repl_fx.benchmarking.hardware import device_name
 from repl_fx.sources import Source, load_source
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -85,7 +85,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_bottleneck.py",
     ),
-    "repl_fx/surrogates/auto.py": ("tests/surrogates/shared/test_registry.py", "tests/surrogates/test_coarse.py"),
+    "repl_fx/planning/policies.py": ("tests/planning/test_policies.py", "tests/surrogates/test_coarse.py"),
     "repl_fx/surrogates/shared/branch_edits.py": (
         "tests/surrogates/shared/test_branch_edits.py",
         "tests/rewriting/test_check_training.py",
@@ -153,10 +153,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/rewriting/in_place/test_assembling.py",
     ),
     "repl_fx/rewriting/in_place/pretrained.py": (
-        "tests/artifact/test_pretrained.py",
+        "tests/artifact/test_saved_pretrained.py",
         "tests/artifact/test_in_place.py",
     ),
-    "repl_fx/export/verify.py": ("tests/export/test_verify.py", "tests/export/test_weights.py"),
+    "repl_fx/export/verifying.py": ("tests/export/test_verifying.py", "tests/export/test_weights.py"),
 }
 
 # Loaded before the first fork. The package itself is not: each fork imports it with its mutant.

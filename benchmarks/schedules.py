@@ -30,7 +30,7 @@ from torch.nn import functional as F
 import repl_fx
 from benchmarks.training.data import load, thinned
 from benchmarks.training.models import vit
-from repl_fx.benchmarking.machine import installed
+from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.errors import ReplFxError
 from repl_fx.training.config import TrainConfig

@@ -74,13 +74,11 @@ from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network, networks, small_networks
 from benchmarks.training.step import trainer_of
 from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, by_hand, in_place, pruned, rewritten
-from repl_fx.benchmarking.machine import of_device
-from repl_fx.benchmarking.memory import clear_memory
-from repl_fx.benchmarking.training import Sizes, Trainer, timed_steps
+from repl_fx.benchmarking.hardware import of_device
+from repl_fx.benchmarking.training import Sizes, Trainer, clear_memory, timed_steps
 from repl_fx.errors import ForeignError, foreign_code, one_line
+from repl_fx.planning.policies import known_surrogates, policy_of
 from repl_fx.running.timing import CLOCKS, Mark, Timer, interleaved
-from repl_fx.surrogates import known_surrogates
-from repl_fx.surrogates.auto import AutoConfig
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 EVALUATION = "evaluation"
@@ -92,7 +90,7 @@ WARM_UP, DRAWS = 3, 5
 
 
 # What `auto` comes to is measured as `auto`.
-CHOSEN_FROM = ("identity", *(surrogate.key for surrogate in AutoConfig().candidates()[:-1]))
+CHOSEN_FROM = ("identity", *(surrogate.key for surrogate in policy_of("auto").candidates[:-1]))
 
 
 def all_variants() -> list[Variant]:

@@ -36,7 +36,7 @@ from torch import nn
 
 import repl_fx
 from benchmarks.training.models import resnet, vit
-from repl_fx.benchmarking.machine import device_name, of_device
+from repl_fx.benchmarking.hardware import device_name, of_device
 from repl_fx.training import callbacks
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import CropAndFlip, Data, Tensors, load_data

@@ -30,7 +30,7 @@ from benchmarks.compression.methods import Cut, methods
 from benchmarks.compression.originals import Original, original
 from benchmarks.compression.trained_report import write_report
 from benchmarks.training.tasks import SCALES, tasks
-from repl_fx.benchmarking.machine import installed
+from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.errors import ReplFxError, first_line
 from repl_fx.training.evaluation import evaluate

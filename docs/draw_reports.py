@@ -19,7 +19,7 @@ from typing import Literal
 from playwright.sync_api import Page, sync_playwright
 
 import repl_fx
-from repl_fx.report.model_graph.building import document_of_result
+from repl_fx.report.model_graph.model_document import document_of_result
 from repl_fx.report.page import render_page
 from repl_fx.sources import load_source
 

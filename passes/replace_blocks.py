@@ -87,18 +87,15 @@ def _require_whole_stretches(plan: Plan, matches: Matches) -> None:
     taking = {matches.site(r.block, r.before, r.after).block.inputs: r for r in plan.replacements}
     for replacement in plan.replacements:
         behind: Replacement | None = replacement
-        if not make_surrogate(replacement.surrogate, replacement.settings).opens_stretch:
-            continue
-        while behind is not None:
+        source = "nothing" if replacement.opens_stretch else "stream"
+        while source == "nothing" and behind is not None:
             behind = taking.get(matches.site(behind.block, behind.before, behind.after).block.outputs)
-            surrogate = None if behind is None else make_surrogate(behind.surrogate, behind.settings)
-            if surrogate is not None and surrogate.spans_stretches:
-                break
-            if surrogate is None or not surrogate.leaves_nothing:
-                raise CutStretch(
-                    f"the plan takes {replacement.block} out, which changes sizes, and has no map behind it that takes "
-                    "what it took; make a new plan"
-                )
+            source = make_surrogate(behind.surrogate, behind.settings).traits.source if behind else ""
+        if source != "stream":
+            raise CutStretch(
+                f"the plan takes {replacement.block} out, which changes sizes, and has no map behind it that takes "
+                "what it took; make a new plan"
+            )
 
 
 def _replace(
@@ -107,7 +104,7 @@ def _replace(
     """Replace one block; returns the paths of the parameters that its surrogate takes the place of."""
     site = matches.site(replacement.block, replacement.before, replacement.after)
     surrogate, block = make_surrogate(replacement.surrogate, replacement.settings), site.block
-    if len(replacement.neighbours) < 2 and not (surrogate.stands_alone or surrogate.leaves_nothing):
+    if len(replacement.neighbours) < 2 and surrogate.traits.source not in ("block", "nothing"):
         raise PlanMismatch(
             f"the plan names no blocks around {replacement.block} for {replacement.surrogate}; make a new plan"
         )
@@ -131,7 +128,7 @@ def _replace(
     _note_counterparts(rewriting, block)
     graph = rewriting.graph_module.graph
     inside = [rewriting.copy_of(node) for node in block.nodes]
-    if not surrogate.keeps_inner_values:
+    if not surrogate.traits.keeps_nodes:
         for side_output in block.side_outputs:
             return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.

@@ -82,6 +82,9 @@ from .plan import (
 from .planning.make_plan import (
     make_plan as make_plan,
 )
+from .planning.policies import (
+    known_surrogates as known_surrogates,
+)
 from .planning.scoring.score_blocks import (
     score_blocks as score_blocks,
 )
@@ -106,7 +109,7 @@ from .surrogates import (
     Site as Site,
     Surrogate as Surrogate,
     Synthesis as Synthesis,
-    known_surrogates as known_surrogates,
+    Traits as Traits,
     register_surrogate as register_surrogate,
     shared_synthesis as shared_synthesis,
 )

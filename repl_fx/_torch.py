@@ -5,7 +5,6 @@ Each is here because torch has no public way to the same thing; when one moves, 
 
 from __future__ import annotations
 
-import gc
 import importlib
 import io
 import keyword
@@ -14,8 +13,8 @@ import sys
 import traceback
 import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from dataclasses import fields
+from functools import lru_cache
 from itertools import combinations
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,7 +40,9 @@ from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 from torch.utils import _traceback
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._sympy import functions
 from torch.utils._sympy.functions import Max
+from torch.utils._sympy.numbers import IntInfinity, NegativeIntInfinity
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._sympy.value_ranges import ValueRanges
 from torch.utils._traceback import CapturedTraceback
@@ -58,7 +59,9 @@ _PLAIN_TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)
 # The path that torch.export writes for a node that it added for a check of sizes, in no module.
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 # Those names of torch that others import from here.
-__all__ = ["FakeTensor", "FakeTensorMode", "OpOverload", "ShapeEnv", "enable_python_dispatcher", "pytree"]
+__all__ = [
+    "FakeTensor", "FakeTensorMode", "OpOverload", "ShapeEnv", "ValueRanges", "enable_python_dispatcher", "pytree",
+]  # fmt: skip
 
 # Graphs ask for sizes by an operator of which torch has no rule for `torch.vmap`; this holds while the object lives.
 _RULES: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
@@ -82,19 +85,22 @@ def path_of_entry(entry: Any) -> str:
     return path.removeprefix("L['self']").removeprefix(".")
 
 
-def call_impl(module: torch.nn.Module) -> Callable[..., Any]:
-    """The function that `module(...)` runs: hooks and forward.
+@contextmanager
+def calls_replaced(
+    modules: Sequence[torch.nn.Module], stand_in: Callable[[torch.nn.Module, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """For a while, let calls of modules run what `stand_in` makes of each and of the function it runs: hooks, forward.
 
-    Overriding it on one object is the only way to see calls under torch.export, which binds `Module.__call__` when
+    Overriding that on one object is the only way to see calls under torch.export, which binds `Module.__call__` when
     torch is imported.
     """
-    function: Callable[..., Any] = type(module)._call_impl.__get__(module)
-    return function
-
-
-def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None:
-    """Let `module(...)` run `function` until `unset_call_impl`."""
-    module.__dict__["_call_impl"] = function
+    try:
+        for module in modules:
+            vars(module)["_call_impl"] = stand_in(module, type(module)._call_impl.__get__(module))
+        yield
+    finally:
+        for module in modules:
+            vars(module).pop("_call_impl", None)
 
 
 def constant_when_compiled(function: _Function) -> _Function:
@@ -103,49 +109,10 @@ def constant_when_compiled(function: _Function) -> _Function:
     return function
 
 
-def unset_call_impl(module: torch.nn.Module) -> None:
-    """Undo `set_call_impl`."""
-    module.__dict__.pop("_call_impl", None)
-
-
-@contextmanager
-def answering(owner: Any, **functions: Any) -> Iterator[None]:
-    """Put functions of one's own in the place of torch's for a while.
-
-    Dynamo knows torch's functions by identity, from when it is imported, which a trace does: functions that stand there
-    meanwhile it would take for torch's, and refuse to compile calls of torch's own ever after.
-    """
-    _import_dynamo()
-    with patch.multiple(owner, **functions):
-        yield
-
-
-def _import_dynamo() -> None:
-    """Import torch._dynamo; a third of its time would go into searches for reference cycles in what it defines."""
-    searching = gc.isenabled()
-    gc.disable()
-    try:
-        importlib.import_module("torch._dynamo")
-        # What torch.export imports when it is called.
-        importlib.import_module("torch.export._trace")
-    finally:
-        if searching:
-            gc.enable()
-
-
-@contextmanager
-def autocast_cache_as_outside() -> Iterator[None]:
-    """Have autocast regions that a trace meets keep casts as they would outside of it.
-
-    A trace switches that off, and regions that do not say whether to keep casts note what is set when they are made.
-    """
-    own = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        with answering(torch, is_autocast_cache_enabled=lambda: own, set_autocast_cache_enabled=lambda enabled: None):
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(own)
+def import_dynamo() -> None:
+    """Import torch._dynamo, and what torch.export imports when it is called."""
+    importlib.import_module("torch._dynamo")
+    importlib.import_module("torch.export._trace")
 
 
 @contextmanager
@@ -520,11 +487,6 @@ def limited_symbols(sizes: ShapeEnv, expression: Any) -> list[str]:
     )
 
 
-def fix_size(size: int | torch.SymInt) -> None:
-    """Let a trace know a size to be that of the example inputs, and all that follows."""
-    int(size)
-
-
 def symbol_of(size: int | torch.SymInt) -> str | None:
     """The symbol that a size had when a trace began, whatever is known of it since; None where it had none."""
     return None if isinstance(size, int) else str(size.node._expr)
@@ -542,16 +504,6 @@ def code_of(condition: Any) -> str:
         raise ValueError(f"no expression of Python's: {condition}") from problem
 
 
-def is_grad_region(node: fx.Node) -> bool:
-    """Tell whether torch.export packed a `torch.no_grad` (or `enable_grad`) region into this node."""
-    return node.target is torch.ops.higher_order.wrap_with_set_grad_enabled
-
-
-def is_autocast_region(node: fx.Node) -> bool:
-    """Tell whether torch.export packed a `torch.autocast` region into this node."""
-    return node.target is torch.ops.higher_order.wrap_with_autocast
-
-
 def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
     """Begin an autocast region; returns what `exit_autocast` takes."""
     enter: Any = torch.amp.autocast_mode._enter_autocast
@@ -562,33 +514,6 @@ def exit_autocast(mode: Any) -> None:
     """End an autocast region."""
     leave: Any = torch.amp.autocast_mode._exit_autocast
     leave(mode)
-
-
-@contextmanager
-def regions_ended(device: str) -> Iterator[None]:
-    """End the autocast and gradient regions that a graph has begun where an error ends it.
-
-    Casts of weights, which autocast keeps until its outermost region ends, would otherwise be used for ever.
-    """
-    casts = None if device == "meta" else (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-    keeps, depth, gradients = torch.is_autocast_cache_enabled(), _autocast_depth(), torch.is_grad_enabled()
-    try:
-        yield
-    except BaseException:
-        torch.set_grad_enabled(gradients)
-        if casts is not None:
-            torch.set_autocast_enabled(device, casts[0])
-            torch.set_autocast_dtype(device, casts[1])
-        torch.set_autocast_cache_enabled(keeps)
-        while _autocast_depth() > depth:
-            if torch.autocast_decrement_nesting() == 0:
-                torch.clear_autocast_cache()
-        raise
-
-
-def _autocast_depth() -> int:
-    torch.autocast_increment_nesting()
-    return int(torch.autocast_decrement_nesting())
 
 
 def has_no_value(tensor: Tensor) -> bool:
@@ -769,60 +694,17 @@ def symbolic_number(kind: type, sizes: ShapeEnv, expression: Any, hint: Any, con
     return made(SymNode(expression, sizes, SYMBOLIC[kind], hint, constant))
 
 
-@dataclass(frozen=True)
-class ExpressionClasses:
-    """The classes of which expressions of sizes are made.
-
-    Attributes:
-        base: of all expressions.
-        symbol, rational: symbols, and whole numbers and fractions.
-        by_name: those that have parts, and those that are one value.
-    """
-
-    base: type
-    symbol: Any
-    rational: Any
-    by_name: Mapping[str, Any]
-
-    @cached_property
-    def names(self) -> Mapping[Any, str]:
-        """The names of the classes."""
-        return {kind: name for name, kind in self.by_name.items()}
-
-
-@lru_cache(maxsize=1)
-def expression_classes() -> ExpressionClasses:
-    """The classes of expressions of sizes."""
-    from sympy.logic import boolalg
-    from torch.utils._sympy import functions, numbers
-
-    of_sympy = (
-        sympy.Add, sympy.Mul, sympy.Pow, sympy.floor, sympy.ceiling, type(sympy.oo), type(-sympy.oo),
-        numbers.IntInfinity, numbers.NegativeIntInfinity, sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge,
-        sympy.And, sympy.Or, sympy.Not, boolalg.BooleanTrue, boolalg.BooleanFalse,
-    )  # fmt: skip
-    own = {
-        f"torch.{name}": kind
-        for name, kind in vars(functions).items()
-        if isinstance(kind, type) and issubclass(kind, sympy.Basic) and kind.__module__ == functions.__name__
-    }
-    by_name = {**{kind.__name__: kind for kind in of_sympy}, **own}
-    return ExpressionClasses(sympy.Basic, sympy.Symbol, sympy.Rational, by_name)
-
-
-def ranges_of(value: Any) -> tuple[Any, Any] | None:
-    """The least and the greatest value of a range; None for what is no range."""
-    return (value.lower, value.upper) if isinstance(value, ValueRanges) else None
-
-
-def value_ranges(lower: Any, upper: Any) -> Any:
-    """A range of values."""
-    return ValueRanges(lower, upper)
-
-
-def is_registered(kind: Any) -> bool:
-    """Tell whether values of a class are nested values whose parts torch knows how to put together."""
-    return kind in pytree.SUPPORTED_NODES
+_OF_SYMPY = (
+    sympy.Add, sympy.Mul, sympy.Pow, sympy.floor, sympy.ceiling, type(sympy.oo), type(-sympy.oo), IntInfinity,
+    NegativeIntInfinity, sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, sympy.And, sympy.Or, sympy.Not,
+    type(sympy.true), type(sympy.false),
+)  # fmt: skip
+# The classes of expressions of sizes that have parts, or are one value, by name.
+EXPRESSIONS: Mapping[str, Any] = {kind.__name__: kind for kind in _OF_SYMPY} | {
+    f"torch.{name}": kind
+    for name, kind in vars(functions).items()
+    if isinstance(kind, type) and issubclass(kind, sympy.Basic) and kind.__module__ == functions.__name__
+}
 
 
 def children_of(structure: pytree.TreeSpec) -> list[pytree.TreeSpec]:

@@ -14,9 +14,9 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.budgets import budget_among
-from repl_fx.planning.choose_surrogates import next_choices
+from repl_fx.planning.choose_surrogates import next_choices, without_policies
 from repl_fx.planning.make_plan import plan_by, planner_of, require_replacements
-from repl_fx.planning.options import Options, require_known, surrogate_of
+from repl_fx.planning.options import Options, policy_among, require_known
 from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.rewriting.in_place.judging import Judged
 from repl_fx.rewriting.result import TransformResult
@@ -98,7 +98,7 @@ def transform(
         require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")
     else:
         # A word that is misspelt should not cost a capture.
-        surrogate_of(options)
+        policy_among(options)
         budget_among(options)
         if finder is not None:
             finder_of(finder)
@@ -152,6 +152,7 @@ def rewrite(
             stage("plan")
             if required:
                 require_replacements(captured, found, plan)
+            plan = without_policies(found, plan)
             stage("replace")
             settling = Settling(captured, found, inputs, plan.seed, check=check)
             settling.require(plan)
@@ -169,7 +170,7 @@ def rewrite(
             return Graphs(model, captured.module, captured.parts, forms)
 
         stage("plan")
-        planner, choices = planner_of(found, options, graphs), partial(next_choices, found, surrogate_of(options))
+        planner, choices = planner_of(found, options, graphs), partial(next_choices, found, policy_among(options))
         settling = Settling(captured, found, inputs, options.get("seed", 0), check=check, judged=judged)
         while True:
             wanted = plan_by(planner, found, model)

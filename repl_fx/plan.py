@@ -42,6 +42,11 @@ class Replacement:
         return f"{self.block} -> {self.surrogate}{around}"
 
     @property
+    def opens_stretch(self) -> bool:
+        """Tell whether the block is taken out though it changes sizes: the map of its stretch takes what it took."""
+        return bool(self.settings.get("in_stretch", False))
+
+    @property
     def neighbours(self) -> tuple[str, ...]:
         """The kept blocks around it, before and after; none for a surrogate that is made from its block alone."""
         return tuple(filter(None, (self.before, self.after)))

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx._torch import pytree
-from repl_fx.benchmarking.memory import kept_bytes
+from repl_fx.benchmarking.training import kept_bytes
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs

@@ -56,7 +56,7 @@ class Exported:
 
         The options are those of `verify_onnx`.
         """
-        from repl_fx.export.verify import verify_file
+        from repl_fx.export.verifying import verify_file
 
         assert self._versions() == self._state, "the module has changed; use verify_onnx"
         given = self._given if args is None else ExampleInputs.of(args, kwargs)

@@ -56,7 +56,7 @@ def test_modules_come_when_they_are_asked_for() -> None:
         ("import repl_fx.pipeline, repl_fx.artifact", {*HEAVY, *COMPILER, "typer"}),
         (
             "".join(f"import repl_fx.{module}\n" for module in INSPECT),
-            {*HEAVY, *COMPILER, "repl_fx.pipeline", "repl_fx.artifact", "repl_fx.benchmarking.variants"},
+            {*HEAVY, *COMPILER, "repl_fx.pipeline", "repl_fx.artifact", "repl_fx.benchmarking.model_variants"},
         ),
         ("from repl_fx.cli import main\nmain()", {*HEAVY, "torch", "networkx"}),
     ],

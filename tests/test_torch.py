@@ -29,10 +29,8 @@ def test_the_paths_of_the_calls_around_a_node() -> None:
 
 def test_a_call_of_one_module_runs_another_function_for_a_while() -> None:
     module, other, x = nn.ReLU(), nn.ReLU(), torch.tensor([-1.0])
-    own = _torch.call_impl(module)
-    _torch.set_call_impl(module, lambda x: own(x) + 5)
-    assert module(x).item() == 5 and other(x).item() == 0
-    _torch.unset_call_impl(module)
+    with _torch.calls_replaced([module], lambda _, own: lambda x: own(x) + 5):
+        assert module(x).item() == 5 and other(x).item() == 0
     assert module(x).item() == 0 and "_call_impl" not in vars(module)
 
 
@@ -155,7 +153,7 @@ def test_a_size_is_known_inside_vmap() -> None:
 @pytest.mark.slow
 def test_dynamo_knows_torchs_functions_before_others_stand_in_their_place() -> None:
     code = (
-        "import sys, torch; from repl_fx._torch import answering\n"
+        "import sys, torch; from repl_fx.tracing.questions import answering\n"
         "with answering(torch.compiler, is_compiling=lambda: True):\n"
         "    import torch._dynamo\n"
         "print(torch.compile(lambda x: x if torch.compiler.is_compiling() else -x, backend='eager', fullgraph=True)(1))"

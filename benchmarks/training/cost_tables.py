@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.training.variants import CHECKPOINTED, FULL, pruned, rewritten
-from repl_fx.benchmarking.machine import in_a_line
+from repl_fx.benchmarking.hardware import in_a_line
 from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.environment.files import write_whole
 from repl_fx.running.timing import paired_ratio

@@ -19,9 +19,9 @@ from torch import nn
 
 from benchmarks.training.tasks import Task, tasks
 from benchmarks.training.variants import FULL, STOCHASTIC, Variant, pruned, rewritten
-from repl_fx.benchmarking import machine
+from repl_fx.benchmarking import hardware
 from repl_fx.errors import BadInput
-from repl_fx.surrogates import make_surrogate
+from repl_fx.planning.policies import policy_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, length
 from repl_fx.training.loading import loaders
@@ -76,7 +76,7 @@ def parse_variant(text: str) -> Variant:
             raise BadInput(f"variant {text!r}: {item!r} is no setting; write it like bottleneck:ratio=0.5,width=8@2")
         settings[name] = _value(value)
     # Raises where there is no such surrogate, or no such setting.
-    make_surrogate(key, settings)
+    policy_of(key, settings)
     number = int(every) if at else 2
     return pruned(number) if (key, settings) == ("identity", {}) else rewritten(key, number, **settings)
 
@@ -224,7 +224,7 @@ def _final_loss(logs: Path) -> float:
 
 def environment(device: str, workers: int) -> dict[str, Any]:
     """What a reader needs to compare numbers."""
-    named = machine.device_name(torch.device(device))
+    named = hardware.device_name(torch.device(device))
     where = f"one {named}" if device == "cuda" else f"{named}, {os.cpu_count()} cores, one thread a run"
-    versions = {name: machine.environment()[name] for name in ("python", "torch", "repl_fx")}
+    versions = {name: hardware.environment()[name] for name in ("python", "torch", "repl_fx")}
     return {"machine": where, **versions, "workers": workers}

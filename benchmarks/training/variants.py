@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.benchmarking.variants import block_modules, checkpoint_
+from repl_fx.benchmarking.model_variants import block_modules, checkpoint_
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from repl_fx.tracing.check import ModeCheck
@@ -65,17 +65,24 @@ def require_equal(check: ModeCheck) -> None:
     Raises:
         AssertionError: something differs, says what; or there is nothing that could.
     """
-    assert check.outputs, "the model returns no tensor"
-    assert check.speaks, "all outputs are zero"
+    outputs = [value for value in check.source.outputs if isinstance(value, Tensor)]
+    assert outputs, "the model returns no tensor"
+    assert any(bool(output.any()) for output in outputs), "all outputs are zero"
     more = f"; and {len(check.differences) - 3} more" if len(check.differences) > 3 else ""
     assert not check.differences, "; ".join(check.differences[:3]) + more
 
 
-def require_equal_training(check: ModeCheck) -> None:
+def require_equal_training(check: ModeCheck, model: nn.Module) -> frozenset[str]:
     """Likewise in training mode, where gradients count.
+
+    Returns:
+        The parameters of the source, by all their names, that its loss reaches.
 
     Raises:
         AssertionError: see `require_equal`.
     """
     require_equal(check)
-    assert check.moves, "all gradients are zero"
+    named = dict(model.named_parameters(remove_duplicate=False))
+    known = {id(named[n]): g for n in named if (g := check.source.state.get(f"the gradient of {n}")) is not None}
+    assert any(bool(gradient.any()) for gradient in known.values()), "all gradients are zero"
+    return frozenset(name for name, parameter in named.items() if id(parameter) in known)

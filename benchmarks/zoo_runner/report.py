@@ -12,7 +12,7 @@ import onnxruntime
 
 from benchmarks.zoo_runner.sizes_report import sizes_section
 from benchmarks.zoo_runner.stages import STAGES, anywhere
-from repl_fx.benchmarking.machine import installed
+from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 
 Row = Mapping[str, Any]

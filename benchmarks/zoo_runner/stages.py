@@ -186,8 +186,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             checks = compare_modes(model, captured.module, ExampleInputs(args, kwargs), seed=1)
             require_equal(next(checks))
         with stage(record, place, "train", last):
-            check = next(checks)
-            require_equal_training(check)
+            learns = require_equal_training(next(checks), model)
             checks.close()
         with stage(record, place, "repeats", last):
             repeats = [repeat for part in captured.parts for repeat in repl_fx.find_repeats(part.graph_module)]
@@ -207,7 +206,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             record.refused = [str(refusal) for refusal in result.plan.refusals]
             record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
         with stage(record, place, "trained", last):
-            train(rewritten, args, kwargs, _untrained(result, check.learns), model)
+            train(rewritten, args, kwargs, _untrained(result, learns), model)
             torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
             repl_fx.save(result, place / "artifact", force=True)
         with stage(record, place, "placed", last):

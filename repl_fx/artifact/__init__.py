@@ -25,10 +25,10 @@ from __future__ import annotations
 
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.model_code import build_original
-from repl_fx.artifact.origin import built_like
 from repl_fx.artifact.places import BENCH, CHART, PROOF, REPORT
-from repl_fx.artifact.pretrained import save_pretrained
-from repl_fx.artifact.store import Artifact, load, load_artifact, save
+from repl_fx.artifact.provenance import built_like
+from repl_fx.artifact.saved_pretrained import save_pretrained
+from repl_fx.artifact.store import Artifact, adding, load, load_artifact, save
 
 __all__ = [
     "BENCH",
@@ -36,6 +36,7 @@ __all__ = [
     "PROOF",
     "REPORT",
     "Artifact",
+    "adding",
     "build_original",
     "built_like",
     "changing",

@@ -18,7 +18,7 @@ from repl_fx.artifact.store import Artifact
 from repl_fx.errors import BadInput
 from repl_fx.export import CachedDecoder, Verification, onnx_name
 from repl_fx.export.onnx_model import export_program, write_program
-from repl_fx.export.verify import verify_file
+from repl_fx.export.verifying import verify_file
 from repl_fx.export.weights import read_model
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.source import hash_file

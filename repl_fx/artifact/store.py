@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from repl_fx.arguments import require_module, require_path
 from repl_fx.artifact.changing import DirectoryChange, changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
-from repl_fx.artifact.origin import (
+from repl_fx.artifact.places import SCORES
+from repl_fx.artifact.provenance import (
     first_difference,
     model_of,
     require_as_made,
@@ -27,8 +28,7 @@ from repl_fx.artifact.origin import (
     weights_of,
     with_origin,
 )
-from repl_fx.artifact.places import SCORES
-from repl_fx.artifact.weights import State, as_captured, load_state, read_state, write_state
+from repl_fx.artifact.tensor_files import State, as_captured, load_state, read_state, write_state
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
@@ -307,6 +307,22 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, 
             manifest = again
         except (PlanMismatch, BadInput) as problem:
             raise ArtifactError(f"{directory} is damaged: {problem}; transform the model again") from problem
+
+
+@contextmanager
+def adding(artifact: Artifact | None, *names: str) -> Iterator[Path | None]:
+    """A place to write files to that an artifact gets beside its own; None without an artifact.
+
+    Raises:
+        OutputError: see `changing`; before anything is done.
+    """
+    if artifact is None:
+        yield None
+        return
+    with changing(artifact.directory) as change:
+        change.require_own(names)
+        yield change.place
+        change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
 
 
 def weights_name(manifest: Manifest) -> str:

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from repl_fx.benchmarking.hardware import of_device
 from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Call, Prepared
-from repl_fx.benchmarking.machine import of_device
-from repl_fx.benchmarking.memory import clear_memory
+from repl_fx.benchmarking.model_variants import Variant, variants_of
 from repl_fx.benchmarking.results import (
     CHECKPOINTED,
     ORIGINAL,
@@ -28,8 +28,7 @@ from repl_fx.benchmarking.results import (
     TrainingRow,
     VariantRow,
 )
-from repl_fx.benchmarking.training import Sizes, Trainer, mean_squares, timed_steps
-from repl_fx.benchmarking.variants import Variant, variants_of
+from repl_fx.benchmarking.training import Sizes, Trainer, clear_memory, mean_squares, timed_steps
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
 from repl_fx.export.tensors import at_batch, flatten_inputs
 from repl_fx.rewriting.result import TransformResult
@@ -129,28 +128,25 @@ def benchmark(
     return measured
 
 
+@dataclass(eq=False)
 class _BenchmarkRun:
-    """A run of a benchmark, with the variants that could be made."""
+    """A run of a benchmark, with the variants that could be made; see `benchmark`."""
 
-    def __init__(
-        self,
-        result: TransformResult,
-        model: nn.Module,
-        inputs: ExampleInputs,
-        settings: Settings,
-        progress: Callable[[str], None],
-    ) -> None:
-        self.result, self.settings, self.progress = result, settings, progress
-        self.device = torch.device(settings.device)
-        self.inputs = inputs
-        self.batch = settings.batch or _batch_of(inputs)
+    result: TransformResult
+    model: nn.Module
+    inputs: ExampleInputs
+    settings: Settings
+    progress: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.settings.device)
+        self.batch = self.settings.batch or _batch_of(self.inputs)
         self.variants: dict[str, Variant] = {}
         self.unmade: dict[str, str] = {}
-        if settings.batch is not None:
-            # What does not fit should not cost the making of the variants.
-            self._at(settings.batch)
-        progress("make the variants")
-        made = variants_of(result, model)
+        # What does not fit should not cost the making of the variants.
+        self._at(self.settings.batch)
+        self.progress("make the variants")
+        made = variants_of(self.result, self.model)
         self.names = tuple(made)
         for name, make in made.items():
             try:
@@ -175,17 +171,13 @@ class _BenchmarkRun:
                 trainers[name], row.sizes = trainer
                 sizes[name] = row.sizes
         self.progress("time steps of training")
-
-        def attempt(name: str, turn: Callable[[], _Made]) -> _Made | None:
-            return self._attempt(rows[name], turn)
-
         steps = timed_steps(
             trainers,
             sizes,
             Timer(self.device),
             self.settings.rounds,
             warm_up=self.settings.warm_up,
-            attempt=attempt,
+            attempt=lambda name, turn: self._attempt(rows[name], turn),
         )
         for times in steps:
             for name, seconds in times.items():
@@ -232,12 +224,8 @@ class _BenchmarkRun:
                 if call is not None:
                     turns[key] = partial(latency, call, self.device)
         self.progress("time inference" + (f", batch {batch}" if batch else ""))
-
-        def attempt(key: str, turn: Callable[[], float]) -> float | None:
-            return self._attempt(rows[key], turn)
-
-        rounds = interleaved(turns, self.settings.rounds, warm_up=self.settings.warm_up, attempt=attempt)
-        for times in rounds:
+        counts: Any = {"rounds": self.settings.rounds, "warm_up": self.settings.warm_up}
+        for times in interleaved(turns, **counts, attempt=lambda key, turn: self._attempt(rows[key], turn)):
             for key, seconds in times.items():
                 rows[key].seconds.append(seconds)
         if self.settings.compiled:

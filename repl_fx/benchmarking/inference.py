@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx.benchmarking.variants import Variant
+from repl_fx.benchmarking.model_variants import Variant
 from repl_fx.errors import BadInput, ReplFxError
 from repl_fx.export.onnx_model import export_onnx
 from repl_fx.export.session import OnnxSession

@@ -10,7 +10,7 @@ from repl_fx.benchmarking.training import Seconds, Sizes
 from repl_fx.running.timing import Share, Spread, paired_ratio
 
 KIND, SCHEMA = "repl-fx bench", 1
-# Names of variants; see `repl_fx.benchmarking.variants`.
+# Names of variants; see `repl_fx.benchmarking.model_variants`.
 ORIGINAL, REWRITTEN, UNFOLDED = "original", "rewritten", "unfolded"
 PRUNED, CHECKPOINTED = "depth-pruned", "checkpointed"
 
@@ -104,7 +104,7 @@ class Benchmark:
     """The measured costs of a model and of its variants.
 
     Attributes:
-        machine: hardware and versions (`repl_fx.benchmarking.machine.of_device`).
+        machine: hardware and versions (`repl_fx.benchmarking.hardware.of_device`).
         settings: the settings of the run.
         training, inference: a row for each variant in each setting; empty where that was not asked for.
         notes: remarks, a line each.
@@ -126,26 +126,23 @@ class Benchmark:
         """The measure of memory: `peak`, or `kept` (for the backward pass) where the device counts no peak."""
         return "peak" if any(row.sizes and row.sizes.peak_bytes is not None for row in self.training) else "kept"
 
-    def bytes_of(self, row: TrainingRow) -> int | None:
-        """The memory of a variant, by that measure."""
-        return None if row.sizes is None else getattr(row.sizes, f"{self.memory}_bytes")
-
     def time_ratio(self, row: VariantRow) -> float | None:
         """The time of a variant as a multiple of the original's in the same setting: the median over rounds."""
-        original = next((one for one in self.alike(row) if one.variant == ORIGINAL), None)
+        original = self._original(row)
         return None if original is None else paired_ratio(row.samples, original.samples)
 
     def settled(self, row: VariantRow) -> bool:
         """Tell whether that can be judged: the spread is narrow, and the fastest rounds say the same."""
-        original, ratio = next((one for one in self.alike(row) if one.variant == ORIGINAL), None), self.time_ratio(row)
+        original, ratio = self._original(row), self.time_ratio(row)
         share = None if original is None else Share.of(row.samples, original.samples)
         return ratio is None or share is None or not (share.wide or abs(ratio - share.value) > 0.1 * ratio)
 
-    def alike(self, row: VariantRow) -> Sequence[VariantRow]:
-        """The rows that took turns with one, and differ from it in the variant alone."""
+    def _original(self, row: VariantRow) -> VariantRow | None:
+        """The original's row among those that took turns with one, and differ from it in the variant alone."""
+        alike: Sequence[VariantRow] = self.training
         if isinstance(row, InferenceRow):
-            return [one for one in self.inference if (one.runtime, one.batch) == (row.runtime, row.batch)]
-        return self.training
+            alike = [one for one in self.inference if (one.runtime, one.batch) == (row.runtime, row.batch)]
+        return next((one for one in alike if one.variant == ORIGINAL), None)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""

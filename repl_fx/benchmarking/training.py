@@ -6,6 +6,7 @@ A step is a forward pass with its loss, a backward pass, and AdamW with the clea
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from repl_fx.benchmarking.memory import clear_memory, kept_bytes, peak_bytes
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import floating_outputs
@@ -25,6 +25,62 @@ Loss = Callable[[nn.Module], Tensor]
 Seconds = dict[str, float]
 # Parameters, gradients and the two moments of AdamW, in float32.
 _RESIDENT_BYTES, _FREE_SHARE = 16, 0.9
+
+
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int | None:
+    """Peak memory of one step, on a device that has nothing else.
+
+    Args:
+        step: a step of training, after warm-up.
+
+    Returns:
+        Bytes that tensors took at most: parameters, optimizer state, gradients, the batch, what is kept for backward,
+        what kernels work with. None where the device does not count them.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def kept_bytes(module: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, the same on every device.
+
+    Every storage that autograd saves counts once, and whole; parameters and buffers do not count. What is made of
+    parameters does: copies of them in bfloat16, synthesised weights.
+
+    Args:
+        module: in training mode; its gradients are gone afterwards.
+        loss: the forward pass.
+    """
+    storages = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]
+    state = {storage.data_ptr() for storage in storages}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in state:
+            # Held until all are counted, so that no other storage gets its address.
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        made = loss(module)
+    size = sum(storage.nbytes() for storage in kept.values())
+    # Checkpointing ends its bookkeeping in the backward pass.
+    torch.autograd.backward(made)
+    module.zero_grad()
+    return size
+
+
+def clear_memory(device: torch.device) -> None:
+    """Give back what nobody holds."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def mean_squares(inputs: ExampleInputs) -> Loss:
@@ -100,11 +156,11 @@ class Trainer:
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
     def kept_bytes(self) -> int:
-        """Bytes that a forward pass keeps for the backward pass; see `repl_fx.benchmarking.memory`."""
+        """Bytes that a forward pass keeps for the backward pass; see `kept_bytes`."""
         return kept_bytes(self.module, self._loss)
 
     def peak_bytes(self) -> int | None:
-        """Peak memory of a step, on a device that has nothing else; see `repl_fx.benchmarking.memory`."""
+        """Peak memory of a step, on a device that has nothing else; see `peak_bytes`."""
         return peak_bytes(self.step, self.device)
 
 

@@ -11,6 +11,7 @@ torch is imported inside the commands, so that `--help` and a mistyped option an
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -72,100 +73,26 @@ def _repl_fx(
         typer.echo(context.get_help())
 
 
-def _add(function: Callable[..., None], section: str, short_help: str, *lines: str) -> None:
-    """Add a command to a section of the help, with examples."""
-    name = function.__name__.removesuffix("_command")
-    options: dict[str, Any] = {"cls": Command, "rich_help_panel": section, "short_help": short_help}
-    app.command(name, epilog=examples(*lines), **options)(function)
+def _add(function: Callable[..., None], section: str, short_help: str) -> None:
+    """Add a command to a section of the help; the examples of its docstring come last."""
+    text, _, lines = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
+    options: dict[str, Any] = {"cls": Command, "rich_help_panel": section, "short_help": short_help, "help": text}
+    app.command(function.__name__.removesuffix("_command"), epilog=examples(*lines.splitlines()), **options)(function)
 
 
 _LOOK, _CHANGE, _MEASURE = "Look at a model", "Make it smaller", "Measure and prove"
 
-_add(
-    inspect_command,
-    _LOOK,
-    "Show what repeats in a model, and what it costs.",
-    "repl-fx inspect model.py --input-shape 2x3x32x32",
-    "repl-fx inspect timm:resnet50",
-    "repl-fx inspect out --json",
-    "repl-fx inspect model.py --weights trained.safetensors --data digits",
-    "repl-fx inspect out --svg out.svg",
-)
-_add(
-    report_command,
-    _LOOK,
-    "Write one HTML page that shows a model.",
-    "repl-fx report out",
-    "repl-fx report timm:resnet18 -o resnet18.html",
-    "repl-fx report out --model-explorer out.json",
-)
-_add(
-    diff_command,
-    _LOOK,
-    "Show how two plans or artifacts differ.",
-    "repl-fx diff before after",
-    "repl-fx diff out/plan.json other.json --json",
-)
-_add(
-    doctor_command,
-    _LOOK,
-    "Show versions, devices and missing extras.",
-    "repl-fx doctor",
-    "repl-fx doctor --json",
-)
-_add(
-    transform_command,
-    _CHANGE,
-    "Replace repeated blocks by light surrogates.",
-    "repl-fx transform model.py -o out",
-    "repl-fx transform timm:vit_tiny_patch16_224 --every 3 --surrogate reuse -o out",
-    "repl-fx transform model.py --budget params=0.7 --dry-run",
-    "repl-fx transform model.py --weights trained.safetensors --blocks 3,5 -o out",
-)
-_add(
-    train_command,
-    _CHANGE,
-    "Train a rewritten model, resumable.",
-    "repl-fx train model.py -o out --data digits --epochs 5",
-    "repl-fx train out --data folder:pictures --config train.yaml",
-    "repl-fx train out --resume",
-    "repl-fx train model.py -o out --compare --seeds 3",
-)
-_add(
-    heal_command,
-    _CHANGE,
-    "Train a cut model against the original.",
-    "repl-fx heal out --data folder:pictures",
-    "repl-fx heal out --data npz:calibration.npz --learn surrogates -o healed",
-)
-_add(
-    compress_command,
-    _CHANGE,
-    "Cut a trained model to a budget, in one run.",
-    "repl-fx compress model.py --weights trained.safetensors --data digits --budget params=0.7 -o out",
-    "repl-fx compress out --resume",
-)
-_add(
-    bench_command,
-    _MEASURE,
-    "Measure step time, memory and latency next to the original.",
-    "repl-fx bench out",
-    "repl-fx bench timm:resnet18 --only inference --batch-sizes 1,8",
-)
-_add(
-    export_command,
-    _MEASURE,
-    "Write a transformed model as ONNX, and verify it.",
-    "repl-fx export out",
-    "repl-fx export out -o model.onnx --opset 20",
-)
-_add(
-    verify_command,
-    _MEASURE,
-    "Compare an ONNX file with a model.",
-    "repl-fx verify out out/model.onnx --per-layer",
-    "repl-fx verify model.py model.onnx --weights trained.safetensors",
-)
+_add(inspect_command, _LOOK, "Show what repeats in a model, and what it costs.")
+_add(report_command, _LOOK, "Write one HTML page that shows a model.")
+_add(diff_command, _LOOK, "Show how two plans or artifacts differ.")
+_add(doctor_command, _LOOK, "Show versions, devices and missing extras.")
+_add(transform_command, _CHANGE, "Replace repeated blocks by light surrogates.")
+_add(train_command, _CHANGE, "Train a rewritten model, resumable.")
+_add(heal_command, _CHANGE, "Train a cut model against the original.")
+_add(compress_command, _CHANGE, "Cut a trained model to a budget, in one run.")
+_add(bench_command, _MEASURE, "Measure step time, memory and latency next to the original.")
+_add(export_command, _MEASURE, "Write a transformed model as ONNX, and verify it.")
+_add(verify_command, _MEASURE, "Compare an ONNX file with a model.")
 
 
 def main() -> None:

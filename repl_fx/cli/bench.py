@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from msgspec import Meta
 
 from repl_fx.cli import common
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import File, SpecFlags, Switch
 from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
@@ -23,112 +20,100 @@ if TYPE_CHECKING:
     from repl_fx import TransformResult
 
 
-class Only(StrEnum):
-    """One of the two things that are measured."""
+class BenchFlags(SpecFlags, frozen=True, kw_only=True):
+    """Flags of the command.
 
-    TRAINING = "training"
-    INFERENCE = "inference"
+    Attributes:
+        output: The JSON file to write.  [default: DIR/bench.json]
+        only: Measure one of the two alone.
+        rounds: Repetitions of each variant, which take turns.
+        warm_up: Repetitions before those.
+        batch: Inputs of a training step; by default those of the example inputs.
+        batch_sizes: Inputs of a call in inference.  [default: 1 and that of --batch]
+        compile: Measure inference by torch.compile, too.
+        onnx: Measure inference by ONNX Runtime, too.
+        force: Replace the FILE of -o if it exists.
+    """
+
+    output: File | None = None
+    only: Literal["training", "inference"] | None = None
+    rounds: Annotated[int, Meta(ge=1)] = 10
+    warm_up: Annotated[int, Meta(ge=0)] = 2
+    batch: Annotated[int, Meta(ge=1)] | None = None
+    batch_sizes: Annotated[str, "LIST"] | None = None
+    compile: bool = True
+    onnx: bool = True
+    force: Switch = False
 
 
-@with_flags(PlanSettings)
-def bench_command(
-    spec: common.AnySpecArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="The JSON file to write.  [default: DIR/bench.json]"),
-    ] = None,
-    only: Annotated[Only | None, typer.Option("--only", help="Measure one of the two alone.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Repetitions of each variant, which take turns.")] = 10,
-    warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Repetitions before those.")] = 2,
-    batch: Annotated[
-        int | None,
-        typer.Option("--batch", min=1, help="Inputs of a training step; by default those of the example inputs."),
-    ] = None,
-    batch_sizes: Annotated[
-        str | None,
-        typer.Option(
-            "--batch-sizes", metavar="LIST", help="Inputs of a call in inference.  [default: 1 and that of --batch]"
-        ),
-    ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Measure inference by torch.compile, too.")
-    ] = True,
-    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Measure inference by ONNX Runtime, too.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace the FILE of -o if it exists.")] = False,
-    model: common.ModelOption = None,
-    seed: common.SeedOption = 0,
-    device: common.DeviceOption = "cpu",
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
-    **given: Any,
-) -> None:
+@common.command(BenchFlags, PlanSettings)
+def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.AnySpecArgument, **given: Any) -> None:
     """Measure a rewritten model next to the original, to depth pruning and to activation checkpointing: time, memory
     and throughput of a training step, and latency of inference. For a directory, the result goes to DIR/bench.json and
     DIR/bench.svg.
-    """  # noqa: D205 - this is the help text, and its first line is a paragraph
-    with common.running(as_json, verbose, quiet) as terminal:
-        from repl_fx.artifact import BENCH, CHART, changing
-        from repl_fx.benchmarking.benchmark import Settings, benchmark
-        from repl_fx.benchmarking.machine import in_a_line
-        from repl_fx.planning.written_options import parse_sizes
-        from repl_fx.report import charts, figures, tables
-        from repl_fx.sources import usable_device
-        from repl_fx.sources.input_shapes import shape_at_batch
 
-        usable_device(device)
-        settings = Settings(
-            device=device,
-            batch=batch,
-            batch_sizes=None if batch_sizes is None else parse_sizes(batch_sizes, "--batch-sizes"),
-            rounds=rounds,
-            warm_up=warm_up,
-            training=only is not Only.INFERENCE,
-            inference=only is not Only.TRAINING,
-            compiled=compiled,
-            onnx=onnx,
-            seed=seed,
-        )
-        planned = PlanSettings().changed(**given)
-        if Path(spec).is_dir():
-            common.require_no_plan(spec, given)
-        if output is not None:
-            common.require_free_file(output, force=force)
-        terminal.stage("load")
-        # Variants go to the device one after another.
-        load = partial(common.load_target, spec, model, seed=seed, device="cpu", trust=trust)
-        target = load(planned)
-        result, rewritten = _rewritten(target, planned, seed, terminal.stage)
-        shape = None if target.artifact else shape_at_batch(result.captured_parts, batch or 0)
-        if shape is not None:
-            planned = planned.changed(input_shape=shape)
-            target = load(planned)
-            result, rewritten = _rewritten(target, planned, seed, terminal.stage)
-        artifact = target.artifact if output is None else None
-        with changing(artifact.directory) if artifact else contextlib.nullcontext() as change:
-            if change is not None:
-                # What cannot be written should not cost a measurement.
-                change.require_own([BENCH, CHART])
-            measured = benchmark(result, rewritten, target.inputs, settings, progress=terminal.stage)
-            replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
-            document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
-            document["notes"] = [*target.notes, *measured.notes]
-            chart = charts.chart_of(figures.bench_figures(document))
-            text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-            if change is not None and artifact is not None:
-                terminal.stage("save")
-                (change.place / BENCH).write_text(text)
-                (change.place / CHART).write_text(charts.picture_of(chart, target.title))
-                change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
-        if output is not None:
-            common.write_whole(output, text)
-        terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine))
-        terminal.show(*tables.bench_tables(document), chart)
-        terminal.show(*tables.unmeasured_lines(document), *tables.unsettled_lines(document))
-        written = [output] if output else [artifact.directory / name for name in (BENCH, CHART)] if artifact else []
-        terminal.show(*(f"written: {file}" for file in written))
-        terminal.document(document)
+    Examples:
+        repl-fx bench out
+        repl-fx bench timm:resnet18 --only inference --batch-sizes 1,8
+    """  # noqa: D205 - this is the help text, and its first line is a paragraph
+    from repl_fx.artifact import BENCH, CHART, adding
+    from repl_fx.benchmarking.benchmark import Settings, benchmark
+    from repl_fx.benchmarking.hardware import in_a_line
+    from repl_fx.planning.written_options import parse_sizes
+    from repl_fx.report import figures, tables, terminal_charts
+    from repl_fx.sources import usable_device
+    from repl_fx.sources.input_shapes import shape_at_batch
+
+    usable_device(flags.device)
+    settings = Settings(
+        device=flags.device,
+        batch=flags.batch,
+        batch_sizes=None if flags.batch_sizes is None else parse_sizes(flags.batch_sizes, "--batch-sizes"),
+        rounds=flags.rounds,
+        warm_up=flags.warm_up,
+        training=flags.only != "inference",
+        inference=flags.only != "training",
+        compiled=flags.compile,
+        onnx=flags.onnx,
+        seed=flags.seed,
+    )
+    planned = PlanSettings().changed(**given)
+    if Path(spec).is_dir():
+        common.require_no_plan(spec, given)
+    if flags.output is not None:
+        common.require_free_file(flags.output, force=flags.force)
+    terminal.stage("load")
+    # Variants go to the device one after another.
+    target = common.load_target(spec, flags, planned, device="cpu")
+    result, rewritten = _rewritten(target, planned, flags.seed, terminal.stage)
+    shape = None if target.artifact else shape_at_batch(result.captured_parts, flags.batch or 0)
+    if shape is not None:
+        planned = planned.changed(input_shape=shape)
+        target = common.load_target(spec, flags, planned, device="cpu")
+        result, rewritten = _rewritten(target, planned, flags.seed, terminal.stage)
+    artifact = target.artifact if flags.output is None else None
+    # What cannot be written should not cost a measurement.
+    with adding(artifact, BENCH, CHART) as place:
+        measured = benchmark(result, rewritten, target.inputs, settings, progress=terminal.stage)
+        replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
+        document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
+        document["notes"] = [*target.notes, *measured.notes]
+        chart = terminal_charts.chart_of(figures.bench_figures(document))
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+        if place is not None:
+            terminal.stage("save")
+            (place / BENCH).write_text(text)
+            (place / CHART).write_text(terminal_charts.picture_of(chart, target.title))
+    if flags.output is not None:
+        common.write_whole(flags.output, text)
+    terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine))
+    terminal.show(*tables.bench_tables(document), chart)
+    terminal.show(*tables.unmeasured_lines(document), *tables.unsettled_lines(document))
+    written = (
+        [flags.output] if flags.output else [artifact.directory / name for name in (BENCH, CHART)] if artifact else []
+    )
+    terminal.show(*(f"written: {file}" for file in written))
+    terminal.document(document)
 
 
 def _rewritten(

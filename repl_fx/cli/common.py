@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
 import json
 import logging
@@ -12,20 +14,22 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, RenderableType
 from rich.status import Status
 
-from repl_fx.cli.completion import complete_model, complete_model_or_artifact
+from repl_fx.cli.completion import complete_artifact, complete_model, complete_model_or_artifact
+from repl_fx.cli.flags import ArtifactFlags, Flags, SpecFlags, flag, with_flags
 from repl_fx.cli.group import CLOSED, explain
-from repl_fx.cli.help import OUTPUT
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
+from repl_fx.errors import BadInput, OutputError
 from repl_fx.planning.settings import ModelSettings, flag_of, given_among
 from repl_fx.running.collection import imports_passed_over
 
@@ -38,101 +42,24 @@ if TYPE_CHECKING:
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
 
-# A section of the help.
-_MODEL = "Model"
 
-SpecArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SPEC",
-        help="The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE, hf:DIR or hf:CONFIG.",
-        show_default=False,
-        autocompletion=complete_model,
-    ),
-]
+def argument(metavar: str, text: str, completing: Callable[[str], list[str]] | None = None) -> Any:
+    """An argument of a command with its line of help."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False, autocompletion=completing)
+
+
+_SPEC = "The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE, hf:DIR or hf:CONFIG."
+SpecArgument = Annotated[str, argument("SPEC", _SPEC, complete_model)]
 AnySpecArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="SPEC|DIR",
-        help="A model, or a directory that transform wrote.",
-        show_default=False,
-        autocompletion=complete_model_or_artifact,
-    ),
+    str, argument("SPEC|DIR", "A model, or a directory that transform wrote.", complete_model_or_artifact)
 ]
-# The largest seed of torch.manual_seed.
-SeedOption = Annotated[
-    int,
-    typer.Option(
-        "--seed",
-        min=-(2**63),
-        max=2**63 - 1,
-        help="Seed of random weights, inputs and surrogates.",
-        show_default=True,
-        rich_help_panel=_MODEL,
-    ),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="Where the model goes: cpu, cuda, cuda:1.",
-        rich_help_panel=_MODEL,
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="SPEC",
-        help="The model that DIR was made from, where its file is elsewhere now, or has changed.",
-        show_default=False,
-        rich_help_panel=_MODEL,
-    ),
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run the code that lies in the directory of an hf: model, if it is made of it.",
-        rich_help_panel=_MODEL,
-    ),
-]
-FinderOption = Annotated[
-    str | None,
-    typer.Option(
-        "--finder",
-        metavar="NAME",
-        help="Take the repeats from this finder of an installed package.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[
-    bool,
-    typer.Option(
-        "--json",
-        help="Write one JSON document to stdout, and nothing else there; of an error, its line and exit code.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-VerboseOption = Annotated[
-    bool,
-    typer.Option(
-        "-v",
-        "--verbose",
-        help="Show every stage, the warnings of libraries, and tracebacks of errors.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-QuietOption = Annotated[
-    bool,
-    typer.Option(
-        "-q",
-        "--quiet",
-        help="Show no progress.",
-        rich_help_panel=OUTPUT,
-    ),
-]
+DirectoryArgument = Annotated[Path, argument("DIR", "A directory that transform wrote.", complete_artifact)]
+# Of commands with parameters of their own.
+ModelOption = Annotated[str | None, flag(ArtifactFlags, "model")[1]]
+TrustOption = Annotated[bool, flag(ArtifactFlags, "trust_remote_code")[1]]
+JsonOption = Annotated[bool, flag(Flags, "as_json")[1]]
+VerboseOption = Annotated[bool, flag(Flags, "verbose")[1]]
+QuietOption = Annotated[bool, flag(Flags, "quiet")[1]]
 
 # A stage that is over sooner needs no line of its own.
 _SLOW = 1.0
@@ -217,12 +144,39 @@ class Terminal:
             self.document({"error": line, "exit_code": code})
 
 
+def command(
+    own: type[Flags], *settings: type, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command of a function of a terminal, flags, arguments, and `**given`: the settings that were given.
+
+    Args:
+        own: the class of its own flags.
+        settings, without, defaults: see `with_flags`.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**given: Any) -> None:
+            flags = own(**given_among({name: given.pop(name, None) for name in own.__struct_fields__}))
+            with running(flags.as_json, flags.verbose, flags.quiet) as terminal:
+                function(terminal, flags, **given)
+
+        signature = inspect.signature(function, eval_str=True)
+        arguments = list(signature.parameters.values())[2:]
+        run.__signature__ = signature.replace(parameters=arguments)  # type: ignore[attr-defined]
+        return with_flags(own, *settings, without=without, defaults=defaults)(run)
+
+    return decorate
+
+
 @contextlib.contextmanager
 def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
     """The surroundings of a command: what libraries warn and log is not shown unless `verbose`.
 
     With `as_json`, what the model's own code prints goes to stderr, also where it writes to the file descriptor itself.
     """
+    # Of several processes the first one shows what there is to show.
+    quiet = quiet or os.environ.get("RANK", "0") != "0"
     with contextlib.ExitStack() as stack:
         if not verbose:
             stack.enter_context(_without_noise())
@@ -341,18 +295,16 @@ _BROUGHT = {
 }
 
 
-def load_target(
-    spec: str, model: str | None, settings: ModelSettings, *, seed: int, device: str, trust: bool
-) -> Target:
-    """Load a model by its specification, or an artifact by its directory."""
-    from repl_fx.errors import BadInput
+def load_target(spec: str, flags: SpecFlags, settings: ModelSettings, device: str | None = None) -> Target:
+    """Load a model by its specification, or an artifact by its directory; to that device by default of the flags."""
     from repl_fx.sources import load_source
 
+    given: Any = {"trust_remote_code": flags.trust_remote_code}
+    where = device or flags.device
     if not Path(spec).is_dir():
-        if model is not None:
+        if flags.model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
-        options = settings.source_options()
-        source = load_source(spec, seed=seed, device=device, trust_remote_code=trust, **options)
+        source = load_source(spec, seed=flags.seed, device=where, **given, **settings.source_options())
         known = str(source), source.notes, source.model, source.inputs, None
         return Target(*known, settings.fixed_names, source.preprocessing)
     for name, why in _BROUGHT.items():
@@ -360,11 +312,11 @@ def load_target(
             raise BadInput(f"{spec} is an artifact{why}; leave out {flag_of(name)}")
     from repl_fx.artifact import load_artifact
 
-    artifact = load_artifact(spec, model, trust_remote_code=trust)
+    artifact = load_artifact(spec, flags.model, **given)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
-    return Target(title, (), artifact.module.to(device), artifact.inputs, artifact)
+    return Target(title, (), artifact.module.to(where), artifact.inputs, artifact)
 
 
 def require_no_plan(artifact: str, given: Mapping[str, Any]) -> None:
@@ -373,8 +325,6 @@ def require_no_plan(artifact: str, given: Mapping[str, Any]) -> None:
     Args:
         given: the flags of `PlanSettings`; those of the model itself are for `load_target`.
     """
-    from repl_fx.errors import BadInput
-
     chosen = [flag_of(name) for name in given_among(given) if name not in _BROUGHT]
     if chosen:
         raise BadInput(f"{artifact} is an artifact and has its plan; leave out {', '.join(chosen)}")
@@ -383,8 +333,6 @@ def require_no_plan(artifact: str, given: Mapping[str, Any]) -> None:
 @contextlib.contextmanager
 def needing(extra: str, command: str) -> Iterator[None]:
     """Import what needs the libraries of an extra, such as `train`; a command without them gets a line."""
-    from repl_fx.errors import BadInput
-
     try:
         yield
     except ModuleNotFoundError as missing:
@@ -423,8 +371,6 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
 
 def require_free_file(file: Path, *, force: bool) -> None:
     """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`."""
-    from repl_fx.errors import OutputError
-
     if file.is_dir():
         raise OutputError(f"{file} is a directory; give the name of a file, such as {file}/bench.json")
     if file.exists() and not force:

@@ -44,7 +44,12 @@ def compress_command(
     quiet: common.QuietOption = False,
     **given: Any,
 ) -> None:
-    """Cut a trained model to a budget: score, replace, fit, heal if asked, evaluate, write as ONNX and verify."""
+    """Cut a trained model to a budget: score, replace, fit, heal if asked, evaluate, write as ONNX and verify.
+
+    Examples:
+        repl-fx compress model.py --weights trained.safetensors --data digits --budget params=0.7 -o out
+        repl-fx compress out --resume
+    """
     with common.running(as_json, verbose, quiet) as terminal:
         with common.needing("train", "compress"):
             from repl_fx.training.compression.compress import compress_source

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from repl_fx.cli import common
+from repl_fx.cli.flags import Flags
 from repl_fx.cli.group import CheckFailed
 
 
-def doctor_command(
-    as_json: common.JsonOption = False, verbose: common.VerboseOption = False, quiet: common.QuietOption = False
-) -> None:
+@common.command(Flags)
+def doctor_command(terminal: common.Terminal, flags: Flags) -> None:
     """Show versions, devices, and what is missing for each extra, with the command that installs it.
 
     Exits with 1 where a package that everything needs is missing, too old, or cannot be imported.
-    """
-    with common.running(as_json, verbose, quiet) as terminal:
-        from repl_fx.environment.examination import examine
-        from repl_fx.report.doctor_tables import doctor_lines
 
-        found = examine(terminal.stage)
-        terminal.show(*doctor_lines(found))
-        terminal.document(found.to_json())
-        if found.problems:
-            raise CheckFailed("; ".join(found.problems))
-        terminal.show("repl-fx can run here")
+    Examples:
+        repl-fx doctor
+        repl-fx doctor --json
+    """
+    from repl_fx.environment.examination import examine
+    from repl_fx.report.doctor_tables import doctor_lines
+
+    found = examine(terminal.stage)
+    terminal.show(*doctor_lines(found))
+    terminal.document(found.to_json())
+    if found.problems:
+        raise CheckFailed("; ".join(found.problems))
+    terminal.show("repl-fx can run here")

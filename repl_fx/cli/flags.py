@@ -1,17 +1,30 @@
-"""Flags for the fields of a settings class: their names, types and lines of help are stated there alone."""
+"""Flags for the fields of a settings class: names, types, defaults and lines of help are stated there alone.
+
+class ExportFlags(Flags):          ->   --opset INTEGER       Version of the ONNX operator set.
+    '''…                                --with-cache
+    Attributes:                         and those of all commands: --json, --verbose, --quiet
+        opset: Version of the ONNX operator set.
+    '''
+    opset: int | None = None
+    with_cache: Switch = False
+"""
 
 from __future__ import annotations
 
 import inspect
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
+import msgspec
 import typer
+from msgspec import Meta
 
 from repl_fx.cli.completion import OF_SETTINGS
-from repl_fx.planning.settings import flag_of
+from repl_fx.cli.help import OUTPUT
+from repl_fx.planning.settings import flag_of, lines_of_help
 
 # The sections of the help, by the settings in them; all others are the command's own.
 _SECTIONS = {
@@ -27,16 +40,72 @@ _SECTIONS = {
     "Machine": ("device", "devices", "nodes", "strategy", "find_unused", "sync_batchnorm", "deterministic", "seed"),
     "Log and checkpoints": ("save_every", "log_every", "tensorboard"),
 }
-_SECTION_OF = {name: section for section, names in _SECTIONS.items() for name in names}
+# Flags with other names than those of their fields.
+_NAMES = {
+    "as_json": ("--json",),
+    "verbose": ("-v", "--verbose"),
+    "quiet": ("-q", "--quiet"),
+    "output": ("-o", "--output"),
+}
+Sections = Mapping[str, Collection[str]]
+# A flag without a `--no-`; and words for the value of a flag.
+_ON = "on"
+Switch = Annotated[bool, _ON]
+File = Annotated[Path, "FILE"]
+Directory = Annotated[Path, "DIR"]
+
+
+class Flags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of every command.
+
+    Attributes:
+        as_json: Write one JSON document to stdout, and nothing else there; of an error, its line and exit code.
+        verbose: Show every stage, the warnings of libraries, and tracebacks of errors.
+        quiet: Show no progress.
+    """
+
+    as_json: Switch = False
+    verbose: Switch = False
+    quiet: Switch = False
+
+    sections: ClassVar[Sections] = {
+        OUTPUT: ("as_json", "verbose", "quiet"),
+        "Model": ("model", "seed", "device", "trust_remote_code"),
+    }
+
+
+class ArtifactFlags(Flags, frozen=True, kw_only=True):
+    """Flags of a command that takes an artifact.
+
+    Attributes:
+        model: The model that DIR was made from, where its file is elsewhere now, or has changed.
+        trust_remote_code: Run the code that lies in the directory of an hf: model, if it is made of it.
+    """
+
+    model: Annotated[str, "SPEC"] | None = None
+    trust_remote_code: Switch = False
+
+
+class SpecFlags(ArtifactFlags, frozen=True, kw_only=True):
+    """Flags of a command that takes a model.
+
+    Attributes:
+        seed: Seed of random weights, inputs and surrogates.
+        device: Where the model goes: cpu, cuda, cuda:1.
+    """
+
+    # Those of torch.manual_seed.
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
+    device: Annotated[str, "DEVICE"] = "cpu"
 
 
 def with_flags(
-    settings: type, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+    *settings: type, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, which takes `**given`, a flag for each field of a class; None where a flag is not given.
+    """Give a command, which takes `**given`, a flag for each field of some classes; None where a flag is not given.
 
     Args:
-        settings: the class, whose annotations are `Annotated[type, Meta(description=…)]`.
+        settings: the classes, with a line of help for each field (`lines_of_help`).
         without: fields that the command has no flag for.
         defaults: values that the help shows in the place of the class's own.
     """
@@ -44,7 +113,7 @@ def with_flags(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        flags = (flag for flag in _flags(settings, defaults) if flag.name not in without)
+        flags = (flag for kind in settings for flag in _flags(kind, defaults) if flag.name not in without)
         command.__signature__ = own.replace(parameters=[*named, *flags])  # type: ignore[attr-defined]
         return command
 
@@ -52,29 +121,42 @@ def with_flags(
 
 
 def _flags(settings: Any, defaults: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(settings, include_extras=True)
-    for name, own in zip(settings.__struct_fields__, settings.__struct_defaults__, strict=True):
-        kind, *notes = get_args(hints[name])
-        default = defaults.get(name, own)
-        text = next(note.description for note in notes if note.description)
-        flag, plain = flag_of(name), _plain(kind)
-        names = (f"{flag}/--no-{flag[2:]}",) if plain is bool else (flag,)
-        shown = "" if default in (None, ()) else f"  [default: {str(default).lower() if plain is bool else default}]"
-        option = typer.Option(
-            *names,
-            help=f"{text}{shown}",
-            show_default=False,
-            rich_help_panel=_SECTION_OF.get(name),
-            autocompletion=OF_SETTINGS.get(name),
-        )
-        annotation = Annotated[plain | None, option]  # type: ignore[valid-type]
+    for name in settings.__struct_fields__:
+        kind, option = flag(settings, name, defaults)
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _plain(kind: Any) -> Any:
-    """The class that a flag is read as; what is more than that, the settings check."""
+def flag(settings: Any, name: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
+    """The class that the flag of a field is read as, and the flag."""
+    default = defaults.get(name, getattr(settings(), name))
+    kind, notes = _plain(get_type_hints(settings, include_extras=True)[name])
+    names, limits = _NAMES.get(name, (flag_of(name),)), next((note for note in notes if isinstance(note, Meta)), None)
+    if kind is bool and _ON not in notes:
+        names = (f"{names[0]}/--no-{names[0][2:]}",)
+    shown = (
+        ""
+        if default in (None, ()) or _ON in notes
+        else f"  [default: {str(default).lower() if kind is bool else default}]"
+    )
+    sections = getattr(settings, "sections", _SECTIONS)
+    option = typer.Option(
+        *names,
+        help=f"{lines_of_help(settings).get(name, '')}{shown}",
+        show_default=False,
+        rich_help_panel=next((section for section, inside in sections.items() if name in inside), None),
+        metavar=next((note for note in notes if isinstance(note, str) and note != _ON), None),
+        min=limits.ge if kind is int and limits else None,
+        max=limits.le if kind is int and limits else None,
+        autocompletion=OF_SETTINGS.get(name),
+    )
+    return kind, option
+
+
+def _plain(kind: Any, notes: tuple[Any, ...] = ()) -> tuple[Any, tuple[Any, ...]]:
+    """The class that a flag is read as, and the notes on it; what is more than that, the settings check."""
+    if get_origin(kind) is Annotated:
+        return _plain(get_args(kind)[0], get_args(kind)[1:])
     if get_origin(kind) in (Union, types.UnionType):
-        return _plain(next(part for part in get_args(kind) if part is not type(None)))
-    if get_origin(kind) is tuple:
-        return list[str]
-    return type(get_args(kind)[0]) if get_origin(kind) is Literal else kind
+        return _plain(next(part for part in get_args(kind) if part is not type(None)), notes)
+    return (list[str] if get_origin(kind) is tuple else kind), notes

@@ -13,7 +13,7 @@ OPTIONS, OUTPUT = "Options", "Output"
 def examples(*lines: str) -> str:
     """The examples below the help of a command, a line each, as they are typed."""
     # The first line keeps the others as they are.
-    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+    return "\n".join(["\b", "Examples:", *(f"  {line.strip()}" for line in lines)])
 
 
 class Command(TyperCommand):

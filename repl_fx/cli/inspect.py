@@ -3,281 +3,181 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import typer
+from msgspec import Meta
 
 from repl_fx.cli import common
-from repl_fx.cli.completion import complete_data, complete_task
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import Directory, File, Sections, SpecFlags, Switch
 from repl_fx.cli.report import page_renderer, report_document
+from repl_fx.errors import BadInput
 from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from repl_fx.costs.counted import Costs
+    from repl_fx.finding.blocks import Repeat
     from repl_fx.report.model_graph.document import Document
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
     from repl_fx.training.config import TrainConfig
     from repl_fx.training.data.kinds import Data, UserData
 
-# Sections of the help.
-_SCORES, _PICTURES = "Scores of trained blocks", "Pictures"
 
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …",
-        show_default=False,
-        autocompletion=complete_data,
-        rich_help_panel=_SCORES,
-    ),
-]
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        metavar="DIR",
-        help="Directory of the files of named data sets.",
-        show_default=False,
-        rich_help_panel=_SCORES,
-    ),
-]
-TaskOption = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        metavar="TASK",
-        help="Task of loaders: classification, …",
-        show_default=False,
-        autocompletion=complete_task,
-        rich_help_panel=_SCORES,
-    ),
-]
-SizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--size",
-        min=1,
-        help="Pixels that the sides of pictures in files are brought to; by default none.",
-        show_default=False,
-        rich_help_panel=_SCORES,
-    ),
-]
-StandardiseOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--standardise/--no-standardise",
-        help="Standardise channels of pictures; by default those of data sets with a name alone.",
-        show_default=False,
-        rich_help_panel=_SCORES,
-    ),
-]
-ScoreOption = Annotated[
-    Literal["influence", "change", "gradient", "loss"],
-    typer.Option(
-        "--score",
-        help="The score that is drawn; gradient and loss need targets.",
-        rich_help_panel=_SCORES,
-    ),
-]
-SamplesOption = Annotated[
-    int,
-    typer.Option(
-        "--samples",
-        min=1,
-        help="Samples to score on, at most.",
-        rich_help_panel=_SCORES,
-    ),
-]
-GreedyOption = Annotated[
-    int,
-    typer.Option(
-        "--greedy", min=0, help="With --score loss: blocks to skip one after the other.", rich_help_panel=_SCORES
-    ),
-]
+class InspectFlags(SpecFlags, frozen=True, kw_only=True):
+    """Flags of the command.
 
-HtmlOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--html",
-        metavar="FILE",
-        help="Write the page of `repl-fx report`, too.",
-        show_default=False,
-        rich_help_panel=_PICTURES,
-    ),
-]
-SvgOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--svg",
-        metavar="FILE",
-        help="Write a picture of the model: repeats as stacks, one block opened.",
-        show_default=False,
-        rich_help_panel=_PICTURES,
-    ),
-]
-DotOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--dot",
-        metavar="FILE",
-        help="Write the same picture for Graphviz.",
-        show_default=False,
-        rich_help_panel=_PICTURES,
-    ),
-]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Replace the files of pictures if they exist.", rich_help_panel=_PICTURES)
-]
+    Attributes:
+        blocks: Show the modules that a pattern names as a repeat, such as layers.*, in place of what is found.
+        finder: Take the repeats from this finder of an installed package.
+        data: Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …
+        data_dir: Directory of the files of named data sets.
+        size: Pixels that the sides of pictures in files are brought to; by default none.
+        standardise: Standardise channels of pictures; by default those of data sets with a name alone.
+        task: Task of loaders: classification, …
+        score: The score that is drawn; gradient and loss need targets.
+        samples: Samples to score on, at most.
+        greedy: With --score loss: blocks to skip one after the other.
+        html: Write the page of `repl-fx report`, too.
+        svg: Write a picture of the model: repeats as stacks, one block opened.
+        dot: Write the same picture for Graphviz.
+        force: Replace the files of pictures if they exist.
+    """
+
+    blocks: Annotated[str, "PATTERN"] | None = None
+    finder: Annotated[str, "NAME"] | None = None
+    data: Annotated[str, "DATA"] | None = None
+    data_dir: Directory | None = None
+    size: Annotated[int, Meta(ge=1)] | None = None
+    standardise: bool | None = None
+    task: Annotated[str, "TASK"] | None = None
+    score: Literal["influence", "change", "gradient", "loss"] = "influence"
+    samples: Annotated[int, Meta(ge=1)] = 256
+    greedy: Annotated[int, Meta(ge=0)] = 0
+    html: File | None = None
+    svg: File | None = None
+    dot: File | None = None
+    force: Switch = False
+
+    sections: ClassVar[Sections] = {
+        **SpecFlags.sections,
+        "Scores of trained blocks": ("data", "data_dir", "size", "standardise", "task", "score", "samples", "greedy"),
+        "Pictures": ("html", "svg", "dot", "force"),
+    }
 
 
-@with_flags(ModelSettings)
-def inspect_command(
-    spec: common.AnySpecArgument,
-    model: common.ModelOption = None,
-    seed: common.SeedOption = 0,
-    blocks: Annotated[
-        str | None,
-        typer.Option(
-            "--blocks",
-            metavar="PATTERN",
-            help="Show the modules that a pattern names as a repeat, such as layers.*, in place of what is found.",
-            show_default=False,
-        ),
-    ] = None,
-    finder: common.FinderOption = None,
-    data: DataOption = None,
-    data_dir: DataDirOption = None,
-    size: SizeOption = None,
-    standardise: StandardiseOption = None,
-    task: TaskOption = None,
-    score: ScoreOption = "influence",
-    samples: SamplesOption = 256,
-    greedy: GreedyOption = 0,
-    html: HtmlOption = None,
-    svg: SvgOption = None,
-    dot: DotOption = None,
-    force: ForceOption = False,
-    device: common.DeviceOption = "cpu",
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
-    **given: Any,
-) -> None:
+@common.command(InspectFlags, ModelSettings)
+def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common.AnySpecArgument, **given: Any) -> None:
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it.
 
     With --data, show which blocks matter least, too. With --html, --svg or --dot, draw it.
+
+    Examples:
+        repl-fx inspect model.py --input-shape 2x3x32x32
+        repl-fx inspect timm:resnet50
+        repl-fx inspect out --json
+        repl-fx inspect model.py --weights trained.safetensors --data digits
+        repl-fx inspect out --svg out.svg
     """
-    with common.running(as_json, verbose, quiet) as terminal:
-        import msgspec
+    import msgspec
 
-        from repl_fx import capture_parts
-        from repl_fx.costs import counted as costs
-        from repl_fx.finding.repeats import repeats_table
-        from repl_fx.report import documents, tables
-        from repl_fx.tracing.parts.finders import by_options
-        from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside, repeats_of
+    from repl_fx import capture_parts
+    from repl_fx.costs import counted as costs
+    from repl_fx.finding.repeats import repeats_table
+    from repl_fx.report import documents, tables
+    from repl_fx.tracing.parts.finders import by_options
+    from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside, repeats_of
 
-        _require_scorable(spec, data, score, greedy)
-        patterns = _patterns(spec, blocks, finder)
-        pictures = [file for file in (html, svg, dot) if file is not None]
-        if pictures:
-            render_page = page_renderer("inspect --html, --svg and --dot")
-        for file in pictures:
-            common.require_free_file(file, force=force)
-        terminal.stage("load")
-        settings = ModelSettings().changed(**given)
-        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust)
-        found_in_parts = None
-        if target.artifact is not None:
-            captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
-        else:
-            if data is not None:
-                directory = None if data_dir is None else str(data_dir)
-                reading: Any = {"data": data, "data_dir": directory, "size": size, "standardise": standardise}
-                # What is not there should not cost a capture.
-                terminal.stage("load data")
-                samples_from, config = _samples(target.preprocessing, **reading, task=task, seed=seed)
-            terminal.stage("capture")
-            captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
-            terminal.stage("find repeats")
-            found_in_parts = find_in_parts(captured, by_options(captured, patterns, finder))
-            repeats = repeats_of(found_in_parts)
-        terminal.stage("measure costs")
-        after = None
-        if target.artifact is None:
-            before = costs.measure_form(captured.source, captured.module, captured.parts)
-        else:
-            before, after = target.artifact.result.costs()
-        flops = costs.flops_of_parts(captured.parts)
+    _require_scorable(spec, flags)
+    patterns = _patterns(spec, flags)
+    pictures = [file for file in (flags.html, flags.svg, flags.dot) if file is not None]
+    if pictures:
+        render_page = page_renderer("inspect --html, --svg and --dot")
+    for file in pictures:
+        common.require_free_file(file, force=flags.force)
+    terminal.stage("load")
+    target = common.load_target(spec, flags, ModelSettings().changed(**given))
+    found_in_parts = None
+    if target.artifact is not None:
+        captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
+    else:
+        if flags.data is not None:
+            # What is not there should not cost a capture.
+            terminal.stage("load data")
+            samples_from, config = _samples(target.preprocessing, flags)
+        terminal.stage("capture")
+        captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
+        terminal.stage("find repeats")
+        found_in_parts = find_in_parts(captured, by_options(captured, patterns, flags.finder))
+        repeats = repeats_of(found_in_parts)
+    terminal.stage("measure costs")
+    after = None
+    if target.artifact is None:
+        before = costs.measure_form(captured.source, captured.module, captured.parts)
+    else:
+        before, after = target.artifact.result.costs()
+    flops = costs.flops_of_parts(captured.parts)
 
-        document: dict[str, Any] = {
-            "spec": spec,
-            "notes": [*target.notes, *captured.notes],
-            "parts": documents.parts_document(captured),
-            "repeats": documents.repeats_document(repeats, before, flops),
-        }
-        terminal.show(
-            *common.captured_lines(target.title, captured), *common.note_lines((*target.notes, *captured.notes))
-        )
-        terminal.show(tables.sizes_table(captured))
-        terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
-        document |= _shown_costs(terminal, target, before, after)
-        if data is not None:
-            options: Any = {"samples": samples, "greedy": greedy, "repeats": own_inside(found_in_parts or ())}
-            document |= _shown_scores(terminal, captured, samples_from, config, score, **options)
-        if pictures:
-            shown = report_document(target, spec, terminal, captured, found_in_parts)
-            if "scores" in document:
-                shown = msgspec.structs.replace(shown, scores=document["scores"])
-            terminal.stage("draw")
-            if html is not None:
-                common.write_whole(html, render_page(shown))
-            _draw(shown, svg, dot)
-            terminal.show(*(f"written: {file}" for file in pictures))
-            document["written"] = [str(file) for file in pictures]
-        terminal.document(document)
+    document: dict[str, Any] = {
+        "spec": spec,
+        "notes": [*target.notes, *captured.notes],
+        "parts": documents.parts_document(captured),
+        "repeats": documents.repeats_document(repeats, before, flops),
+    }
+    terminal.show(*common.captured_lines(target.title, captured), *common.note_lines((*target.notes, *captured.notes)))
+    terminal.show(tables.sizes_table(captured))
+    terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
+    document |= _shown_costs(terminal, target, before, after)
+    if flags.data is not None:
+        inside = own_inside(found_in_parts or ())
+        document |= _shown_scores(terminal, captured, samples_from, config, flags, inside)
+    if pictures:
+        shown = report_document(target, spec, terminal, captured, found_in_parts)
+        if "scores" in document:
+            shown = msgspec.structs.replace(shown, scores=document["scores"])
+        terminal.stage("draw")
+        if flags.html is not None:
+            common.write_whole(flags.html, render_page(shown))
+        _draw(shown, flags)
+        terminal.show(*(f"written: {file}" for file in pictures))
+        document["written"] = [str(file) for file in pictures]
+    terminal.document(document)
 
 
-def _require_scorable(spec: str, data: str | None, score: str, greedy: int) -> None:
+def _require_scorable(spec: str, flags: InspectFlags) -> None:
     """Refuse options of scores that do not go together."""
-    from repl_fx.errors import BadInput
-
-    if data is None and (score != "influence" or greedy):
+    if flags.data is None and (flags.score != "influence" or flags.greedy):
         raise BadInput("--score and --greedy need data to run the model on; give --data")
-    if greedy and score != "loss":
+    if flags.greedy and flags.score != "loss":
         raise BadInput("--greedy skips blocks by the loss; give --score loss")
-    if data is not None and Path(spec).is_dir():
+    if flags.data is not None and Path(spec).is_dir():
         raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
 
 
-def _patterns(spec: str, blocks: str | None, finder: str | None) -> list[str | int]:
+def _patterns(spec: str, flags: InspectFlags) -> list[str | int]:
     """The patterns of `--blocks`; refuses it and the finder where the repeats are known or cannot be found so."""
-    from repl_fx.errors import BadInput
     from repl_fx.planning.written_options import parse_blocks
     from repl_fx.tracing.parts.finders import finder_of, without_patterns
 
-    patterns = parse_blocks(blocks) if blocks is not None else []
+    patterns = parse_blocks(flags.blocks) if flags.blocks is not None else []
     if without_patterns(patterns):
-        raise BadInput(f"--blocks {blocks!r} names no repeat; give a pattern of module names, such as layers.*")
-    if (patterns or finder) and Path(spec).is_dir():
+        raise BadInput(f"--blocks {flags.blocks!r} names no repeat; give a pattern of module names, such as layers.*")
+    if (patterns or flags.finder) and Path(spec).is_dir():
         raise BadInput(f"{spec} has the repeats that it was made with; leave out --blocks and --finder")
-    if finder is not None:
-        finder_of(finder)
+    if flags.finder is not None:
+        finder_of(flags.finder)
     return patterns
 
 
-def _samples(preprocessing: Preprocessing | None, **reading: Any) -> tuple[Data | UserData, TrainConfig]:
+def _samples(preprocessing: Preprocessing | None, flags: InspectFlags) -> tuple[Data | UserData, TrainConfig]:
     """The data to score on, with the settings that they were read by."""
     with common.needing("train", "inspect --data"):
         from repl_fx.training.calibration import require_loaders
         from repl_fx.training.config import TrainConfig
         from repl_fx.training.loading import prepared, read_data
-    config = TrainConfig().changed(**reading)
+    reading = {name: getattr(flags, name) for name in ("data", "size", "standardise", "task", "seed")}
+    config = TrainConfig().changed(**reading, data_dir=None if flags.data_dir is None else str(flags.data_dir))
     samples = prepared(read_data(config), preprocessing, config)
     require_loaders(samples)
     return samples, config
@@ -307,29 +207,30 @@ def _shown_scores(
     captured: CapturedParts,
     data: Data | UserData,
     config: TrainConfig,
-    score: Literal["influence", "change", "gradient", "loss"],
-    **options: Any,
+    flags: InspectFlags,
+    repeats: Sequence[Repeat] | None,
 ) -> dict[str, Any]:
     """Score the blocks of a model, show the scores, and give them as data."""
-    from repl_fx.report import charts, documents, figures, tables
+    from repl_fx.report import documents, figures, tables, terminal_charts
     from repl_fx.training.calibration import score_on_data
     from repl_fx.training.loading import changes_of
 
     changes = list(changes_of(data, config, training=False))
     terminal.show(*common.data_lines(changes))
-    found = score_on_data(captured, data, config, score, progress=terminal.stage, **options)
-    chart = charts.chart_of(figures.scores_figures(found, score))
+    options: Any = {"samples": flags.samples, "greedy": flags.greedy, "repeats": repeats, "progress": terminal.stage}
+    found = score_on_data(captured, data, config, flags.score, **options)
+    chart = terminal_charts.chart_of(figures.scores_figures(found, flags.score))
     terminal.show(str(found), tables.scores_table(found), chart)
     return {"data": changes, "scores": documents.scores_document(found)}
 
 
-def _draw(shown: Document, svg: Path | None, dot: Path | None) -> None:
+def _draw(shown: Document, flags: InspectFlags) -> None:
     """Write the pictures of a model, after its transform where it was transformed."""
     from repl_fx.report.pictures.dot import dot_of
     from repl_fx.report.pictures.folded import fold_document
     from repl_fx.report.pictures.svg import svg_of
 
     folded = fold_document(shown)
-    for file, text_of in ((svg, svg_of), (dot, dot_of)):
+    for file, text_of in ((flags.svg, svg_of), (flags.dot, dot_of)):
         if file is not None:
             common.write_whole(file, text_of(folded))

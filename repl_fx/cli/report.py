@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from repl_fx.cli import common
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import File, SpecFlags, Switch
 from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -21,69 +18,54 @@ if TYPE_CHECKING:
     from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 
-@with_flags(ModelSettings)
-def report_command(
-    spec: common.AnySpecArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help="The HTML file.  [default: DIR/report.html, or NAME-report.html]"
-        ),
-    ] = None,
-    model_explorer: Annotated[
-        Path | None,
-        typer.Option(
-            "--model-explorer",
-            metavar="FILE",
-            help="Write the graphs as a graph collection of Google's Model Explorer, too.",
-            show_default=False,
-        ),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,
-    model: common.ModelOption = None,
-    seed: common.SeedOption = 0,
-    device: common.DeviceOption = "cpu",
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
-    **given: Any,
-) -> None:
+class ReportFlags(SpecFlags, frozen=True, kw_only=True):
+    """Flags of the command.
+
+    Attributes:
+        output: The HTML file.  [default: DIR/report.html, or NAME-report.html]
+        model_explorer: Write the graphs as a graph collection of Google's Model Explorer, too.
+        force: Replace the files if they exist.
+    """
+
+    output: File | None = None
+    model_explorer: File | None = None
+    force: Switch = False
+
+
+@common.command(ReportFlags, ModelSettings)
+def report_command(terminal: common.Terminal, flags: ReportFlags, spec: common.AnySpecArgument, **given: Any) -> None:
     """Write one HTML page that shows a model: a picture that opens down to its nodes, and its costs.
 
     Plan, scores, training, verification and benchmark are on it as far as they are known; for a directory, before and
     after side by side. The page is one file that needs no network. With --json, its document goes to stdout, too.
-    """
-    with common.running(as_json, verbose, quiet) as terminal:
-        from repl_fx.artifact import REPORT, changing
-        from repl_fx.report.model_graph.model_explorer import graph_collection
 
-        render_page = page_renderer("report")
-        directory = Path(spec) if output is None and Path(spec).is_dir() else None
-        written = directory / REPORT if directory else output or Path(f"{name_of(spec)}-report.html")
-        for file in ([] if directory else [written]) + ([] if model_explorer is None else [model_explorer]):
-            common.require_free_file(file, force=force)
-        terminal.stage("load")
-        settings = ModelSettings().changed(**given)
-        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust)
-        with changing(directory) if directory else contextlib.nullcontext() as change:
-            if change is not None:
-                # What cannot be written should not cost the work.
-                change.require_own([REPORT])
-            document = report_document(target, spec, terminal)
-            terminal.stage("draw")
-            page = render_page(document)
-            terminal.stage("save")
-            if change is not None and target.artifact is not None:
-                (change.place / REPORT).write_text(page, "utf-8")
-                change.commit(target.artifact.manifest, keep=target.artifact.manifest.files.keys())
-            else:
-                common.write_whole(written, page)
-            if model_explorer is not None:
-                common.write_whole(model_explorer, json.dumps(graph_collection(document)))
-        files = (written, *([] if model_explorer is None else [model_explorer]))
-        terminal.show(target.title, *common.note_lines(target.notes), *(f"written: {file}" for file in files))
-        terminal.document(json.loads(document.to_json()))
+    Examples:
+        repl-fx report out
+        repl-fx report timm:resnet18 -o resnet18.html
+        repl-fx report out --model-explorer out.json
+    """
+    from repl_fx.artifact import REPORT, adding
+    from repl_fx.report.model_graph.model_explorer import graph_collection
+
+    render_page = page_renderer("report")
+    directory = Path(spec) if flags.output is None and Path(spec).is_dir() else None
+    written = directory / REPORT if directory else flags.output or Path(f"{name_of(spec)}-report.html")
+    files = [written, *filter(None, [flags.model_explorer])]
+    for file in files[1:] if directory else files:
+        common.require_free_file(file, force=flags.force)
+    terminal.stage("load")
+    target = common.load_target(spec, flags, ModelSettings().changed(**given))
+    # What cannot be written should not cost the work.
+    with adding(target.artifact if directory else None, REPORT) as place:
+        document = report_document(target, spec, terminal)
+        terminal.stage("draw")
+        page = render_page(document)
+        terminal.stage("save")
+        common.write_whole(place / REPORT if place else written, page)
+        if flags.model_explorer is not None:
+            common.write_whole(flags.model_explorer, json.dumps(graph_collection(document)))
+    terminal.show(target.title, *common.note_lines(target.notes), *(f"written: {file}" for file in files))
+    terminal.document(json.loads(document.to_json()))
 
 
 def page_renderer(command: str) -> Callable[[Document], str]:
@@ -105,7 +87,7 @@ def report_document(
 ) -> Document:
     """The document of a target; a model is captured, and its repeats found, unless that was done before."""
     from repl_fx import capture_parts
-    from repl_fx.report.model_graph.building import document_of_artifact, document_of_model
+    from repl_fx.report.model_graph.model_document import document_of_artifact, document_of_model
 
     if target.artifact is None and captured is None:
         terminal.stage("capture")

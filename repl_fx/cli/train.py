@@ -41,7 +41,14 @@ def train_command(
     quiet: common.QuietOption = False,
     **given: Any,
 ) -> None:
-    """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote."""
+    """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote.
+
+    Examples:
+        repl-fx train model.py -o out --data digits --epochs 5
+        repl-fx train out --data folder:pictures --config train.yaml
+        repl-fx train out --resume
+        repl-fx train model.py -o out --compare --seeds 3
+    """
     # Of several processes the first one shows what there is to show.
     quiet = quiet or os.environ.get("RANK", "0") != "0"
     with common.running(as_json, verbose, quiet) as terminal:

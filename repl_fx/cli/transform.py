@@ -2,211 +2,162 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from repl_fx.cli import common
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import Directory, SpecFlags, Switch
 from repl_fx.cli.group import CheckFailed
+from repl_fx.errors import BadInput
 from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from rich.console import RenderableType
 
     from repl_fx import TransformResult
-    from repl_fx.costs.counted import Costs
     from repl_fx.sources import Source
     from repl_fx.tracing.check import CaptureCheck
 
 
-@with_flags(PlanSettings)
+class TransformFlags(SpecFlags, frozen=True, kw_only=True):
+    """Flags of the command.
+
+    Attributes:
+        output: Where the artifact goes.
+        dry_run: Show what would be done, and write nothing.
+        force: Replace an artifact that is there already.
+        check: Check that the captured graph equals the model, bit for bit, and that the rewritten one trains.
+        in_place: Replace only blocks whose surrogates have a place in the model's tree; save the model in place.
+        allow_nan: Take a model with weights that are NaN or infinite, too.
+    """
+
+    output: Directory | None = None
+    dry_run: Switch = False
+    force: Switch = False
+    check: bool = True
+    in_place: Switch = False
+    allow_nan: Switch = False
+
+
+@common.command(TransformFlags, PlanSettings, without=("model",))
 def transform_command(
-    spec: common.SpecArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check/--no-check",
-            help="Check that the captured graph equals the model, bit for bit, and that the rewritten one trains.",
-        ),
-    ] = True,
-    in_place: Annotated[
-        bool,
-        typer.Option(
-            "--in-place",
-            help="Replace only blocks whose surrogates have a place in the model's tree; save the model in place.",
-        ),
-    ] = False,
-    allow_nan: Annotated[
-        bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
-    ] = False,
-    seed: common.SeedOption = 0,
-    device: common.DeviceOption = "cpu",
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
-    **given: Any,
+    terminal: common.Terminal, flags: TransformFlags, spec: common.SpecArgument, **given: Any
 ) -> None:
-    """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
-    with common.running(as_json, verbose, quiet) as terminal:
-        from repl_fx import save, transform
-        from repl_fx.sources import load_source
+    """Replace repeated blocks of a model by light surrogates, and write the result as a directory.
 
-        written = _place(output, dry_run=dry_run, force=force)
-        settings = PlanSettings().changed(**given)
-        options = settings.transform_options()
-        terminal.stage("load")
-        built = settings.source_options()
-        source = load_source(spec, seed=seed, device=device, trust_remote_code=trust, **built)
-        _require_values(device, needed=check or not dry_run)
-        model = source.model, source.args, source.kwargs
-        more: Any = {"seed": seed, "allow_nan": allow_nan, "check": check, "in_place": in_place, **options}
-        transformed = partial(transform, *model, progress=terminal.stage, **more)
-        result, checked = transformed(), None
-        if check:
-            terminal.stage("check the capture")
-            result, checked = _checked(source, result, transformed)
-        terminal.stage("measure costs")
-        outcome = _Transformed(source, result, checked, *result.costs(), options.get("budget") or {})
-        said = outcome.said
-        if written is not None:
-            terminal.stage("save")
-            form = result.model if in_place or settings.checkpoint_blocks else result
-            save(form, written, source=source, force=force)
-        terminal.show(*outcome.tables(), *said, *outcome.checks())
-        if written is None:
-            terminal.show("dry run: nothing was written")
-        else:
-            terminal.show(f"written: {written}", f"next:    repl-fx export {written}")
-        directory = None if written is None else str(written)
-        terminal.document({"spec": spec, "directory": directory, **outcome.document()})
+    Examples:
+        repl-fx transform model.py -o out
+        repl-fx transform timm:vit_tiny_patch16_224 --every 3 --surrogate reuse -o out
+        repl-fx transform model.py --budget params=0.7 --dry-run
+        repl-fx transform model.py --weights trained.safetensors --blocks 3,5 -o out
+    """
+    from repl_fx import save, transform
+    from repl_fx.sources import load_source
+
+    written = _place(flags)
+    settings = PlanSettings().changed(**given)
+    options = settings.transform_options()
+    terminal.stage("load")
+    built: Any = {"trust_remote_code": flags.trust_remote_code, **settings.source_options()}
+    source = load_source(spec, seed=flags.seed, device=flags.device, **built)
+    _require_values(flags)
+    model = source.model, source.args, source.kwargs
+    options |= {name: getattr(flags, name) for name in ("seed", "allow_nan", "check", "in_place")}
+    transformed = partial(transform, *model, progress=terminal.stage, **options)
+    result, checked = transformed(), None
+    if flags.check:
+        terminal.stage("check the capture")
+        result, checked = _checked(source, result, transformed)
+    terminal.stage("measure costs")
+    lines, document = _results(source, result, checked, options.get("budget") or {})
+    if written is not None:
+        terminal.stage("save")
+        form = result.model if flags.in_place or settings.checkpoint_blocks else result
+        save(form, written, source=source, force=flags.force)
+    terminal.show(*lines)
+    if written is None:
+        terminal.show("dry run: nothing was written")
+    else:
+        terminal.show(f"written: {written}", f"next:    repl-fx export {written}")
+    directory = None if written is None else str(written)
+    terminal.document({"spec": spec, "directory": directory, **document})
 
 
-def _place(output: Path | None, *, dry_run: bool, force: bool) -> Path | None:
+def _place(flags: TransformFlags) -> Path | None:
     """The directory to write to; None for a dry run."""
     from repl_fx.artifact import require_free
-    from repl_fx.errors import BadInput
 
-    if output is None and not dry_run:
+    if flags.dry_run:
+        return None
+    if flags.output is None:
         raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
-    if output is not None and not dry_run:
-        require_free(output, force=force)
-    return None if dry_run else output
+    require_free(flags.output, force=flags.force)
+    return flags.output
 
 
-def _require_values(device: str, *, needed: bool) -> None:
+def _require_values(flags: TransformFlags) -> None:
     """Refuse the meta device where values of weights are needed."""
-    from repl_fx.errors import BadInput
-
-    if device.startswith("meta") and needed:
+    if flags.device.startswith("meta") and (flags.check or not flags.dry_run):
         raise BadInput(
             "weights on the meta device have no values to check or to write; see what would be done with "
             "--dry-run --no-check, or choose another --device"
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Transformed:
-    """A transform as the terminal and the document show it.
+def _results(
+    source: Source, result: TransformResult, checked: CaptureCheck | None, limits: Mapping[str, float]
+) -> tuple[list[RenderableType], dict[str, Any]]:
+    """A transform as the terminal shows it, and as data.
 
-    Attributes:
+    Args:
         checked: the check of the capture; None where there was none.
-        before, after: costs of the source and of the model to train.
         limits: of a budget, by cost.
     """
+    from repl_fx.costs.counted import flops_of_parts, measure_parts
+    from repl_fx.display.comparisons import budget_table
+    from repl_fx.finding.repeats import repeats_table
+    from repl_fx.planning.budgets import budget_lines, shares_of
+    from repl_fx.report import documents, tables
+    from repl_fx.rewriting.blocks_table import blocks_table
 
-    source: Source
-    result: TransformResult
-    checked: CaptureCheck | None
-    before: Costs
-    after: Costs
-    limits: Mapping[str, float]
-
-    @cached_property
-    def shares(self) -> dict[str, dict[str, float | None]]:
-        """See `budget_shares`."""
-        from repl_fx.planning.budgets import shares_of
-
-        return shares_of(self.result, self.before, self.after, self.limits)
-
-    @cached_property
-    def said(self) -> list[str]:
-        """The lines on costs: those that grew, the budget, and the costs of the other form."""
-        from repl_fx.costs.counted import measure_parts
-        from repl_fx.planning.budgets import budget_lines
-        from repl_fx.report import tables
-
-        result = self.result
-        said = [*tables.grown_lines(self.before, self.after), *budget_lines(self.shares, result.plan.timed_on)]
-        if result.in_place.model is not None:
-            other = tables.forms_line(self.after, measure_parts(result.module, result.captured_parts.parts))
-            said += [f"note: {other}"] if other else []
-        return said
-
-    @cached_property
-    def flops(self) -> dict[Any, int] | None:
-        """The FLOPs of the nodes before; see `flops_of_parts`."""
-        from repl_fx.costs.counted import flops_of_parts
-
-        return flops_of_parts(self.result.captured_parts.parts)
-
-    def tables(self) -> Iterator[RenderableType]:
-        """The capture, the repeats, what became of each block, and the costs."""
-        from repl_fx.display.comparisons import budget_table
-        from repl_fx.finding.repeats import repeats_table
-        from repl_fx.report import tables
-        from repl_fx.rewriting.blocks_table import blocks_table
-
-        result, captured = self.result, self.result.captured_parts
-        yield from common.captured_lines(str(self.source), captured)
-        yield from captured.sizes
-        yield from common.note_lines((*self.source.notes, *captured.notes))
-        yield repeats_table(result.repeats, self.before, self.flops)
-        yield blocks_table(result.report)
-        yield from common.costs_lines(self.before, self.after)
-        if self.shares:
-            yield budget_table(self.shares)
-        yield tables.placing_line(result.in_place)
-
-    def checks(self) -> Iterator[str]:
-        """The lines on the check of the capture."""
-        if self.checked:
-            what = "captured graph" if self.result.captured_parts.whole else "model with graphs in it"
-            modes = "in evaluation and in training" if self.checked.training else "in evaluation"
-            yield f"checked: the {what} equals the model bit for bit, {modes}"
-            if not self.checked.training:
-                yield "not checked: the model does not run in training mode on its example inputs"
-
-    def document(self) -> dict[str, Any]:
-        """The same as data."""
-        from repl_fx.report import documents
-
-        result, captured, checked = self.result, self.result.captured_parts, self.checked
-        modes = None if checked is None else {"evaluation": checked.evaluation, "training": checked.training}
-        costs = {"before": documents.costs_document(self.before), "after": documents.costs_document(self.after)}
-        return {
-            "notes": [*self.source.notes, *captured.notes],
-            "check": modes,
-            "parts": documents.parts_document(captured),
-            "repeats": documents.repeats_document(result.repeats, self.before, self.flops),
-            "blocks": documents.blocks_document(result.report, result.plan),
-            "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
-            "costs": costs,
-            "budget": self.shares,
-            "said": self.said,
-        }
+    captured, (before, after) = result.captured_parts, result.costs()
+    notes, flops = [*source.notes, *captured.notes], flops_of_parts(captured.parts)
+    shares = shares_of(result, before, after, limits)
+    said = [*tables.grown_lines(before, after), *budget_lines(shares, result.plan.timed_on)]
+    if result.in_place.model is not None:
+        other = tables.forms_line(after, measure_parts(result.module, captured.parts))
+        said += [f"note: {other}"] if other else []
+    lines: list[RenderableType] = [
+        *common.captured_lines(str(source), captured),
+        *captured.sizes,
+        *common.note_lines(notes),
+        repeats_table(result.repeats, before, flops),
+        blocks_table(result.report),
+        *common.costs_lines(before, after),
+        *([budget_table(shares)] if shares else []),
+        tables.placing_line(result.in_place),
+        *said,
+    ]
+    if checked:
+        what = "captured graph" if captured.whole else "model with graphs in it"
+        modes = "in evaluation and in training" if checked.training else "in evaluation"
+        lines.append(f"checked: the {what} equals the model bit for bit, {modes}")
+        if not checked.training:
+            lines.append("not checked: the model does not run in training mode on its example inputs")
+    return lines, {
+        "notes": notes,
+        "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
+        "parts": documents.parts_document(captured),
+        "repeats": documents.repeats_document(result.repeats, before, flops),
+        "blocks": documents.blocks_document(result.report, result.plan),
+        "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
+        "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
+        "budget": shares,
+        "said": said,
+    }
 
 
 def _checked(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from repl_fx.cli import common
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import SpecFlags, Switch
 from repl_fx.cli.group import CheckFailed
+from repl_fx.errors import BadInput, close_matches
 from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -18,86 +17,82 @@ if TYPE_CHECKING:
     from repl_fx.running.example_inputs import ExampleInputs
 
 
-@with_flags(ModelSettings, without=("fixed",))
+class VerifyFlags(SpecFlags, frozen=True, kw_only=True):
+    """Flags of the command.
+
+    Attributes:
+        rtol: Relative tolerance; by default it depends on the precision.
+        atol: Absolute tolerance, as a fraction of the size of the output.
+        part: The part of DIR to compare; by default the one FILE is named for.
+        batch: Batch sizes, such as 1,2,5; by default three of them.
+        per_layer: Compare inner values too, layer by layer.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    part: Annotated[str, "PATH"] | None = None
+    batch: Annotated[str, "LIST"] | None = None
+    per_layer: Switch = False
+
+
+@common.command(VerifyFlags, ModelSettings, without=("fixed",))
 def verify_command(
+    terminal: common.Terminal,
+    flags: VerifyFlags,
     spec: common.AnySpecArgument,
-    onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="The ONNX file.", show_default=False)],
-    rtol: Annotated[
-        float | None, typer.Option("--rtol", help="Relative tolerance; by default it depends on the precision.")
-    ] = None,
-    atol: Annotated[
-        float | None, typer.Option("--atol", help="Absolute tolerance, as a fraction of the size of the output.")
-    ] = None,
-    part: Annotated[
-        str | None,
-        typer.Option(
-            "--part", metavar="PATH", help="The part of DIR to compare; by default the one FILE is named for."
-        ),
-    ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option("--batch", metavar="LIST", help="Batch sizes, such as 1,2,5; by default three of them."),
-    ] = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner values too, layer by layer.")] = False,
-    model: common.ModelOption = None,
-    seed: common.SeedOption = 0,
-    device: common.DeviceOption = "cpu",
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
+    onnx: Annotated[Path, common.argument("ONNX", "The ONNX file.")],
     **given: Any,
 ) -> None:
-    """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ."""
-    with common.running(as_json, verbose, quiet) as terminal:
-        from repl_fx import capture, verify_onnx
-        from repl_fx.artifact.exporting import digest_of
-        from repl_fx.planning.written_options import parse_sizes
-        from repl_fx.report.tables import layers_table, verification_table
-        from repl_fx.tracing.capture import widen_batch
+    """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ.
 
-        batches = None if batch is None else parse_sizes(batch, "--batch")
-        terminal.stage("load")
-        settings = ModelSettings().changed(**given)
-        target = common.load_target(spec, model, settings, seed=seed, device=device, trust=trust)
-        module, example, path = _subject(target, part, onnx)
-        inputs = widen_batch(module, example)
-        if per_layer and target.artifact is None:
-            terminal.stage("capture")
-            module = capture(module, inputs.args, inputs.kwargs)
-        terminal.stage("verify")
-        result = verify_onnx(
-            module,
-            onnx,
-            inputs.args,
-            inputs.kwargs,
-            rtol=rtol,
-            atol=atol,
-            batches=batches,
-            seed=seed,
-            per_layer=per_layer,
-        )
-        terminal.show(*common.note_lines(target.notes))
-        if result.layers:
-            terminal.show(layers_table(result))
-        terminal.show(verification_table(result))
-        known = None if target.artifact is None else target.artifact.manifest.verified.get(path)
-        is_exported = None if known is None else known == digest_of(onnx)
-        if is_exported is not None:
-            terminal.show(f"{onnx} is {'' if is_exported else 'not '}the file that export verified")
-        notes = [*target.notes, *result.notes]
-        terminal.document(
-            {"spec": spec, "onnx": str(onnx), "is_exported": is_exported, **result.to_json(), "notes": notes}
-        )
-        if not result:
-            raise CheckFailed(result.summary())
-        terminal.show(result.summary())
+    Examples:
+        repl-fx verify out out/model.onnx --per-layer
+        repl-fx verify model.py model.onnx --weights trained.safetensors
+    """
+    from repl_fx import capture, verify_onnx
+    from repl_fx.artifact.exporting import digest_of
+    from repl_fx.planning.written_options import parse_sizes
+    from repl_fx.report.tables import layers_table, verification_table
+    from repl_fx.tracing.capture import widen_batch
+
+    batches = None if flags.batch is None else parse_sizes(flags.batch, "--batch")
+    terminal.stage("load")
+    settings = ModelSettings().changed(**given)
+    target = common.load_target(spec, flags, settings)
+    module, example, path = _subject(target, flags.part, onnx)
+    inputs = widen_batch(module, example)
+    if flags.per_layer and target.artifact is None:
+        terminal.stage("capture")
+        module = capture(module, inputs.args, inputs.kwargs)
+    terminal.stage("verify")
+    result = verify_onnx(
+        module,
+        onnx,
+        inputs.args,
+        inputs.kwargs,
+        rtol=flags.rtol,
+        atol=flags.atol,
+        batches=batches,
+        seed=flags.seed,
+        per_layer=flags.per_layer,
+    )
+    terminal.show(*common.note_lines(target.notes))
+    if result.layers:
+        terminal.show(layers_table(result))
+    terminal.show(verification_table(result))
+    known = None if target.artifact is None else target.artifact.manifest.verified.get(path)
+    is_exported = None if known is None else known == digest_of(onnx)
+    if is_exported is not None:
+        terminal.show(f"{onnx} is {'' if is_exported else 'not '}the file that export verified")
+    notes = [*target.notes, *result.notes]
+    terminal.document({"spec": spec, "onnx": str(onnx), "is_exported": is_exported, **result.to_json(), "notes": notes})
+    if not result:
+        raise CheckFailed(result.summary())
+    terminal.show(result.summary())
 
 
 def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs, str]:
     """The module to compare the file with, its inputs and its path: the model, or one part of an artifact."""
-    from repl_fx.errors import BadInput, close_matches
-
     if target.artifact is None or target.artifact.result.captured_parts.whole:
         if part is not None:
             raise BadInput("--part names a part of a model that was captured in parts; this one is whole, leave it out")

@@ -10,7 +10,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from repl_fx._torch import FakeTensorMode, OperatorsMade, forget_tensors, with_w
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.graph.decisions import is_decision
-from repl_fx.graph.runtime import check_condition
+from repl_fx.graph.runtime import REGIONS, check_condition
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, own_randomness
 from repl_fx.tracing.capture import widen_batch
@@ -170,25 +170,22 @@ def flops_by_node(
     gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[fx.Node, int] | None:
     """FLOPs of the nodes of a graph that have any, as `Costs.flops` counts them; None where it does not run."""
-    given = widen_batch(gm, ExampleInputs.of(args, kwargs))
-
-    def counted(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
-        with _counting(module) as counter:
-            run = _CountEach(module, counter)
-            run.run(*positional(module, inputs))
-        return run.flops
-
-    try:
-        flops = _measured(gm, given, counted)
-    except ForeignError:
-        # `measure_costs` reports what the model's code raised.
-        return None
-    # The copy's nodes have the names of the graph's.
-    return {node: flops[node.name] for node in gm.graph.nodes if node.name in flops}
+    flops = _by_node(gm, args, kwargs, _counting)
+    return None if flops is None else {node: flops[node.name] for node in gm.graph.nodes if flops.get(node.name)}
 
 
 class Interpreter(fx.Interpreter):
-    """Runs a graph as its code does: a module that is handed a list may append to it."""
+    """Runs a graph as its code does: a module may append to a list it is handed, and an error ends the regions."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph; values of its nodes are forgotten once they are used, that of a region when it ends."""
+        try:
+            return super().run(*args, **kwargs)
+        except BaseException:
+            for node, begun in reversed(self.env.items()):
+                if node.target in REGIONS:
+                    REGIONS[node.target](begun)
+            raise
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
@@ -210,36 +207,43 @@ def kept_by_node(
 
     A storage is that of the first node that keeps it. None where the graph does not run.
     """
-    given = widen_batch(gm, ExampleInputs.of(args, kwargs))
+    return _by_node(gm, args, kwargs, lambda module: _Saved(module.train()).watching())
 
-    def watched(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
-        module.train()
-        saved = _Saved(module)
-        with saved.watching():
-            run = _WatchEach(module, saved)
+
+def _by_node(
+    gm: fx.GraphModule,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    watching: Callable[[fx.GraphModule], AbstractContextManager[Callable[[], int]]],
+) -> dict[str, int] | None:
+    """By how much each node of a graph raises a total, by name; None where the graph does not run."""
+
+    def raised(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
+        with watching(module) as total:
+            run = _NodeTotals(module, total)
             run.run(*positional(module, inputs))
-        return run.kept
+        return run.raised
 
     try:
-        return _measured(gm, given, watched)
+        # The copy's nodes have the names of the graph's.
+        return _measured(gm, widen_batch(gm, ExampleInputs.of(args, kwargs)), raised)
     except ForeignError:
+        # `measure_costs` reports what the model's code raised.
         return None
 
 
-class _CountEach(Interpreter):
-    """Runs a graph node by node and notes what the counter counted for each."""
+class _NodeTotals(Interpreter):
+    """Runs a graph node by node, and notes by how much each raises a total."""
 
-    def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
+    def __init__(self, gm: fx.GraphModule, total: Callable[[], int]) -> None:
         super().__init__(gm)
-        self.counter = counter
-        self.flops: dict[str, int] = {}
+        self.total = total
+        self.raised: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        before = self.counter.get_total_flops()
+        before = self.total()
         value = super().run_node(n)
-        counted = self.counter.get_total_flops() - before
-        if counted:
-            self.flops[n.name] = counted
+        self.raised[n.name] = self.total() - before
         return value
 
 
@@ -294,8 +298,8 @@ def _no(*_: Any) -> bool:
 
 
 @contextmanager
-def _counting(module: nn.Module) -> Iterator[FlopCounterMode]:
-    """Count FLOPs in evaluation mode."""
+def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
+    """Count FLOPs in evaluation mode; gives those so far."""
     # The counter asks for the gradient of what each module returns, and a parameter that is returned itself has none.
     module.eval().requires_grad_(False)
     # The counter has no formula for oneDNN's recurrent layers; what they are made of it knows, and the number is the
@@ -308,7 +312,7 @@ def _counting(module: nn.Module) -> Iterator[FlopCounterMode]:
             torch.backends.mkldnn.flags(enabled=False),
             FlopCounterMode(display=False, custom_mapping={_FUSED_ON_A_CPU: _flops_of_attention}) as counter,
         ):
-            yield counter
+            yield counter.get_total_flops
 
 
 def _flops_of_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
@@ -317,9 +321,9 @@ def _flops_of_attention(query: Sequence[int], key: Sequence[int], value: Sequenc
 
 
 def _flops(module: nn.Module, inputs: ExampleInputs) -> int:
-    with _counting(module) as counter:
+    with _counting(module) as total:
         inputs.passed_to(module)
-    return counter.get_total_flops()
+    return total()
 
 
 class _Saved:
@@ -335,11 +339,11 @@ class _Saved:
         self.activations = 0
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Note what is saved inside the block, of a forward pass in training mode."""
+    def watching(self) -> Iterator[Callable[[], int]]:
+        """Note what is saved inside the block, of a forward pass in training mode; gives the activations so far."""
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
         with torch.enable_grad(), hooks, OperatorsMade(self._made):
-            yield
+            yield lambda: self.activations
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -365,24 +369,8 @@ class _Saved:
         return self.activations, sum(storage.nbytes() for storage in self._kept.values()) - self.activations
 
 
-class _WatchEach(Interpreter):
-    """Runs a graph and notes how many bytes each node makes autograd keep."""
-
-    def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:
-        super().__init__(gm)
-        self.saved = saved
-        self.kept: dict[str, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        before = self.saved.activations
-        value = super().run_node(n)
-        self.kept[n.name] = self.saved.activations - before
-        return value
-
-
 def _saved_bytes(module: nn.Module, inputs: ExampleInputs) -> tuple[int, int]:
-    module.train()
-    saved = _Saved(module)
+    saved = _Saved(module.train())
     with saved.watching():
         inputs.passed_to(module)
     return saved.sizes()

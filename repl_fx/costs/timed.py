@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -16,7 +15,6 @@ from torch import fx
 
 from repl_fx.costs.counted import Interpreter, positional
 from repl_fx.errors import BadInput, ForeignError, foreign_code
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.timing import Mark, Share, Timer, interleaved, latency
 from repl_fx.running.untouched import device_of, in_mode, seeded, untouched
 from repl_fx.tracing.parts.capture import Part
@@ -32,15 +30,7 @@ _PAIRED, _PAIRS = (2.0, 20.0), (20, 20_000)
 _NARROW = 0.01
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A graph and the inputs that it is timed on."""
-
-    graph_module: fx.GraphModule
-    inputs: ExampleInputs
-
-
-def node_times(graphs: Mapping[str, Timed]) -> dict[str, dict[str, int]]:
+def node_times(graphs: Mapping[str, Part]) -> dict[str, dict[str, int]]:
     """Nanoseconds of each node of some graphs, which take turns; medians over the rounds, by graph and name of node.
 
     Raises:
@@ -73,12 +63,11 @@ def latency_share(before: Sequence[Part], after: Sequence[Part]) -> Share:
     Raises:
         BadInput: see `node_times`.
     """
-    sides = {"before": [Timed(p.graph_module, p.inputs) for p in before]}
-    sides["after"] = [Timed(p.graph_module, p.inputs) for p in after]
+    sides = {"before": before, "after": after}
     every = [timed for side in sides.values() for timed in side]
     device = _device(every)
 
-    def seconds(side: Sequence[Timed], calls: int) -> float:
+    def seconds(side: Sequence[Part], calls: int) -> float:
         return sum(
             latency(partial(timed.inputs.fresh().passed_to, timed.graph_module), device)
             for _ in range(calls)
@@ -118,14 +107,14 @@ class _Marked(Interpreter):
         return value
 
 
-def _marked(timed: Timed, run: _Marked, mark: Mark) -> None:
+def _marked(timed: Part, run: _Marked, mark: Mark) -> None:
     run.mark = mark
     inputs = positional(timed.graph_module, timed.inputs.fresh())
     mark()
     run.run(*inputs)
 
 
-def _device(graphs: Sequence[Timed]) -> torch.device:
+def _device(graphs: Sequence[Part]) -> torch.device:
     device = device_of(graphs[0].graph_module, graphs[0].inputs)
     if device.type not in ("cpu", "cuda"):
         raise BadInput(

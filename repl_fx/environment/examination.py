@@ -23,8 +23,8 @@ _VARIABLES = ("REPL_FX_", "TORCH", "PYTORCH_", "CUDA_VISIBLE_DEVICES", "OMP_NUM_
 
 
 @dataclass(frozen=True)
-class Package:
-    """A package that repl-fx declares.
+class Package(Needed):
+    """A package that repl-fx declares, and the outcome of its import.
 
     Attributes:
         imported: whether that was tried; not for tools, which no command imports.
@@ -32,14 +32,13 @@ class Package:
         core: whether nothing works without it.
     """
 
-    needed: Needed
     imported: bool
     problem: str | None
     core: bool
 
     @property
     def fine(self) -> bool:
-        return self.needed.fits and self.problem is None
+        return self.fits and self.problem is None
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,10 @@ class Examination:
         """List the packages of the core that are broken, a line each."""
         lines = []
         for package in (package for package in self.packages if package.core and not package.fine):
-            needed = package.needed
-            state = "is missing" if needed.version is None else f"is {needed.version}"
-            why = state if package.problem is None or not needed.fits else f"cannot be imported ({package.problem})"
-            again = "" if not needed.fits else "--force-reinstall "
-            lines.append(f"{needed.name} {why}; pip install {again}'{needed}'")
+            state = "is missing" if package.version is None else f"is {package.version}"
+            why = state if package.problem is None or not package.fits else f"cannot be imported ({package.problem})"
+            again = "" if not package.fits else "--force-reinstall "
+            lines.append(f"{package.name} {why}; pip install {again}'{package}'")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -83,9 +81,7 @@ class Examination:
             "problems": self.problems,
             "notes": list(self.notes),
             "version": __version__,
-            "packages": [
-                asdict(p.needed) | {"imported": p.imported, "problem": p.problem, "core": p.core} for p in self.packages
-            ],
+            "packages": list(map(asdict, self.packages)),
             "extras": [
                 {
                     "name": extra.name,
@@ -118,17 +114,21 @@ def examine(progress: Callable[[str], None] = lambda stage: None) -> Examination
     modules = {needed: modules_of(needed.name) for needed in (*core, *others.values())}
     wanted = [name for needed, names in modules.items() if needed in core or str(needed) in used for name in names]
     probes = probe(wanted or ["torch"], progress)
-    packages = tuple(_package(needed, names, probes, needed in core) for needed, names in modules.items())
+    tried = {needed: [probes[name] for name in names if name in probes] for needed, names in modules.items()}
+    packages = tuple(
+        Package(
+            **vars(needed),
+            imported=bool(found),
+            problem=next((one.problem for one in found if one.problem), None),
+            core=needed in core,
+        )
+        for needed, found in tried.items()
+    )
     torch = probes.get("torch", Probe("it is missing"))
     providers = probes.get("onnxruntime", Probe()).facts.get("providers", ())
     return Examination(
         packages, known, _machine(torch), tuple(providers), _compile_problem(), *_variables_and_notes(known, probes)
     )
-
-
-def _package(needed: Needed, modules: tuple[str, ...], probes: Mapping[str, Probe], core: bool) -> Package:
-    tried = [probes[name] for name in modules if name in probes]
-    return Package(needed, bool(tried), next((one.problem for one in tried if one.problem), None), core)
 
 
 def _machine(torch: Probe) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -49,3 +51,12 @@ def compiler() -> str | None:
 def python_headers() -> bool:
     """Tell whether the headers of Python, which compiled code includes, are there."""
     return Path(sysconfig.get_paths()["include"], "Python.h").is_file()
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed, by name."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -7,7 +7,7 @@ from repl_fx.export.difference import TOLERANCES, Difference, Tolerance
 from repl_fx.export.layers import LayerDifference
 from repl_fx.export.onnx_model import export_onnx, onnx_name
 from repl_fx.export.verification import Verification
-from repl_fx.export.verify import verify_onnx
+from repl_fx.export.verifying import verify_onnx
 
 __all__ = [
     "TOLERANCES",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from math import prod
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from repl_fx.export.tensors import FlatInputs, batched
 from repl_fx.graph.axes import captured_axes, checks_by_name
+from repl_fx.tracing.other_sizes import chosen_sizes
 
 Shapes = list[tuple[int, ...]]
 # Further than this above the example's no size is looked for: multiples are less than that.
@@ -65,29 +66,13 @@ def trial_shapes(
     found: dict[str, Shapes] = {}
     bounded = isinstance(module, fx.GraphModule)
     for candidates in (_smaller, _larger if bounded else _half_more):
-        sizes = _chosen(own, varied, candidates, taken)
+        sizes = chosen_sizes(own, varied, candidates, taken, distinct=True)
         shapes = shapes_for(sizes)
         changed = [symbol for symbol in varied if sizes[symbol] != own[symbol]]
         words = ", ".join(f"{names.get(symbol, symbol)} {sizes[symbol]}" for symbol in changed)
         if words and shapes is not None and all(prod(shape) for shape in shapes):
             found[words] = shapes
     return found
-
-
-def _chosen(
-    own: Mapping[str, int],
-    varied: Sequence[str],
-    candidates: Callable[[int], Iterable[int]],
-    taken: Callable[[Mapping[str, int]], bool],
-) -> dict[str, int]:
-    """The first sizes that are taken, one dimension after the other; of two that are alike in the example others."""
-    sizes = dict(own)
-    for symbol in varied:
-        possible = (size for size in candidates(own[symbol]) if taken({**sizes, symbol: size}))
-        first = next(possible, own[symbol])
-        used = {sizes[other] for other in varied if other != symbol and own[other] == own[symbol]}
-        sizes[symbol] = next(possible, first) if first in used else first
-    return sizes
 
 
 def _smaller(size: int) -> Iterable[int]:

@@ -62,7 +62,7 @@ class GraphStandIn:
     @property
     def reason(self) -> str:
         """Why nothing of it can be fitted."""
-        if make_surrogate(self.surrogate).leaves_nothing:
+        if make_surrogate(self.surrogate).traits.source == "nothing":
             return "nothing is in the place of the block"
         return "none of its own numbers acts linearly on the stream"
 
@@ -134,11 +134,12 @@ def stand_ins(result: TransformResult) -> Iterator[GraphStandIn]:
 
 def ends_of_stretches(plan: Plan) -> tuple[Replacement, ...]:
     """The replacements of a plan but for those of blocks that another one stands for too."""
-    kinds = {r.block: make_surrogate(r.surrogate, r.settings) for r in plan.replacements}
-    spanned = {(r.repeat, r.before, r.after) for r in plan.replacements if kinds[r.block].spans_stretches}
+    sources = {r.block: make_surrogate(r.surrogate, r.settings).traits.source for r in plan.replacements}
     # Others between the same kept blocks stand for their own block alone.
-    gone = {r.block for r in plan.replacements if kinds[r.block].leaves_nothing}
-    return tuple(r for r in plan.replacements if r.block not in gone or (r.repeat, r.before, r.after) not in spanned)
+    spanned = {(r.repeat, r.before, r.after) for r in plan.replacements if sources[r.block] == "stream"}
+    return tuple(
+        r for r in plan.replacements if sources[r.block] != "nothing" or (r.repeat, r.before, r.after) not in spanned
+    )
 
 
 def _stand_in(result: TransformResult, replacement: Replacement) -> GraphStandIn:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import CodeKey, FakeTensor, any_names, code_key, fake_like, move_hooks, pytree
-from repl_fx.graph.decisions import jump_over_, settle_decisions_
+from repl_fx.graph.code import structure_code_
+from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
 _T = TypeVar("_T")
@@ -37,9 +38,9 @@ class PlainGraphModule(fx.GraphModule):
     """
 
     def recompile(self) -> Any:
-        """Write the code of the graph; it jumps over layers that a training step may skip."""
+        """Write the code of the graph; it jumps over layers that a step may skip, and errors end its regions."""
         settle_decisions_(self.graph, has_effect)
-        jump_over_(self.graph)
+        structure_code_(self.graph)
         with any_names():
             return super().recompile()
 

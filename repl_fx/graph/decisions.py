@@ -6,7 +6,7 @@ In a graph, a layer that may be skipped stands between two nodes of this module:
     …                                           the layer
     choose = choose(skip_layer, before, after)  the value before the layer, or the one it computed
 
-The graph stays flat, so that passes see the layer like any other. `jump_over_` makes Python jump over what lies
+The graph stays flat, so that passes see the layer like any other. `jump_over` makes Python jump over what lies
 between, so that a skipped layer draws no random numbers, changes no statistics and gets no gradient, as in the source.
 """
 
@@ -155,28 +155,31 @@ def compute_all_(graph: fx.Graph) -> None:
                 choice.args = (False, *choice.args[1:])
 
 
-def jump_over_(graph: fx.Graph) -> None:
-    """Let the code of a graph, written from now on, jump over what a decision skips."""
+def jump_over(graph: fx.Graph) -> Callable[[list[str]], list[str]]:
+    """What makes the lines of a graph's code jump over what a decision skips."""
     skips = [
         (decision.name, choices[0].name, [str(choice.args[2]) for choice in choices])
         for decision, _, choices in skippable(graph)
     ]
 
-    def transform(body: list[str]) -> list[str]:
-        lines = "".join(body).splitlines(keepends=True)
+    def jumping(lines: list[str]) -> list[str]:
         for decision, choice, values in skips:
             begin = next(i for i, line in enumerate(lines) if line.startswith(f"{decision} = "))
             end = next(i for i, line in enumerate(lines) if line.startswith(f"{choice} = "))
             while lines[end - 1].startswith("#") or not lines[end - 1].strip():
                 end -= 1
-            layer = [f"    {line}" if line.strip() else line for line in lines[begin + 1 : end]]
-            if not any(line.strip() and not line.strip().startswith("#") for line in layer):
+            layer = indented(lines[begin + 1 : end])
+            if not layer:
                 continue
             blank = " = ".join(values)
             skipped = f"    {blank} = None\n" if values else "    pass\n"
             lines[begin + 1 : end] = [f"if {decision}:\n", skipped, "else:\n", *layer]
         return lines
 
-    # None takes away what asked for decisions that are gone; the annotation in torch does not know it.
-    wanted: Any = transform if skips else None
-    graph.on_generate_code(lambda _: wanted)
+    return jumping
+
+
+def indented(lines: list[str]) -> list[str]:
+    """Lines of Python as the body of a statement; none where they hold no statement."""
+    statements = any(line.strip() and not line.strip().startswith("#") for line in lines)
+    return [f"    {line}" if line.strip() else line for line in lines] if statements else []

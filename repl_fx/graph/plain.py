@@ -22,30 +22,30 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
+    EXPRESSIONS,
     SYMBOLIC,
     FakeTensor,
     FakeTensorMode,
     OpOverload,
+    ValueRanges,
     children_of,
-    expression_classes,
     expression_of,
-    is_registered,
     known_of_sizes,
     leaf_structure,
     operator_name,
     pytree,
-    ranges_of,
     settings_of_mode,
     sizes_knowing,
     symbolic_number,
-    value_ranges,
 )
 from repl_fx.graph import decisions, runtime
 from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundaries
@@ -54,6 +54,13 @@ from repl_fx.graph.kinds import dtype_name, of_torch
 from repl_fx.graph.pickling import fake_tensor, makings_of
 from repl_fx.graph.signature import PackOutput
 from repl_fx.running.opaque_outputs import HERE, PLAIN, Shell, is_object
+
+Data = Any
+
+
+def _word_of(value: object) -> tuple[str]:
+    return (str(value).removeprefix("torch."),)
+
 
 # Libraries of operators that compute, and do nothing else.
 _LIBRARIES = ("aten", "torchvision", "torchaudio", "transformers")
@@ -84,6 +91,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{f"numpy.random.{name}": getattr(np.random, name) for name in ("rand", "random", "uniform")},
 }
 _NAMES: Mapping[Callable[..., Any], str] = {function: name for name, function in _FUNCTIONS.items()}
+_EXPRESSIONS = {kind: name for name, kind in EXPRESSIONS.items()}
 # The attributes that a graph may ask a value for: where it is.
 _ATTRIBUTES = ("device", "type")
 _OPERATIONS = ("placeholder", "get_attr", "call_function", "call_module", "output")
@@ -91,6 +99,27 @@ _OPERATIONS = ("placeholder", "get_attr", "call_function", "call_module", "outpu
 _NOTES = {"val", "nn_module_stack", "stack_trace", "passes_through", BOUNDARIES}
 _FILE = re.compile(r'(?<=File ")[^"]+(?=", line )')
 _SYMBOL = re.compile(r"[a-z]+\d+")
+# Values that are told by parts that are values, by their very class: the word for them, and the parts. Lists and tuples
+# of other classes are no data.
+_PARTS: Mapping[type, tuple[str, Callable[[Any], Iterable[Any]]]] = {
+    tuple: ("tuple", iter),
+    **dict.fromkeys((list, fx.immutable_collections.immutable_list), ("list", iter)),
+    **dict.fromkeys((set, frozenset), ("set", iter)),
+    torch.Size: ("size", iter),
+    slice: ("slice", attrgetter("start", "stop", "step")),
+    ValueRanges: ("range", attrgetter("lower", "upper")),
+    **{kind: (kind.__name__, _word_of) for kind in (torch.dtype, torch.device, torch.layout, torch.memory_format)},
+}
+_MADE: Mapping[str, Callable[..., Any]] = {
+    "tuple": lambda *items: items,
+    "list": lambda *items: list(items),
+    "slice": lambda start, stop, step: slice(start, stop, step),
+    "size": lambda *sizes: torch.Size(map(int, sizes)),
+    "device": torch.device,
+    **{kind: partial(of_torch, kind) for kind in ("dtype", "layout", "memory_format")},
+}
+# Likewise of such as are no arguments.
+_NOTED: Mapping[str, Callable[..., Any]] = {"set": lambda *items: set(items), "range": ValueRanges}
 # What a condition on sizes is made of, besides names and numbers.
 _OF_CONDITIONS = (
     ast.Expression, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.boolop, ast.operator, ast.unaryop, ast.cmpop,
@@ -105,8 +134,6 @@ _HOOKS = (
     "__new__", "__del__", "__copy__", "__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__",
     "__getattribute__",
 )  # fmt: skip
-
-Data = Any
 
 
 class NotPlain(Exception):
@@ -241,52 +268,30 @@ class Writer:
             return self._fake(value)
         if type(value) in SYMBOLIC:
             return self._number(value)
-        if isinstance(value, expression_classes().base):
+        if type(value) in _PARTS:
+            tag, parts_of = _PARTS[type(value)]
+            return [tag, *map(self.value, parts_of(value))]
+        if type(value) in (dict, fx.immutable_collections.immutable_dict):
+            return ["dict", *([self.value(key), self.value(item)] for key, item in value.items())]
+        return self._noted(value)
+
+    def _noted(self, value: Any) -> Data:
+        """A value without parts that are values, and of kinds that are no arguments."""
+        if isinstance(value, sympy.Basic):
             return ["expression", self._expression(value)]
-        if (of_torch := self._of_torch(value)) is not None:
-            return of_torch
-        if (container := self._container(value)) is not None:
-            return container
+        if isinstance(value, pytree.TreeSpec):
+            return ["tree", self._structure(value)]
+        if isinstance(value, type):
+            return ["class", value.__module__, value.__qualname__]
+        if value is HERE or value is ...:
+            return ["here" if value is HERE else "ellipsis"]
+        if type(value) is Tensor and value.is_meta and not value.numel():
+            return ["anchor"]
         if isinstance(value, Shell) and is_bare(value.kind, self._packages):
             return ["shell", *map(self.value, (value.kind, value.names, value.held, value.rest))]
-        if value is HERE:
-            return ["here"]
-        if (bounds := ranges_of(value)) is not None:
-            return ["range", *map(self.value, bounds)]
         if is_object(value) and is_bare(type(value), self._packages):
             return ["object", self.value(type(value)), self.value(vars(value))]
         raise NotPlain(f"a value of the class {type(value).__name__}")
-
-    def _of_torch(self, value: Any) -> Data | None:
-        """A class, a slice, or a value of a class of torch's, such as a dtype; None of another value."""
-        match value:
-            case torch.dtype():
-                return ["dtype", dtype_name(value)]
-            case torch.device() | torch.layout() | torch.memory_format():
-                return [type(value).__name__, str(value).removeprefix("torch.")]
-            case torch.Size():
-                return ["size", *map(self.value, value)]
-            case slice():
-                return ["slice", *map(self.value, (value.start, value.stop, value.step))]
-            case type():
-                return ["class", value.__module__, value.__qualname__]
-            case Tensor() if value.is_meta and not value.numel() and type(value) is Tensor:
-                return ["anchor"]
-        return None
-
-    def _container(self, value: Any) -> Data | None:
-        """A container of values, or the structure of one; None of another value."""
-        if value is ...:
-            return ["ellipsis"]
-        if type(value) in (tuple, list, fx.immutable_collections.immutable_list):
-            return ["tuple" if type(value) is tuple else "list", *map(self.value, value)]
-        if type(value) in (dict, fx.immutable_collections.immutable_dict):
-            return ["dict", *([self.value(key), self.value(item)] for key, item in value.items())]
-        if type(value) in (set, frozenset):
-            return ["set", *map(self.value, value)]
-        if isinstance(value, pytree.TreeSpec):
-            return ["tree", self._structure(value)]
-        return None
 
     def _fake(self, tensor: Tensor) -> Data:
         if tensor.layout is not torch.strided:
@@ -317,15 +322,14 @@ class Writer:
         """The row of an expression; those of its parts are before it."""
 
         def row() -> Data:
-            known = expression_classes()
-            if isinstance(expression, known.symbol):
+            if isinstance(expression, sympy.Symbol):
                 (name,), assumptions = expression.__getnewargs_ex__()
                 return ["symbol", name, dict(assumptions)]
-            if isinstance(expression, known.rational):
+            if isinstance(expression, sympy.Rational):
                 return ["fraction", int(expression.p), int(expression.q)]
-            if type(expression) not in known.names:
+            if type(expression) not in _EXPRESSIONS:
                 raise NotPlain(f"an expression of the class {type(expression).__name__}")
-            return [known.names[type(expression)], *map(self._expression, expression.args)]
+            return [_EXPRESSIONS[type(expression)], *map(self._expression, expression.args)]
 
         return self._row("expressions", expression, row)
 
@@ -463,22 +467,12 @@ class Reader:
                 return data
             case ["node", int(number)] if made is not None and number >= 0:
                 return made[number]
-            case ["tuple", *items]:
-                return tuple(map(read, items))
-            case ["list", *items]:
-                return list(map(read, items))
+            case [str(kind), *parts] if kind in _MADE:
+                return _MADE[kind](*map(read, parts))
             case ["dict", *pairs]:
                 return {read(key): read(item) for key, item in pairs}
-            case ["slice", start, stop, step]:
-                return slice(*map(read, (start, stop, step)))
             case ["float", ("inf" | "-inf" | "nan") as text]:
                 return float(text)
-            case ["dtype" | "layout" | "memory_format" as kind, str(name)]:
-                return of_torch(kind, name)
-            case ["device", str(name)]:
-                return torch.device(name)
-            case ["size", *sizes]:
-                return torch.Size(map(int, sizes))
             case ["ellipsis"]:
                 return ...
         if made is not None:
@@ -496,10 +490,8 @@ class Reader:
                 return symbolic_number(kinds[kind], self._sizes[sizes], self._expressions[expression], *values)
             case ["expression", int(row)]:
                 return self._expressions[row]
-            case ["set", *items]:
-                return set(map(self._value, items))
-            case ["range", lower, upper]:
-                return value_ranges(self._value(lower), self._value(upper))
+            case [str(kind), *parts] if kind in _NOTED:
+                return _NOTED[kind](*map(self._value, parts))
             case ["class", str(module), str(name)]:
                 return _class(module, name)
             case ["tree", structure]:
@@ -528,14 +520,13 @@ class Reader:
         return self._modes[mode], sizes, strides, of_torch("dtype", dtype), torch.device(device), bool(trained)
 
     def _expression(self, row: Data) -> Any:
-        known = expression_classes()
         match row:
             case ["symbol", str(name), assumptions] if _SYMBOL.fullmatch(name):
-                return known.symbol(name, **{str(key): bool(value) for key, value in assumptions.items()})
+                return sympy.Symbol(name, **{str(key): bool(value) for key, value in assumptions.items()})
             case ["fraction", int(over), int(under)]:
-                return known.rational(over, under)
-            case [str(kind), *parts] if kind in known.by_name:
-                return known.by_name[kind](*(self._expressions[part] for part in parts))
+                return sympy.Rational(over, under)
+            case [str(kind), *parts] if kind in EXPRESSIONS:
+                return EXPRESSIONS[kind](*(self._expressions[part] for part in parts))
         raise ValueError(f"an expression {row!r}")
 
     def _structure(self, structure: Data) -> pytree.TreeSpec:
@@ -543,7 +534,7 @@ class Reader:
             return leaf_structure()
         kind, context, *children = structure
         made = self._value(kind)
-        if not is_registered(made):
+        if made not in pytree.SUPPORTED_NODES:
             raise ValueError(f"a structure of the class {made}")
         return pytree.TreeSpec(made, self._value(context), list(map(self._structure, children)))
 

@@ -322,6 +322,10 @@ def exit_autocast(mode: Any) -> None:
     _torch.exit_autocast(mode)
 
 
+# What ends a region, by what begins it; it takes what that returned.
+REGIONS: dict[Any, Callable[[Any], None]] = {enter_grad_mode: restore_grad_mode, enter_autocast: exit_autocast}
+
+
 @has_side_effect
 def assign_buffer(owner: nn.Module, name: str, value: torch.Tensor) -> None:
     """Rebind a buffer, as an assignment in the source's forward does."""

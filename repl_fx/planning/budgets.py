@@ -11,7 +11,7 @@ one with later blocks.
 
 A surrogate whose size is open (`narrow`) takes the largest with which there is a plan at all. Where it may mix several
 (`trained`), each block goes by one of them, and what is lost is its score times the share of the removed block's error
-that this one leaves (`Surrogate.error_left`).
+that this one leaves (`Traits.error_left`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
 from repl_fx.planning.knapsack import LARGEST, Item, Packing, PlaceRow, TooMany, front_of, whole
+from repl_fx.planning.policies import Mix, Policy
 from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts, folded_latency
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.timing import Share
 from repl_fx.running.untouched import device_of
-from repl_fx.surrogates import Mix, Surrogate, make_surrogate
+from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.parts.capture import Part
 from repl_fx.tracing.parts.finders import without_patterns
 from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
@@ -191,20 +192,20 @@ def _is_number(value: object) -> bool:
 def budget_planner(
     graphs: Graphs,
     found: Sequence[PartRepeats],
-    surrogate: Surrogate[Any, Any],
+    policy: Policy,
     budget: Budget,
     ignore: Sequence[str],
     seed: int,
 ) -> BudgetPlanner:
-    """The planner for the first form of a surrogate that has a plan under the budget, or else for the nearest.
+    """The planner for the first form of a policy that has a plan under the budget, or else for the nearest.
 
     Each form has what the one before could not do, so that no more of them are tried than halving takes.
 
     Args:
         graphs, found, budget, ignore, seed: see `BudgetPlanner`.
-        surrogate: what stands in for blocks.
+        policy: what stands in for blocks.
     """
-    forms = surrogate.under_budget()
+    forms = policy.forms()
     excess: dict[int, float] = {}
 
     @cache
@@ -240,7 +241,7 @@ class BudgetPlanner:
         budget: what may be left.
         ignore: see `candidates`.
         seed: of the surrogates' initial values.
-        costs: those of replacements in this model, made when first asked for; forms of a surrogate share them.
+        costs: those of replacements in this model, made when first asked for; forms of a policy share them.
 
     Raises:
         UnknownBlock: a score of a block that the model does not have.
@@ -263,8 +264,8 @@ class BudgetPlanner:
         may_go = candidates(
             self.repeats,
             ignore,
-            changes_sizes=any(one.changes_sizes for one in mix),
-            alone=any(one.stands_alone for one in mix),
+            changes_sizes=any(one.traits.changes_sizes for one in mix),
+            alone=any(one.traits.source == "block" for one in mix),
         )
         self.places = {repeat.blocks[i].name: (repeat, i) for repeat, i in may_go.places}
         self.replacements: dict[Way, Replacement] = {}
@@ -273,7 +274,7 @@ class BudgetPlanner:
         places = self.places.values()
         # Each on its own: together they may be stretches.
         for one in (with_neighbours([place], one_sided=True).chosen for place in places):
-            each = [choose_surrogates(found, one, surrogate) for surrogate in mix]
+            each = [choose_surrogates(found, one, policy) for policy in mix]
             ways = {(r.block, number): r for number, (some, _) in enumerate(each) for r in some}
             self.replacements |= ways
             if not ways:
@@ -302,7 +303,7 @@ class BudgetPlanner:
             ways = [[(blocks[i], k) for k in range(len(self.mix))] if i in blocks else [] for i in range(len(repeat))]
             ways = [[way for way in some if way in self.replacements] for some in ways]
             items = tuple(self._items(ways, i, worth, saved) for i in range(len(repeat)))
-            rows.append(PlaceRow(items, any(one.needs_neighbours for one in self.mix)))
+            rows.append(PlaceRow(items, any(one.traits.source == "neighbours" for one in self.mix)))
             every_way.append(ways)
         try:
             front = front_of(rows, len(names))
@@ -385,10 +386,14 @@ class BudgetPlanner:
             raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
         return {block: given[block] for block in self.places}
 
+    def _spans(self, number: int) -> bool:
+        """Tell whether one stand-in of the policy of this number does the work of several blocks in a row."""
+        return self.mix[number].traits.source == "stream"
+
     def _worth(self, way: Way) -> float:
         """The part of a block's score that is lost, up to a factor that all have."""
         block, number = way
-        return self.scores[block] * (self.mix[number].error_left if len(self.mix) > 1 else 1)
+        return self.scores[block] * (self.mix[number].traits.error_left if len(self.mix) > 1 else 1)
 
     def _items(
         self,
@@ -402,7 +407,7 @@ class BudgetPlanner:
         items = []
         for way in ways[place]:
             inner = self._saved_inside(way, ways, place)
-            item = Item(worth[way], _in_order(saved[way], names), joins=self.mix[way[1]].spans_stretches)
+            item = Item(worth[way], _in_order(saved[way], names), joins=self._spans(way[1]))
             items.append(replace(item, inner=_in_order(inner, names)) if inner else item)
         return tuple(items)
 
@@ -416,13 +421,13 @@ class BudgetPlanner:
             own = self.replacements[one.block.name, numbers[one.block.name]]
             before, after = one.around
             replacements.append(replace(own, before=before, after=after))
-        in_stretches = {block for block, number in ways if self.mix[number].spans_stretches}
+        in_stretches = {block for block, number in ways if self._spans(number)}
         return by_stretch(self.found, chosen, replacements, in_stretches) if in_stretches else replacements
 
     def _saved_inside(self, way: Way, ways: Sequence[Sequence[Way]], place: int) -> dict[str, int] | None:
         """The savings of a block where the next one goes too, and stands for both; None where they are no others."""
         _, number = way
-        if not self.mix[number].spans_stretches:
+        if not self._spans(number):
             return None
         # It is no end of its repeat.
         behind = next((other for other in ways[place + 1] if other[1] == number), None)
@@ -432,7 +437,7 @@ class BudgetPlanner:
         inside, _ = both
         if inside.surrogate == alone.surrogate:
             return None
-        if not make_surrogate(inside.surrogate, inside.settings).opens_stretch:
+        if not inside.opens_stretch:
             return self.costs.saved(replace(inside, before=alone.before, after=alone.after))
         # It cannot go alone; and the map behind it is another one then.
         saved, of_last = self.costs.saved(*both), self.costs.saved(self.replacements[behind])
@@ -440,9 +445,9 @@ class BudgetPlanner:
 
     def _saved_by(self, way: Way, *, build: bool = False) -> dict[str, int]:
         """The savings of a block by the first of its surrogates that can be built; where none can, it stays."""
-        first, surrogate = self.replacements[way], self.mix[way[1]]
+        first, policy = self.replacements[way], self.mix[way[1]]
         reason = ""
-        for one in chain([first], next_choices(self.found, surrogate, first)):
+        for one in chain([first], next_choices(self.found, policy, first)):
             try:
                 if build:
                     self.costs.rewritten((one,))

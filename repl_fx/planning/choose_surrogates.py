@@ -12,18 +12,19 @@ from typing import Any
 from repl_fx.finding.side_outputs import only_returned
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.kinds import dtype_name
-from repl_fx.plan import Refusal, Replacement
+from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_blocks import NONE_KEPT, Chosen, with_neighbours
+from repl_fx.planning.policies import Policy, policy_of
 from repl_fx.surrogates import Match, Site, Surrogate, make_surrogate
 from repl_fx.tracing.hooks import hooks_within
 from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
 
 
 def choose_surrogates(
-    parts: Sequence[PartRepeats], chosen: Sequence[Chosen], surrogate: Surrogate[Any, Any]
+    parts: Sequence[PartRepeats], chosen: Sequence[Chosen], policy: Policy
 ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
-    """Choose what stands in for each block, by the surrogate that was asked for; where none can, the block stays."""
-    lone = {pick.block.name for pick in chosen if _stands_alone(parts, pick.block.name, surrogate)}
+    """Choose what stands in for each block, by the policy that was asked for; where nothing can, the block stays."""
+    lone = {pick.block.name for pick in chosen if _stands_alone(parts, pick.block.name, policy)}
     if lone:
         # Blocks that stay in part are neighbours of others.
         picked = [(pick.repeat, pick.repeat.blocks.index(pick.block)) for pick in chosen]
@@ -34,12 +35,8 @@ def choose_surrogates(
         block, repeat = pick.block.name, pick.repeat.name
         before, after = pick.around
         part, site = _site(parts, block, before, after)
-        choices = surrogate.choices(site)
-        # The first that fits; the last where none does.
-        for choice in choices:
-            if isinstance(part.matches.of(choice, site), Match):
-                break
-        if (before and after) or choice.stands_alone:
+        choice = _first(part, site, policy) or policy.choices(site)[-1]
+        if (before and after) or choice.traits.source == "block":
             refusal = _refusal(part, site, choice)
         else:
             refusal = Refusal(block, repeat, NONE_KEPT)
@@ -47,19 +44,22 @@ def choose_surrogates(
             replacements.append(Replacement(block, repeat, before, after, choice.key, choice.settings()))
         else:
             refusals.append(replace(refusal, block=block, repeat=repeat))
-    if surrogate.spans_stretches:
+    if policy.traits.source == "stream":
         replacements = by_stretch(parts, chosen, replacements, {replacement.block for replacement in replacements})
     return tuple(replacements), tuple(refusals)
 
 
-def _stands_alone(parts: Sequence[PartRepeats], block: str, surrogate: Surrogate[Any, Any]) -> bool:
+def _first(part: PartRepeats, site: Site, policy: Policy) -> Surrogate[Any, Any] | None:
+    """The first surrogate that fits."""
+    return next((one for one in policy.choices(site) if isinstance(part.matches.of(one, site), Match)), None)
+
+
+def _stands_alone(parts: Sequence[PartRepeats], block: str, policy: Policy) -> bool:
     """Tell whether the first surrogate that can stand in for a block is made from the block alone."""
-    if not surrogate.stands_alone:
+    if policy.traits.source != "block":
         return False
-    part, site = _site(parts, block, "", "")
-    fits = (one for one in surrogate.choices(site) if isinstance(part.matches.of(one, site), Match))
-    first = next(fits, None)
-    return first is not None and first.stands_alone
+    first = _first(*_site(parts, block, "", ""), policy)
+    return first is not None and first.traits.source == "block"
 
 
 def by_stretch(
@@ -82,7 +82,7 @@ def by_stretch(
         if one.block in inner:
             part, site = _site(parts, one.block, one.before, one.after)
             # A map between sizes can take what a block took that changes them.
-            between = make_surrogate(one.surrogate, one.settings).changes_sizes
+            between = make_surrogate(one.surrogate, one.settings).traits.changes_sizes
             ways = [identity, opening] if between else [identity]
             way = next((way for way in ways if _refusal(part, site, way) is None), None)
             if way is not None:
@@ -100,16 +100,27 @@ def _behind(pick: Chosen) -> str | None:
     return blocks[place].name if follows else None
 
 
-def next_choices(
-    parts: Sequence[PartRepeats], surrogate: Surrogate[Any, Any], replaced: Replacement
-) -> Iterator[Replacement]:
+def next_choices(parts: Sequence[PartRepeats], policy: Policy, replaced: Replacement) -> Iterator[Replacement]:
     """Other surrogates that may stand in for a block in place of the one that does not train, most preferred first."""
     part, site = _site(parts, replaced.block, replaced.before, replaced.after)
-    for choice in surrogate.choices(site):
-        if not choice.stands_alone and not (replaced.before and replaced.after):
+    for choice in policy.choices(site):
+        if choice.traits.source != "block" and not (replaced.before and replaced.after):
             continue
         if choice.key != replaced.surrogate and _refusal(part, site, choice) is None:
             yield replace(replaced, surrogate=choice.key, settings=choice.settings())
+
+
+def without_policies(parts: Sequence[PartRepeats], plan: Plan) -> Plan:
+    """A plan with what policies such as `auto` choose in the place of those that it names."""
+
+    def chosen(one: Replacement) -> Replacement:
+        policy = policy_of(one.surrogate, one.settings)
+        if len(policy.candidates) == 1:
+            return one
+        choice = _first(*_site(parts, one.block, one.before, one.after), policy) or policy.candidates[-1]
+        return replace(one, surrogate=choice.key, settings=choice.settings())
+
+    return replace(plan, replacements=tuple(map(chosen, plan.replacements)))
 
 
 def _site(parts: Sequence[PartRepeats], block: str, before: str, after: str) -> tuple[PartRepeats, Site]:
@@ -131,7 +142,7 @@ def _refusal(part: PartRepeats, site: Site, surrogate: Surrogate[Any, Any]) -> R
 
 
 def _inner_value_used(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
-    if surrogate.keeps_inner_values:
+    if surrogate.traits.keeps_nodes:
         return None
     block = site.block
     used = next((value for value in block.side_outputs if not only_returned(value, block)), None)
@@ -147,18 +158,18 @@ def _hook_dropped(site: Site) -> Refusal | None:
 def _update_lost(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
     """Why a surrogate cannot stand in for a block that updates a buffer."""
     update = next((node for node in site.block.nodes if assigned_by(node)), None)
-    if update is None or surrogate.leaves_nothing:
+    if update is None or surrogate.traits.source == "nothing":
         return None
     buffer = assigned_by(update)
     nodes = site.graph_module.graph.nodes
-    if surrogate.fills_buffers and not any(n.op == "get_attr" and n.target == buffer for n in nodes):
+    if surrogate.traits.fills_buffers and not any(n.op == "get_attr" and n.target == buffer for n in nodes):
         return None
     return site.refusal(f"its forward updates buffer {buffer}, which {surrogate.key} would leave as it is", update)
 
 
 def _integer_weight(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
     """Why no weights can be made from those of the neighbours."""
-    if surrogate.leaves_nothing:
+    if surrogate.traits.source == "nothing":
         return None
     names = [*site.block.parameters, *(name for block in site.neighbours for name in block.parameters)]
     for name in names:

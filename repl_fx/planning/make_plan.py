@@ -18,7 +18,7 @@ from repl_fx.plan import Plan
 from repl_fx.planning.budgets import budget_among, budget_planner
 from repl_fx.planning.choose_blocks import choose_blocks
 from repl_fx.planning.choose_surrogates import choose_surrogates
-from repl_fx.planning.options import Options, require_known, surrogate_of
+from repl_fx.planning.options import Options, policy_among, require_known
 from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.rewriting.settling import completed
 from repl_fx.tracing.capture import example_inputs_of
@@ -45,16 +45,16 @@ class PlanByChoice:
 
     def plan(self) -> Plan:
         """See `PlanMaker`."""
-        options, surrogate = self.options, surrogate_of(self.options)
+        options, policy = self.options, policy_among(self.options)
         # Globs and numbers mean the model, and surrogates the graph.
         choice = choose_blocks(
             repeats_of(self.found),
             every=options.get("every", 2),
             blocks=options.get("blocks"),
             ignore=options.get("ignore", ()),
-            alone=surrogate.stands_alone,
+            alone=policy.traits.source == "block",
         )
-        replacements, refusals = choose_surrogates(self.found, choice.chosen, surrogate)
+        replacements, refusals = choose_surrogates(self.found, choice.chosen, policy)
         return Plan(replacements, (*choice.refusals, *refusals), "", options.get("seed", 0))
 
     def learn(self, plan: Plan, settled: Plan) -> bool:
@@ -76,7 +76,7 @@ def planner_of(found: Sequence[PartRepeats], options: Options, graphs: Callable[
     if budget is None:
         return PlanByChoice(found, options)
     ignore, seed = options.get("ignore", ()), options.get("seed", 0)
-    return budget_planner(graphs(), found, surrogate_of(options), budget, ignore, seed)
+    return budget_planner(graphs(), found, policy_among(options), budget, ignore, seed)
 
 
 def plan_by(planner: PlanMaker, found: Sequence[PartRepeats], model: nn.Module | None) -> Plan:

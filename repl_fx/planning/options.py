@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from repl_fx.errors import close_matches
-from repl_fx.surrogates import Surrogate, make_surrogate
+from repl_fx.planning.policies import Policy, policy_of
 
 
 class Options(TypedDict, total=False):
@@ -50,10 +50,10 @@ def require_known(function: str, options: Options) -> None:
         raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{close}")
 
 
-def surrogate_of(options: Options) -> Surrogate[Any, Any]:
-    """The surrogate that options name, with their settings.
+def policy_among(options: Options) -> Policy:
+    """The policy, or the one surrogate, that options name, with their settings.
 
     Raises:
         UnknownSurrogate, BadInput: see `make_surrogate`.
     """
-    return make_surrogate(options.get("surrogate", "auto"), options.get("settings"))
+    return policy_of(options.get("surrogate", "auto"), options.get("settings"))

@@ -17,7 +17,7 @@ from functools import cached_property
 from torch import fx, nn
 
 from repl_fx.costs.counted import Costs, flops_by_node, kept_by_node, measure_form
-from repl_fx.costs.timed import Timed, latency_share, node_times
+from repl_fx.costs.timed import latency_share, node_times
 from repl_fx.errors import BadInput
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -190,14 +190,14 @@ class ReplacementCosts:
     def _times(self) -> dict[str, dict[str, int]]:
         """Nanoseconds of each node, by the path of its part and its name."""
         # Graphs that take turns on a device must not wait for one another's memory.
-        return {part.path: node_times({"": Timed(part.graph_module, part.inputs)})[""] for part in self.graphs.parts}
+        return {part.path: node_times({"": part})[""] for part in self.graphs.parts}
 
     def _time_saved(self, replacements: Sequence[Replacement], graphs: Mapping[str, fx.GraphModule]) -> int:
         """Nanoseconds that replacements in one part save, in blocks and neighbours, folded as for inference."""
         part = part_of(self.found, replacements[0].block)
         (given,) = (one.inputs for one in self.graphs.parts if one.path == part.path)
         folded = _folded(graphs[part.path])
-        sides = {"before": Timed(part.graph_module, given), "after": Timed(folded, given)}
+        sides = {"before": Part("", part.graph_module, given), "after": Part("", folded, given)}
         times = node_times(sides)
         names = {name for one in replacements for name in (one.block, *one.neighbours)}
         around = {part.blocks[name].name for name in names}

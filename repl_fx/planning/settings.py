@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,27 +30,21 @@ Settings = TypeVar("Settings", bound="ModelSettings")
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a model that a specification names; each has a flag of its name, and its help in its annotation."""
+    """Settings of a model that a specification names; each has a flag of its name, with its line here for help.
 
-    weights: Annotated[
-        str | None,
-        Meta(description="Trained weights: a safetensors file, a file of torch.save, or a directory with them."),
-    ] = None
-    pretrained: Annotated[
-        bool, Meta(description="Take the weights that timm or torchvision have for it, from their cache or downloaded.")
-    ] = False
-    arg: Annotated[
-        tuple[str, ...],
-        Meta(description="An argument of what builds the model, such as num_classes=10 or depth=6; repeatable."),
-    ] = ()
-    input_shape: Annotated[
-        str | None,
-        Meta(description="Shapes of the example inputs, such as 2x3x224x224 or ids:2x16:int64,mask:2x16:bool."),
-    ] = None
-    fixed: Annotated[
-        str | None,
-        Meta(description="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none."),
-    ] = None
+    Attributes:
+        weights: Trained weights: a safetensors file, a file of torch.save, or a directory with them.
+        pretrained: Take the weights that timm or torchvision have for it, from their cache or downloaded.
+        arg: An argument of what builds the model, such as num_classes=10 or depth=6; repeatable.
+        input_shape: Shapes of the example inputs, such as 2x3x224x224 or ids:2x16:int64,mask:2x16:bool.
+        fixed: Dimensions of the inputs that stay as in the example: height,width or x.2; by default none.
+    """
+
+    weights: str | None = None
+    pretrained: bool = False
+    arg: tuple[str, ...] = ()
+    input_shape: str | None = None
+    fixed: str | None = None
 
     def changed(self, **given: Any) -> Self:
         """The same with other settings, see `given_among`.
@@ -95,33 +90,31 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a plan and of its model."""
+    """Settings of a plan and of its model.
 
-    every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
-    blocks: Annotated[
-        str | None,
-        Meta(
-            description="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*)."
-        ),
-    ] = None
-    finder: Annotated[str | None, Meta(description="Take the repeats from this finder of an installed package.")] = None
-    budget: Annotated[
-        tuple[str, ...], Meta(description="What may be left of a cost, such as params=0.7; repeatable.")
-    ] = ()
-    scores: Annotated[
-        str | None, Meta(description="With a budget, what each block is worth: a JSON file, by name.")
-    ] = None
-    ignore: Annotated[
-        tuple[str, ...], Meta(description="Keep blocks whose name or any parameter matches; repeatable.")
-    ] = ()
-    surrogate: Annotated[str, Meta(description="What stands in for a replaced block.")] = "auto"
-    set: Annotated[
-        tuple[str, ...], Meta(description="A setting of the surrogate, such as ratio=0.25; repeatable.")
-    ] = ()
-    plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
-    checkpoint_blocks: Annotated[
-        bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
-    ] = False
+    Attributes:
+        every: Replace each K-th block of each repeat.
+        blocks: Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*).
+        finder: Take the repeats from this finder of an installed package.
+        budget: What may be left of a cost, such as params=0.7; repeatable.
+        scores: With a budget, what each block is worth: a JSON file, by name.
+        ignore: Keep blocks whose name or any parameter matches; repeatable.
+        surrogate: What stands in for a replaced block.
+        set: A setting of the surrogate, such as ratio=0.25; repeatable.
+        plan: Do what this plan.json says, in place of the options above.
+        checkpoint_blocks: Compute kept blocks again in the backward pass, to keep less.
+    """
+
+    every: Annotated[int, Meta(ge=1)] = 2
+    blocks: str | None = None
+    finder: str | None = None
+    budget: tuple[str, ...] = ()
+    scores: str | None = None
+    ignore: tuple[str, ...] = ()
+    surrogate: str = "auto"
+    set: tuple[str, ...] = ()
+    plan: str | None = None
+    checkpoint_blocks: bool = False
 
     def require_consistent(self, where: str) -> None:
         """See `ModelSettings`."""
@@ -165,6 +158,13 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
 def flag_of(name: str) -> str:
     """The flag of a setting."""
     return f"--{name.replace('_', '-')}"
+
+
+def lines_of_help(kind: type) -> dict[str, str]:
+    """The lines on the attributes of a class and of its bases in their docstrings, by name."""
+    texts = (inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")[2] for base in reversed(kind.__mro__))
+    lines = (found for text in texts for found in re.findall(r"^    (\w+): (.+(?:\n {8}.*)*)", text, re.MULTILINE))
+    return {name: " ".join(line.split()) for name, line in lines}
 
 
 def given_among(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,10 @@ def packages_table(packages: Iterable[Package]) -> Table:
     """The packages that the commands use, with their versions and why one cannot be used."""
     rows = []
     for package in packages:
-        needed = package.needed
         state = "fine" if package.imported else "installed, not tried"
-        if not needed.fits:
-            state = "missing" if needed.version is None else "another version is needed"
-        rows.append((needed.name, needed.wanted, needed.version or "-", package.problem or state))
+        if not package.fits:
+            state = "missing" if package.version is None else "another version is needed"
+        rows.append((package.name, package.wanted, package.version or "-", package.problem or state))
     return Table("Packages", words("package", "wanted", "installed", "state"), rows)
 
 

@@ -5,7 +5,8 @@ On a terminal each table fits 80 columns: numbers keep their width, names and re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from repl_fx.benchmarking.results import ORIGINAL
@@ -18,6 +19,7 @@ from repl_fx.report.figures import at_batch
 if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
     from repl_fx.planning.scoring.scores import Scores
+    from repl_fx.report.model_graph.document import VariantOutcome
     from repl_fx.rewriting.in_place.assembling import InPlace
     from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -101,6 +103,27 @@ def costs_table(before: Costs, after: Costs | None = None) -> Table:
         for was, now in [(value(before), value(after))]
     ]
     return Table("Before and after", (*words(""), *numbers("before", "after", "change")), rows)
+
+
+def comparison_table(rows: Sequence[VariantOutcome]) -> Table:
+    """Variants of a model: means over seeds, with the standard deviation where there are several."""
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    memory = ["memory, MiB"] if any(row.memory_mib for row in rows) else []
+    cells = []
+    for row in rows:
+        measured = [_spread(row.figures.get(name, ()), 4) for name in names]
+        measured += [_spread(row.inputs_per_second, 0), *(_spread(row.memory_mib, 0) for _ in memory)]
+        parameters = f"{row.parameters:,}" if row.parameters else "-"
+        cells.append((row.variant, parameters, *measured, f"not trained: {row.reason}" if row.reason else ""))
+    columns = (*words("variant"), *numbers("parameters", *names, "inputs/s", *memory), *words(""))
+    return Table("Variants, means over seeds", columns, cells)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "-"
+    shown = f"{mean(values):,.{digits}f}"
+    return f"{shown} ± {stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
 def verification_table(verification: Verification) -> Table:

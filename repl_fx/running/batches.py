@@ -13,7 +13,7 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, first_line, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import seeded
+from repl_fx.running.untouched import KeptTensors, seeded
 
 # Of fewer samples no mean says anything.
 FEWEST = 8
@@ -124,9 +124,7 @@ class Evaluation:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        buffers = [buffer for buffer in module.buffers() if not buffer.is_inference()]
-        self._values = [(buffer, buffer.detach().clone()) for buffer in buffers]
-        self._versions = [buffer._version for buffer in buffers]
+        self._buffers = KeptTensors(buffer for buffer in module.buffers() if not buffer.is_inference())
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of a model for a batch, under one seed.
@@ -150,15 +148,7 @@ class Evaluation:
         finally:
             for registry, buffers in registries:
                 registry.update(buffers)
-            self._restore()
-
-    @torch.no_grad()
-    def _restore(self) -> None:
-        for number, (buffer, value) in enumerate(self._values):
-            # Comparing the values at each run would take longer than small models.
-            if buffer._version != self._versions[number]:
-                buffer.copy_(value)
-                self._versions[number] = buffer._version
+            self._buffers.restore()
 
 
 def loss_of(loss: Loss, outputs: Any, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,38 @@ from torch import Tensor, nn
 from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import same_value
+from repl_fx.running.opaque_outputs import equal_leaves, same_value
 from repl_fx.running.python_state import PythonState
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _CPU = torch.device("cpu")
+
+
+class KeptTensors:
+    """The values that tensors have, to be given back."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
+        self._versions = [_version(tensor) for tensor, _ in self._kept]
+
+    @torch.no_grad()
+    def restore(self, *, compared: bool = False) -> None:
+        """Give back the values to those that operators have changed in place.
+
+        Args:
+            compared: to those too whose values differ: a change through `.data` counts no version up, and comparing
+                takes longer than small models.
+        """
+        for number, (tensor, value) in enumerate(self._kept):
+            written = _version(tensor) != self._versions[number] and not torch.equal(tensor, value)
+            if written or (compared and not equal_leaves(tensor, value)):
+                tensor.copy_(value)
+                self._versions[number] = _version(tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @contextmanager
@@ -44,17 +70,13 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
         buffers: restore the values of buffers too, for a forward on real tensors.
         parameters: likewise of parameters.
     """
-    tensors = [*(model.buffers() if buffers else ()), *(model.parameters() if parameters else ())]
-    values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    tensors = KeptTensors([*(model.buffers() if buffers else ()), *(model.parameters() if parameters else ())])
     restore = as_now(model)
     try:
         yield
     finally:
         restore()
-        with torch.no_grad():
-            for tensor, value in values:
-                if not tensor.is_meta and not torch.equal(tensor, value):
-                    tensor.copy_(value)
+        tensors.restore(compared=True)
 
 
 def as_now(model: nn.Module) -> Callable[[], None]:

@@ -1,11 +1,11 @@
 """Surrogates, which stand in for replaced blocks. One a file; importing this package registers them all."""
 
-from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, linear, narrow, reuse, slim, trained
+from repl_fx.surrogates import blend, bottleneck, coarse, identity, linear, narrow, reuse, slim
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import (
     Match,
-    Mix,
     Surrogate,
+    Traits,
     known_surrogates,
     make_surrogate,
     register_surrogate,
@@ -16,11 +16,10 @@ from repl_fx.surrogates.shared.synthesis import Synthesis, shared_synthesis
 __all__ = [
     "Builder",
     "Match",
-    "Mix",
     "Site",
     "Surrogate",
     "Synthesis",
-    "auto",
+    "Traits",
     "blend",
     "bottleneck",
     "coarse",
@@ -33,5 +32,4 @@ __all__ = [
     "reuse",
     "shared_synthesis",
     "slim",
-    "trained",
 ]

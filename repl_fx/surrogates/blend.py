@@ -29,7 +29,7 @@ from repl_fx.surrogates.shared.blended_weights import (
     on_state,
 )
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, unfit_is_refused
 
 _GRANULARITIES = ("tensor", "channel")
@@ -69,8 +69,7 @@ class BlendMatch(Match):
 class Blend(Surrogate[BlendConfig, BlendMatch]):
     """The same computation on blended weights."""
 
-    keeps_inner_values = True
-    swaps_parameters = True
+    traits = Traits(keeps_nodes=True)
 
     @unfit_is_refused
     def match(self, site: Site) -> BlendMatch:

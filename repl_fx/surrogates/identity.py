@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from repl_fx.errors import BadInput
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.site import Site
 
 
@@ -40,13 +40,7 @@ class IdentityConfig:
 class Identity(Surrogate[IdentityConfig, Match]):
     """Depth pruning: the block's output is its input."""
 
-    needs_neighbours = False
-    leaves_nothing = True
-    reads_stream_alone = True
-
-    def __init__(self, config: IdentityConfig) -> None:
-        super().__init__(config)
-        self.opens_stretch = config.in_stretch
+    traits = Traits("nothing", reads_stream_alone=True)
 
     def match(self, site: Site) -> Match | Refusal:
         """Refuse a block whose output is unlike its input."""

@@ -42,7 +42,7 @@ from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import WholeMap
 from repl_fx.surrogates.shared.norms import norm_at
-from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.sampling import Sampling, sampling_of
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -99,17 +99,10 @@ class LinearMatch(Match):
 class Linear(Surrogate[LinearConfig, LinearMatch]):
     """A linear map along the channels of the stream."""
 
-    reads_stream_alone = True
-    needs_neighbours = False
-    spans_stretches = True
-    changes_sizes = True
-    # Of the transformers in docs/block_errors.md; in its convolutional networks it is 0.6.
-    error_left = 0.3
-
-    @property
-    def changes_neighbours(self) -> bool:  # type: ignore[override]
-        """Tell whether the map is merged."""
-        return self.config.merged
+    def __init__(self, config: LinearConfig) -> None:
+        super().__init__(config)
+        # The error is that of the transformers in docs/block_errors.md; in its convolutional networks it is 0.6.
+        self.traits = Traits("stream", reads_stream_alone=True, changes_neighbours=config.merged, error_left=0.3)
 
     @unfit_is_refused
     def match(self, site: Site) -> LinearMatch:

@@ -36,7 +36,7 @@ from repl_fx.surrogates.shared.cut_layers import StayingUnits, cut_layers, longe
 from repl_fx.surrogates.shared.fitted_starts import CutLayer, CutVector, KeptUnits, LastLayer, UnitsOf
 from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
 from repl_fx.surrogates.shared.norms import fresh_norm
-from repl_fx.surrogates.shared.registry import Match, Mix, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import OwnWeights
 
@@ -89,28 +89,16 @@ class NarrowMatch(Match):
 class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
     """The block with fewer hidden units."""
 
-    # Values that others use are not among those that change.
-    keeps_inner_values = True
-    needs_neighbours = False
-    stands_alone = True
-    changes_sizes = True
-    # Where the layers alone are smaller.
-    swaps_parameters = True
+    def __init__(self, config: NarrowConfig) -> None:
+        super().__init__(config)
+        self._ratio = config.ratio or _RATIO
+        # Values that others use are not among those that change. The error is a fit to the medians over the four
+        # networks of docs/block_errors.md.
+        self.traits = Traits("block", keeps_nodes=True, error_left=0.25 * math.exp(-4.5 * self._ratio))
 
-    def under_budget(self) -> tuple[Mix, ...]:
+    def sizes(self) -> tuple[Narrow, ...]:
         """With fewer and fewer units, where their number is open."""
-        ratios = _RATIOS if self.config.ratio is None else (self.config.ratio,)
-        return tuple((Narrow(NarrowConfig(ratio)),) for ratio in ratios)
-
-    @property
-    def error_left(self) -> float:  # type: ignore[override]
-        """See `Surrogate`."""
-        # A fit to the medians over the four networks of docs/block_errors.md.
-        return 0.25 * math.exp(-4.5 * self._ratio)
-
-    @property
-    def _ratio(self) -> float:
-        return self.config.ratio or _RATIO
+        return (self,) if self.config.ratio else tuple(Narrow(NarrowConfig(ratio)) for ratio in _RATIOS)
 
     @unfit_is_refused
     def match(self, site: Site) -> NarrowMatch:

@@ -46,7 +46,7 @@ from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm
 from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention
-from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, OwnWeights, length, random_values
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
@@ -107,7 +107,7 @@ class ReuseMatch(Match):
 class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
     """Thin values, mixed by the attention map of the block before."""
 
-    reads_stream_alone = True
+    traits = Traits(reads_stream_alone=True)
 
     def made_from(self, before: str, after: str) -> tuple[str, ...]:
         """See `Surrogate`; the map is that of the block before, whatever the values are made from."""

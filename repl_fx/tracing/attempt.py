@@ -22,15 +22,16 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from repl_fx._torch import (
     any_names,
-    autocast_cache_as_outside,
     buffer_hooks_restored,
     lean_tracing,
     pytree,
@@ -39,17 +40,17 @@ from repl_fx._torch import (
 from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
+from repl_fx.graph.captured import traced_constant
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_dependent import DataDependentBranches, recorded
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.layouts import Layouts
-from repl_fx.tracing.leaf_calls import LeafCalls, LeafNotOpaque, record_leaf_calls
-from repl_fx.tracing.lift_modules import Learned
+from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
 from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.module_calls import record_module_calls
-from repl_fx.tracing.questions import ExportAsked, is_bounded, unaware_of_export
+from repl_fx.tracing.questions import Told, autocast_cache_as_outside, is_bounded
 from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
 from repl_fx.tracing.stamping import Stamps
@@ -68,21 +69,69 @@ def each_call_traced(reason: str) -> Iterator[None]:
         _unlike.reset(token)
 
 
+@dataclass
+class Learned:
+    """The knowledge that one trace of a model hands to the next, in this mode and in the other.
+
+    Attributes:
+        tensors: those that a trace itself made (`torch.tensor(…)` in a forward).
+        involved: why inner sizes, such as those of pictures, are not asked for; empty where they are.
+        decides: the forward goes its way by values or at random, so that several traces have to be joined.
+        inlined: leaves that cannot stand aside.
+        aware: where the way the model takes when it runs cannot be traced, it is told that it is exported.
+        reasons: why sizes are not asked for, by the number of the input and the dimension.
+        pinned: sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
+        whole_numbers: the modules, by the ids of their names, whose `int` of a size may be symbolic; None where that
+            fails.
+        unlike: why each call is traced by itself; empty where alike ones are traced once.
+        copies: how many calls of modules are copies of others.
+        by_mode: a trace in the other mode may be another.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+    involved: str = ""
+    decides: bool = False
+    inlined: set[Callee] = field(default_factory=set)
+    aware: bool = False
+    reasons: dict[tuple[int, int], str] = field(default_factory=dict)
+    pinned: set[tuple[int, int]] = field(default_factory=set)
+    whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
+    unlike: str = ""
+    copies: int = 0
+    by_mode: bool = True
+
+    def name(self, tensor: Tensor) -> str:
+        """The attribute name of a constant; an equal one that is known already is used again."""
+        for index, known in enumerate(self.tensors):
+            same_kind = known.dtype == tensor.dtype and known.shape == tensor.shape and known.device == tensor.device
+            if known is tensor or (same_kind and not tensor.is_meta and torch.equal(known, tensor)):
+                return traced_constant(index)
+        self.tensors.append(tensor)
+        return traced_constant(len(self.tensors) - 1)
+
+
 class Attempt:
-    """One export of a model, with all that watches it."""
+    """One export of a model, with all that watches it.
+
+    Attributes:
+        calls: those of leaves.
+        questions: those about sizes that the program has one answer to.
+        stamps: the calls of modules that are to be copies of others.
+        branches: decides for the model where it asks for values.
+    """
 
     def __init__(self, model: nn.Module, answers: Sequence[bool], learned: Learned) -> None:
         self.model = model
         self.learned = learned
         self.calls = LeafCalls(learned.inlined)
-        self.asked = ExportAsked()
+        self.exporting = Told("is_exporting", None if learned.aware else False)
         self.assigned = BufferAssignments()
         self.questions = SizeQuestions(
             self.calls.is_running,
             learned.reasons,
             learned.involved,
             decides=learned.decides,
-            unlimited=lambda: self.asked.yes and not learned.aware,
+            unlimited=lambda: self.unaware,
         )
         self.branches = DataDependentBranches(answers, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)
@@ -109,10 +158,15 @@ class Attempt:
             lengths_symbolic(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
             recorded(self.branches, Layouts(self.calls), SizeTensors()),
-            unaware_of_export(self.asked, unaware=not self.learned.aware),
+            self.exporting.answered(),
             foreign_code(),
         ):
             yield
+
+    @property
+    def unaware(self) -> bool:
+        """Tell whether the forward wanted to know if it is being exported, and was told that it is not."""
+        return bool(self.exporting.asked) and not self.learned.aware
 
     @property
     def rebound(self) -> Sequence[tuple[str, str]] | None:
@@ -130,7 +184,7 @@ class Attempt:
             LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
         ):
             learned.inlined.update(self.calls.inlined)
-        elif self.asked.yes and not learned.aware:
+        elif self.unaware:
             learned.aware = True
         elif self.stamps.regions and not learned.unlike and isinstance(problem, ForeignError):
             learned.unlike = f"a trace with copies of alike ones failed ({one_line(problem)})"
@@ -143,7 +197,7 @@ class Attempt:
         learned = self.learned
         if toggled := self.calls.toggled():
             learned.inlined.update(toggled)
-        elif self.asked.yes and not learned.aware and is_bounded(program):
+        elif self.unaware and is_bounded(program):
             learned.aware = True
         elif self.branches.asked and not learned.involved:
             # Ways that leave out a layer leave sizes free that others fix, and could not be joined.

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from repl_fx._torch import module_attributes
-from repl_fx.tracing.model_checks import is_machinery
+from repl_fx.tracing.asking import is_machinery, module_of, outwards
 
 Read = Callable[[nn.Module, str], None]
 
@@ -85,13 +85,8 @@ class AttributesAside:
 
 def _counts(frame: FrameType | None) -> bool:
     """Tell whether a read is the model's: torch's machinery and this package look at modules too."""
-    while frame is not None and _module(frame).startswith("torch.fx"):
-        frame = frame.f_back
-    return not is_machinery(frame) or (frame is not None and _module(frame).startswith("torch.nn."))
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
+    asking = next((seen for seen in outwards(frame) if not module_of(seen).startswith("torch.fx")), None)
+    return not is_machinery(asking) or (asking is not None and module_of(asking).startswith("torch.nn."))
 
 
 class ModeReads:

@@ -6,6 +6,7 @@ the largest modules inside a model that can be captured, is `repl_fx.tracing.par
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,16 +40,16 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.source_mark import source_mark
 from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
+from repl_fx.tracing.attempt import Learned
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
-from repl_fx.tracing.lift_modules import Learned
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
 from repl_fx.tracing.questions import (
-    Compiling,
     Settings,
+    Told,
     computes_alike,
     require_settings_,
     settings_asked,
@@ -137,8 +138,8 @@ def capture(
 
 def untraced(model: nn.Module, inputs: ExampleInputs, problem: CaptureError) -> BadInput | CaptureError:
     """The error for a model that could not be traced; a run of it tells whether the inputs do not fit."""
-    wider = widen_batch(model, inputs)
-    if (failed := outcome_of(model, wider, training=False).problem) is not None:
+    wider, failed = _as_run(model, inputs)
+    if failed is not None:
         return misfit(model, failed, wider)
     hint = "repl_fx.capture_parts captures what it can of the modules inside"
     return CaptureError(type(model).__name__, problem.obstacles, hint)
@@ -199,41 +200,15 @@ def _trace_by(
     *,
     told: bool | None = None,
 ) -> CapturedModule:
-    """The graph by one tracer; `told` is the answer of `Compiling`."""
-    compiling = Compiling(told)
-    inputs = bound.inputs
-    learned = Learned()
-    device = device_of(model, inputs)
-    graphs: dict[bool, fx.Graph] = {}
-    pinned: dict[str, bool] = {}
-    changes: dict[bool, StateChanges] = {}
-    asked: Settings = {}
-    for training in (False, True):
-        tell(f"{name}, {'training' if training else 'evaluation'} mode")
-        # A region of the caller's must not be traced as one of the model's.
-        # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
-        with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
-            model.train(training)
-            if not training:
-                evaluating = PythonState(model)
-            if training and not (learned.by_mode or changes[False] or evaluating.changes(PythonState(model))):
-                # Only leaves read the mode.
-                graphs[True], changes[True] = graphs[False], changes[False]
-            else:
-                with (
-                    hooks_followed(model),
-                    changes_noted(model) as changes[training],
-                    settings_asked(asked),
-                    compiling.answered(),
-                ):
-                    graphs[training] = tracer(model, bound, learned)
-            pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
-    for training, changed in changes.items():
+    """The graph by one tracer; `told` is whether the model is told that it is compiled; None for torch's answer."""
+    inputs, compiling, asked = bound.inputs, Told("is_compiling", told), Settings()
+    traces = _traced(name, tracer, model, bound, compiling, asked)
+    for training, changed in traces.changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
-    gm = _assembled(model, inputs, info, graphs, learned, pinned, wanted_fixed)
-    if compiling.asked and device.type != "meta":
+    gm = _assembled(model, inputs, info, traces, wanted_fixed)
+    if compiling.asked and device_of(model, inputs).type != "meta":
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None
         if told is None and not (alike and (other is None or stops_alike(gm, model, other))):
@@ -252,21 +227,55 @@ def _trace_by(
     return gm
 
 
+@dataclass
+class _Traces:
+    """The traces of a model in both modes, by whether it trains.
+
+    Attributes:
+        pinned: the modules, by path, that the model keeps in one mode, with that.
+        changes: to its Python state.
+    """
+
+    learned: Learned = field(default_factory=Learned)
+    graphs: dict[bool, fx.Graph] = field(default_factory=dict)
+    pinned: dict[str, bool] = field(default_factory=dict)
+    changes: dict[bool, StateChanges] = field(default_factory=dict)
+
+
+def _traced(
+    name: str, tracer: Tracer, model: nn.Module, bound: BoundInputs, compiling: Told, asked: Settings
+) -> _Traces:
+    """Trace a model in both modes, or in one where the other would have the same trace."""
+    traces = _Traces()
+    device = device_of(model, bound.inputs)
+    for training in (False, True):
+        tell(f"{name}, {'training' if training else 'evaluation'} mode")
+        # A region of the caller's must not be traced as one of the model's.
+        # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
+        with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
+            model.train(training)
+            if not training:
+                evaluating = PythonState(model)
+            changes = traces.changes
+            if training and not (traces.learned.by_mode or changes[False] or evaluating.changes(PythonState(model))):
+                # Only leaves read the mode.
+                traces.graphs[True], changes[True] = traces.graphs[False], changes[False]
+            else:
+                noted = changes_noted(model)
+                with hooks_followed(model), noted as changes[training], settings_asked(asked), compiling.answered():
+                    traces.graphs[training] = tracer(model, bound, traces.learned)
+            traces.pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
+    return traces
+
+
 @collection_paused()
 def _assembled(
-    model: nn.Module,
-    inputs: ExampleInputs,
-    info: CaptureInfo,
-    graphs: Mapping[bool, fx.Graph],
-    learned: Learned,
-    pinned: dict[str, bool],
-    wanted_fixed: Sequence[str],
+    model: nn.Module, inputs: ExampleInputs, info: CaptureInfo, traces: _Traces, wanted_fixed: Sequence[str]
 ) -> CapturedModule:
-    """The module for the graphs of both modes (training and not), with the model's own module tree."""
+    """The module for the graphs of both modes, with the model's own module tree."""
+    graphs, learned = traces.graphs, traces.learned
     called = (str(node.target) for graph in graphs.values() for node in graph.nodes if node.op == "call_module")
-    root = module_tree(model, called)
-    for index, tensor in enumerate(learned.tensors):
-        root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
+    root = module_tree(model, called, [tensor.detach().clone() for tensor in learned.tensors])
     fixed: dict[str, str] = {}
     for graph in dict.fromkeys(graphs.values()):
         for name, node in tensor_inputs(graph).items():
@@ -275,10 +284,7 @@ def _assembled(
         _settle_sizes_(graph)
     _drop_limits_of_one_mode_(graphs[True], graphs[False])
     match_decisions_(graphs[True], graphs[False])
-    gm = CapturedModule(root, graphs[True], type(model).__name__, compiled=False)
-    gm.training = model.training
-    gm.meta["pinned"] = pinned
-    gm.meta["fake_mode"] = fake_mode_of(gm.graph)
+    gm = captured_module(root, graphs[True], model, traces.pinned)
     for mode in filter(None, map(fake_mode_of, graphs.values())):
         forget_tensors(mode)
     run = run_passes(
@@ -305,20 +311,15 @@ def _drop_limits_of_one_mode_(*graphs: fx.Graph) -> None:
 def _settle_sizes_(graph: fx.Graph) -> None:
     """Give values whose sizes are symbols that a guard has fixed their numbers, as a graph has them after a pickle."""
 
-    def number(size: int | torch.SymInt) -> int | torch.SymInt:
-        known = fixed_size(size)
-        return size if known is None else known
-
     def settled(value: FakeTensor) -> Tensor:
         if value.layout is not torch.strided:
             return value
         numbers = (*value.shape, *value.stride())
-        known = [number(n) for n in numbers]
-        if all(a is b for a, b in zip(numbers, known, strict=True)):
+        known = [size if (number := fixed_size(size)) is None else number for size in numbers]
+        if all(map(operator.is_, numbers, known)):
             return value
-        size, stride = known[: value.ndim], known[value.ndim :]
         with value.fake_mode:
-            return torch.empty_strided(size, stride, dtype=value.dtype, device=value.device)
+            return torch.empty_strided(known[: value.ndim], known[value.ndim :], dtype=value.dtype, device=value.device)
 
     for node in graph.nodes:
         if "val" in node.meta:
@@ -358,10 +359,16 @@ def widen_batch(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     torch.export takes a dimension of size 1 for a constant. A first dimension need not be a batch: where the model
     runs on the inputs as they are and not on wider ones, they stay as they are.
     """
+    return inputs if _widened(inputs) is inputs else _as_run(model, inputs)[0]
+
+
+def _as_run(model: nn.Module, inputs: ExampleInputs) -> tuple[ExampleInputs, Exception | None]:
+    """Example inputs, of a wider batch where the model takes that or takes neither, and why it does not run on them."""
     wider = _widened(inputs)
-    if wider is inputs or outcome_of(model, wider, training=False).problem is None:
-        return wider
-    return wider if outcome_of(model, inputs, training=False).problem is not None else inputs
+    problem = outcome_of(model, wider, training=False).problem
+    if problem is None or wider is inputs or outcome_of(model, inputs, training=False).problem is not None:
+        return wider, problem
+    return inputs, None
 
 
 def _widened(inputs: ExampleInputs) -> ExampleInputs:
@@ -389,8 +396,19 @@ def example_inputs_of(gm: fx.GraphModule) -> ExampleInputs:
     return ExampleInputs((), {name: pytree.tree_map(zeros, value) for name, value in values.items()})
 
 
-def module_tree(model: nn.Module, called: Iterable[str]) -> nn.Module:
-    """The source's module tree: modules that graphs call as they are, plain containers with their state elsewhere."""
+def captured_module(root: nn.Module, graph: fx.Graph, source: nn.Module, pinned: dict[str, bool]) -> CapturedModule:
+    """The module of a graph whose code is still to be written, in the mode of its source."""
+    gm = CapturedModule(root, graph, type(source).__name__, compiled=False)
+    gm.training = source.training
+    gm.meta.update(pinned=pinned, fake_mode=fake_mode_of(graph))
+    return gm
+
+
+def module_tree(model: nn.Module, called: Iterable[str], constants: Iterable[Tensor]) -> nn.Module:
+    """The source's module tree: modules that graphs call as they are, plain containers with their state elsewhere.
+
+    Constants that the code of the source itself holds are buffers of it.
+    """
     modules = {model.get_submodule(path) for path in set(called)}
     memo: dict[int, nn.Module] = {}
 
@@ -404,12 +422,15 @@ def module_tree(model: nn.Module, called: Iterable[str]) -> nn.Module:
             container._modules[name] = None if child is None else build(child)
         return container
 
-    return build(model)
+    root = build(model)
+    for index, tensor in enumerate(constants):
+        root.register_buffer(traced_constant(index), tensor, persistent=False)
+    return root
 
 
 def _dynamic_dims(gm: fx.GraphModule) -> dict[str, tuple[int, ...]]:
-    inputs = [node for node in gm.graph.nodes if node.op == "placeholder" and is_tensor(node)]
-    shapes = {str(node.target): node.meta["val"].shape for node in inputs}
     return {
-        name: tuple(i for i, size in enumerate(shape) if fixed_size(size) is None) for name, shape in shapes.items()
+        str(node.target): tuple(i for i, size in enumerate(node.meta["val"].shape) if fixed_size(size) is None)
+        for node in gm.graph.nodes
+        if node.op == "placeholder" and is_tensor(node)
     }

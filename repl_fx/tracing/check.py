@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -17,7 +17,16 @@ from repl_fx._torch import pytree
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_leaves, open_objects
-from repl_fx.running.untouched import Outcome, device_of, in_mode, outcome_of, seed_everything, seeded, untouched
+from repl_fx.running.untouched import (
+    KeptTensors,
+    Outcome,
+    device_of,
+    in_mode,
+    outcome_of,
+    seed_everything,
+    seeded,
+    untouched,
+)
 
 STEPS = 2
 
@@ -41,7 +50,7 @@ class CaptureCheck:
 
 
 @dataclass
-class _StepValues:
+class StepValues:
     """The values of one step of a module, by names for messages.
 
     Attributes:
@@ -63,17 +72,11 @@ class ModeCheck:
 
     Attributes:
         differences: one line for each thing that differs; empty where both did the same.
-        outputs: how many tensors the source returns.
-        speaks: whether any of them is not zero all over; where none is, equal outputs say little.
-        learns: the source's parameters, by all their names, that its loss reaches; likewise where `moves` is False.
-        moves: whether the gradient of any of them is not zero all over.
+        source: the second step of the source, with gradients as large as the model.
     """
 
     differences: tuple[str, ...]
-    outputs: int
-    speaks: bool
-    learns: frozenset[str]
-    moves: bool
+    source: StepValues
 
 
 def compare_modes(
@@ -102,19 +105,21 @@ def compare_modes(
     Yields:
         A check for each mode.
     """
-    with _parameters_kept(model, module) as restore:
+    # Most forwards change no parameter, and modules share theirs: one copy serves all runs.
+    parameters = KeptTensors(dict.fromkeys(parameter for one in (model, module) for parameter in one.parameters()))
+    try:
         for training in modes:
             learned = True
             try:
                 ours = _steps(model, inputs, training, seed, learned=learned)
             except RuntimeError:
                 # Some models (wav2vec 2.0) let their input require a gradient themselves, and take none that does.
-                restore()
+                parameters.restore()
                 learned = False
                 ours = _steps(model, inputs, training, seed, learned=learned)
-            restore()
+            parameters.restore()
             theirs = _steps(module, inputs, training, seed, learned=learned)
-            restore()
+            parameters.restore()
             mode = "training" if training else "evaluation"
             differences = tuple(
                 f"{mode}, step {number}: {difference}"
@@ -123,10 +128,13 @@ def compare_modes(
             )
             if not training and not differences:
                 differences = tuple(_other_layout(model, module, inputs))
-            check = _mode_check(model, differences, ours[-1])
-            # The gradients of a mode are as large as the model; the next mode does without.
+            check = ModeCheck(differences, ours[-1])
+            # The next mode does without the gradients of this one.
             del ours, theirs
             yield check
+            del check
+    finally:
+        parameters.restore(compared=True)
 
 
 def check_of(
@@ -136,19 +144,6 @@ def check_of(
     checks = compare_modes(model, module, inputs, modes, seed=seed)
     found = dict(zip(modes, (check.differences for check in checks), strict=True))
     return CaptureCheck(found.get(False) == (), found.get(True) == (), tuple(chain.from_iterable(found.values())))
-
-
-def _mode_check(model: nn.Module, differences: tuple[str, ...], step: _StepValues) -> ModeCheck:
-    named = dict(model.named_parameters(remove_duplicate=False))
-    gradients = {id(named[n]): g for n in named if (g := step.state.get(f"the gradient of {n}")) is not None}
-    outputs = [value for value in step.outputs if isinstance(value, Tensor)]
-    return ModeCheck(
-        differences,
-        outputs=len(outputs),
-        speaks=any(bool(output.any()) for output in outputs),
-        learns=frozenset(name for name, parameter in named.items() if id(parameter) in gradients),
-        moves=any(bool(gradient.any()) for gradient in gradients.values()),
-    )
 
 
 def _other_layout(model: nn.Module, module: nn.Module, inputs: ExampleInputs) -> list[str]:
@@ -194,35 +189,7 @@ def _plain_attention() -> AbstractContextManager[object]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
-@contextmanager
-def _parameters_kept(*modules: nn.Module) -> Iterator[Callable[[], None]]:
-    """Put parameters back that a forward changes, where it says so at once and otherwise at the end.
-
-    Most forwards change none, and modules share theirs: one copy serves all runs.
-    """
-    parameters = {id(p): p for module in modules for p in module.parameters() if not p.is_meta}.values()
-    kept = [(parameter, parameter.detach().clone()) for parameter in parameters]
-    versions = [parameter._version for parameter in parameters]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for number, (parameter, value) in enumerate(kept):
-                if parameter._version != versions[number]:
-                    parameter.copy_(value)
-                    versions[number] = parameter._version
-
-    try:
-        yield restore
-    finally:
-        restore()
-        with torch.no_grad():
-            for parameter, value in kept:
-                # A change through `.data` counts no version up.
-                if not torch.equal(parameter, value) and not bool(value.isnan().any()):
-                    parameter.copy_(value)
-
-
-def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, *, learned: bool) -> list[_StepValues]:
+def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, *, learned: bool) -> list[StepValues]:
     device = device_of(module, inputs)
     with (
         untouched(module, buffers=True),
@@ -241,7 +208,7 @@ def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, 
 
 def _step(
     module: nn.Module, inputs: ExampleInputs, device: torch.device, seed: int, *, gradients: bool, learned: bool
-) -> _StepValues:
+) -> StepValues:
     """One step.
 
     Args:
@@ -263,7 +230,7 @@ def _step(
 
     own_args, own_kwargs = pytree.tree_map_with_path(given, (inputs.args, inputs.kwargs))
     outputs = pytree.tree_leaves(open_objects(module(*own_args, **own_kwargs)))
-    step = _StepValues([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
+    step = StepValues([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
     step.trains = any(isinstance(value, Tensor) and value.requires_grad for value in outputs)
     loss = loss_of(outputs) if gradients else None
     if loss is not None:
@@ -287,7 +254,7 @@ def loss_of(outputs: Sequence[Any]) -> Tensor | None:
     return torch.stack([((part.float() - 0.5) ** 2).mean() for part in real]).sum() if real else None
 
 
-def _differences(ours: _StepValues, theirs: _StepValues) -> list[str]:
+def _differences(ours: StepValues, theirs: StepValues) -> list[str]:
     if len(ours.outputs) != len(theirs.outputs):
         return [f"{len(theirs.outputs)} outputs, not {len(ours.outputs)}"]
     found = [

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import operator
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partialmethod
-from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -26,8 +24,8 @@ from torch.fx.node import has_side_effect
 from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
+from repl_fx.tracing.asking import asking_code
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
-from repl_fx.tracing.model_checks import is_machinery
 
 _RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
 # Functions that return one number when they are called without a size, and the most arguments they take for that.
@@ -66,14 +64,6 @@ _ASKED_OF_INPUTS: dict[Any, str] = {
 
 # Layers of the deepest models, a few times over.
 _MOST = 512
-
-
-def asking_code() -> FrameType | None:
-    """The code that called an operator, past the modes that see it; None where it is torch's or this package's."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__", "watch"):
-        frame = frame.f_back
-    return None if is_machinery(frame) else frame
 
 
 class DataDependentBranches:

@@ -7,13 +7,14 @@ makes it static where the model does not, instead of refusing the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ShapesCollection
 
-from repl_fx._torch import fix_size, fixed_size
+from repl_fx._torch import fixed_size
 from repl_fx.errors import BadInput
 from repl_fx.graph.axes import axes_of, captured_axes, is_called, tensor_inputs
 from repl_fx.graph.captured import drop_dead
@@ -95,7 +96,8 @@ def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
     if not wanted:
         return []
     for size in wanted:
-        fix_size(size)
+        # A trace knows by that that it is the one of the example inputs, and all that follows.
+        int(size)
     for node in list(graph.nodes):
         if node.target is check_shape:
             tensor, _, words = node.args
@@ -113,17 +115,14 @@ def put_numbers_(graph: fx.Graph) -> None:
     """Put numbers in the place of computed sizes that a trace has fixed, as in the layers that came after."""
     for node in graph.nodes:
         if isinstance(size := node.meta.get("val"), torch.SymInt) and (number := fixed_size(size)) is not None:
-            _put_number_(node, number)
+            for user in list(node.users):
+                put = partial(_or_number, node, number)
+                user.args, user.kwargs = fx.node.map_arg(user.args, put), fx.node.map_arg(user.kwargs, put)
 
 
-def _put_number_(node: fx.Node, number: int) -> None:
-    """Let the users of a node take a number in its place."""
-
-    def put(used: fx.Node) -> Any:
-        return number if used is node else used
-
-    for user in list(node.users):
-        user.args, user.kwargs = fx.node.map_arg(user.args, put), fx.node.map_arg(user.kwargs, put)
+def _or_number(node: fx.Node, number: int, used: fx.Node) -> Any:
+    """An argument, or a number where it is a node."""
+    return number if used is node else used
 
 
 def require_known(names: Collection[str], graphs: Iterable[fx.GraphModule]) -> None:

@@ -8,7 +8,7 @@ refused, and so are backward hooks. A hook on a tensor inside the forward belong
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from repl_fx._torch import global_module_hooks
 from repl_fx.errors import CaptureError, Untraceable
 from repl_fx.running.python_state import PythonChange, PythonState
+from repl_fx.tracing.asking import is_machinery, module_of
 from repl_fx.tracing.leaves import is_leaf
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
@@ -107,14 +108,10 @@ def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
 
 def users_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The hooks on a module, each with its kind; torch's own that make a weight are parts of the layer."""
-    for kind, hook in _hooks_on(module, _FORWARD | _BACKWARD):
-        if not type(hook).__module__.startswith("torch.nn.utils."):
-            yield kind, hook
-
-
-def _hooks_on(module: nn.Module, kinds: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    for registry, kind in kinds.items():
-        yield from ((kind, hook) for hook in (getattr(module, registry, None) or {}).values())
+    for registry, kind in (_FORWARD | _BACKWARD).items():
+        for hook in (getattr(module, registry, None) or {}).values():
+            if not type(hook).__module__.startswith("torch.nn.utils."):
+                yield kind, hook
 
 
 def hook_name(hook: Any) -> str:
@@ -128,10 +125,9 @@ def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
 
     def refusing(name: str, function: Any) -> Any:
         def refuse(*args: Any, **kwargs: Any) -> Any:
-            caller = str(sys._getframe(1).f_globals.get("__name__"))
+            caller = sys._getframe(1)
             # A region that decorates a function makes itself anew in each call.
-            from_torch = caller != "torch.autograd.grad_mode" and (caller == "torch" or caller.startswith("torch."))
-            if stands_aside() or from_torch:
+            if stands_aside() or (is_machinery(caller) and module_of(caller) != "torch.autograd.grad_mode"):
                 return function(*args, **kwargs)
             raise Untraceable(f"the forward calls {name}, which a graph would drop")
 

@@ -51,8 +51,9 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
         return like(given) if _is_dense(given) else None
     if kind in _BATCH_NORMS:
         layer._check_input_dim(given)
-        fits = given.ndim > 1 and _same_size(given.shape[1], layer.num_features)
-        return like(given) if fits and _is_dense(given) else None
+        state = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+        results = batch_norm_results(given, *state, training=False)
+        return results and results[0]
     if kind is nn.LayerNorm:
         return layer_norm_result(given, layer.normalized_shape, layer.weight, layer.bias)
     if kind is nn.Linear:

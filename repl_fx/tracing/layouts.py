@@ -20,7 +20,7 @@ from torch.fx.node import has_side_effect
 from torch.nn import functional
 
 from repl_fx._torch import define_operator, has_no_value
-from repl_fx.tracing.data_dependent import asking_code
+from repl_fx.tracing.asking import asking_code, line_of
 from repl_fx.tracing.functions_watched import Run
 from repl_fx.tracing.leaf_calls import LeafCalls
 
@@ -83,13 +83,12 @@ class Layouts:
         frame = asking_code()
         if frame is None:
             return
-        place = f" at {frame.f_code.co_filename}, line {frame.f_lineno}"
         if func is Tensor.stride:
             layout, found = None, args[0].stride()
         else:
             layout = _layout(args, kwargs)["memory_format"]
             found = [args[0].is_contiguous(memory_format=layout)]
-        layout_operator()(args[0], layout, found, place)
+        layout_operator()(args[0], layout, found, f" at {line_of(frame)}")
 
 
 def _layout(args: Any, kwargs: Any) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 import torch.utils.checkpoint
@@ -27,12 +29,10 @@ from torch import Tensor, nn
 from repl_fx._torch import (
     any_lengths,
     autograd_calls,
-    call_impl,
+    calls_replaced,
     define_operator,
     pytree,
-    set_call_impl,
     tidy_size,
-    unset_call_impl,
 )
 from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import leaf_call_operator
@@ -95,7 +95,10 @@ class LeafCalls:
 
     Attributes:
         by_mode: a leaf returns other sizes or types in the other mode.
+        current: the table of the trace that goes on.
     """
+
+    current: ClassVar[LeafCalls]
 
     def __init__(self, inlined: Iterable[Callee] = ()) -> None:
         self.calls: list[LeafCall] = []
@@ -164,12 +167,16 @@ class LeafCalls:
         alone = is_torchs(call.callee) and not isinstance(call.callee, nn.RNNBase)
         if alone and not call.autocast and (known := known_result(call.callee, args, kwargs)) is not None:
             return [known], pytree.tree_structure(known)
-        with nullcontext() if alone else _left_alone(call.callee), ExitStack() as regions:
-            if training is not None and isinstance(call.callee, nn.Module):
-                call.callee.train(training)
+        with ExitStack() as around:
+            if not alone and isinstance(call.callee, nn.Module):
+                # What a call on fake tensors leaves in it, and what hooks on it count, is undone.
+                around.enter_context(untouched(call.callee))
+                around.enter_context(any_lengths() if isinstance(call.callee, nn.RNNBase) else nullcontext())
+                if training is not None:
+                    call.callee.train(training)
             # Below an operator autocast is off, and what a leaf returns would be said to be of another dtype.
             for kind, dtype in call.autocast:
-                regions.enter_context(torch.autocast(kind, dtype))
+                around.enter_context(torch.autocast(kind, dtype))
             return pytree.tree_flatten(call.run(*args, **kwargs))
 
 
@@ -213,28 +220,14 @@ def _state(module: nn.Module) -> dict[str, Tensor | None]:
     return {**module._parameters, **module._buffers}
 
 
-@contextmanager
-def _left_alone(callee: Callee) -> Iterator[None]:
-    """Undo what a call on fake tensors leaves in a module, and what hooks on it count."""
-    with ExitStack() as undone:
-        if isinstance(callee, nn.Module):
-            undone.enter_context(untouched(callee))
-            if isinstance(callee, nn.RNNBase):
-                undone.enter_context(any_lengths())
-        yield
-
-
 class LeafNotOpaque(RuntimeError):
     """A leaf returned something that is no tensor or constant; the trace is repeated with that leaf inlined."""
-
-
-_recording: list[LeafCalls] = []
 
 
 _library = define_operator(
     "repl_fx",
     "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]",
-    lambda tensors, symbols, index: _recording[-1].run(index, tensors, symbols),
+    lambda tensors, symbols, index: LeafCalls.current.run(index, tensors, symbols),
 )
 
 
@@ -249,19 +242,13 @@ def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
         if isinstance(callee, nn.Module):
             _require_no_hooks(callee)
     leaves = [m for m in model.modules() if calls.stands_aside(m) and m is not model]
-    _recording.append(calls)
-    try:
-        for module in leaves:
-            set_call_impl(module, _stand_in(module, call_impl(module), calls))
-        with autograd_calls(lambda function, apply: _stand_in(function, apply, calls)):
-            yield
-    finally:
-        for module in leaves:
-            unset_call_impl(module)
-        _recording.pop()
+    stand_in = partial(_stand_in, calls)
+    current = patch.object(LeafCalls, "current", calls, create=True)
+    with current, calls_replaced(leaves, stand_in), autograd_calls(stand_in):
+        yield
 
 
-def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Callable[..., Any]:
+def _stand_in(calls: LeafCalls, callee: Callee, run: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, arguments = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

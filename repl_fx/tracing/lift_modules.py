@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytree
+from repl_fx._torch import children_of, pytree
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
 from repl_fx.graph.boundaries import move_boundaries
-from repl_fx.graph.captured import attribute, drop_dead, traced_constant
+from repl_fx.graph.captured import attribute, drop_dead
 from repl_fx.graph.runtime import (
     AutogradCall,
     check_layout,
@@ -44,11 +44,11 @@ from repl_fx.graph.signature import (
     step_into,
 )
 from repl_fx.running.collection import collection_paused
+from repl_fx.tracing.attempt import Attempt
 from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import is_stand_in, layout_operator
-from repl_fx.tracing.leaf_calls import Callee, LeafCall, LeafCalls
-from repl_fx.tracing.size_questions import SizeQuestions, add_checks
-from repl_fx.tracing.stamping import CallCopies, Stamps
+from repl_fx.tracing.size_questions import add_checks
+from repl_fx.tracing.stamping import CallCopies
 
 aten = torch.ops.aten
 
@@ -59,89 +59,36 @@ _ASSERTIONS = {
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }
+# Regions of `torch.no_grad` and `torch.autocast` that torch.export packs into one node: the calls that begin and end
+# one, and how many settings it has.
+_REGIONS: Mapping[Any, tuple[Any, Any, int]] = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled: (enter_grad_mode, restore_grad_mode, 1),
+    torch.ops.higher_order.wrap_with_autocast: (enter_autocast, exit_autocast, 4),
+}
 _KEPT_META = ("val", "nn_module_stack", "stack_trace")
 
 
-@dataclass
-class Learned:
-    """The knowledge that one trace of a model hands to the next, in this mode and in the other.
-
-    Attributes:
-        tensors: those that a trace itself made (`torch.tensor(…)` in a forward).
-        involved: why inner sizes, such as those of pictures, are not asked for; empty where they are.
-        decides: the forward goes its way by values or at random, so that several traces have to be joined.
-        inlined: leaves that cannot stand aside.
-        aware: where the way the model takes when it runs cannot be traced, it is told that it is exported.
-        reasons: why sizes are not asked for, by the number of the input and the dimension.
-        pinned: sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
-        whole_numbers: the modules, by the ids of their names, whose `int` of a size may be symbolic; None where that
-            fails.
-        unlike: why each call is traced by itself; empty where alike ones are traced once.
-        copies: how many calls of modules are copies of others.
-        by_mode: a trace in the other mode may be another.
-    """
-
-    tensors: list[Tensor] = field(default_factory=list)
-    involved: str = ""
-    decides: bool = False
-    inlined: set[Callee] = field(default_factory=set)
-    aware: bool = False
-    reasons: dict[tuple[int, int], str] = field(default_factory=dict)
-    pinned: set[tuple[int, int]] = field(default_factory=set)
-    whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
-    unlike: str = ""
-    copies: int = 0
-    by_mode: bool = True
-
-    def name(self, tensor: Tensor) -> str:
-        """The attribute name of a constant; an equal one that is known already is used again."""
-        for index, known in enumerate(self.tensors):
-            same_kind = known.dtype == tensor.dtype and known.shape == tensor.shape and known.device == tensor.device
-            if known is tensor or (same_kind and not tensor.is_meta and torch.equal(known, tensor)):
-                return traced_constant(index)
-        self.tensors.append(tensor)
-        return traced_constant(len(self.tensors) - 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Exported:
-    """The outcome of an export under `record_leaf_calls`.
-
-    Attributes:
-        questions: those about sizes that the program has one answer to.
-        stamps: the calls of modules that are to be copies of others.
-        assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
-            a pair. None where it returns its own outputs alone.
-    """
-
-    program: ExportedProgram
-    calls: LeafCalls
-    questions: SizeQuestions
-    stamps: Stamps
-    assigned: Sequence[tuple[str, str]] | None = None
-
-
 @collection_paused()
-def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, learned: Learned) -> fx.Graph:
+def lift_modules(program: ExportedProgram, attempt: Attempt, inputs: BoundInputs) -> fx.Graph:
     """Rewrite an exported program as a graph over the model's own modules and state.
 
     Args:
+        attempt: the export; what it has learned gets the tensors that the trace made.
         inputs: the example inputs of the export, with the names that the graph's arguments get.
-        learned: collects the tensors the trace made.
 
     Returns:
-        A graph whose targets are paths in `model` (and the names in `learned`).
+        A graph whose targets are paths in the model, and the names of what the trace made.
 
     Raises:
         Untraceable: an input of a kind that has no place in a plain graph; names it.
     """
-    lifter = _Lifter(exported, model, learned)
-    lifter.placeholders(inputs, exported.questions)
-    results = lifter.body(exported.program.graph_module)
-    structure = exported.program.call_spec.out_spec
-    if exported.assigned is not None:
+    lifter = _Lifter(program, attempt)
+    lifter.placeholders(inputs)
+    results = lifter.body(program.graph_module)
+    structure = program.call_spec.out_spec
+    if (rebound := attempt.rebound) is not None:
         structure = children_of(structure)[0]
-        add_assignments(lifter.graph, exported.assigned, results[structure.num_leaves :])
+        add_assignments(lifter.graph, rebound, results[structure.num_leaves :])
     lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
     put_numbers_(lifter.graph)
     drop_dead(lifter.graph)
@@ -149,11 +96,8 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, lear
 
 
 class _Lifter:
-    def __init__(self, exported: Exported, model: nn.Module, learned: Learned) -> None:
-        self.program = exported.program
-        self.calls = exported.calls
-        self.stamps = exported.stamps
-        self.learned = learned
+    def __init__(self, program: ExportedProgram, attempt: Attempt) -> None:
+        self.program, self.attempt, model = program, attempt, attempt.model
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in model.named_modules()}
         self.env: dict[fx.Node, Any] = {}
@@ -164,9 +108,9 @@ class _Lifter:
         targets = [s.target for s in specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
         # A forward may register a buffer, which the model does not have behind the trace.
         states = {id(named[target]): target for target in targets if target in named}
-        self.copies = CallCopies(self.stamps, self.graph, self.paths, states, self.state_at)
+        self.copies = CallCopies(attempt.stamps, self.graph, self.paths, states, self.state_at)
 
-    def placeholders(self, inputs: BoundInputs, questions: SizeQuestions) -> None:
+    def placeholders(self, inputs: BoundInputs) -> None:
         made = InputNodes(self.graph, inputs)
         signature = self.program.graph_signature
         # torch.export puts keyword arguments in the order of the signature.
@@ -183,13 +127,14 @@ class _Lifter:
                 self.env[node] = _HeldState(spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 tensor = self.program.constants[spec.target]
-                self.env[node] = _HeldState(self.learned.name(tensor), node.meta.get("val"))
+                self.env[node] = _HeldState(self.attempt.learned.name(tensor), node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
         given = zip(nodes, signature.input_specs, strict=True)
         tensors = [self.env[node] for node, spec in given if spec.kind is InputKind.USER_INPUT]
+        questions = self.attempt.questions
         asking = {
-            module: [self.paths[one] for one in self.stamps.all_like(module) if one in self.paths]
+            module: [self.paths[one] for one in self.attempt.stamps.all_like(module) if one in self.paths]
             for module in questions.modules()
         }
         add_checks(self.graph, questions, [tensor for tensor in tensors if tensor is not None], asking)
@@ -216,10 +161,8 @@ class _Lifter:
             self.env[node] = self.copies.mark(node, self.value(source), number)
         elif node.target is operator.getitem and isinstance(self.env.get(source), (list, tuple)):
             self.env[node] = self.env[source][node.args[1]]
-        elif is_grad_region(node):
-            self.env[node] = self.region(node, enter_grad_mode, restore_grad_mode, 1)
-        elif is_autocast_region(node):
-            self.env[node] = self.region(node, enter_autocast, exit_autocast, 4)
+        elif node.target in _REGIONS:
+            self.env[node] = self.region(node, *_REGIONS[node.target])
         elif node.target in _ASSERTIONS:
             return
         elif is_stand_in(node):
@@ -244,7 +187,7 @@ class _Lifter:
 
     def leaf(self, node: fx.Node) -> list[Any]:
         index: Any = node.args[2]
-        call: LeafCall = self.calls.calls[index]
+        call = self.attempt.calls.calls[index]
         args, kwargs = call.given(self.value(node.args[0]), self.value(node.args[1]))
         if isinstance(call.callee, nn.Module):
             args, kwargs = _by_position(call.callee, args, kwargs)

@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import keyword
 import re
-import sysconfig
-import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from pathlib import Path
-from types import FrameType
+from traceback import walk_tb
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +22,7 @@ from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
+from repl_fx.tracing.asking import is_models_code
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
@@ -47,8 +44,6 @@ _ADVICE = {
         r"positional argument|required argument|unexpected keyword|missing a required|too many|not enough values"
     ),
 }
-_HERE = Path(__file__).parent.parent
-_NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
 
 
 def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
@@ -125,22 +120,10 @@ def obstacle(tracer: str, problem: BaseException) -> str:
 def _model_line(problem: BaseException) -> str | None:
     """The innermost frame that is neither torch's, Python's nor this package's: the model's own line."""
     for cause in causes_of(problem):
-        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if is_models_code(frame.filename):
-                return f"{frame.filename}, line {frame.lineno}"
+        for frame, line in reversed(list(walk_tb(cause.__traceback__))):
+            if is_models_code(frame):
+                return f"{frame.f_code.co_filename}, line {line}"
     return None
-
-
-@lru_cache
-def is_models_code(filename: str) -> bool:
-    """Tell whether a file of code is neither torch's, Python's nor this package's."""
-    path = Path(filename)
-    return path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path)
-
-
-def is_machinery(frame: FrameType | None) -> bool:
-    """Tell whether a frame runs code of torch's or of this package, and not of a model's or the user's."""
-    return frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in ("torch", "repl_fx")
 
 
 def causes_of(problem: BaseException) -> Iterator[BaseException]:
@@ -149,11 +132,6 @@ def causes_of(problem: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
-
-
-def _standard(path: Path) -> bool:
-    # Installed packages lie inside the standard library's folder, and may hold the model.
-    return Path(sysconfig.get_path("stdlib")) in path.parents and "site-packages" not in path.parts
 
 
 def describe_inputs(inputs: ExampleInputs) -> str:

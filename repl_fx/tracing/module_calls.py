@@ -10,14 +10,15 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor, nn
 
-from repl_fx._torch import call_impl, pytree, set_call_impl, traced_node, unset_call_impl
+from repl_fx._torch import calls_replaced, pytree, traced_node
 from repl_fx.graph.boundaries import Boundary, ModuleCall, note_boundary, places
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.leaves import is_leaf
-from repl_fx.tracing.stamping import Stamps, stamping
+from repl_fx.tracing.stamping import Stamps
 
 
 @contextmanager
@@ -36,19 +37,16 @@ def record_module_calls(model: nn.Module, stamps: Stamps) -> Iterator[None]:
     calls: dict[str, list[ModuleCall]] = {path: [] for path in named.values()}
     noted = [module for module in named if "_call_impl" not in vars(module)]
     stamps.begin(noted, calls)
-    try:
-        for module in noted:
-            set_call_impl(module, _noting(module, named[module], calls[named[module]], stamps))
-        with stamping(stamps):
-            yield
-    finally:
-        for module in noted:
-            unset_call_impl(module)
+
+    def noting(module: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+        return _noting(module, run, named[module], stamps)
+
+    with calls_replaced(noted, noting), patch.object(Stamps, "current", stamps, create=True):
+        yield
 
 
-def _noting(module: nn.Module, path: str, calls: list[ModuleCall], stamps: Stamps) -> Callable[..., Any]:
-    run = call_impl(module)
-    signature = inspect.signature(module.forward)
+def _noting(module: nn.Module, run: Callable[..., Any], path: str, stamps: Stamps) -> Callable[..., Any]:
+    signature, calls = inspect.signature(module.forward), stamps.calls_of[path]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         made = ModuleCall(path, calls)

@@ -6,7 +6,7 @@ model that is captured in parts, where sizes come from eager code, the next call
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -225,19 +225,8 @@ def _checked_tensors(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInput
 
 def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
     """The inputs with other sizes that a graph takes; None where it takes none."""
-    free = _free_sizes(traced)
-    checks = _checks(gm)
-    sizes = dict(free)
-
-    def taken(name: str, size: int) -> bool:
-        concerned = (check for check in checks if any(other == name for other, _, _ in check.sizes))
-        return all(_holds(check, {**sizes, name: size}) for check in concerned)
-
-    for name, now in free.items():
-        # An odd size first: what code asks of sizes most is whether they are even.
-        half = min(max(now // 2, 2), _TRIAL_SIZE) | 1
-        others = (half, *range(half + 1, 2 * now + 1), *range(half - 1, 1, -1))
-        sizes[name] = next((size for size in others if size != now and taken(name, size)), now)
+    free, checks = _free_sizes(traced), _checks(gm)
+    sizes = chosen_sizes(free, list(free), _odd_first, lambda sizes: all(_holds(check, sizes) for check in checks))
     if sizes == free:
         return None
     generator = torch.Generator().manual_seed(0)
@@ -245,6 +234,38 @@ def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> Exam
         id(tensor): _drawn([size_with(size, sizes) for size in shape], tensor, generator) for tensor, shape in traced
     }
     return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
+
+
+def _odd_first(now: int) -> Iterable[int]:
+    # What code asks of sizes most is whether they are even.
+    half = min(max(now // 2, 2), _TRIAL_SIZE) | 1
+    return chain([half], range(half + 1, 2 * now + 1), range(half - 1, 1, -1))
+
+
+def chosen_sizes(
+    own: Mapping[str, int],
+    varied: Sequence[str],
+    candidates: Callable[[int], Iterable[int]],
+    taken: Callable[[Mapping[str, int]], bool],
+    *,
+    distinct: bool = False,
+) -> dict[str, int]:
+    """Other sizes than those of an example, one after the other: the first that is taken.
+
+    Args:
+        own: those of the example, by symbol.
+        varied: the symbols that get another size, where one is taken.
+        candidates: the sizes to try in the place of one, in order.
+        distinct: whether two that are alike in the example get different ones, where these are taken.
+    """
+    sizes = dict(own)
+    for symbol in varied:
+        others = (size for size in candidates(own[symbol]) if size != own[symbol])
+        possible = (size for size in others if taken({**sizes, symbol: size}))
+        first = next(possible, own[symbol])
+        used = {sizes[other] for other in varied if other != symbol and own[other] == own[symbol]}
+        sizes[symbol] = next(possible, first) if distinct and first in used else first
+    return sizes
 
 
 def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,48 +11,84 @@ one answer; the graph then refuses calls under the other, unless model and graph
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from repl_fx._torch import answering, pytree
+from repl_fx._torch import import_dynamo, pytree
 from repl_fx.graph.captured import copy_graph
 from repl_fx.graph.runtime import SETTINGS, check_setting
 from repl_fx.passes.driver import Result
+from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside, open_objects
 from repl_fx.running.untouched import device_of, outcome_of
-from repl_fx.tracing.model_checks import is_machinery
+from repl_fx.tracing.asking import asking_code, line_of
 from repl_fx.tracing.side_by_side import SideBySide
 
 
-class ExportAsked:
-    """Tell whether a forward wanted to know if it is being exported, and was told that it is not."""
+@contextmanager
+def answering(owner: Any, **functions: Any) -> Iterator[None]:
+    """Put functions of one's own in the place of torch's for a while.
 
-    def __init__(self) -> None:
-        self.yes = False
+    Dynamo knows torch's functions by identity, from when it is imported, which a trace does: functions that stand there
+    meanwhile it would take for torch's, and refuse to compile calls of torch's own ever after.
+    """
+    with collection_paused():
+        import_dynamo()
+    with patch.multiple(owner, **functions):
+        yield
+
+
+class Told:
+    """Answers code of the model's what it asks torch.compiler about the trace that goes on.
+
+    Args:
+        question: a function of torch.compiler, such as `is_exporting`.
+        answer: None for torch's own.
+
+    Attributes:
+        asked: the line of the model that asks; empty where none does.
+    """
+
+    def __init__(self, question: str, answer: bool | None) -> None:
+        self.asked = ""
+        self._question, self._answer = question, answer
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """Answer all code but torch's own and this package's."""
+        own: Callable[[], bool] = getattr(torch.compiler, self._question)
+
+        def tell() -> bool:
+            if (frame := asking_code()) is None:
+                return own()
+            self.asked = self.asked or line_of(frame)
+            return own() if self._answer is None else self._answer
+
+        with answering(torch.compiler, **{self._question: tell}):
+            yield
 
 
 @contextmanager
-def unaware_of_export(asked: ExportAsked, *, unaware: bool = True) -> Iterator[None]:
-    """Tell all code but torch's own that no export is going on, for the time of one, where it is to be `unaware`."""
-    own: Any = torch.compiler.is_exporting
+def autocast_cache_as_outside() -> Iterator[None]:
+    """Have autocast regions that a trace meets keep casts as they would outside of it.
 
-    def is_exporting() -> bool:
-        caller = str(sys._getframe(1).f_globals.get("__name__"))
-        if caller.split(".")[0] == "torch":
-            return bool(own())
-        asked.yes = True
-        return False
-
-    with answering(torch.compiler, is_exporting=is_exporting if unaware else own):
-        yield
+    A trace switches that off, and regions that do not say whether to keep casts note what is set when they are made.
+    """
+    own = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with answering(torch, is_autocast_cache_enabled=lambda: own, set_autocast_cache_enabled=lambda enabled: None):
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(own)
 
 
 # Settings of torch that a model asked for, by name and arguments, each with the answer and the place that asks.
@@ -78,9 +114,8 @@ def settings_asked(asked: Settings) -> Iterator[None]:
     def noting(name: str) -> Any:
         def answer(*given: str) -> Any:
             found = SETTINGS[name](*given)
-            frame = sys._getframe(1)
-            if not is_machinery(frame) and callers(name, given, found):
-                asked.setdefault((name, given), (found, f" at {frame.f_code.co_filename}, line {frame.f_lineno}"))
+            if (frame := asking_code()) is not None and callers(name, given, found):
+                asked.setdefault((name, given), (found, f" at {line_of(frame)}"))
             return found
 
         return answer
@@ -127,10 +162,22 @@ def _same_under(
     return True
 
 
+# Settings that a function sets: the function, and another value than one that it has.
+_SET: Mapping[str, tuple[Callable[[Any], object], Callable[[Any], Any]]] = {
+    "are_deterministic_algorithms_enabled": (torch.use_deterministic_algorithms, operator.not_),
+    "get_default_dtype": (torch.set_default_dtype, lambda d: torch.float32 if d is torch.float64 else torch.float64),
+    "get_num_threads": (torch.set_num_threads, lambda count: 2 if count == 1 else 1),
+    "get_float32_matmul_precision": (
+        torch.set_float32_matmul_precision, lambda precision: "high" if precision == "highest" else "highest"
+    ),
+}  # fmt: skip
+
+
 @contextmanager
-def _other(told: Callable[[], Any], make: Callable[[Any], None], other: Callable[[Any], Any]) -> Iterator[None]:
+def _set_otherwise(setting: str) -> Iterator[None]:
     """Another setting of torch for the time of a context."""
-    before = told()
+    make, other = _SET[setting]
+    before = SETTINGS[setting]()
     make(other(before))
     try:
         yield
@@ -142,54 +189,12 @@ def _other(told: Callable[[], Any], make: Callable[[Any], None], other: Callable
 _OTHERWISE: Mapping[str, Callable[..., AbstractContextManager[object]]] = {
     "is_grad_enabled": torch.no_grad,
     "is_inference_mode_enabled": torch.inference_mode,
-    "are_deterministic_algorithms_enabled": lambda: _other(
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, operator.not_
-    ),
-    "get_default_dtype": lambda: _other(
-        torch.get_default_dtype,
-        torch.set_default_dtype,
-        lambda dtype: torch.float32 if dtype is torch.float64 else torch.float64,
-    ),
-    "get_num_threads": lambda: _other(
-        torch.get_num_threads, torch.set_num_threads, lambda count: 2 if count == 1 else 1
-    ),
-    "get_float32_matmul_precision": lambda: _other(
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-        lambda precision: "high" if precision == "highest" else "highest",
-    ),
+    **{setting: partial(_set_otherwise, setting) for setting in _SET},
     "is_autocast_enabled": partial(torch.autocast, dtype=torch.bfloat16),
     "get_autocast_dtype": lambda device: torch.autocast(
         device, torch.float16 if torch.get_autocast_dtype(device) is torch.bfloat16 else torch.bfloat16
     ),
 }
-
-
-class Compiling:
-    """Tells a model that it is being compiled, as a trace is, or that it is not; `asked` is the place that asks.
-
-    Args:
-        told: the answer; None for torch's own.
-    """
-
-    def __init__(self, told: bool | None) -> None:
-        self.told = told
-        self.asked = ""
-
-    @contextmanager
-    def answered(self) -> Iterator[None]:
-        """Answer all code but torch's own and this package's."""
-        own = torch.compiler.is_compiling
-
-        def is_compiling() -> bool:
-            frame = sys._getframe(1)
-            if is_machinery(frame):
-                return own()
-            self.asked = self.asked or f"{frame.f_code.co_filename}, line {frame.f_lineno}"
-            return own() if self.told is None else self.told
-
-        with answering(torch.compiler, is_compiling=is_compiling):
-            yield
 
 
 def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:

@@ -40,7 +40,7 @@ from repl_fx.errors import Untraceable
 from repl_fx.graph.axes import size_checks, with_names
 from repl_fx.graph.runtime import SizeCheck
 from repl_fx.passes.driver import Result
-from repl_fx.tracing.model_checks import is_models_code
+from repl_fx.tracing.asking import first_argument, is_models_code, line_of, module_of, outwards
 from repl_fx.tracing.size_limits import Limit, limits_of
 
 # Characters of different expressions of sizes in one trace. Convolutional networks have a few thousand, networks of
@@ -132,17 +132,21 @@ class SizeQuestions:
                 self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
         if answer and self._unlimited() and (limited := limited_symbols(sizes, expression)):
             raise Untraceable(f"sizes are only right up to a number{_place(frame)} ({', '.join(limited)})")
-        frames = list(islice(_frames(frame), _DEEP))
-        way = tuple(seen.f_code for seen in frames)
-        asked = self._ways[way] if way in self._ways else self._ways.setdefault(way, _Asking.by(frames))
+        asked = self._asked(frame)
         if asked.whole is not None:
             self.whole[id(asked.whole)] = asked.whole
-        if is_truth(expression) and not asked.by_the_model:
-            condition = condition_of(expression, answer) if answer and asked.refuses else None
-        else:
-            condition = None if self._in_leaf() else condition_of(expression, answer)
-        if condition is not None and condition not in self.held:
-            self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+        by_operator = is_truth(expression) and not asked.by_the_model
+        if (answer and asked.refuses) if by_operator else not self._in_leaf():
+            condition = condition_of(expression, answer)
+            if condition not in self.held:
+                self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+
+    def _asked(self, frame: FrameType) -> _Asking:
+        frames = list(islice(outwards(frame), _DEEP))
+        way = tuple(seen.f_code for seen in frames)
+        if way not in self._ways:
+            self._ways[way] = _Asking.by(frames)
+        return self._ways[way]
 
     def settle(self, shapes: Sequence[Sequence[int | torch.SymInt]]) -> list[tuple[int, int]]:
         """Find what inputs have to be checked for, once the trace is done.
@@ -261,51 +265,36 @@ class _Asking:
         asking = frames[len(handing) :] or frames[-1:]
         names = [seen.f_code.co_name for seen in asking]
         refuses = any(
-            seen.f_code.co_name in _REFUSING or (_module(seen) == "torch" and "check" in seen.f_code.co_name)
+            seen.f_code.co_name in _REFUSING or (module_of(seen) == "torch" and "check" in seen.f_code.co_name)
             for seen in (*handing, *asking[:3])
         )
         if names[0] != "infer_size" and any(name.startswith(_SPLITS) for name in names):
             # One way to split a view in steps, where others may do; whether it fits is asked by `infer_size`.
             refuses = False
         # The truth, or the number, of a symbol is asked for in torch's own module.
-        python = any(_module(seen) == "torch" for seen in handing)
-        asker = _module(asking[0])
+        python = any(module_of(seen) == "torch" for seen in handing)
+        asker = module_of(asking[0])
         model = asker.split(".")[0] not in _NOT_THE_MODELS or asker.startswith(("torch.nn.", "torch.functional"))
         # In front of it are the modes that a trace has.
         model |= any(seen.f_code.co_name == "_assert" for seen in handing)
-        whole = model and any(_module(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
+        whole = model and any(module_of(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
         return cls(python and model and not refuses, refuses, asking[0].f_globals if whole else None)
 
 
 def _hands_on(frame: FrameType) -> bool:
-    return _module(frame) == "torch" or _module(frame).startswith(_HANDING_ON)
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame, and those that called it."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
+    return module_of(frame) == "torch" or module_of(frame).startswith(_HANDING_ON)
 
 
 def _place(frame: FrameType) -> str:
     """The line of the model that a frame runs, as the end of a phrase; empty where no model's code is running."""
-    seen = next((seen for seen in _frames(frame) if is_models_code(seen.f_code.co_filename)), None)
-    return "" if seen is None else f" (at {seen.f_code.co_filename}, line {seen.f_lineno})"
+    seen = next(filter(is_models_code, outwards(frame)), None)
+    return "" if seen is None else f" (at {line_of(seen)})"
 
 
 def _running(frame: FrameType) -> nn.Module | None:
     """The innermost module of the model's whose method a frame runs in."""
-    for seen in _frames(frame):
-        code = seen.f_code
-        owner = seen.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if isinstance(owner, nn.Module) and is_models_code(code.co_filename):
-            return owner
-    return None
+    owners = ((first_argument(seen), seen) for seen in outwards(frame))
+    return next((one for one, seen in owners if isinstance(one, nn.Module) and is_models_code(seen)), None)
 
 
 @contextmanager

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -57,9 +56,6 @@ from repl_fx.tracing.data_dependent import DataDependentBranches
 from repl_fx.tracing.known_shapes import like
 from repl_fx.tracing.leaf_calls import LeafCalls
 
-_recording: list[Stamps] = []
-
-
 _libraries = (
     define_operator(
         "repl_fx", "begin_region(Tensor[] tensors, int index) -> Tensor[]", lambda given, index: list(map(like, given))
@@ -68,7 +64,7 @@ _libraries = (
     define_operator(
         "repl_fx",
         "stamp(Tensor[] tensors, int index) -> Tensor[]",
-        lambda given, index: list(map(like, _recording[-1].stamps[index].region.results)),
+        lambda given, index: list(map(like, Stamps.current.stamps[index].region.results)),
     ),
 )
 _BEGIN, _END, _STAMP = (getattr(torch.ops.repl_fx, name).default for name in ("begin_region", "end_region", "stamp"))
@@ -174,7 +170,10 @@ class Stamps:
         regions: the calls that were traced between markers.
         stamps: the calls that were not traced.
         calls_of: the calls of each module, by path; the graph's notes (`repl_fx.graph.boundaries`) have them.
+        current: those of the trace that goes on.
     """
+
+    current: ClassVar[Stamps]
 
     def __init__(
         self,
@@ -377,14 +376,22 @@ _PAST_READS = frozenset({"vars", "__dict__"})
 _NUMBERS = (*SYMBOLIC, *SYMBOLIC.values())
 
 
-@contextmanager
-def stamping(stamps: Stamps) -> Iterator[None]:
-    """Let the operators of stamps be those of a trace, for the time of it."""
-    _recording.append(stamps)
-    try:
-        yield
-    finally:
-        _recording.pop()
+@dataclass(eq=False)
+class _Lifted:
+    """A region as it is in the new graph.
+
+    Attributes:
+        inputs: its arguments.
+        start: how many nodes are before it.
+        depth: how many modules are around it.
+        nodes, results: once it has ended.
+    """
+
+    inputs: Sequence[fx.Node]
+    start: int
+    depth: int
+    nodes: Sequence[fx.Node] = ()
+    results: Sequence[fx.Node] = ()
 
 
 class CallCopies:
@@ -410,13 +417,7 @@ class CallCopies:
         self._paths = paths
         self._states = states
         self._state = state
-        # For each region: its arguments, the node before its first, how many modules are around it, and, once it has
-        # ended, its last node and results.
-        self._inputs: dict[TracedCall, Sequence[fx.Node]] = {}
-        self._before: dict[TracedCall, fx.Node] = {}
-        self._depths: dict[TracedCall, int] = {}
-        self._last: dict[TracedCall, fx.Node] = {}
-        self._results: dict[TracedCall, Sequence[fx.Node]] = {}
+        self._lifted: dict[TracedCall, _Lifted] = {}
         self._open: list[TracedCall] = []
 
     @staticmethod
@@ -429,12 +430,13 @@ class CallCopies:
         if node.target is _STAMP:
             return self._copy(self._stamps.stamps[index], tensors, node)
         region = self._stamps.regions[index]
+        count = len(self._graph.nodes)
         if node.target is _BEGIN:
-            self._inputs[region], self._before[region] = tensors, next(iter(reversed(self._graph.nodes)))
-            self._depths[region] = len(node.meta.get("nn_module_stack") or {})
+            self._lifted[region] = _Lifted(tensors, count, len(node.meta.get("nn_module_stack") or {}))
             self._open.append(region)
         else:
-            self._results[region], self._last[region] = tensors, next(iter(reversed(self._graph.nodes)))
+            lifted = self._lifted[region]
+            lifted.nodes, lifted.results = list(self._graph.nodes)[lifted.start :], tensors
             self._open.remove(region)
         return list(tensors)
 
@@ -443,7 +445,8 @@ class CallCopies:
         others = stamp.others
         targets = {self._paths[one]: self._paths[other] for one, other in others.items()}
         states = {self._states[a]: self._states[b] for a, b in _tensor_pairs(others) if a in self._states}
-        env: dict[fx.Node, fx.Node] = dict(zip(self._inputs[region], tensors, strict=True))
+        lifted = self._lifted[region]
+        env: dict[fx.Node, fx.Node] = dict(zip(lifted.inputs, tensors, strict=True))
 
         def other(node: fx.Node) -> fx.Node:
             if node in env:
@@ -453,8 +456,7 @@ class CallCopies:
             return node
 
         around = marker.meta.get("nn_module_stack") or {}
-        nodes = list(self._between(region))
-        for node in nodes:
+        for node in lifted.nodes:
             if node.op == "get_attr":
                 env[node] = other(node)
                 continue
@@ -466,16 +468,10 @@ class CallCopies:
             made = env[node] = self._graph.create_node(node.op, target, args, kwargs)
             made.meta = {key: value for key, value in node.meta.items() if key != BOUNDARIES}
             if "nn_module_stack" in node.meta:
-                within = list(node.meta["nn_module_stack"].items())[self._depths[region] :]
+                within = list(node.meta["nn_module_stack"].items())[lifted.depth :]
                 made.meta["nn_module_stack"] = around | _moved(within, targets, self._paths[stamp.module])
-        self._copy_boundaries(region, [*self._inputs[region], *nodes], env, targets)
-        return [other(result) for result in self._results[region]]
-
-    def _between(self, region: TracedCall) -> Iterator[fx.Node]:
-        node = self._before[region]
-        while node is not self._last[region]:
-            node = node.next
-            yield node
+        self._copy_boundaries(region, [*lifted.inputs, *lifted.nodes], env, targets)
+        return [other(result) for result in lifted.results]
 
     def _copy_boundaries(
         self, region: TracedCall, nodes: Sequence[fx.Node], env: Mapping[fx.Node, fx.Node], targets: Mapping[str, str]

@@ -24,14 +24,14 @@ from repl_fx.graph.runtime import AutogradCall
 from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import as_now
-from repl_fx.tracing.attempt import Attempt
+from repl_fx.tracing.attempt import Attempt, Learned
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import constant_numbers
 from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import attention_kernels
 from repl_fx.tracing.leaves import is_leaf
-from repl_fx.tracing.lift_modules import Exported, Learned, lift_modules
+from repl_fx.tracing.lift_modules import lift_modules
 from repl_fx.tracing.settled import buffer_settles
 
 # Methods that belong to the one tensor of a trace.
@@ -58,8 +58,8 @@ def trace_by_export(
     args, kwargs = inputs.inputs.args, inputs.inputs.kwargs
 
     def free(tensor: Tensor) -> tuple[int, ...]:
-        wanted = outer_dims(tensor) if learned.involved else dims(tensor)
-        return tuple(dim for dim in wanted if (id(tensor), dim) not in learned.pinned)
+        wanted = set(dims(tensor)).intersection(outer_dims(tensor) if learned.involved else every_dim(tensor))
+        return tuple(dim for dim in sorted(wanted) if (id(tensor), dim) not in learned.pinned)
 
     # What a trace that failed leaves the next would take for the model's own.
     undo = as_now(model)
@@ -78,8 +78,7 @@ def trace_by_export(
                 continue
             if attempt.learn_from(program):
                 continue
-            exported = Exported(program, attempt.calls, attempt.questions, attempt.stamps, attempt.rebound)
-            graph = lift_modules(exported, model, inputs, learned)
+            graph = lift_modules(program, attempt, inputs)
             for buffer, reason in attempt.assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):

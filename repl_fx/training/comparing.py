@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from rich.table import Table
+from msgspec.structs import asdict
+
+from repl_fx.report.model_graph.document import VariantOutcome as VariantOutcome
+from repl_fx.report.tables import comparison_table as comparison_table
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,6 @@ class Member:
         return f"{self.variant}, seed {self.seed}"
 
 
-@dataclass(frozen=True)
-class VariantOutcome:
-    """The outcome of a variant.
-
-    Attributes:
-        variant: original, depth-pruned or rewritten.
-        parameters: of the model that was trained.
-        figures: of the last evaluation, by name: a value for each seed.
-        inputs_per_second: in training, by seed; empty for runs that were interrupted.
-        memory_mib: most memory of the device in training, by seed; empty on a CPU.
-        reason: why the variant was not trained; empty where it was.
-    """
-
-    variant: str
-    parameters: int = 0
-    figures: dict[str, list[float]] = field(default_factory=dict)
-    inputs_per_second: list[float] = field(default_factory=list)
-    memory_mib: list[float] = field(default_factory=list)
-    reason: str = ""
-
-
 def members(variants: Sequence[str], main: str, seed: int, seeds: int) -> tuple[Member, ...]:
     """The runs in turn: for each seed all variants.
 
@@ -66,33 +47,7 @@ def members(variants: Sequence[str], main: str, seed: int, seeds: int) -> tuple[
 
 def write_comparison(rows: Sequence[VariantOutcome], file: Path) -> None:
     """Write the rows as JSON."""
-    file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-
-
-def comparison_table(rows: Sequence[VariantOutcome]) -> Table:
-    """The rows as a table: means over seeds, with the standard deviation where there are several."""
-    names = list(dict.fromkeys(name for row in rows for name in row.figures))
-    table = Table()
-    table.add_column("model")
-    for title in ("parameters", *names, "inputs/s", *(["memory MiB"] if any(row.memory_mib for row in rows) else [])):
-        table.add_column(title, justify="right")
-    for row in rows:
-        if row.reason:
-            table.add_row(row.variant, f"not trained: {row.reason}")
-            continue
-        cells = [_spread(row.figures.get(name, []), 4) for name in names]
-        cells.append(_spread(row.inputs_per_second, 0))
-        if any(other.memory_mib for other in rows):
-            cells.append(_spread(row.memory_mib, 0))
-        table.add_row(row.variant, f"{row.parameters:,}", *cells)
-    return table
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "–"
-    shown = f"{mean(values):,.{digits}f}"
-    return f"{shown} ± {stdev(values):.{digits}f}" if len(values) > 1 else shown
+    file.write_text(json.dumps(rows_document(rows), indent=2) + "\n")
 
 
 def rows_document(rows: Sequence[VariantOutcome]) -> list[dict[str, Any]]:

@@ -30,98 +30,105 @@ Config = TypeVar("Config", bound="TrainConfig")
 
 
 class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a training run; each has a flag of its name, and a line of help in its annotation."""
+    """Settings of a training run; each has a flag of its name, with its line here for help.
 
-    compare: Annotated[bool, Meta(description="Train the original and the depth-pruned model too.")] = False
-    seeds: Annotated[int, Meta(ge=1, description="Runs, each with the next seed.")] = 1
-    data: Annotated[str, Meta(description="Data set: digits, cifar10, npz:PATH, folder:PATH, text:PATH, …")] = "digits"
-    data_dir: Annotated[str | None, Meta(description="Directory of the files of named data sets.")] = None
-    download: Annotated[bool, Meta(description="Download a named data set that is not there.")] = False
-    context: Annotated[int, Meta(ge=2, description="Bytes in one input of text.")] = 256
-    size: Annotated[
-        int | None, Meta(description="Pixels that the sides of pictures in files are brought to; by default none.")
-    ] = None
-    standardise: Annotated[
-        bool | None,
-        Meta(description="Standardise channels of pictures; by default those of data sets with a name alone."),
-    ] = None
-    task: Annotated[
-        str | None, Meta(description="Task of loaders: classification, …; or file.py:CLASS, a LightningModule.")
-    ] = None
-    epochs: Annotated[int, Meta(ge=1, description="Passes over the training data.")] = 10
-    steps: Annotated[
-        int | None, Meta(description="Steps of the optimizer after which a run ends, in the place of epochs.")
-    ] = None
-    batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, of all processes together.")] = 64
-    full_batches: Annotated[
-        bool,
-        Meta(description="Give the model batches of this size alone; what fills none is left out, held-out data too."),
-    ] = False
-    accumulate: Annotated[int, Meta(ge=1, description="Batches whose gradients make one step.")] = 1
-    optimizer: Annotated[Literal["adamw", "sgd"], Meta(description="adamw or sgd.")] = "adamw"
-    lr: Annotated[float, Meta(gt=0, description="Highest learning rate.")] = 1e-3
-    momentum: Annotated[float, Meta(ge=0, lt=1, description="Momentum of sgd.")] = 0.9
-    weight_decay: Annotated[float, Meta(ge=0, description="Decay of weights; not of norms, biases and gains.")] = 0.05
-    warmup: Annotated[float, Meta(ge=0, le=1, description="Share of the steps in which the rate rises.")] = 0.05
-    clip: Annotated[float, Meta(ge=0, description="Largest norm of the gradient; 0 for any.")] = 1.0
-    label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="Share of the target spread over all classes.")] = (
-        0.0
-    )
-    teacher: Annotated[
-        str | None,
-        Meta(description="Learn from the original model: its weights, a file; or `original`, as SPEC has it."),
-    ] = None
-    teacher_logits: Annotated[float, Meta(ge=0, description="Weight of the teacher's logits in the loss.")] = 1.0
-    teacher_values: Annotated[
-        float, Meta(ge=0, description="Weight of the teacher's values behind replaced blocks in the loss.")
-    ] = 0.0
-    target_weight: Annotated[float, Meta(ge=0, description="Weight of the targets beside a teacher.")] = 1.0
-    temperature: Annotated[float, Meta(gt=0, description="Temperature of the logits beside a teacher.")] = 2.0
-    augment: Annotated[
-        bool | None,
-        Meta(description="Shift and flip training pictures; by default those of data sets with a name alone."),
-    ] = None
-    mixup: Annotated[float, Meta(ge=0, description="Alpha of mixup; 0 for none.")] = 0.0
-    cutmix: Annotated[float, Meta(ge=0, description="Alpha of cutmix; 0 for none.")] = 0.0
-    ema: Annotated[float, Meta(ge=0, lt=1, description="Decay of an average of the weights; 0 for none.")] = 0.0
-    precision: Annotated[
-        Literal["float32", "bfloat16", "float16"], Meta(description="float32, bfloat16 or float16.")
-    ] = "float32"
-    compile: Annotated[bool, Meta(description="Compile the model, by blocks where they are in place.")] = False
-    save_every: Annotated[
-        int | None, Meta(description="Steps between checkpoints, besides those at the end of epochs.")
-    ] = None
-    log_every: Annotated[int, Meta(ge=1, description="Steps between lines of the log.")] = 10
-    tensorboard: Annotated[bool, Meta(description="Write logs for TensorBoard too.")] = False
-    deterministic: Annotated[bool, Meta(description="Use deterministic algorithms alone, on a GPU too.")] = False
-    replace_at: Annotated[
-        int | None,
-        Meta(description="Epochs before blocks are replaced; by default they are from the start."),
-    ] = None
-    restore_at: Annotated[
-        int | None, Meta(description="Epochs before replaced blocks are whole again; by default they never are.")
-    ] = None
-    neighbours: Annotated[
-        Literal["train", "freeze", "detach"],
-        Meta(description="Neighbours of replaced blocks: train, freeze, or detach (no gradients from surrogates)."),
-    ] = "train"
-    learn: Annotated[
-        Literal["all", "surrogates"], Meta(description="Parameters that learn: all, or those of surrogates alone.")
-    ] = "all"
-    seed: Annotated[int, Meta(ge=0, description="Seed of order, augmentation and dropout.")] = 0
-    device: Annotated[str, Meta(description="cpu, cuda or auto.")] = "auto"
-    devices: Annotated[
-        int | None, Meta(description="Processes on this machine, one a GPU; by default 1, or those of torchrun.")
-    ] = None
-    nodes: Annotated[int | None, Meta(description="Machines; by default those of torchrun, which starts them.")] = None
-    strategy: Annotated[
-        Literal["auto", "ddp", "fsdp2"], Meta(description="Of several processes: ddp (auto), or fsdp2, which shards.")
-    ] = "auto"
-    find_unused: Annotated[bool, Meta(description="Let parameters take no part in some losses, with ddp.")] = False
-    sync_batchnorm: Annotated[
-        bool,
-        Meta(description="Statistics of batch norms over all processes, on GPUs with ddp; else of each process alone."),
-    ] = False
+    Attributes:
+        compare: Train the original and the depth-pruned model too.
+        seeds: Runs, each with the next seed.
+        data: Data set: digits, cifar10, npz:PATH, folder:PATH, text:PATH, …
+        data_dir: Directory of the files of named data sets.
+        download: Download a named data set that is not there.
+        context: Bytes in one input of text.
+        size: Pixels that the sides of pictures in files are brought to; by default none.
+        standardise: Standardise channels of pictures; by default those of data sets with a name alone.
+        task: Task of loaders: classification, …; or file.py:CLASS, a LightningModule.
+        epochs: Passes over the training data.
+        steps: Steps of the optimizer after which a run ends, in the place of epochs.
+        batch_size: Inputs in a batch, of all processes together.
+        full_batches: Give the model batches of this size alone; what fills none is left out, held-out data too.
+        accumulate: Batches whose gradients make one step.
+        optimizer: adamw or sgd.
+        lr: Highest learning rate.
+        momentum: Momentum of sgd.
+        weight_decay: Decay of weights; not of norms, biases and gains.
+        warmup: Share of the steps in which the rate rises.
+        clip: Largest norm of the gradient; 0 for any.
+        label_smoothing: Share of the target spread over all classes.
+        teacher: Learn from the original model: its weights, a file; or `original`, as SPEC has it.
+        teacher_logits: Weight of the teacher's logits in the loss.
+        teacher_values: Weight of the teacher's values behind replaced blocks in the loss.
+        target_weight: Weight of the targets beside a teacher.
+        temperature: Temperature of the logits beside a teacher.
+        augment: Shift and flip training pictures; by default those of data sets with a name alone.
+        mixup: Alpha of mixup; 0 for none.
+        cutmix: Alpha of cutmix; 0 for none.
+        ema: Decay of an average of the weights; 0 for none.
+        precision: float32, bfloat16 or float16.
+        compile: Compile the model, by blocks where they are in place.
+        save_every: Steps between checkpoints, besides those at the end of epochs.
+        log_every: Steps between lines of the log.
+        tensorboard: Write logs for TensorBoard too.
+        deterministic: Use deterministic algorithms alone, on a GPU too.
+        replace_at: Epochs before blocks are replaced; by default they are from the start.
+        restore_at: Epochs before replaced blocks are whole again; by default they never are.
+        neighbours: Neighbours of replaced blocks: train, freeze, or detach (no gradients from surrogates).
+        learn: Parameters that learn: all, or those of surrogates alone.
+        seed: Seed of order, augmentation and dropout.
+        device: cpu, cuda or auto.
+        devices: Processes on this machine, one a GPU; by default 1, or those of torchrun.
+        nodes: Machines; by default those of torchrun, which starts them.
+        strategy: Of several processes: ddp (auto), or fsdp2, which shards.
+        find_unused: Let parameters take no part in some losses, with ddp.
+        sync_batchnorm: Statistics of batch norms over all processes, on GPUs with ddp; else of each process alone.
+    """
+
+    compare: bool = False
+    seeds: Annotated[int, Meta(ge=1)] = 1
+    data: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    context: Annotated[int, Meta(ge=2)] = 256
+    size: int | None = None
+    standardise: bool | None = None
+    task: str | None = None
+    epochs: Annotated[int, Meta(ge=1)] = 10
+    steps: int | None = None
+    batch_size: Annotated[int, Meta(ge=1)] = 64
+    full_batches: bool = False
+    accumulate: Annotated[int, Meta(ge=1)] = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[float, Meta(gt=0)] = 1e-3
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.05
+    warmup: Annotated[float, Meta(ge=0, le=1)] = 0.05
+    clip: Annotated[float, Meta(ge=0)] = 1.0
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    teacher: str | None = None
+    teacher_logits: Annotated[float, Meta(ge=0)] = 1.0
+    teacher_values: Annotated[float, Meta(ge=0)] = 0.0
+    target_weight: Annotated[float, Meta(ge=0)] = 1.0
+    temperature: Annotated[float, Meta(gt=0)] = 2.0
+    augment: bool | None = None
+    mixup: Annotated[float, Meta(ge=0)] = 0.0
+    cutmix: Annotated[float, Meta(ge=0)] = 0.0
+    ema: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    save_every: int | None = None
+    log_every: Annotated[int, Meta(ge=1)] = 10
+    tensorboard: bool = False
+    deterministic: bool = False
+    replace_at: int | None = None
+    restore_at: int | None = None
+    neighbours: Literal["train", "freeze", "detach"] = "train"
+    learn: Literal["all", "surrogates"] = "all"
+    seed: Annotated[int, Meta(ge=0)] = 0
+    device: str = "auto"
+    devices: int | None = None
+    nodes: int | None = None
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    find_unused: bool = False
+    sync_batchnorm: bool = False
 
     @property
     def has_own_module(self) -> bool:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
-from repl_fx.artifact.origin import with_origin
+from repl_fx.artifact.provenance import with_origin
 from repl_fx.errors import BadInput
 from repl_fx.fitting.stand_ins import ends_of_stretches
 from repl_fx.graph.boundaries import at_boundaries

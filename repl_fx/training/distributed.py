@@ -14,7 +14,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
-from repl_fx.artifact.origin import versions
+from repl_fx.artifact.provenance import versions
 from repl_fx.errors import BadInput
 from repl_fx.running.holders import ORIGIN
 from repl_fx.training.config import TrainConfig

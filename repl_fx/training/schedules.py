@@ -25,8 +25,7 @@ from repl_fx.rewriting.result import TransformResult
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.neighbours import treated
-from repl_fx.training.phase_checkpoints import averaged_weights, phase_of, trained_weights
-from repl_fx.training.phases import Phase
+from repl_fx.training.phases import Phase, averaged_weights, phase_of, trained_weights
 from repl_fx.training.run import CHECKPOINT, STATE, TrainingResult, train
 from repl_fx.training.safe_checkpoints import read_checkpoint
 

@@ -293,7 +293,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, artifact: Path, monkeyp
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("repl_fx.artifact.weights.save_file", full)
+    monkeypatch.setattr("repl_fx.artifact.tensor_files.save_file", full)
     result = repl_fx.transform(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), (torch.randn(2, 4),))
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(repl_fx.OutputError, match="No space left on device"):

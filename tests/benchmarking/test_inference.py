@@ -12,7 +12,7 @@ from torch import nn
 
 import repl_fx
 from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Prepared
-from repl_fx.benchmarking.variants import Variant
+from repl_fx.benchmarking.model_variants import Variant
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import captured_graph
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.benchmarking.memory import clear_memory, kept_bytes, peak_bytes
+from repl_fx.benchmarking.training import clear_memory, kept_bytes, peak_bytes
 
 X = torch.randn(5, 4)
 

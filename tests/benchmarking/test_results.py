@@ -45,9 +45,9 @@ def test_throughput_is_by_the_median_and_ratios_are_paired() -> None:
 
 @pytest.mark.parametrize(("peak", "memory", "size"), [(None, "kept", 4096), (500, "peak", 1000)])
 def test_memory_is_the_peak_where_there_is_one(peak: int | None, memory: str, size: int) -> None:
-    result = measured(peak)
-    assert (result.memory, result.bytes_of(result.training[0])) == (memory, size)
-    assert result.bytes_of(result.training[2]) is None
+    result = measured(peak).to_json()
+    assert (result["memory"], result["training"][0][f"{memory}_bytes"]) == (memory, size)
+    assert f"{memory}_bytes" not in result["training"][2]
 
 
 def test_the_document_has_all_of_it() -> None:

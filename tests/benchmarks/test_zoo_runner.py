@@ -94,7 +94,7 @@ def test_equal_modules_pass_and_keep_their_buffers() -> None:
     model, other = nets(None)
     evaluation, training = compare_modes(model, other, ExampleInputs((X,)))
     require_equal(evaluation)
-    require_equal_training(training)
+    assert require_equal_training(training, model) == dict(model.named_parameters()).keys()
     assert int(model.get_buffer("norm.num_batches_tracked")) == 0
 
 
@@ -109,9 +109,10 @@ def test_equal_modules_pass_and_keep_their_buffers() -> None:
     ],
 )
 def test_what_differs_in_training_is_named(change: Callable[[Tensor, nn.Module], Tensor], problem: str) -> None:
-    (check,) = compare_modes(*nets(change), ExampleInputs((X,)), (True,))
+    model, other = nets(change)
+    (check,) = compare_modes(model, other, ExampleInputs((X,)), (True,))
     with pytest.raises(AssertionError, match=problem):
-        require_equal_training(check)
+        require_equal_training(check, model)
 
 
 def test_what_differs_in_evaluation_is_named() -> None:
@@ -119,7 +120,21 @@ def test_what_differs_in_evaluation_is_named() -> None:
     evaluation, training = compare_modes(model, other, ExampleInputs((X,)))
     with pytest.raises(AssertionError, match="output 0 differs"):
         require_equal(evaluation)
-    require_equal_training(training)
+    require_equal_training(training, model)
+
+
+def test_what_is_zero_says_nothing() -> None:
+    silent = nn.Linear(4, 4)
+    nn.init.zeros_(silent.weight)
+    nn.init.constant_(silent.bias, 0.5)
+    # The loss is least at a half, so that its gradient is zero.
+    (check,) = compare_modes(silent, silent, ExampleInputs((X,)), (True,))
+    with pytest.raises(AssertionError, match="all gradients are zero"):
+        require_equal_training(check, silent)
+    nn.init.zeros_(silent.bias)
+    (check,) = compare_modes(silent, silent, ExampleInputs((X,)), (False,))
+    with pytest.raises(AssertionError, match="all outputs are zero"):
+        require_equal(check)
 
 
 class Rewritten(nn.Module):

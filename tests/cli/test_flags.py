@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,16 +10,32 @@ import typer
 from msgspec import Meta
 from typer.testing import CliRunner
 
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import File, Switch, with_flags
 
 
 class _Settings(msgspec.Struct, kw_only=True):
-    rate: Annotated[float, Meta(gt=0, description="A rate.")] = 0.5
-    fast: Annotated[bool, Meta(description="Whether it is fast.")] = True
-    kind_of: Annotated[Literal["a", "b"], Meta(description="A kind.")] = "a"
-    count: Annotated[int | None, Meta(description="A count.")] = None
-    names: Annotated[tuple[str, ...], Meta(description="Names.")] = ()
-    hidden: Annotated[int, Meta(description="Has no flag.")] = 1
+    """Settings.
+
+    Attributes:
+        rate: A rate.
+        fast: Whether it is fast, which takes more words than a line has room for, so that
+            they go on in the next.
+        kind_of: A kind.
+        count: A count.
+        names: Names.
+        hidden: Has no flag.
+        dry: Stay dry.
+        place: A place.
+    """
+
+    rate: Annotated[float, Meta(gt=0)] = 0.5
+    fast: bool = True
+    kind_of: Literal["a", "b"] = "a"
+    count: Annotated[int, Meta(ge=1)] | None = None
+    names: tuple[str, ...] = ()
+    hidden: int = 1
+    dry: Switch = False
+    place: File | None = None
 
 
 def _run(*arguments: str) -> tuple[dict[str, Any], str]:
@@ -37,10 +54,20 @@ def _run(*arguments: str) -> tuple[dict[str, Any], str]:
 
 
 def test_each_field_is_a_flag_and_none_where_it_is_not_given() -> None:
-    assert _run("x")[0] == {"name": "x", "rate": None, "fast": None, "kind_of": None, "count": None, "names": None}
-    given = _run("x", "--rate", "2", "--no-fast", "--kind-of", "b", "--count", "3", "--names", "a", "--names", "b")[0]
+    fields = [name for name in _Settings.__struct_fields__ if name != "hidden"]
+    assert _run("x")[0] == {"name": "x", **dict.fromkeys(fields)}
+    flags = ("--rate", "2", "--no-fast", "--kind-of", "b", "--count", "3", "--names", "a", "--names", "b", "--dry")
+    given = _run("x", *flags, "--place", "a/b")[0]
     assert given.pop("names") == ["a", "b"]
-    assert given == {"name": "x", "rate": 2.0, "fast": False, "kind_of": "b", "count": 3}
+    assert given == {
+        "name": "x",
+        "rate": 2.0,
+        "fast": False,
+        "kind_of": "b",
+        "count": 3,
+        "dry": True,
+        "place": Path("a/b"),
+    }
 
 
 def test_help_has_the_lines_and_the_defaults() -> None:
@@ -48,9 +75,12 @@ def test_help_has_the_lines_and_the_defaults() -> None:
     assert "--kind-of" in shown
     assert "A rate." in shown and "[default: 0.5]" in shown and "[default: true]" in shown
     assert "[default: ('x', 'y')]" in shown and "hidden" not in shown
+    assert "than a line has room for, so that they go on in the next." in shown
+    assert "--fast / --no-fast" in shown and "--dry Stay dry." in shown and "--place FILE" in shown
 
 
 def test_another_kind_of_value_is_refused() -> None:
-    seen, output = _run("x", "--rate", "quick")
-    assert not seen
-    assert "--rate" in output
+    for name, value in (("--rate", "quick"), ("--kind-of", "c"), ("--count", "0"), ("--no-dry", "")):
+        seen, output = _run("x", name, value)
+        assert not seen
+        assert name in output

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.costs import timed
-from repl_fx.costs.timed import Timed, latency_share, node_times
+from repl_fx.costs.timed import latency_share, node_times
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import Part
@@ -30,7 +30,7 @@ def test_times_are_those_of_the_nodes_and_nothing_is_changed() -> None:
     gm = captured_graph(Net(20_000).train(), INPUTS.args)
     before = {name: value.clone() for name, value in gm.state_dict().items()}
     state = torch.get_rng_state()
-    times = node_times({"": Timed(gm, INPUTS)})[""]
+    times = node_times({"": Part("", gm, INPUTS)})[""]
     assert times.keys() == {node.name for node in gm.graph.nodes}
     assert times["wide"] > times["thin"] > 0
     assert gm.training and torch.equal(torch.get_rng_state(), state)
@@ -49,7 +49,7 @@ def test_the_share_of_two_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_timed_is_a_line() -> None:
     gm = captured_graph(Net(4), INPUTS.args)
     with pytest.raises(BadInput, match="latency cannot be measured on device meta; leave latency out of the budget"):
-        node_times({"": Timed(gm.to("meta"), INPUTS)})
+        node_times({"": Part("", gm.to("meta"), INPUTS)})
     wrong = ExampleInputs((torch.ones(64, 5),))
     with pytest.raises(BadInput, match=r"latency cannot be measured: .*was captured as"):
-        node_times({"": Timed(captured_graph(Net(4), INPUTS.args), wrong)})
+        node_times({"": Part("", captured_graph(Net(4), INPUTS.args), wrong)})

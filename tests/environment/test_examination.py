@@ -53,7 +53,7 @@ def test_what_is_missing_of_an_extra_is_none(tmp_path: Path, monkeypatch: pytest
     found = examined(tmp_path, monkeypatch, *lines)
     assert found.problems == []
     # The tools of those who work on repl-fx are not imported.
-    assert {p.needed.name: p.problem for p in found.packages} == {
+    assert {p.name: p.problem for p in found.packages} == {
         "msgspec": None,
         "repl-fx-test-broken": "ZeroDivisionError: division by zero",
         "repl-fx-test-tool": None,

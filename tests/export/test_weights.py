@@ -114,7 +114,7 @@ def test_a_module_that_cannot_be_exported_again_is_compared_by_its_own_weights(
     def refuse(*_: object) -> None:
         raise ExportError("no translation")
 
-    monkeypatch.setattr("repl_fx.export.verify.export_program", refuse)
+    monkeypatch.setattr("repl_fx.export.verifying.export_program", refuse)
     check = verify_onnx(exported[0], exported[1], (X,))
     assert check.notes == ("weights compared with the module's own, as it cannot be exported (no translation)",)
     assert "head.weight" not in {one.name for one in check.weights.altered} and not check.weights.in_place

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.plan import Replacement
 from repl_fx.planning.choose_surrogates import next_choices
-from repl_fx.surrogates import make_surrogate
+from repl_fx.planning.policies import policy_of
 from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
@@ -57,7 +57,7 @@ def test_only_choices_that_stand_alone_are_left_without_neighbours() -> None:
     found, replaced = find_in_parts(result.captured_parts), result.plan.replacements[0]
 
     def choices(key: str, one: Replacement) -> list[str]:
-        return [choice.surrogate for choice in next_choices(found, make_surrogate(key), one)]
+        return [choice.surrogate for choice in next_choices(found, policy_of(key), one)]
 
     alone = replace(replaced, before="", after="")
     assert choices("auto", replaced) and choices("auto", alone) == []

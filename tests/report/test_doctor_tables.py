@@ -28,10 +28,10 @@ MACHINE = {
 }
 FOUND = Examination(
     (
-        Package(FINE, imported=True, problem=None, core=True),
-        Package(FINE, imported=False, problem=None, core=False),
-        Package(FINE, imported=True, problem="it raises", core=True),
-        Package(OLD, imported=True, problem=None, core=True),
+        Package(**vars(FINE), imported=True, problem=None, core=True),
+        Package(**vars(FINE), imported=False, problem=None, core=False),
+        Package(**vars(FINE), imported=True, problem="it raises", core=True),
+        Package(**vars(OLD), imported=True, problem=None, core=True),
     ),
     Declared((FINE,), (Extra("zoo", (FINE, ABSENT), "pip install 'repl-fx[zoo]'"), Extra("dev", (FINE,), "pip"))),
     MACHINE,

@@ -430,8 +430,8 @@ def test_a_budget_takes_the_most_units_that_it_allows() -> None:
 
 
 def test_a_ratio_that_is_given_is_no_choice() -> None:
-    assert [one.settings() for (one,) in Narrow(NarrowConfig(0.25)).under_budget()] == [{"ratio": 0.25}]
-    assert [one.settings()["ratio"] for (one,) in Narrow(NarrowConfig()).under_budget()][::6] == [0.875, 0.125]
+    assert [one.settings() for one in Narrow(NarrowConfig(0.25)).sizes()] == [{"ratio": 0.25}]
+    assert [one.settings()["ratio"] for one in Narrow(NarrowConfig()).sizes()][::6] == [0.875, 0.125]
 
 
 @pytest.mark.parametrize("ratio", [0, 1.5, -1, "half", True])

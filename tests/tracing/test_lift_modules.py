@@ -11,12 +11,8 @@ from repl_fx.graph.captured import attribute
 from repl_fx.graph.runtime import check_shape, enter_grad_mode, leaf_call_operator, restore_grad_mode
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.attributes_aside import AttributesAside
-from repl_fx.tracing.data_dependent import DataDependentBranches
-from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls
-from repl_fx.tracing.lift_modules import Exported, Learned, lift_modules
-from repl_fx.tracing.size_questions import SizeQuestions
-from repl_fx.tracing.stamping import Stamps
+from repl_fx.tracing.attempt import Attempt, Learned
+from repl_fx.tracing.lift_modules import lift_modules
 
 
 class Model(nn.Module):
@@ -34,19 +30,13 @@ class Model(nn.Module):
 
 
 def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Learned, str]:
-    calls, learned = LeafCalls(), Learned()
-    stamps = Stamps(model, calls, AttributesAside(calls.is_running), DataDependentBranches([], calls.is_running))
-    with record_leaf_calls(model, calls):
+    attempt = Attempt(model, [], Learned())
+    with attempt.watched({}):
         program = torch.export.export(model, (x,), strict=False)
     before = str(program.graph)
-    graph = lift_modules(
-        Exported(program, calls, SizeQuestions(calls.is_running), stamps),
-        model,
-        bind_arguments(model, ExampleInputs((x,))),
-        learned,
-    )
+    graph = lift_modules(program, attempt, bind_arguments(model, ExampleInputs((x,))))
     assert str(program.graph) == before
-    return graph, learned, before
+    return graph, attempt.learned, before
 
 
 def test_calls_state_and_regions_come_back() -> None:

@@ -39,7 +39,7 @@ def test_the_table_has_means_and_spreads_and_reasons() -> None:
     assert "3,000" in original and "0.6000 ± 0.1414" in original and "0.8500 ± 0.0707" in original
     assert "105 ± 7" in original
     assert "not trained: seed 0: the loss is nan" in pruned
-    assert "0.8500" in rewritten and "±" not in rewritten and "–" in rewritten
+    assert "0.8500" in rewritten and "±" not in rewritten and " - " in rewritten
     assert "memory" not in shown
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
 import repl_fx
 from repl_fx.errors import BadInput
+from repl_fx.planning.settings import lines_of_help
 from repl_fx.training.config import TrainConfig, read_config
 
 
@@ -61,9 +61,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_each_setting_has_a_line_of_help() -> None:
-    hints = get_type_hints(TrainConfig, include_extras=True)
-    lines = [next(note.description for note in get_args(hints[n])[1:]) for n in TrainConfig.__struct_fields__]
-    assert all(line.endswith((".", "…")) for line in lines)
+    lines = lines_of_help(TrainConfig)
+    assert lines.keys() == set(TrainConfig.__struct_fields__)
+    assert all(line.endswith((".", "…")) and "\n" not in line for line in lines.values())
 
 
 def test_a_budget_takes_the_place_of_every() -> None:

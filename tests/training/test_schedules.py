@@ -16,7 +16,7 @@ from repl_fx.pipeline import unreplaced
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.training import schedules
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.phase_checkpoints import NOTE, phase_of
+from repl_fx.training.phases import NOTE, phase_of
 from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train
 from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
 from repl_fx.training.schedules import require_schedule, train_in_phases

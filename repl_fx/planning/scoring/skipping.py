@@ -12,9 +12,9 @@ from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Plan
 from repl_fx.planning.choose_blocks import Chosen, choose_blocks
 from repl_fx.planning.choose_surrogates import choose_surrogates
+from repl_fx.planning.policies import policy_of
 from repl_fx.rewriting.apply import apply_plan
 from repl_fx.running.batches import Batch, Evaluation, Loss, loss_of
-from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
 
@@ -58,7 +58,7 @@ class Skipping:
 
     def _without(self, chosen: Sequence[Chosen]) -> nn.Module | Mapping[str, str]:
         """The model without some blocks, in evaluation mode; or why blocks cannot be skipped."""
-        replacements, refusals = choose_surrogates(self.found, chosen, make_surrogate("identity"))
+        replacements, refusals = choose_surrogates(self.found, chosen, policy_of("identity"))
         if refusals:
             return {refusal.block: refusal.reason for refusal in refusals}
         try:

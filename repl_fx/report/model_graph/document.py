@@ -6,11 +6,12 @@ their fields in the order in which they stand here. Words, values, groups and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from repl_fx.display.numbers import count, size
 from repl_fx.errors import BadInput, one_line
 from repl_fx.rewriting.report import Status
 
@@ -195,6 +196,14 @@ class Cost(_Record, frozen=True):
     kept: int | None = None
 
 
+# The costs of a model or a part of it: their field, their name, and how they are written.
+COSTS: tuple[tuple[str, str, Callable[[int | None], str]], ...] = (
+    ("parameters", "parameters", count),
+    ("flops", "forward FLOPs", count),
+    ("kept", "bytes kept for backward", size),
+)
+
+
 class Totals(_Record, frozen=True):
     """Costs before and after, with the batch that they were counted at."""
 
@@ -306,20 +315,30 @@ class Curve(_Record, frozen=True):
         """The name of the run, where there are several, else its own."""
         return self.run or self.name
 
+    def thinned(self, most: int) -> Curve:
+        """The curve with about so many points, in even distances, with its first and its last."""
+        stride = -(-len(self.points) // most) or 1
+        ends = () if (len(self.points) - 1) % stride == 0 else self.points[-1:]
+        return msgspec.structs.replace(self, points=(*self.points[::stride], *ends))
 
-class Compared(_Record, frozen=True):
-    """One variant of a comparison.
+
+class VariantOutcome(_Record, frozen=True):
+    """The outcome of one variant of a comparison.
 
     Attributes:
+        variant: original, depth-pruned or rewritten.
+        parameters: of the model that was trained.
         figures: of the last evaluation, by name: a value for each seed.
-        reason: why it was not trained.
+        inputs_per_second: in training, by seed; empty for runs that were interrupted.
+        memory_mib: most memory of the device in training, by seed; empty on a CPU.
+        reason: why the variant was not trained; empty where it was.
     """
 
     variant: str
     parameters: int = 0
-    figures: Mapping[str, tuple[float, ...]] = {}
-    inputs_per_second: tuple[float, ...] = ()
-    memory_mib: tuple[float, ...] = ()
+    figures: Mapping[str, Sequence[float]] = {}
+    inputs_per_second: Sequence[float] = ()
+    memory_mib: Sequence[float] = ()
     reason: str = ""
 
 
@@ -334,7 +353,7 @@ class TrainingFacts(_Record, frozen=True):
 
     curves: tuple[Curve, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = {}
-    comparison: tuple[Compared, ...] | None = None
+    comparison: tuple[VariantOutcome, ...] | None = None
 
 
 class Layer(_Record, frozen=True):

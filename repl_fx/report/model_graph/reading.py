@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,32 +33,15 @@ from repl_fx.artifact.store import written_file
 from repl_fx.benchmarking.results import KIND
 from repl_fx.errors import BadInput, one_line
 from repl_fx.planning.scoring.scores import Scores
-from repl_fx.report.model_graph.document import Compared, Curve, TrainingFacts, Verified
+from repl_fx.report.model_graph.document import Curve, TrainingFacts, VariantOutcome, Verified
 
 _T = TypeVar("_T")
-# More say no more in a picture.
-_MOST_POINTS = 2000
 _NO_FIGURE = frozenset({"epoch", "step"})
 _SINCE = "from_step_"
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """The facts of a model besides its graphs; None where a directory has none.
-
-    Attributes:
-        scores: as `Scores.to_json` writes them.
-        bench: as `repl-fx bench` writes it.
-    """
-
-    scores: Mapping[str, Any] | None = None
-    training: TrainingFacts | None = None
-    verify: tuple[Verified, ...] | None = None
-    bench: Mapping[str, Any] | None = None
-
-
-def read_evidence(directory: Path) -> Evidence:
-    """Read what lies in the directory of an artifact.
+def read_evidence(directory: Path) -> dict[str, Any]:
+    """The fields of a document that lie in the directory of an artifact; None where there is nothing of the kind.
 
     Raises:
         ArtifactError: the directory is no artifact, or a file is not the one that was written.
@@ -71,12 +53,12 @@ def read_evidence(directory: Path) -> Evidence:
         return read(written_file(directory, manifest, name)) if name in manifest.files else None
 
     scores = directory / COMPRESSION / SCORES
-    return Evidence(
-        scores=read_score_document(scores) if scores.is_file() else None,
-        training=_training(directory),
-        verify=of_artifact(PROOF, read_verifications),
-        bench=of_artifact(BENCH, read_benchmark),
-    )
+    return {
+        "scores": read_score_document(scores) if scores.is_file() else None,
+        "training": _training(directory),
+        "verify": of_artifact(PROOF, read_verifications),
+        "bench": of_artifact(BENCH, read_benchmark),
+    }
 
 
 def read_score_document(file: Path) -> Mapping[str, Any]:
@@ -138,7 +120,7 @@ def _training(directory: Path) -> TrainingFacts | None:
     for file, models in zip(files, (of_trained, healed, compressed.get("figures")), strict=True):
         if models:
             figures = {name: _figures_in(file, of) for name, of in models.items()}
-    rows = _read_if_there(state / COMPARISON, list[Compared])
+    rows = _read_if_there(state / COMPARISON, list[VariantOutcome])
     if not (curves or figures or rows):
         return None
     return TrainingFacts(tuple(curves), figures, None if rows is None else tuple(rows))
@@ -163,7 +145,8 @@ def _curves(logs: Path, run: str) -> Iterator[Curve]:
             points.setdefault(name, {})[step] = value
     for name, of in points.items():
         if of:
-            yield Curve(name, _thinned(sorted(of.items())), run)
+            # More points say no more in a picture.
+            yield Curve(name, tuple(sorted(of.items())), run).thinned(2000)
 
 
 def _since(file: Path) -> int:
@@ -186,12 +169,6 @@ def _logged(file: Path) -> Iterator[tuple[int, str, float]]:
                             yield step, name, value
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as problem:
         raise BadInput(f"the log {file} cannot be read: {one_line(problem)}") from problem
-
-
-def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    every = math.ceil(len(points) / _MOST_POINTS)
-    # The last point is the one that counts.
-    return tuple(points[::-1][::every][::-1])
 
 
 def _read_if_there(file: Path, kind: type[_T]) -> _T | None:

@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 
 from markupsafe import Markup
 
-from repl_fx.display.numbers import change, count, size
-from repl_fx.report.model_graph.document import Document
+from repl_fx.display.numbers import change
+from repl_fx.report.model_graph.document import COSTS, Document
 from repl_fx.report.page.charts import draw
 from repl_fx.report.page.sections import sections_of
 from repl_fx.report.templates import template_of
 
 # What could end the element that the document stands in, or a line of it in JavaScript's eyes.
 _ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
-
-
-@dataclass(frozen=True)
-class CostCard:
-    """A cost of the whole model, in words, and its bars in percent of the larger one."""
-
-    name: str
-    before: str
-    after: str | None = None
-    change: str | None = None
-    full: float | None = None
-    share: float | None = None
 
 
 def render_page(document: Document) -> str:
@@ -48,7 +36,8 @@ def render_page(document: Document) -> str:
         title=model.type,
         spec=model.spec,
         facts=_facts(document),
-        costs=cost_cards(document),
+        costs=list(_costs(document)),
+        change=change,
         views=["before"] if document.views.after is None else ["before", "after"],
         replaced=plan is not None and any(row.status == "replaced" for row in plan.blocks),
         sections=sections_of(document),
@@ -64,25 +53,13 @@ def embedded(json_text: str) -> Markup:
     return Markup(json_text.translate(_ESCAPED))
 
 
-def cost_cards(document: Document) -> list[CostCard]:
-    """A card for each cost that is known."""
-    before, after = document.totals.before, document.totals.after
-    batch = f"batch {document.totals.batch}"
-    named = (
-        ("Parameters", count, "parameters"),
-        (f"FLOPs, forward, {batch}", count, "flops"),
-        (f"Kept for backward, {batch}", size, "kept"),
-    )
-    cards = []
-    for name, text, key in named:
-        was: int | None = getattr(before, key)
-        now: int | None = getattr(after, key, None)
-        if was is not None and now is not None:
-            most = max(was, now) or 1
-            cards.append(CostCard(name, text(was), text(now), change(was, now), 100 * was / most, 100 * now / most))
-        elif was is not None:
-            cards.append(CostCard(name, text(was)))
-    return cards
+def _costs(document: Document) -> Iterator[tuple[str, Callable[[int | None], str], int, int | None]]:
+    """The name of each cost that is known, how it is written, and its numbers before and after."""
+    for key, name, text in COSTS:
+        before, after = (getattr(side, key, None) for side in (document.totals.before, document.totals.after))
+        if before is not None:
+            at = "" if key == "parameters" else f", batch {document.totals.batch}"
+            yield f"{name[0].upper()}{name[1:]}{at}", text, before, after
 
 
 def _policy(style: str, script: str) -> str:

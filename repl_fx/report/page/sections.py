@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-import msgspec
-
-from repl_fx.benchmarking.machine import in_a_line
+from repl_fx.benchmarking.hardware import in_a_line
 from repl_fx.display.columns import Column, Table, numbers, words
 from repl_fx.display.comparisons import figures_table
 from repl_fx.display.numbers import change, count, size, small
 from repl_fx.planning.scoring.scores import Scores
 from repl_fx.report.figures import Bar, Bars, Curves, Errors, Figure, bench_figures
-from repl_fx.report.model_graph.document import BlockRow, Compared, Document
-from repl_fx.report.tables import bench_tables, scores_table, unmeasured_lines, unsettled_lines
+from repl_fx.report.model_graph.document import COSTS, BlockRow, Document
+from repl_fx.report.tables import bench_tables, comparison_table, scores_table, unmeasured_lines, unsettled_lines
 
 # More bars than this are a wall; the table below has them all.
 _MOST_BARS = 120
@@ -41,27 +39,19 @@ def sections_of(document: Document) -> list[Section]:
     return [section for make in makers if (section := make(document)) is not None]
 
 
-# The costs of a block in words, and where rows of a plan and groups have them.
-_COSTS: tuple[tuple[str, str, str, Callable[[int | None], str]], ...] = (
-    ("Parameters of each block", "parameters", "parameters", count),
-    ("FLOPs of each block, forward", "FLOPs", "flops", count),
-    ("Bytes kept for backward by each block", "bytes", "kept", size),
-)
-
-
 def _blocks(document: Document) -> Section | None:
     if next(_costs_of_blocks(document, "parameters"), None) is None:
         return None
     figures = []
     note = "wide and pale: before; thin: after, of replaced blocks in orange" if document.totals.after else ""
-    for title, axis, cost, text in _COSTS:
+    for cost, title, text in COSTS:
         bars = []
         for name, marked, before, after in _costs_of_blocks(document, cost):
             if before is not None:
                 shown = text(before) if after in (None, before) else f"{text(before)} → {text(after)}"
                 bars.append(Bar(name, before, after, shown, marked))
         if any(bar.before for bar in bars):
-            figures.append(_bars(title, bars, axis, note))
+            figures.append(_bars(f"{title[0].upper()}{title[1:]} of each block", bars, title, note))
     return Section("blocks", "Cost per block", figures=figures)
 
 
@@ -165,35 +155,13 @@ def _training(document: Document) -> Section | None:
         return None
     curves = sorted((curve for curve in training.curves if len(curve.points) > 1), key=lambda curve: curve.name)
     figures = [
-        Curves(name, [msgspec.structs.replace(curve, points=_thinned(curve.points)) for curve in of_name])
+        Curves(name, [curve.thinned(_MOST_POINTS) for curve in of_name])
         for name, of_name in groupby(curves, key=lambda curve: curve.name)
     ]
     tables = [figures_table(training.figures, "The last evaluation", ".4g")] if training.figures else []
     if training.comparison:
-        tables.append(_comparison(training.comparison))
+        tables.append(comparison_table(training.comparison))
     return Section("training", "Training", figures=figures, tables=tables)
-
-
-def _comparison(compared: Sequence[Compared]) -> Table:
-    figures = list(dict.fromkeys(name for one in compared for name in one.figures))
-    measures = numbers("parameters", *figures, "inputs/s", "memory, MiB")
-    columns = (*words("variant"), *measures, *words("why not"))
-    rows = [
-        (
-            one.variant,
-            count(one.parameters) if one.parameters else "",
-            *(_mean(one.figures.get(name, ())) for name in figures),
-            _mean(one.inputs_per_second),
-            _mean(one.memory_mib),
-            one.reason,
-        )
-        for one in compared
-    ]
-    return Table("Variants, means over seeds", columns, rows)
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.4g}" if values else ""
 
 
 def _verify(document: Document) -> Section | None:
@@ -239,12 +207,6 @@ def _bench(document: Document) -> Section | None:
 def _bars(title: str, bars: Sequence[Bar], axis: str, note: str = "") -> Bars:
     left_out = [f"the first {_MOST_BARS} of {len(bars)}"] if len(bars) > _MOST_BARS else []
     return Bars(title, bars[:_MOST_BARS], axis, "; ".join(filter(None, [note, *left_out])))
-
-
-def _thinned(points: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
-    """Points of a curve in even distances, with its first and its last."""
-    stride = -(-len(points) // _MOST_POINTS)
-    return points[::stride] if (len(points) - 1) % stride == 0 else (*points[::stride], points[-1])
 
 
 def _pair(before: int | None, after: int | None, text: Callable[[int | None], str]) -> str:

@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from repl_fx.display.numbers import change, count, size
-from repl_fx.report.model_graph.document import Box, Document, Graph, Group, Layout, Route
+from repl_fx.report.model_graph.document import COSTS, Box, Document, Graph, Group, Layout, Route
 
 # Pixels of the blocks of a stack: their size, those between them, and how many stand below one another.
 ROW_WIDTH, _ROW, _GAP, _BETWEEN, _ROWS = 250, 26, 6, 10, 16
-_COSTS = (("parameters", "parameters", count), ("FLOPs", "flops", count), ("kept for backward", "kept", size))
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def _port(graph: Graph, node: int, look: str) -> DrawnItem:
 def _lines(document: Document, graph: Graph) -> tuple[str, ...]:
     part = f", part {graph.id}" if graph.id else ""
     told = []
-    for name, key, text in _COSTS:
+    for key, name, text in COSTS:
         before, after = getattr(document.totals.before, key), getattr(document.totals.after, key, None)
         if before is not None:
             change_of = f"{name} {text(before)} → {text(after)} ({change(before, after)})"

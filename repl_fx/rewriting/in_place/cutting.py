@@ -114,13 +114,13 @@ class Cut:
         self.source = source.get_submodule(qualified_name(part.path, self.path))
         self.model = source
         self.surrogate = make_surrogate(replacement.surrogate, replacement.settings)
-        if self.surrogate.changes_neighbours:
+        if self.surrogate.traits.changes_neighbours:
             raise NotInPlace(f"it changes a layer of {replacement.before}, which stays the model's own")
         self.own = f"{surrogate_path(self.block.name)}."
         self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
         noted = any(STANDS_FOR.of(node) for node in self.inside)
-        self.swaps = self.surrogate.swaps_parameters and noted and own_code
+        self.swaps = self.surrogate.traits.keeps_nodes and noted and own_code
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
@@ -247,7 +247,7 @@ class Cut:
     def _read(self, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
         """The arguments that have to be as in the trace; see `arguments_read`."""
         before = lines_of(self.block.nodes)
-        if not self.surrogate.reads_stream_alone:
+        if not self.surrogate.traits.reads_stream_alone:
             return tuple(arguments_read(self.source, Left(set(self.source.modules()), before, before)))
         stays = [node for node in needed if REPLACES.of(node) is None]
         # Layers by their calls and their parameters; what is between them by the modules whose code it is.

@@ -18,7 +18,8 @@ from repl_fx._torch import SYMBOLIC, function_of, pytree
 from repl_fx.errors import CallRefused
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
-from repl_fx.graph.decisions import jump_over_, settle_decisions_
+from repl_fx.graph.code import structure_code_
+from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.naming import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, is_cache, this_thread
@@ -247,7 +248,7 @@ class StandIn(RefersToModules):
     def __post_init__(self) -> None:
         settle_decisions_(self.graph, has_effect)
         alike = named_alike(self.graph)
-        jump_over_(alike)
+        structure_code_(alike)
         self.code = function_of(alike)
 
     def state(self) -> list[Any]:

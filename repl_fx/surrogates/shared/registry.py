@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, fx, nn
 
@@ -26,7 +26,8 @@ Config = TypeVar("Config")
 # Where a thin surrogate can have its weights from.
 _SOURCES = ("neighbours", "own")
 _GROUP = "repl_fx.surrogates"
-_REGISTRY: dict[str, tuple[type[Surrogate[Any, Any]], type[Any]]] = {}
+_REGISTRY: dict[str, tuple[type[Any], type[Any]]] = {}
+Kind = TypeVar("Kind", bound=type[Any])
 
 
 @dataclass(frozen=True)
@@ -46,42 +47,47 @@ class Match:
 Found = TypeVar("Found", bound=Match)
 
 
+@dataclass(frozen=True)
+class Traits:
+    """The traits of a surrogate by which plans, passes and models in place tell it from others.
+
+    Attributes:
+        source: what it is made from. `neighbours`: the kept blocks around, so that no two blocks in a row can go;
+            `block`: the block itself in a smaller size, so that blocks at the ends of a repeat can go too, and the
+            block can be the neighbour of others; `stream`: the stream alone, so that one stand-in, in the place of the
+            last, does the work of several blocks in a row, and the others go; `nothing`: nothing stays of the block,
+            and nothing is made in its place.
+        keeps_nodes: whether the block's nodes stay, on other values of its parameters, so that what is used outside of
+            it (attention maps, inner features) is still there. Nodes that make such values have the note `STANDS_FOR`:
+            a model in place runs the block's own code on them.
+        reads_stream_alone: whether the stand-in is a function of the block's stream, whatever else the block is handed:
+            a mask, a cache, a flag. Else a model in place refuses calls that differ from those of the trace in such.
+        fills_buffers: whether what stays of the block computes anew, as the block did, the buffers that each forward
+            fills before it reads them.
+        changes_neighbours: whether it changes a layer of the block before, which in the model's own tree stays the
+            model's.
+        error_left: the share of a removed block's error that is left with it in the block's place, as measured on
+            trained networks: where a budget may choose between surrogates, a block is worth its score times that.
+    """
+
+    source: Literal["neighbours", "block", "stream", "nothing"] = "neighbours"
+    keeps_nodes: bool = False
+    reads_stream_alone: bool = False
+    fills_buffers: bool = False
+    changes_neighbours: bool = False
+    error_left: float = 1.0
+
+    @property
+    def changes_sizes(self) -> bool:
+        """Tell whether it can stand in for a block whose output has other sizes than its input."""
+        return self.source in ("block", "stream")
+
+
 class Surrogate(ABC, Generic[Config, Found]):
     """A kind of stand-in for replaced blocks, with its settings."""
 
     key: ClassVar[str]
-    # Whether values inside the block that are used outside it (attention maps, inner features) are still there
-    # afterwards.
-    keeps_inner_values: ClassVar[bool] = False
-    # Whether it is made from the blocks around, so that no two blocks next to each other can go.
-    needs_neighbours: ClassVar[bool] = True
-    # Whether it may be the block itself in a smaller size: then blocks at the ends of a repeat can go too, whatever is
-    # around them, and the block can be the neighbour of others.
-    stands_alone: ClassVar[bool] = False
-    # Whether nothing of the block stays, and nothing is made in its place.
-    leaves_nothing: ClassVar[bool] = False
-    # Whether what stays of the block computes anew, as the block did, the buffers that each forward fills before it
-    # reads them.
-    fills_buffers: ClassVar[bool] = False
-
-    # Whether the stand-in is a function of the block's stream, whatever else the block is handed: a mask, a cache, a
-    # flag. Else a model in place refuses calls of the block that differ from those of the trace in such things.
-    reads_stream_alone: ClassVar[bool] = False
-    # Whether the stand-in is the block itself with other values in its parameters; a model in place runs the block's
-    # own code on them. The nodes that make them have the note `STANDS_FOR`.
-    swaps_parameters: ClassVar[bool] = False
-
-    # Whether one stand-in, in the place of the last, does the work of several blocks in a row; the others go.
-    spans_stretches: ClassVar[bool] = False
-    # Whether it can stand in for a block whose output has other sizes than its input.
-    changes_sizes: ClassVar[bool] = False
-    # Whether the block is taken out though it changes sizes, as the stand-in of a stretch it is in takes what it took.
-    opens_stretch: bool = False
-    # The share of a removed block's error that is left with it in the block's place, as measured on trained networks:
-    # where a budget may choose between surrogates, a block is worth its score times that.
-    error_left: float = 1.0
-    # Whether it changes a layer of the block before, which in the model's own tree stays the model's.
-    changes_neighbours: bool = False
+    traits: Traits = Traits()
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -93,19 +99,12 @@ class Surrogate(ABC, Generic[Config, Found]):
 
     def made_from(self, before: str, after: str) -> tuple[str, ...]:
         """The blocks around that its weights or values come from, by name."""
-        own = not self.needs_neighbours or getattr(self.config, "weights", "") == "own"
+        own = self.traits.source != "neighbours" or getattr(self.config, "weights", "") == "own"
         return () if own else tuple(filter(None, (before, after)))
 
-    def choices(self, site: Site) -> tuple[Surrogate[Any, Any], ...]:
-        """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""
+    def sizes(self) -> tuple[Surrogate[Any, Any], ...]:
+        """The same where its size is open: smaller and smaller ones, of which a budget takes the first it can meet."""
         return (self,)
-
-    def under_budget(self) -> tuple[Mix, ...]:
-        """The forms of it that a budget takes the first of that it can meet; what one can meet, those behind it can.
-
-        A form is one surrogate, or several, of which each block gets one.
-        """
-        return ((self,),)
 
     @abstractmethod
     def match(self, site: Site) -> Found | Refusal:
@@ -148,12 +147,8 @@ class Surrogate(ABC, Generic[Config, Found]):
         return asdict(config)
 
 
-# Surrogates of which each block gets one.
-Mix = tuple[Surrogate[Any, Any], ...]
-
-
-def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[Any, Any]]], type[Surrogate[Any, Any]]]:
-    """Register a surrogate class under a key.
+def register_surrogate(key: str, config: type[Any]) -> Callable[[Kind], Kind]:
+    """Register a class of surrogates, or of policies that choose them (`repl_fx.planning.policies`), under a key.
 
     Args:
         key: its name in `--surrogate` and in plans. Registering a key again replaces the old entry.
@@ -167,8 +162,9 @@ def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[
     except TypeError as problem:
         raise BadInput(f"surrogate {key!r}: every setting of {config.__name__} needs a default ({problem})") from None
 
-    def register(cls: type[Surrogate[Any, Any]]) -> type[Surrogate[Any, Any]]:
-        cls.key = key
+    def register(cls: Kind) -> Kind:
+        vars_of: Any = cls
+        vars_of.key = key
         _REGISTRY[key] = (cls, config)
         return cls
 
@@ -199,10 +195,11 @@ def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surro
             close = close_matches(name, known)
             raise BadInput(f"surrogate {key!r} has no setting {name!r}{close}; its settings are {listed}")
     try:
-        return cls(config(**(settings or {})))
+        made: Surrogate[Any, Any] = cls(config(**(settings or {})))
     except TypeError as problem:
         given = ", ".join(f"{name}={value!r}" for name, value in (settings or {}).items())
         raise BadInput(f"surrogate {key!r} cannot be set to {given}: {problem}") from None
+    return made
 
 
 def check_thin_settings(key: str, ratio: Any, name: str, count: Any, weights: Any) -> None:

@@ -21,6 +21,7 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import in_words
 from repl_fx.graph.signature import is_writable
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.asking import first_argument, outwards
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,10 @@ def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
         # Called for every call of a function: what is no method of these modules must be passed over at once.
-        if event != "call" or frame.f_code not in names or (path := paths.get(id(_first_argument(frame)))) is None:
+        if event != "call" or frame.f_code not in names or (path := paths.get(id(first_argument(frame)))) is None:
             return
-        running = set()
-        caller = frame.f_back
-        while caller is not None:
-            if caller.f_code.co_name == "forward":
-                running.add(paths.get(id(_first_argument(caller))))
-            caller = caller.f_back
+        forwards = (caller for caller in outwards(frame.f_back) if caller.f_code.co_name == "forward")
+        running = {paths.get(id(first_argument(caller))) for caller in forwards}
         steps = path.split(".") if path else []
         for depth in range(1, len(steps) + 1):
             around = ".".join(steps[:depth])
@@ -158,8 +155,3 @@ def _methods(kind: type) -> Iterator[tuple[str, CodeType]]:
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType) and name != "forward" and not hasattr(nn.Module, name):
             yield name, code
-
-
-def _first_argument(frame: FrameType) -> Any:
-    code = frame.f_code
-    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

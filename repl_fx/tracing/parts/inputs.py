@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import OrderedDict, namedtuple
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -15,6 +17,7 @@ from repl_fx.graph.kinds import dtype_name, of_torch
 from repl_fx.running.example_inputs import ExampleInputs
 
 Scalar = bool | int | float | str | None
+_SCALARS = frozenset({bool, int, float, str, type(None)})
 
 
 class InputValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -106,31 +109,34 @@ class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def describe(value: Any, seen: list[Tensor]) -> AnyDescribed:
     """A value as plain data; `seen` are the tensors before, to which it adds."""
+    kind: Any = type(value)
     if isinstance(value, Tensor):
-        number = next((i for i, tensor in enumerate(seen) if tensor is value), None)
-        if number is not None:
-            return Again(number)
-        seen.append(value)
-        whole = not value.is_floating_point() and not value.is_complex() and value.numel() > 0 and not value.is_meta
-        least_and_most = (int(value.min()), int(value.max())) if whole else None
-        return OneTensor(tuple(value.shape), dtype_name(value.dtype), least_and_most)
+        return _described(value, seen)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        items = tuple((name, describe(item, seen)) for name, item in zip(value._fields, value, strict=True))
-        return Named(type(value).__module__, type(value).__qualname__, items)
-    if type(value) in (tuple, list):
-        return Sequence("list" if type(value) is list else "tuple", tuple(describe(item, seen) for item in value))
-    if type(value) in (dict, OrderedDict) and all(isinstance(key, Scalar) for key in value):
-        items = tuple((key, describe(item, seen)) for key, item in value.items())
-        return Dict(type(value) is OrderedDict, items)
-    if isinstance(value, torch.dtype):
-        return OfTorch("dtype", dtype_name(value))
-    if isinstance(value, torch.device):
-        return OfTorch("device", str(value))
-    if type(value) is float and (value != value or value in (float("inf"), -float("inf"))):
-        return NotFinite("nan" if value != value else "inf" if value > 0 else "-inf")
-    if type(value) in (bool, int, float, str, type(None)):
-        return PlainValue(value)
-    return Opaque(f"{type(value).__module__}.{type(value).__qualname__}")
+        return Named(kind.__module__, kind.__qualname__, _items(zip(value._fields, value, strict=True), seen))
+    if kind in (tuple, list):
+        return Sequence(kind.__name__, tuple(describe(item, seen) for item in value))
+    if kind in (dict, OrderedDict) and all(isinstance(key, Scalar) for key in value):
+        return Dict(kind is OrderedDict, _items(value.items(), seen))
+    if kind in (torch.dtype, torch.device):
+        return OfTorch(kind.__name__, str(value).removeprefix("torch."))
+    if kind is float and not math.isfinite(value):
+        return NotFinite(repr(value))  # type: ignore[arg-type]
+    return PlainValue(value) if kind in _SCALARS else Opaque(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def _items(items: Iterable[tuple[Any, Any]], seen: list[Tensor]) -> tuple[tuple[Any, AnyDescribed], ...]:
+    return tuple((name, describe(item, seen)) for name, item in items)
+
+
+def _described(tensor: Tensor, seen: list[Tensor]) -> AnyDescribed:
+    number = next((i for i, other in enumerate(seen) if other is tensor), None)
+    if number is not None:
+        return Again(number)
+    seen.append(tensor)
+    whole = not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() > 0 and not tensor.is_meta
+    least_and_most = (int(tensor.min()), int(tensor.max())) if whole else None
+    return OneTensor(tuple(tensor.shape), dtype_name(tensor.dtype), least_and_most)
 
 
 def make(described: AnyDescribed, tensors: list[Tensor]) -> Any:

@@ -13,8 +13,9 @@ from torch import nn
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.running.holders import OWN_ATTRIBUTES
+from repl_fx.tracing.alike import structure_of
 from repl_fx.tracing.capture import trace_by_first, trace_widened
-from repl_fx.tracing.dynamic_shapes import every_dim
+from repl_fx.tracing.dynamic_shapes import batch_dims
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.other_sizes import holds_at_other_sizes
 from repl_fx.tracing.parts.calls import Call, obstacle_of, typical
@@ -24,8 +25,8 @@ FREE_SIZES = "torch.export"
 # Eager code chooses the sizes of what it hands to a module, and the next image may have others.
 PART_TRACERS: Mapping[str, Tracer] = MappingProxyType(
     {
-        FREE_SIZES: functools.partial(trace_by_export, dims=every_dim, whole=False),
-        "torch.export with fixed sizes": functools.partial(trace_by_export, whole=False),
+        FREE_SIZES: functools.partial(trace_by_export, whole=False),
+        "torch.export with fixed sizes": functools.partial(trace_by_export, dims=batch_dims, whole=False),
         "fx.symbolic_trace": functools.partial(trace_by_fx, whole=False),
     }
 )
@@ -153,11 +154,7 @@ def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
 
 def _kind(module: nn.Module, call: Call) -> Any:
     """Equal for modules that a trace cannot tell apart."""
-    tree = tuple((name, type(child)) for name, child in module.named_modules())
-    state = tuple(
-        (name, tuple(tensor.shape), tensor.dtype) for name, tensor in module.state_dict(keep_vars=True).items()
-    )
-    return tree, state, call.shapes(), str(call.structure)
+    return structure_of(module, {}), call.shapes(), str(call.structure)
 
 
 def _size(module: nn.Module) -> int:

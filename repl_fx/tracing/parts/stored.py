@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from repl_fx.graph.captured import (
     AlikeGraphModule,
     CapturedModule,
-    fake_mode_of,
     has_attribute,
     is_traced_constant,
     traced_constant,
@@ -33,7 +32,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.holders import bytes_of
 from repl_fx.running.source_mark import SourceMark, packages_of, source_mark
 from repl_fx.running.untouched import device_of
-from repl_fx.tracing.capture import CaptureInfo, module_tree
+from repl_fx.tracing.capture import CaptureInfo, captured_module, module_tree
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble
 from repl_fx.tracing.parts.search import keep_attributes
 
@@ -172,9 +171,8 @@ def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleIn
     device = device_of(source, inputs)
     called = [str(target) for _, operation, target, *_ in part.nodes if operation == "call_module"]
     switched = {switch.path for switch in part.switches}
-    root = module_tree(source, [path for path in called if path not in switched])
-    for index, constant in enumerate(part.constants):
-        root.register_buffer(traced_constant(index), _tensor(constant).to(device), persistent=False)
+    constants = (_tensor(constant).to(device) for constant in part.constants)
+    root = module_tree(source, [path for path in called if path not in switched], constants)
     for switch in part.switches:
         versions = (
             AlikeGraphModule(nn.Module(), reader.graph(nodes))
@@ -184,10 +182,7 @@ def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleIn
         root.get_submodule(owner).add_module(name, ModeSwitch(*versions))
     if part.follows_device:
         root.register_buffer(ANCHOR, torch.empty(0, device=device), persistent=False)
-    gm = CapturedModule(root, reader.graph(part.nodes, root), type(source).__name__, compiled=False)
-    gm.training = source.training
-    gm.meta["pinned"] = part.pinned
-    gm.meta["fake_mode"] = fake_mode_of(gm.graph)
+    gm = captured_module(root, reader.graph(part.nodes, root), source, part.pinned)
     gm.meta["device"] = device
     gm.meta["capture"] = msgspec.convert({**part.info, "mark": part.mark}, CaptureInfo)
     if part.path:

@@ -21,14 +21,17 @@ NOT_TO_COMPRESS = (
 
 
 class CompressConfig(TrainConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a compression; those of training are for healing."""
+    """Settings of a compression; those of training are for healing.
 
-    score: Annotated[
-        Literal["influence", "change", "gradient", "loss"],
-        Meta(description="How blocks are scored; gradient and loss need targets."),
-    ] = "influence"
-    samples: Annotated[int, Meta(ge=1, description="Training samples to score and fit on, at most.")] = 512
-    heal: Annotated[bool, Meta(description="Train the cut model against the original.")] = False
+    Attributes:
+        score: How blocks are scored; gradient and loss need targets.
+        samples: Training samples to score and fit on, at most.
+        heal: Train the cut model against the original.
+    """
+
+    score: Literal["influence", "change", "gradient", "loss"] = "influence"
+    samples: Annotated[int, Meta(ge=1)] = 512
+    heal: bool = False
 
     def healing(self) -> TrainConfig:
         """The settings of the run that heals, whose artifact has its blocks replaced already."""

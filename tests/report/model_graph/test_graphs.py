@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from repl_fx.report.model_graph.building import document_of_result
 from repl_fx.report.model_graph.document import Group
+from repl_fx.report.model_graph.model_document import document_of_result
 from tests.captures import transformed
 from tests.model_graphs import TOKENS, require_tree, small_document
 from tests.nets import MlpNet

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 import repl_fx
-from repl_fx.report.model_graph.building import document_of_result
 from repl_fx.report.model_graph.document import Document
+from repl_fx.report.model_graph.model_document import document_of_result
 from repl_fx.report.page import render_page
 from repl_fx.sources import load_source
 

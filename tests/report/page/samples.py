@@ -8,7 +8,6 @@ from repl_fx.report.model_graph.document import (
     SCHEMA,
     BlockRow,
     Box,
-    Compared,
     Cost,
     Curve,
     Document,
@@ -26,6 +25,7 @@ from repl_fx.report.model_graph.document import (
     Totals,
     TrainingFacts,
     Value,
+    VariantOutcome,
     Verified,
     View,
     Views,
@@ -137,7 +137,10 @@ def _evidence(name: str) -> dict[str, Any]:
         "training": TrainingFacts(
             (Curve("loss", ((0, 2.0), (1, 1.0)), name), Curve("loss", ((0, 2.5), (1, 1.5)))),
             {"trained": {"accuracy": 0.9}},
-            (Compared("original", 3100, {"accuracy": (0.9, 0.8)}, (100.0,), (1.0,)), Compared(name, reason=name)),
+            (
+                VariantOutcome("original", 3100, {"accuracy": (0.9, 0.8)}, (100.0,), (1.0,)),
+                VariantOutcome(name, reason=name),
+            ),
         ),
         "verify": (Verified("", False, f"differs at {name}", outputs, layers, (f"no output {name}",)),),
         "bench": bench,

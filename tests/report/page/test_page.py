@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from repl_fx.report.model_graph.document import Cost, Document, EagerModule, Totals
 from repl_fx.report.page import render_page
-from repl_fx.report.page.page import cost_cards, embedded
+from repl_fx.report.page.page import embedded
 from tests.report.page.samples import document
 
 NASTY = [
@@ -122,15 +122,16 @@ def test_embedded_json_is_the_same_json_without_markup(value: object) -> None:
 
 
 def test_cards_have_the_costs_that_are_known() -> None:
-    cards = cost_cards(document())
-    assert [(card.before, card.after, card.change) for card in cards] == [
-        ("3.10 k", "2.20 k", "-29.0 %"),
-        ("6.10 k", "4.30 k", "-29.5 %"),
-        ("12.2 KiB", "8.30 KiB", "-32.0 %"),
+    page = render_page(document())
+    assert re.findall(r'<h2>(.*)</h2>\n\s*<p><span class="change">(.*)</span><small>(.*) →</small> (.*)</p>', page) == [
+        ("Parameters", "-29.0 %", "3.10 k", "2.20 k"),
+        ("Forward FLOPs, batch 2", "-29.5 %", "6.10 k", "4.30 k"),
+        ("Bytes kept for backward, batch 2", "-32.0 %", "12.2 KiB", "8.30 KiB"),
     ]
-    assert cards[0].full == 100 and cards[0].share == pytest.approx(100 * 22 / 31)
-    unknown = msgspec.structs.replace(document(), totals=Totals(2, Cost(10), None))
-    assert [(card.before, card.after, card.share) for card in cost_cards(unknown)] == [("10", None, None)]
+    full, share, *_ = re.findall(r'width="([\d.]+)" height="5"', page)
+    assert float(full) == 100 and float(share) == pytest.approx(100 * 22 / 31)
+    unknown = render_page(msgspec.structs.replace(document(), totals=Totals(2, Cost(10), None)))
+    assert unknown.count('<div class="cost">') == 1 and "<p>10</p>" in unknown and 'height="5"' not in unknown
 
 
 def test_modules_that_stay_eager_are_counted() -> None:

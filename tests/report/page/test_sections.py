@@ -85,13 +85,16 @@ def test_training_has_curves_figures_and_variants() -> None:
     assert section.figures[0].summary == "loss over the steps of training: blocks from 2 to 1, loss from 2.5 to 1.5"
     figures, variants = section.tables
     assert figures.rows == [("trained", "0.9")]
-    assert variants.rows == [("original", "3.10 k", "0.85", "100", "1", ""), ("blocks", "", "", "", "", "blocks")]
+    assert variants.rows == [
+        ("original", "3,100", "0.8500 ± 0.0707", "100", "1", ""),
+        ("blocks", "-", "-", "-", "-", "not trained: blocks"),
+    ]
 
 
 def test_a_long_curve_keeps_its_ends() -> None:
-    thin = sections._thinned(tuple((i, float(i)) for i in range(1000)))
+    thin = Curve("loss", tuple((i, float(i)) for i in range(1000))).thinned(300).points
     assert [thin[0], thin[-1], len(thin)] == [(0, 0.0), (999, 999.0), 251]
-    assert sections._thinned(((0, 1.0), (1, 2.0))) == ((0, 1.0), (1, 2.0))
+    assert Curve("loss", ((0, 1.0), (1, 2.0))).thinned(300).points == ((0, 1.0), (1, 2.0))
 
 
 def test_verification_shows_errors_relative_to_the_scale() -> None:

@@ -9,12 +9,12 @@ import pytest
 from torch import fx, nn
 
 import repl_fx
-from repl_fx.surrogates.auto import AutoConfig
+from repl_fx.planning.policies import policy_of
 from repl_fx.surrogates.shared.matching import Matches
 from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
-CANDIDATES = [type(candidate) for candidate in AutoConfig().candidates()]
+CANDIDATES = [type(candidate) for candidate in policy_of("auto").candidates]
 
 
 def count_matches(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
@@ -64,7 +64,7 @@ def test_a_refusal_names_block_repeat_and_node() -> None:
     matches = Matches(gm, repeats)
     site = matches.site("blocks.1", "blocks.0", "blocks.2")
     assert matches.site("blocks.1", "blocks.0", "blocks.2") is site
-    reuse = next(candidate for candidate in AutoConfig().candidates() if candidate.key == "reuse")
+    reuse = next(candidate for candidate in policy_of("auto").candidates if candidate.key == "reuse")
     refusal = matches.of(reuse, site)
     assert isinstance(refusal, repl_fx.Refusal)
     assert (refusal.block, refusal.repeat) == ("blocks.1", "blocks")

@@ -33,6 +33,18 @@ def test_a_size_that_code_asks_about_is_checked() -> None:
         captured.module(torch.randn(2, 4, 6, 7))
 
 
+def test_a_graph_that_does_not_hold_at_other_sizes_takes_those_of_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repl_fx.tracing.parts.search.holds_at_other_sizes", lambda *given: False)
+    model = Chosen(nn.Sequential(*(nn.Linear(8, 8) for _ in range(2))))
+    captured = repl_fx.capture_parts(model, (torch.randn(2, 4, 6, 8),))
+    (part,) = captured.parts
+    assert part.graph_module.meta["capture"].tracer == "torch.export with fixed sizes"
+    x = torch.randn(3, 4, 6, 8)
+    assert torch.equal(captured.module(x), model(x))
+    with pytest.raises(repl_fx.BadInput, match="but was captured as"):
+        captured.module(torch.randn(2, 4, 7, 8))
+
+
 def test_siblings_that_are_alike_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     trace_widened: Callable[..., Any] = repl_fx.tracing.parts.capture.trace_widened  # type: ignore[attr-defined]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
 from repl_fx.errors import BadInput
+from repl_fx.planning.settings import lines_of_help
 from repl_fx.training.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig, settings_to_compress
 from repl_fx.training.config import TrainConfig, read_config
 
@@ -35,6 +35,5 @@ def test_settings_of_a_file_come_before_the_defaults(tmp_path: Path) -> None:
 
 
 def test_each_setting_has_a_line_of_help() -> None:
-    hints = get_type_hints(CompressConfig, include_extras=True)
-    assert all(get_args(hints[name])[1].description for name in CompressConfig.__struct_fields__)
+    assert lines_of_help(CompressConfig).keys() == set(CompressConfig.__struct_fields__)
     assert set(NOT_TO_COMPRESS) < set(CompressConfig.__struct_fields__)

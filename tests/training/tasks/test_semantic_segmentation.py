@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repl_fx.errors import BadInput
-from repl_fx.training.tasks.segmentation import Segmentation
+from repl_fx.training.tasks.semantic_segmentation import Segmentation
 from tests.training.runs import PixelNet
 
 MASKS = torch.tensor([[[0, 1, 1], [2, 255, 0]], [[1, 1, 1], [0, 0, 255]]])

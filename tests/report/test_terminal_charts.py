@@ -10,8 +10,8 @@ from xml.dom import minidom
 from rich.console import Console, Group
 
 from repl_fx.planning.scoring.scores import BlockScore, Kind, Scores
-from repl_fx.report.charts import chart_of, picture_of
 from repl_fx.report.figures import bench_figures, scores_figures
+from repl_fx.report.terminal_charts import chart_of, picture_of
 from tests.benchmarking.test_results import measured
 from tests.planning.scoring.test_scores import SCORES
 
@@ -78,5 +78,5 @@ def test_the_picture_is_one_file_that_fetches_nothing() -> None:
     picture = minidom.parseString(text)
     words = [node.firstChild.data.replace("\xa0", " ") for node in picture.getElementsByTagName("text")]  # type: ignore
     assert words[0] == "<a> & [b]: Net" and any("█" in word for word in words)
-    assert re.findall(r"https?://\S+", text) == ['http://www.w3.org/2000/svg"']
+    assert re.findall(r"https?://\S+", text) == ['http://www.w3.org/2000/svg">']
     assert text == picture_of(_benchmark(), "<a> & [b]: Net")

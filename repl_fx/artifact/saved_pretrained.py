@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from repl_fx.artifact.changing import changing
-from repl_fx.artifact.origin import require_as_made, with_origin
+from repl_fx.artifact.provenance import require_as_made, with_origin
 from repl_fx.artifact.store import CONSTANTS, WEIGHTS, write_rest
-from repl_fx.artifact.weights import write_constants, write_file
+from repl_fx.artifact.tensor_files import write_constants, write_file
 from repl_fx.errors import BadInput, ReplFxError
 from repl_fx.graph.state import address
 from repl_fx.rewriting.in_place.pretrained import SavePretrained, with_own_names

@@ -1,6 +1,8 @@
-"""`trained`: blocks of a trained network with fewer hidden units, or a map where that is not enough."""
+"""Policies choose surrogates: `auto` for each block, `trained` under a budget for all."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +10,45 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import BadInput
-from repl_fx.surrogates.trained import Trained, TrainedConfig
+from repl_fx.planning.policies import policy_of
 from tests.captures import transformed
-from tests.nets import TokenNet, tokens
+from tests.nets import ConvNet, TokenNet, images, tokens
+from tests.surrogates.nets import NETS
+
+
+def test_auto_takes_it_for_sequences_of_patches() -> None:
+    chosen = []
+    for model, x in (NETS["tokens"](), NETS["batch norm"](), (TokenNet(depth=3), tokens())):
+        plan = transformed(model, (x,), surrogate="auto").plan
+        chosen.append(plan.replacements[0].surrogate)
+    assert chosen == ["coarse", "slim", "reuse"]
+
+
+def test_auto_hands_its_settings_on() -> None:
+    settings: dict[str, Any] = {"width": 3, "heads": 2, "weights": "own", "train_neighbours": False}
+    for model, x, key, own in (
+        (ConvNet(depth=3), images(), "slim", "width"),
+        (TokenNet(depth=3), tokens(), "reuse", "heads"),
+    ):
+        (replacement,) = transformed(model, (x,), settings=settings).plan.replacements
+        assert replacement.surrogate == key
+        for name in (own, "weights", "train_neighbours"):
+            assert replacement.settings[name] == settings[name]
+
+
+def test_auto_itself_chooses_once_more_in_a_plan_that_names_it() -> None:
+    x = images()
+    chosen = transformed(ConvNet(depth=3), (x,)).plan
+    (replacement,) = chosen.replacements
+    named = type(chosen)(
+        (type(replacement)("blocks.1", "blocks", "blocks.0", "blocks.2", "auto"),), (), chosen.fingerprint
+    )
+    torch.manual_seed(0)
+    model = ConvNet(depth=3)
+    by_name = transformed(model, (x,), plan=named).graph_module
+    by_choice = transformed(model, (x,), plan=chosen).graph_module
+    assert list(by_name.state_dict()) == list(by_choice.state_dict())
+    assert torch.equal(by_name(x), by_choice(x))
 
 
 class Mixed(nn.Module):
@@ -56,8 +94,8 @@ def test_a_network_without_hidden_units_gets_maps_under_a_budget() -> None:
     repl_fx.fit(result, [torch.randn(8, 6, 16) for _ in range(4)])
 
 
-def test_its_setting_is_that_of_narrow() -> None:
-    forms = [[one.key for one in form] for form in Trained(TrainedConfig(0.5)).under_budget()]
+def test_the_setting_of_trained_is_that_of_narrow() -> None:
+    forms = [[one.candidates[0].key for one in form] for form in policy_of("trained", {"ratio": 0.5}).forms()]
     assert forms == [["narrow"], ["narrow", "linear"], ["linear"]]
     with pytest.raises(BadInput, match="narrow: ratio is 2"):
-        TrainedConfig(2)
+        policy_of("trained", {"ratio": 2})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 
 import msgspec
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from repl_fx.arguments import in_words
+from repl_fx.environment.machine import installed
 from repl_fx.errors import BadInput
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.holders import ORIGIN
@@ -79,10 +79,5 @@ def weights_of(source: Source) -> Weights:
 
 
 def versions() -> dict[str, str]:
-    found = {"torch": str(torch.__version__)}
-    for package in ("repl-fx", "timm", "torchvision", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    """The versions of the packages that have a say in the graph."""
+    return {"torch": str(torch.__version__), **installed(("repl-fx", "timm", "torchvision", "transformers"))}

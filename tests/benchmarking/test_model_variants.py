@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.benchmarking.memory import kept_bytes
-from repl_fx.benchmarking.variants import Variant, block_modules, checkpoint_, variants_of
+from repl_fx.benchmarking.model_variants import Variant, block_modules, checkpoint_, variants_of
+from repl_fx.benchmarking.training import kept_bytes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, MlpBlock, RawNet, TokenNet, as_after_training, images, tokens

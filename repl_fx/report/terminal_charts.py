@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
+from inspect import signature
 
 from rich.bar import Bar
 from rich.console import Console, Group, RenderableType
@@ -18,26 +20,9 @@ _WIDTH = _NAME + _BAR + _NUMBER + 2
 # Of a bar beside a long name.
 _SHORTEST = 24
 _COLOUR = "blue"
-# Rich's own has the frame of a window, and fetches a font.
-_PICTURE = """\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
-<style>
-.{unique_id}-matrix {{ font-family: monospace; font-size: {char_height}px; line-height: {line_height}px; }}
-{styles}
-</style>
-<defs>
-<clipPath id="{unique_id}-clip-terminal"><rect width="{terminal_width}" height="{terminal_height}"/></clipPath>
-{lines}
-</defs>
-<rect width="{width}" height="{height}" fill="white"/>
-<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
-{backgrounds}
-<g class="{unique_id}-matrix">
-{matrix}
-</g>
-</g>
-</svg>
-"""
+_RICHS = signature(Console.export_svg).parameters["code_format"].default
+# Rich's own, without the fonts that it fetches.
+_PICTURE = re.sub(r"<!--.*?-->|@font-face \{\{.*?\n    \}\}", "", _RICHS, flags=re.DOTALL)
 
 
 def chart_of(figures: Sequence[Bars]) -> Group:
@@ -62,7 +47,5 @@ def chart_of(figures: Sequence[Bars]) -> Group:
 def picture_of(chart: Group, title: str) -> str:
     """A chart as the text of an SVG file, under a title."""
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), markup=False, emoji=False, highlight=False)
-    console.print(Text(title, style="bold"))
-    console.print()
     console.print(chart)
-    return console.export_svg(theme=DEFAULT_TERMINAL_THEME, code_format=_PICTURE, unique_id="repl-fx")
+    return console.export_svg(title=title, theme=DEFAULT_TERMINAL_THEME, code_format=_PICTURE, unique_id="repl-fx")

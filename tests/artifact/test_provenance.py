@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
-from repl_fx.artifact.origin import first_difference, require_as_made
+from repl_fx.artifact.provenance import first_difference, require_as_made
 from repl_fx.plan import Plan
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from repl_fx import __version__
-from repl_fx.environment.machine import cpu_model
+from repl_fx.environment.machine import cpu_model, installed as installed
 
 
 def device_name(device: torch.device) -> str:
@@ -21,15 +18,6 @@ def device_name(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     return cpu_model()
-
-
-def installed(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed, by name."""
-    found = {}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def environment() -> dict[str, Any]:

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import RenderableType
 from safetensors import SafetensorError, safe_open
 
 from repl_fx.artifact.manifest import Manifest, read_manifest
 from repl_fx.artifact.store import CONSTANTS, PLAN, weights_name, written_file
+from repl_fx.display.columns import Table, words
+from repl_fx.display.numbers import change, count
 from repl_fx.errors import ArtifactError, BadInput, one_line
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_plan
 
+# Names of tensors that a line tells.
+_NAMED = 3
 _STATUS = "status"
 _KEPT: Mapping[str, Any] = {_STATUS: "kept"}
 
@@ -231,3 +236,47 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _shown(value: Any) -> str:
     return "nothing" if value is None else str(value)
+
+
+def difference_lines(found: PlansDifference) -> list[RenderableType]:
+    """All that differs: the model, options, blocks, parameters and weights; one line where nothing does."""
+    if not found:
+        return [f"{found.one} and {found.other} are equal: {found.alike} {_blocks_are(found.alike)} the same"]
+    lines: list[RenderableType] = [f"- {found.one}", f"+ {found.other}"]
+    lines += [f"model: {one}" for one in found.model]
+    lines += [f"options: {one}" for one in found.options]
+    if found.blocks:
+        lines += [_blocks_table(found), f"{found.alike} other {_blocks_are(found.alike)} the same"]
+    before, after = found.parameters
+    if before is not None and after is not None:
+        lines.append(f"parameters: {count(before)} -> {count(after)} ({change(before, after)})")
+    if found.weights is not None:
+        lines.append(f"weights: {_weights_line(found.weights)}")
+    return lines
+
+
+def _blocks_table(found: PlansDifference) -> Table:
+    rows = [
+        (
+            "" if number else block.block,
+            one.what,
+            *("" if value is None else str(value) for value in (one.one, one.other)),
+        )
+        for block in found.blocks
+        for number, one in enumerate(block.changes)
+    ]
+    return Table("Blocks that differ", words("block", "what", "-", "+"), rows)
+
+
+def _blocks_are(number: int) -> str:
+    return "block is" if number == 1 else "blocks are"
+
+
+def _weights_line(weights: WeightsDifference) -> str:
+    parts = [f"{weights.equal} equal"]
+    named = {"different": weights.different, "on the - side alone": weights.only_one}
+    for what, names in {**named, "on the + side alone": weights.only_other}.items():
+        if names:
+            more = ", …" if len(names) > _NAMED else ""
+            parts.append(f"{len(names)} {what} ({', '.join(names[:_NAMED])}{more})")
+    return "; ".join(parts)

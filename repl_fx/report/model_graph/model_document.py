@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 import repl_fx
-from repl_fx.artifact.origin import with_origin
+from repl_fx.artifact.provenance import with_origin
 from repl_fx.artifact.store import Artifact
 from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.graph.captured import copy_graph
@@ -72,7 +72,7 @@ def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = (
     """
     # What is damaged is said before any work is done.
     known = read_evidence(artifact.directory)
-    return msgspec.structs.replace(document_of_result(artifact.result, spec, notes), **vars(known))
+    return msgspec.structs.replace(document_of_result(artifact.result, spec, notes), **known)
 
 
 def _document(

@@ -15,8 +15,8 @@ from repl_fx.costs.counted import measure_costs, measure_parts
 from repl_fx.errors import BadInput
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
-from repl_fx.report.model_graph.building import document_of_artifact, document_of_model, document_of_result
 from repl_fx.report.model_graph.document import Document
+from repl_fx.report.model_graph.model_document import document_of_artifact, document_of_model, document_of_result
 from repl_fx.report.page.sections import sections_of
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import captured, transformed

@@ -6,22 +6,22 @@ import importlib.metadata
 
 import torch
 
-from repl_fx.benchmarking import machine
+from repl_fx.benchmarking import hardware
 from repl_fx.environment.machine import cpu_model
 
 
 def test_the_name_of_a_cpu() -> None:
-    assert machine.device_name(torch.device("cpu")) == cpu_model()
+    assert hardware.device_name(torch.device("cpu")) == cpu_model()
 
 
 def test_what_is_not_installed_has_no_version() -> None:
-    assert machine.installed(["torch", "no-such-package"]) == {"torch": importlib.metadata.version("torch")}
+    assert hardware.installed(["torch", "no-such-package"]) == {"torch": importlib.metadata.version("torch")}
 
 
 def test_the_environment_in_a_line() -> None:
-    about = machine.of_device(torch.device("cpu"))
+    about = hardware.of_device(torch.device("cpu"))
     assert about["cuda"] is None and about["threads"] == torch.get_num_threads()
-    line = machine.in_a_line(about)
+    line = hardware.in_a_line(about)
     assert line.startswith(f"{about['cpu']}, ") and f"torch {torch.__version__}, repl-fx " in line
-    on_gpu = machine.in_a_line(about | {"device": "a GPU, 80 GiB", "cuda": "13.0", "cudnn": 9})
+    on_gpu = hardware.in_a_line(about | {"device": "a GPU, 80 GiB", "cuda": "13.0", "cudnn": 9})
     assert on_gpu.startswith("a GPU, 80 GiB; ") and "CUDA 13.0, cuDNN 9" in on_gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import repl_fx
@@ -16,7 +18,14 @@ from repl_fx.artifact.manifest import MANIFEST, File, read_manifest
 from repl_fx.artifact.store import WEIGHTS
 from repl_fx.errors import ArtifactError, BadInput, PlanMismatch
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.report.model_graph.comparing import ChangedFact, compare
+from repl_fx.report.plan_difference import (
+    BlockDifference,
+    ChangedFact,
+    PlansDifference,
+    WeightsDifference,
+    compare,
+    difference_lines,
+)
 from repl_fx.sources.source import hash_file
 from tests.captures import transformed
 from tests.model_graphs import TOKENS
@@ -127,3 +136,48 @@ def test_what_cannot_be_compared_is_said(artifact: Path, tmp_path: Path) -> None
     (damaged / WEIGHTS).write_bytes(b"no")
     with pytest.raises(ArtifactError, match="damaged"):
         compare(artifact, damaged)
+
+
+EQUAL = PlansDifference("a", "b", (), (), (), 1, (100, 100), WeightsDifference(9, (), (), ()))
+
+
+def text(found: PlansDifference) -> list[str]:
+    file = io.StringIO()
+    console = Console(file=file, width=80, markup=False)
+    for line in difference_lines(found):
+        console.print(line)
+    return [" ".join(line.split()) for line in file.getvalue().splitlines()]
+
+
+def test_equal_plans_are_one_line() -> None:
+    assert text(EQUAL) == ["a and b are equal: 1 block is the same"]
+
+
+def test_each_difference_has_its_line() -> None:
+    block = BlockDifference(
+        "blocks.[1]", (ChangedFact("status", "kept", "replaced"), ChangedFact("surrogate", None, "slim"))
+    )
+    weights = WeightsDifference(9, ("w", "x", "y", "z"), ("only",), ())
+    found = replace(
+        EQUAL,
+        model=(ChangedFact("class", "Net", "Other"),),
+        options=(ChangedFact("seed", 0, 1),),
+        blocks=(block,),
+        alike=2,
+        parameters=(100, 50),
+        weights=weights,
+    )
+    lines = text(found)
+    assert lines[:4] == ["- a", "+ b", "model: class: Net -> Other", "options: seed: 0 -> 1"]
+    assert lines[-5:] == [
+        "blocks.[1] status kept replaced",
+        "surrogate slim",
+        "2 other blocks are the same",
+        "parameters: 100 -> 50 (-50.0 %)",
+        "weights: 9 equal; 4 different (w, x, y, …); 1 on the - side alone (only)",
+    ]
+
+
+def test_a_plan_alone_has_no_weights() -> None:
+    found = replace(EQUAL, options=(ChangedFact("seed", 0, 1),), parameters=(None, 100), weights=None)
+    assert text(found) == ["- a", "+ b", "options: seed: 0 -> 1"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.artifact.weights import State, load_state, read_state, write_state
+from repl_fx.artifact.tensor_files import State, load_state, read_state, write_state
 from repl_fx.sources import load_source
 from tests.artifact.tables_net import X, transformed, write
 
