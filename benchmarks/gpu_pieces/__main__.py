@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu_pieces.setting import Record, Setting
 from benchmarks.gpu_pieces.table import pieces
-from repl_fx.benchmarking.machine import of_device
+from repl_fx.benchmarking.hardware import of_device
 from repl_fx.environment.files import write_whole
 
 
@@ -22,8 +22,8 @@ def end_with_parent() -> None:
     """End this process and those that it started when the one that started it is gone, however that ended."""
 
     def wait() -> None:
-        # Ends when the other end of the pipe is closed.
-        sys.stdin.buffer.read()
+        # Ends when the other end of the pipe is closed; without the lock of `sys.stdin`, which Python takes at its end.
+        os.read(0, 1)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -18,8 +18,8 @@ from benchmarks.training.cost_tables import TARGET_DTYPE, Group
 from benchmarks.training.models import Network
 from benchmarks.training.step import trainer_of
 from benchmarks.training.variants import CHECKPOINTED, FULL, Variant, pruned, rewritten
-from repl_fx.benchmarking.machine import of_device
-from repl_fx.benchmarking.memory import clear_memory
+from repl_fx.benchmarking.hardware import of_device
+from repl_fx.benchmarking.training import clear_memory
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.surrogates import known_surrogates
 
