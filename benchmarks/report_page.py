@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from repl_fx.report.model_graph.document import (
+from repl_fx.reporting.model_graph.document import (
     SCHEMA,
     Box,
     Cost,
@@ -183,7 +183,7 @@ def main() -> int:
         return 2
     from playwright.sync_api import sync_playwright
 
-    from repl_fx.report.page import render_page
+    from repl_fx.reporting.page import render_page
 
     table = Table("nodes", "bytes", "", "median, ms", "largest, ms", box=None)
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:

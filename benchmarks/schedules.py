@@ -37,7 +37,7 @@ from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.data.standardising import channel_scale
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from repl_fx.training.schedules import train_in_phases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,9 +108,9 @@ def run(task: Task, surrogate: str, settings: Mapping[str, Any], seed: int) -> d
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         if result is not None and config.is_scheduled:
-            made, _ = train_in_phases(result, task.data, config, Path(folder))
+            made = train_in_phases(result, task.data, config, Path(folder))
         else:
-            made = train(model if result is None else result.model, task.data, config, Path(folder))
+            made = train_once(model if result is None else result.model, task.data, config, Path(folder))
         took = time.process_time() - began
     return {"accuracy": 100 * made.figures["accuracy"], "seconds": took}
 

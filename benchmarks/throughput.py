@@ -41,7 +41,7 @@ from repl_fx.training import callbacks
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import CropAndFlip, Data, Tensors, load_data
 from repl_fx.training.module import Schedule, optimizer_of
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -86,7 +86,7 @@ def by_hand(
 def by_command(model: nn.Module, data: Data, config: TrainConfig, clock: Callable[[], float]) -> float:
     """Inputs a second of what `repl-fx train` runs, in its median epoch."""
     with tempfile.TemporaryDirectory() as folder, patch.object(callbacks, "time", SimpleNamespace(perf_counter=clock)):
-        made = train(model, data, config, Path(folder))
+        made = train_once(model, data, config, Path(folder))
     assert made.inputs_per_second is not None
     return made.inputs_per_second
 

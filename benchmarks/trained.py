@@ -34,7 +34,7 @@ from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.errors import ReplFxError, first_line
 from repl_fx.training.evaluation import evaluate
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARES = (0.9, 0.75, 0.5)
@@ -57,7 +57,7 @@ def healed(own: Original, cut: Cut, share: float) -> float:
         steps=steps, lr=own.config.lr * RATE, teacher="original", target_weight=1.0, label_smoothing=0.0
     )
     with tempfile.TemporaryDirectory() as place:
-        figures = train(cut.model, own.data, config, Path(place), teacher=own.copy()).figures
+        figures = train_once(cut.model, own.data, config, Path(place), teacher=own.copy()).figures
     return figures[own.best]
 
 

@@ -19,8 +19,8 @@ from typing import Literal
 from playwright.sync_api import Page, sync_playwright
 
 import repl_fx
-from repl_fx.report.model_graph.model_document import document_of_result
-from repl_fx.report.page import render_page
+from repl_fx.reporting.model_graph.model_document import document_of_result
+from repl_fx.reporting.page import render_page
 from repl_fx.sources import load_source
 
 PICTURES = Path(__file__).parent / "pictures"

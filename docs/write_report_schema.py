@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from repl_fx.report.model_graph.schema import schema_text
+from repl_fx.reporting.model_graph.schema import schema_text
 
 FILE = Path(__file__).with_name("report.schema.json")
 

@@ -18,7 +18,7 @@ from . import (
     pipeline as pipeline,
     plan as plan,
     planning as planning,
-    report as report,
+    reporting as reporting,
     rewriting as rewriting,
     running as running,
     sources as sources,
@@ -30,6 +30,12 @@ from .artifact import (
     load as load,
     save as save,
     save_pretrained as save_pretrained,
+)
+from .benchmarking.benchmark import (
+    bench as bench,
+)
+from .benchmarking.results import (
+    Benchmark as Benchmark,
 )
 from .errors import (
     ArtifactError as ArtifactError,
@@ -93,6 +99,10 @@ from .planning.scoring.scores import (
     Scores as Scores,
     StretchScore as StretchScore,
 )
+from .reporting.report import (
+    Report as Report,
+    report as report,
+)
 from .rewriting.folding import (
     fold as fold,
 )
@@ -120,6 +130,12 @@ from .tracing.capture import (
 from .tracing.parts.capture import (
     CapturedParts as CapturedParts,
     capture_parts as capture_parts,
+)
+from .training.healing import (
+    heal as heal,
+)
+from .training.train import (
+    train as train,
 )
 
 __version__: str

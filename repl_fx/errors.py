@@ -275,3 +275,14 @@ def first_line(problem: BaseException) -> str:
     # Without terminal colours.
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).splitlines()
     return next((line.strip() for line in lines if line.strip()), type(problem).__name__)
+
+
+@contextmanager
+def needing(extra: str, function: str) -> Iterator[None]:
+    """Import what needs the libraries of an extra, such as `train`; a function or command without them gets a line."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if str(missing.name).startswith("repl_fx"):
+            raise
+        raise BadInput(f"{function} needs {missing.name}; pip install 'repl-fx[{extra}]'") from missing

@@ -45,6 +45,7 @@ def transform(
     copy: bool = False,
     allow_nan: bool = False,
     check: bool = True,
+    graph: bool = False,
     in_place: bool = False,
     checkpoint_blocks: bool = False,
     captured: CapturedParts | fx.GraphModule | None = None,
@@ -68,6 +69,7 @@ def transform(
         allow_nan: take a model with weights that are NaN or infinite, too.
         check: take one training step of the rewritten model on the example inputs. A surrogate that fails it is
             refused; `auto` goes on to its next choice for that block. With a given plan the failure is an error.
+        graph: let `result.model` be the graph, also where the model has a form in place.
         in_place: replace only blocks whose surrogates have a place in the model's own tree, so that `result.model` is
             the model in place. Else one such block makes it the graph. Either way `auto` takes a surrogate that has a
             place before one that has none.
@@ -118,7 +120,7 @@ def transform(
         if before is None:
             raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
         known = before
-    form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
+    form: Any = {"graph": graph, "in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
     result = rewrite(known, plan or options, inputs, stage, check=check, finder=finder, **form)
     for option, wanted in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
         if wanted and result.in_place.model is None:
@@ -133,6 +135,7 @@ def rewrite(
     stage: Callable[[str], None] = tell,
     *,
     check: bool = True,
+    graph: bool = False,
     in_place: bool = False,
     checkpoint_blocks: bool = False,
     required: bool = True,
@@ -156,7 +159,7 @@ def rewrite(
             stage("replace")
             settling = Settling(captured, found, inputs, plan.seed, check=check)
             settling.require(plan)
-            return settling.result(plan, checkpoint_blocks=checkpoint_blocks, scores={})
+            return replace(settling.result(plan, checkpoint_blocks=checkpoint_blocks, scores={}), graph=graph)
         blocks, model = plan.get("blocks"), captured.source
         found = find_in_parts(captured, by_options(captured, blocks or (), finder))
         # A pattern names the blocks of a repeat, and none to go.
@@ -165,7 +168,7 @@ def rewrite(
 
         def graphs() -> Graphs:
             stage("measure what blocks cost")
-            how: Any = {"judged": judged, "checkpoint_blocks": checkpoint_blocks}
+            how: Any = {"judged": judged, "graph": graph, "checkpoint_blocks": checkpoint_blocks}
             forms = partial(forms_of, captured, found, inputs, **how)
             return Graphs(model, captured.module, captured.parts, forms)
 
@@ -182,7 +185,8 @@ def rewrite(
             if not planner.learn(wanted, settled):
                 break
         require_replacements(captured, found, settled)
-        return settling.result(settled, checkpoint_blocks=checkpoint_blocks, scores=options.get("scores") or {})
+        known: Any = {"checkpoint_blocks": checkpoint_blocks, "scores": options.get("scores") or {}}
+        return replace(settling.result(settled, **known), graph=graph)
 
 
 def unreplaced(result: TransformResult, why: str) -> TransformResult:

@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 
-from repl_fx.report.model_graph.document import Document, Graph
-from repl_fx.report.model_graph.model_document import document_of_result
+from repl_fx.reporting.model_graph.document import Document, Graph
+from repl_fx.reporting.model_graph.model_document import document_of_result
 from tests.captures import transformed
 from tests.nets import TokenNet
 

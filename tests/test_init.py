@@ -23,7 +23,14 @@ COMPILER = {
     "torch.onnx",
 }
 # What `repl-fx inspect` imports.
-INSPECT = ("tracing.parts.capture", "costs.counted", "finding.repeats", "report.documents", "report.tables", "sources")
+INSPECT = (
+    "tracing.parts.capture",
+    "costs.counted",
+    "finding.repeats",
+    "reporting.documents",
+    "reporting.tables",
+    "sources",
+)
 MODULES = sorted(module.name for module in pkgutil.iter_modules(repl_fx.__path__) if not module.name.startswith("_"))
 
 

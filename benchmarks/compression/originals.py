@@ -23,7 +23,7 @@ from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
 from repl_fx.training.calibration import calibration
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from repl_fx.training.tasks import task_of
 
 SAMPLES = 512
@@ -111,7 +111,7 @@ def original(task: Task, data: Data, seed: int, folder: Path) -> Original:
     if not known.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as place:
-            made = train(model, data, config, Path(place))
+            made = train_once(model, data, config, Path(place))
         save_model(model.cpu(), str(file))
         known.write_text(json.dumps({"steps": made.steps, "figures": made.figures}) + "\n")
     load_model(model, str(file))

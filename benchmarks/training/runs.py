@@ -25,7 +25,7 @@ from repl_fx.planning.policies import policy_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, length
 from repl_fx.training.loading import loaders
-from repl_fx.training.run import LOGS, STATE, train
+from repl_fx.training.run import LOGS, STATE, train_once
 
 WHOLE = {"full": FULL, "stochastic-depth": STOCHASTIC}
 SURROGATES = (
@@ -200,7 +200,7 @@ def _result(run: Run, data: Data) -> dict[str, Any]:
     if run.compiled is not None:
         model.compile(mode=run.compiled)
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(model, data, run.config, Path(folder))
+        trained = train_once(model, data, run.config, Path(folder))
         train_loss = _final_loss(Path(folder) / STATE / LOGS)
     assert trained.inputs_per_second is not None
     named = {"bits" if name == "bits_per_byte" else name: value for name, value in trained.figures.items()}

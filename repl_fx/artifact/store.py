@@ -89,14 +89,10 @@ class Artifact:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model in place, with the weights.
-
-        Raises:
-            BadInput: a replaced block has no place in the source's tree.
-        """
+        """The model in place, with the weights; `module` where a replaced block has no place in the source's tree."""
         in_place = self.result.in_place
         if in_place.model is None:
-            raise BadInput(f"{self.directory} has no model in place: {in_place.reason}; load it with in_place=False")
+            return self.module
         model, state = in_place.model, self.state
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
         of_graph = vars(self.module)[ORIGIN]
@@ -115,7 +111,7 @@ def save(
     """Write an artifact; all of it or nothing.
 
     Args:
-        model: from `transform`, its model in place, or a module from `load`, which keeps its model's specification,
+        model: from `transform`, its model or its graph, or a module from `load`, which keeps its model's specification,
             options and example inputs. Weights are saved as they are now, so training in between is kept.
         directory: where to; it must be absent or empty.
         source: how to build the model again; without it, an artifact from `transform` needs the model itself at `load`.
@@ -170,7 +166,7 @@ def load(
     *,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
-    in_place: bool | None = None,
+    graph: bool = False,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """Load the rewritten model of an artifact; `save` takes it again.
@@ -180,21 +176,19 @@ def load(
         model: the source model, for artifacts that were saved without a source; its weights do not matter. Or a
             specification of it (`repl_fx.sources`), for artifacts whose model file is elsewhere now, or another.
         args, kwargs: example inputs, in place of inputs like those that the artifact describes.
-        in_place: whether to have the model in place, of the source's class, or its graphs; by default what was saved.
+        graph: give the model in its graphs, also where it could be in place.
         trust_remote_code: let code run that lies in the directory of an `hf:` model; see `load_source`.
 
     Returns:
-        The model, in evaluation mode: of the source's class where it is in place; else a graph module, or a module with
-        graphs in it.
+        The model, in evaluation mode, whichever form was saved: of the source's class, in place, where each replaced
+        block has a place in it; else a graph module, or a module with graphs in it.
 
     Raises:
         ArtifactError: no artifact, a damaged or foreign one, one whose model file is not the one it was made from, or
             one that no longer fits its model.
     """
-    artifact = load_artifact(directory, model, args=args, kwargs=kwargs, trust_remote_code=trust_remote_code)
-    if not (artifact.manifest.in_place if in_place is None else in_place):
-        return artifact.module
-    return artifact.model
+    given: Any = {"args": args, "kwargs": kwargs, "graph": graph, "trust_remote_code": trust_remote_code}
+    return load_artifact(directory, model, **given).model
 
 
 @shown("load")
@@ -205,6 +199,7 @@ def load_artifact(
     *,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    graph: bool = False,
     trust_remote_code: bool = False,
 ) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
@@ -258,7 +253,9 @@ def load_artifact(
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
     known_now = {**manifest.described(), "plan": as_applied, "in_place": False}
     vars(result.module)[ORIGIN] = msgspec.structs.replace(result.origin_of(result.module), **known_now)
-    return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
+    return Artifact(
+        directory, manifest, as_applied, result.module.eval(), state, replace(result, graph=True) if graph else result
+    )
 
 
 def _changed(model: str, described: Inputs, inputs: ExampleInputs) -> tuple[str, str]:

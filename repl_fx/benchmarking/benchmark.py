@@ -7,7 +7,7 @@ round, in another order each time, after rounds of warm-up. A variant that canno
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,9 +29,10 @@ from repl_fx.benchmarking.results import (
     VariantRow,
 )
 from repl_fx.benchmarking.training import Sizes, Trainer, clear_memory, mean_squares, timed_steps
-from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
+from repl_fx.display.progress import shown, tell
+from repl_fx.errors import BadInput, ForeignError, ReplFxError, close_matches, foreign_code, one_line
 from repl_fx.export.tensors import at_batch, flatten_inputs
-from repl_fx.rewriting.result import TransformResult
+from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.timing import Timer, interleaved, latency
 from repl_fx.running.untouched import seeded
@@ -91,27 +92,36 @@ class Settings:
         return (EAGER, *((COMPILED,) if self.compiled else ()), *((ONNX,) if self.onnx else ()))
 
 
-def benchmark(
-    result: TransformResult,
-    model: nn.Module,
-    inputs: ExampleInputs,
-    settings: Settings,
+@shown("bench")
+def bench(
+    model: TransformResult | HoldsResult,
+    settings: Settings | None = None,
     *,
-    progress: Callable[[str], None] = lambda stage: None,
+    inputs: ExampleInputs | None = None,
+    progress: Callable[[str], None] | None = None,
+    **changed: Any,
 ) -> Benchmark:
-    """Measure the variants of a model.
+    """Measure a rewritten model next to the original, to depth pruning and to activation checkpointing.
 
     Args:
-        result: of the transform, on the host; the models in it are not changed.
-        model: the rewritten model: `result.model`, or what was loaded from an artifact.
-        inputs: example inputs, in the batch that training has by default.
+        model: what `transform`, `compress` or `load_artifact` returned, on the host; it is not changed.
         settings: how to measure.
-        progress: called with the name of each stage as it begins.
+        inputs: example inputs, in the batch that training has by default; those of the result by default.
+        progress: called with the name of each stage as it begins, in place of a bar (`REPL_FX_PROGRESS`).
+        **changed: single settings, such as `rounds=5, onnx=False`; see `Settings`.
 
     Raises:
-        BadInput: inputs that have not the batch size that was asked for, or nothing that could be measured: says why.
+        BadInput: a setting that is none, example inputs that have not the batch size that was asked for, or nothing
+            that could be measured: says why.
     """
-    run = _BenchmarkRun(result, model, inputs, settings, progress)
+    result, rewritten = result_and_model(model)
+    if result is None:
+        raise BadInput(f"bench takes what transform or compress returned, and this is a {type(model).__name__}")
+    known = [one.name for one in fields(Settings)]
+    if unknown := next((name for name in changed if name not in known), None):
+        raise BadInput(f"bench has no setting {unknown!r}{close_matches(unknown, known)}; it has {', '.join(known)}")
+    settings = replace(settings or Settings(), **changed)
+    run = _BenchmarkRun(result, rewritten, inputs or result.inputs, settings, progress or tell)
     with seeded(run.device, settings.seed):
         trained = run.training() if settings.training else ()
         inferred = run.inference() if settings.inference else ()
@@ -130,7 +140,7 @@ def benchmark(
 
 @dataclass(eq=False)
 class _BenchmarkRun:
-    """A run of a benchmark, with the variants that could be made; see `benchmark`."""
+    """A run of a benchmark, with the variants that could be made; see `bench`."""
 
     result: TransformResult
     model: nn.Module

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from repl_fx.benchmarking.training import Seconds, Sizes
+from repl_fx.display.columns import Table
+from repl_fx.display.html import html_of, text_of
 from repl_fx.running.timing import Share, Spread, paired_ratio
 
 KIND, SCHEMA = "repl-fx bench", 1
@@ -156,6 +158,17 @@ class Benchmark:
             "inference": [self._with_ratio(row) for row in self.inference],
             "notes": list(self.notes),
         }
+
+    def __repr__(self) -> str:
+        return text_of(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return html_of(*self._shown())
+
+    def _shown(self) -> list[str | Table]:
+        from repl_fx.benchmarking.tables import bench_parts
+
+        return bench_parts(self.to_json())
 
     def _with_ratio(self, row: VariantRow) -> dict[str, Any]:
         return {**row.to_json(), "of_original": self.time_ratio(row), "settled": self.settled(row)}

@@ -15,9 +15,8 @@ from repl_fx.planning.settings import PlanSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import nn
-
     from repl_fx import TransformResult
+    from repl_fx.artifact import Artifact
 
 
 class BenchFlags(SpecFlags, frozen=True, kw_only=True):
@@ -56,11 +55,12 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
         repl-fx bench out
         repl-fx bench timm:resnet18 --only inference --batch-sizes 1,8
     """  # noqa: D205 - this is the help text, and its first line is a paragraph
-    from repl_fx.artifact import BENCH, CHART, adding
-    from repl_fx.benchmarking.benchmark import Settings, benchmark
+    from repl_fx.artifact import BENCH, CHART, Artifact, adding
+    from repl_fx.benchmarking import tables
+    from repl_fx.benchmarking.benchmark import Settings, bench
     from repl_fx.benchmarking.hardware import in_a_line
     from repl_fx.planning.written_options import parse_sizes
-    from repl_fx.report import figures, tables, terminal_charts
+    from repl_fx.reporting import figures, terminal_charts
     from repl_fx.sources import usable_device
     from repl_fx.sources.input_shapes import shape_at_batch
 
@@ -85,17 +85,17 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
     terminal.stage("load")
     # Variants go to the device one after another.
     target = common.load_target(spec, flags, planned, device="cpu")
-    result, rewritten = _rewritten(target, planned, flags.seed, terminal.stage)
-    shape = None if target.artifact else shape_at_batch(result.captured_parts, flags.batch or 0)
+    made = _rewritten(target, planned, flags.seed, terminal.stage)
+    shape = None if isinstance(made, Artifact) else shape_at_batch(made.captured_parts, flags.batch or 0)
     if shape is not None:
         planned = planned.changed(input_shape=shape)
         target = common.load_target(spec, flags, planned, device="cpu")
-        result, rewritten = _rewritten(target, planned, flags.seed, terminal.stage)
+        made = _rewritten(target, planned, flags.seed, terminal.stage)
     artifact = target.artifact if flags.output is None else None
     # What cannot be written should not cost a measurement.
     with adding(artifact, BENCH, CHART) as place:
-        measured = benchmark(result, rewritten, target.inputs, settings, progress=terminal.stage)
-        replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
+        measured = bench(made, settings, inputs=target.inputs, progress=terminal.stage)
+        replacements = [{"block": one.block, "surrogate": one.surrogate} for one in made.plan.replacements]
         document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
         document["notes"] = [*target.notes, *measured.notes]
         chart = terminal_charts.chart_of(figures.bench_figures(document))
@@ -118,13 +118,11 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
 
 def _rewritten(
     target: common.Target, settings: PlanSettings, seed: int, progress: Callable[[str], None]
-) -> tuple[TransformResult, nn.Module]:
-    """The transform of a target and the model that it made, with the weights of the artifact where it is one."""
+) -> TransformResult | Artifact:
+    """The transform of a target; the artifact, where it is one."""
     from repl_fx import transform
 
-    if target.artifact is None:
-        args, kwargs = target.inputs.args, target.inputs.kwargs
-        result = transform(target.module, args, kwargs, seed=seed, progress=progress, **settings.transform_options())
-        return result, result.model
-    in_place = target.artifact.result.in_place.model is not None
-    return target.artifact.result, target.artifact.model if in_place else target.module
+    if target.artifact is not None:
+        return target.artifact
+    options: Any = {"seed": seed, "progress": progress, **settings.transform_options()}
+    return transform(target.module, target.inputs.args, target.inputs.kwargs, **options)

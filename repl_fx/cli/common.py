@@ -25,11 +25,11 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 
 from repl_fx.cli.completion import complete_artifact, complete_model, complete_model_or_artifact
-from repl_fx.cli.flags import ArtifactFlags, Flags, SpecFlags, flag, with_flags
+from repl_fx.cli.flags import Flags, SpecFlags, with_flags
 from repl_fx.cli.group import CLOSED, explain
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
-from repl_fx.errors import BadInput, OutputError
+from repl_fx.errors import BadInput, OutputError, needing as needing
 from repl_fx.planning.settings import ModelSettings, flag_of, given_among
 from repl_fx.running.collection import imports_passed_over
 
@@ -54,13 +54,6 @@ AnySpecArgument = Annotated[
     str, argument("SPEC|DIR", "A model, or a directory that transform wrote.", complete_model_or_artifact)
 ]
 DirectoryArgument = Annotated[Path, argument("DIR", "A directory that transform wrote.", complete_artifact)]
-# Of commands with parameters of their own.
-ModelOption = Annotated[str | None, flag(ArtifactFlags, "model")[1]]
-TrustOption = Annotated[bool, flag(ArtifactFlags, "trust_remote_code")[1]]
-JsonOption = Annotated[bool, flag(Flags, "as_json")[1]]
-VerboseOption = Annotated[bool, flag(Flags, "verbose")[1]]
-QuietOption = Annotated[bool, flag(Flags, "quiet")[1]]
-
 # A stage that is over sooner needs no line of its own.
 _SLOW = 1.0
 
@@ -103,7 +96,9 @@ class Terminal:
     def step(self, step: str, done: int, total: int | None) -> None:
         """Show the step that a stage is at, while it lasts."""
         if self._status is not None:
-            self._status.update(step_line(str(self._stage), step, done, total))
+            line = step_line(str(self._stage), step, done, total)
+            # Cropped: rich cannot take back lines that the terminal has wrapped.
+            self._status.update(line if len(line) < (room := self._err.width - 2) else f"{line[: room - 1]}…")
 
     def end_stage(self) -> None:
         """End the stage; one that took long gets a line on stderr."""
@@ -330,17 +325,6 @@ def require_no_plan(artifact: str, given: Mapping[str, Any]) -> None:
         raise BadInput(f"{artifact} is an artifact and has its plan; leave out {', '.join(chosen)}")
 
 
-@contextlib.contextmanager
-def needing(extra: str, command: str) -> Iterator[None]:
-    """Import what needs the libraries of an extra, such as `train`; a command without them gets a line."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        if str(missing.name).startswith("repl_fx"):
-            raise
-        raise BadInput(f"{command} needs {missing.name}; pip install 'repl-fx[{extra}]'") from missing
-
-
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     """Notes as lines of their own."""
     return [f"note: {note}" for note in notes]
@@ -353,7 +337,7 @@ def data_lines(changes: Sequence[str]) -> list[RenderableType]:
 
 def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
     """The lines on a model and its capture: one, and a table where it was captured in parts."""
-    from repl_fx.report.tables import parts_table
+    from repl_fx.reporting.tables import parts_table
 
     if captured.whole:
         return [f"{title}, captured by {captured.parts[0].graph_module.meta['capture'].tracer}"]
@@ -363,7 +347,7 @@ def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
 
 def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableType]:
     """The table of costs, and the reason why some are unknown."""
-    from repl_fx.report.tables import costs_table
+    from repl_fx.reporting.tables import costs_table
 
     why = [f"costs are unknown, as the model does not run on shapes alone: {before.unknown}"] if before.unknown else []
     return [costs_table(before, after), *why]

@@ -30,7 +30,7 @@ def diff_command(
         repl-fx diff before after
         repl-fx diff out/plan.json other.json --json
     """
-    from repl_fx.report.plan_difference import compare, difference_lines
+    from repl_fx.reporting.plan_difference import compare, difference_lines
 
     terminal.stage("compare")
     found = compare(one, other)

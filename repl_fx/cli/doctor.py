@@ -18,7 +18,7 @@ def doctor_command(terminal: common.Terminal, flags: Flags) -> None:
         repl-fx doctor --json
     """
     from repl_fx.environment.examination import examine
-    from repl_fx.report.doctor_tables import doctor_lines
+    from repl_fx.reporting.doctor_tables import doctor_lines
 
     found = examine(terminal.stage)
     terminal.show(*doctor_lines(found))

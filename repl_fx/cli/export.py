@@ -41,7 +41,7 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
     """
     from repl_fx.artifact import load_artifact
     from repl_fx.artifact.exporting import export_artifact
-    from repl_fx.report.tables import verification_table
+    from repl_fx.reporting.tables import verification_table
 
     if flags.per_layer and not flags.verify:
         raise BadInput("--per-layer compares, and --no-verify compares nothing; leave one out")

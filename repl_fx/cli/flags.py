@@ -29,7 +29,7 @@ from repl_fx.planning.settings import flag_of, lines_of_help
 # The sections of the help, by the settings in them; all others are the command's own.
 _SECTIONS = {
     "Blocks to replace": ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan"),
-    "Model": ("weights", "pretrained", "arg", "input_shape", "fixed", "checkpoint_blocks"),
+    "Model": ("weights", "pretrained", "arg", "input_shape", "fixed", "graph", "checkpoint_blocks"),
     "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
     "Optimizer": (
         *("epochs", "steps", "batch_size", "full_batches", "accumulate", "optimizer", "lr", "momentum"),
@@ -97,6 +97,22 @@ class SpecFlags(ArtifactFlags, frozen=True, kw_only=True):
     # Those of torch.manual_seed.
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] = 0
     device: Annotated[str, "DEVICE"] = "cpu"
+
+
+class RunFlags(ArtifactFlags, frozen=True, kw_only=True):
+    """Flags of a command that makes a run in a directory, and goes on with it.
+
+    Attributes:
+        output: Where the artifact goes; by default DIR itself.
+        resume: Go on with the run of DIR that was stopped, with its settings.
+        config: Settings in YAML; flags come before them.
+        force: Replace an artifact or a run that is there already.
+    """
+
+    output: Directory | None = None
+    resume: Switch = False
+    config: File | None = None
+    force: Switch = False
 
 
 def with_flags(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -9,7 +10,7 @@ from msgspec import Meta
 
 from repl_fx.cli import common
 from repl_fx.cli.flags import Directory, File, Sections, SpecFlags, Switch
-from repl_fx.cli.report import page_renderer, report_document
+from repl_fx.cli.report import report_on, require_renderer
 from repl_fx.errors import BadInput
 from repl_fx.planning.settings import ModelSettings
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from repl_fx.costs.counted import Costs
     from repl_fx.finding.blocks import Repeat
-    from repl_fx.report.model_graph.document import Document
+    from repl_fx.reporting.model_graph.document import Document
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
     from repl_fx.training.config import TrainConfig
@@ -85,7 +86,7 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     from repl_fx import capture_parts
     from repl_fx.costs import counted as costs
     from repl_fx.finding.repeats import repeats_table
-    from repl_fx.report import documents, tables
+    from repl_fx.reporting import documents, tables
     from repl_fx.tracing.parts.finders import by_options
     from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside, repeats_of
 
@@ -93,7 +94,7 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     patterns = _patterns(spec, flags)
     pictures = [file for file in (flags.html, flags.svg, flags.dot) if file is not None]
     if pictures:
-        render_page = page_renderer("inspect --html, --svg and --dot")
+        require_renderer("inspect --html, --svg and --dot")
     for file in pictures:
         common.require_free_file(file, force=flags.force)
     terminal.stage("load")
@@ -133,13 +134,13 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
         inside = own_inside(found_in_parts or ())
         document |= _shown_scores(terminal, captured, samples_from, config, flags, inside)
     if pictures:
-        shown = report_document(target, spec, terminal, captured, found_in_parts)
+        made = report_on(target, spec, terminal, captured, found_in_parts)
         if "scores" in document:
-            shown = msgspec.structs.replace(shown, scores=document["scores"])
+            made = replace(made, document=msgspec.structs.replace(made.document, scores=document["scores"]))
         terminal.stage("draw")
         if flags.html is not None:
-            common.write_whole(flags.html, render_page(shown))
-        _draw(shown, flags)
+            common.write_whole(flags.html, made.page)
+        _draw(made.document, flags)
         terminal.show(*(f"written: {file}" for file in pictures))
         document["written"] = [str(file) for file in pictures]
     terminal.document(document)
@@ -187,7 +188,7 @@ def _shown_costs(
     terminal: common.Terminal, target: common.Target, before: Costs, after: Costs | None
 ) -> dict[str, Any]:
     """Show the costs of a model, for a directory before and after, and give them as data."""
-    from repl_fx.report import documents, tables
+    from repl_fx.reporting import documents, tables
 
     if target.artifact is None or after is None:
         terminal.show(*common.costs_lines(before))
@@ -211,7 +212,7 @@ def _shown_scores(
     repeats: Sequence[Repeat] | None,
 ) -> dict[str, Any]:
     """Score the blocks of a model, show the scores, and give them as data."""
-    from repl_fx.report import documents, figures, tables, terminal_charts
+    from repl_fx.reporting import documents, figures, tables, terminal_charts
     from repl_fx.training.calibration import score_on_data
     from repl_fx.training.loading import changes_of
 
@@ -226,9 +227,9 @@ def _shown_scores(
 
 def _draw(shown: Document, flags: InspectFlags) -> None:
     """Write the pictures of a model, after its transform where it was transformed."""
-    from repl_fx.report.pictures.dot import dot_of
-    from repl_fx.report.pictures.folded import fold_document
-    from repl_fx.report.pictures.svg import svg_of
+    from repl_fx.reporting.pictures.dot import dot_of
+    from repl_fx.reporting.pictures.folded import fold_document
+    from repl_fx.reporting.pictures.svg import svg_of
 
     folded = fold_document(shown)
     for file, text_of in ((flags.svg, svg_of), (flags.dot, dot_of)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from repl_fx.cli.flags import File, SpecFlags, Switch
 from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
-    from repl_fx.report.model_graph.document import Document
+    from repl_fx.reporting.report import Report
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.part_repeats import PartRepeats
 
@@ -45,9 +45,9 @@ def report_command(terminal: common.Terminal, flags: ReportFlags, spec: common.A
         repl-fx report out --model-explorer out.json
     """
     from repl_fx.artifact import REPORT, adding
-    from repl_fx.report.model_graph.model_explorer import graph_collection
+    from repl_fx.reporting.model_graph.model_explorer import graph_collection
 
-    render_page = page_renderer("report")
+    require_renderer("report")
     directory = Path(spec) if flags.output is None and Path(spec).is_dir() else None
     written = directory / REPORT if directory else flags.output or Path(f"{name_of(spec)}-report.html")
     files = [written, *filter(None, [flags.model_explorer])]
@@ -57,46 +57,40 @@ def report_command(terminal: common.Terminal, flags: ReportFlags, spec: common.A
     target = common.load_target(spec, flags, ModelSettings().changed(**given))
     # What cannot be written should not cost the work.
     with adding(target.artifact if directory else None, REPORT) as place:
-        document = report_document(target, spec, terminal)
+        made = report_on(target, spec, terminal)
         terminal.stage("draw")
-        page = render_page(document)
+        page = made.page
         terminal.stage("save")
         common.write_whole(place / REPORT if place else written, page)
         if flags.model_explorer is not None:
-            common.write_whole(flags.model_explorer, json.dumps(graph_collection(document)))
+            common.write_whole(flags.model_explorer, json.dumps(graph_collection(made.document)))
     terminal.show(target.title, *common.note_lines(target.notes), *(f"written: {file}" for file in files))
-    terminal.document(json.loads(document.to_json()))
+    terminal.document(json.loads(made.document.to_json()))
 
 
-def page_renderer(command: str) -> Callable[[Document], str]:
-    """The function that makes a page of a document; a command without the libraries for it gets a line."""
+def require_renderer(command: str) -> None:
+    """Refuse a command without the libraries of a page, before any work is done."""
     with common.needing("report", command):
-        # The layouts of the document import it only when they are made.
         import igraph  # noqa: F401
 
-        from repl_fx.report.page import render_page
-    return render_page
+        import repl_fx.reporting.page  # noqa: F401
 
 
-def report_document(
+def report_on(
     target: common.Target,
     spec: str,
     terminal: common.Terminal,
     captured: CapturedParts | None = None,
     found: Sequence[PartRepeats] | None = None,
-) -> Document:
-    """The document of a target; a model is captured, and its repeats found, unless that was done before."""
-    from repl_fx import capture_parts
-    from repl_fx.report.model_graph.model_document import document_of_artifact, document_of_model
+) -> Report:
+    """The report on a target; a model is captured, and its repeats found, unless that was done before."""
+    from repl_fx import capture_parts, report
 
     if target.artifact is None and captured is None:
         terminal.stage("capture")
         captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
-    terminal.stage("lay out")
-    if target.artifact is not None:
-        return document_of_artifact(target.artifact, spec, target.notes)
-    assert captured is not None
-    return document_of_model(captured, spec, target.notes, found)
+    model: Any = target.artifact or captured
+    return report(model, title=spec, notes=target.notes, found=found, progress=terminal.stage)
 
 
 def name_of(spec: str) -> str:

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from repl_fx.cli import common
-from repl_fx.cli.flags import with_flags
+from repl_fx.cli.flags import RunFlags
 from repl_fx.training.config import TrainConfig
 
+if TYPE_CHECKING:
+    from repl_fx.training.command import TrainingRun
 
-def _commands() -> Any:
-    """The functions that need the libraries of the extra."""
-    with common.needing("train", "train"):
-        from repl_fx.training.command import begin, train_directory, train_side_by_side
-        from repl_fx.training.processes import Ended, ending_together
-    return begin, train_directory, train_side_by_side, Ended, ending_together
+Found = TypeVar("Found")
 
 
-@with_flags(TrainConfig)
-def train_command(
-    spec: common.AnySpecArgument,
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes, for a model.", show_default=False),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of DIR, with its settings.")] = False,
-    config_file: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings in YAML; flags come before them.", show_default=False),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
-    model: common.ModelOption = None,
-    trust: common.TrustOption = False,
-    as_json: common.JsonOption = False,
-    verbose: common.VerboseOption = False,
-    quiet: common.QuietOption = False,
-    **given: Any,
-) -> None:
+@common.command(RunFlags, TrainConfig)
+def train_command(terminal: common.Terminal, flags: RunFlags, spec: common.AnySpecArgument, **given: Any) -> None:
     """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote.
 
     Examples:
@@ -49,40 +27,56 @@ def train_command(
         repl-fx train out --resume
         repl-fx train model.py -o out --compare --seeds 3
     """
-    # Of several processes the first one shows what there is to show.
-    quiet = quiet or os.environ.get("RANK", "0") != "0"
-    with common.running(as_json, verbose, quiet) as terminal:
-        begin, train_directory, train_side_by_side, ended, ending_together = _commands()
-        from repl_fx.training.comparing import comparison_table, rows_document
+    with common.needing("train", "train"):
+        from repl_fx.training.command import train_directory, train_side_by_side
+    from repl_fx.training.comparing import comparison_table, rows_document
 
-        try:
-            with ending_together():
-                run = begin(
-                    spec,
-                    output,
-                    given,
-                    config_file=config_file,
-                    resume=resume,
-                    force=force,
-                    model=model,
-                    trust_remote_code=trust,
-                    progress=terminal.stage,
-                    stdout=terminal.descriptor,
-                )
-                if run.processes.first:
-                    terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
-                show = not (quiet or as_json)
-                if run.config.compare or run.config.seeds > 1:
-                    rows = train_side_by_side(run, show=show, progress=terminal.stage)
-                    shown: list[Any] = [comparison_table(rows)]
-                    figures: dict[str, Any] = {"comparison": rows_document(rows)}
-                else:
-                    trained = train_directory(run, show=show, progress=terminal.stage)
-                    shown = [f"{name}: {value:.4f}" for name, value in trained.figures.items()]
-                    figures = {"steps": trained.steps, "figures": trained.figures}
-        except ended as end:
-            raise typer.Exit(end.code) from None
-        if not run.processes.first:
-            return
-        terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
-        terminal.document({"directory": str(run.directory), "data": list(run.changes), **figures})
+    def work(run: TrainingRun) -> tuple[list[Any], dict[str, Any]]:
+        if run.config.compare or run.config.seeds > 1:
+            rows = train_side_by_side(run, terminal.stage)
+            return [comparison_table(rows)], {"comparison": rows_document(rows)}
+        trained = train_directory(run, terminal.stage)
+        return trained.figures_lines, {"steps": trained.steps, "figures": trained.figures}
+
+    run, (shown, known) = in_a_run(terminal, flags, work, spec, given)
+    show_run(terminal, run, shown, known)
+
+
+def in_a_run(
+    terminal: common.Terminal,
+    flags: RunFlags,
+    work: Callable[[TrainingRun], Found],
+    spec: str,
+    given: dict[str, Any],
+    **more: Any,
+) -> tuple[TrainingRun, Found]:
+    """The run that the flags ask for, and what the work on it made; of several processes, in the first alone.
+
+    Args:
+        spec, given, more: see `RunRequest`.
+
+    Raises:
+        typer.Exit: in the other processes, and where they did all the work.
+    """
+    from repl_fx.training.command import RunRequest, begin
+    from repl_fx.training.processes import Ended, ending_together
+
+    asked = {name: getattr(flags, name) for name in ("output", "config", "resume", "force", "model")}
+    asked |= {"trust_remote_code": flags.trust_remote_code, "progress": terminal.stage, "stdout": terminal.descriptor}
+    try:
+        with ending_together():
+            run = begin(RunRequest(spec, given=given, **asked, **more))
+            if run.processes.first:
+                terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
+            found = work(run)
+    except Ended as end:
+        raise typer.Exit(int(end.code or 0)) from None
+    if not run.processes.first:
+        raise typer.Exit
+    return run, found
+
+
+def show_run(terminal: common.Terminal, run: TrainingRun, shown: list[Any], known: dict[str, Any]) -> None:
+    """Show what a run made, and where it is."""
+    terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
+    terminal.document({"directory": str(run.directory), "data": list(run.changes), **known})

@@ -75,8 +75,7 @@ def transform_command(
     lines, document = _results(source, result, checked, options.get("budget") or {})
     if written is not None:
         terminal.stage("save")
-        form = result.model if flags.in_place or settings.checkpoint_blocks else result
-        save(form, written, source=source, force=flags.force)
+        save(result, written, source=source, force=flags.force)
     terminal.show(*lines)
     if written is None:
         terminal.show("dry run: nothing was written")
@@ -120,7 +119,7 @@ def _results(
     from repl_fx.display.comparisons import budget_table
     from repl_fx.finding.repeats import repeats_table
     from repl_fx.planning.budgets import budget_lines, shares_of
-    from repl_fx.report import documents, tables
+    from repl_fx.reporting import documents, tables
     from repl_fx.rewriting.blocks_table import blocks_table
 
     captured, (before, after) = result.captured_parts, result.costs()

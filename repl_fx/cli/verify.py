@@ -52,7 +52,7 @@ def verify_command(
     from repl_fx import capture, verify_onnx
     from repl_fx.artifact.exporting import digest_of
     from repl_fx.planning.written_options import parse_sizes
-    from repl_fx.report.tables import layers_table, verification_table
+    from repl_fx.reporting.tables import layers_table, verification_table
     from repl_fx.tracing.capture import widen_batch
 
     batches = None if flags.batch is None else parse_sizes(flags.batch, "--batch")

@@ -16,6 +16,14 @@ def budget_table(shares: Mapping[str, Mapping[str, float | None]]) -> Table:
     return Table("Budget, of the original", (*words(""), *numbers("budget", "expected", "reached")), rows)
 
 
+def figures_lines(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The figures of several models, a line for each."""
+    return [
+        f"{model}: {', '.join(f'{name} {value:.4f}' for name, value in found.items())}"
+        for model, found in figures.items()
+    ]
+
+
 def figures_table(figures: Mapping[str, Mapping[str, float]], title: str = "Figures", form: str = ".4f") -> Table:
     """The figures of several models, such as loss and accuracy, by the names of both."""
     names = list(dict.fromkeys(name for found in figures.values() for name in found))

@@ -1,4 +1,4 @@
-"""Lines and tables as HTML, for notebooks."""
+"""Lines and tables as HTML, for notebooks, and as text."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ _PAGE = (
 
 def html_of(*parts: RenderableType) -> str:
     """Lines and tables as one piece of HTML, with an empty line before each table; what they hold is escaped."""
+    return _console(*parts).export_html(code_format=_PAGE, inline_styles=True)
+
+
+def text_of(*parts: RenderableType) -> str:
+    """The same as plain text, as a terminal has it."""
+    console = _console(*parts)
+    return "\n".join(line.rstrip() for line in console.export_text().rstrip().splitlines())
+
+
+def _console(*parts: RenderableType) -> Console:
     console = Console(record=True, width=_WIDTH, file=io.StringIO(), markup=False, emoji=False, highlight=False)
     for number, part in enumerate(parts):
         if number and not isinstance(part, str):
             console.print()
         console.print(part)
-    return console.export_html(code_format=_PAGE, inline_styles=True)
+    return console
 
 
 class ShownInNotebooks:

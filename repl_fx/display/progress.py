@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from importlib import import_module
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from rich.console import Console
@@ -88,10 +89,14 @@ def _showing(what: str, *, silent: bool) -> Iterator[Listener]:
 @contextmanager
 def _on_a_terminal(what: str, console: Console) -> Iterator[Listener]:
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
-    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+    # One line, whatever there is to say: rich cannot take back lines that the terminal has wrapped.
+    cropped = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    words = TextColumn("{task.description}", markup=False, table_column=cropped)
+    columns = SpinnerColumn(), words, BarColumn(20), TimeElapsedColumn()
     # What the model's own code prints goes where it would go without a bar.
-    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    bar = Progress(*columns, expand=True, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
     with bar:
         task = bar.add_task(f"{what} …", total=None)
 
@@ -104,8 +109,8 @@ def _on_a_terminal(what: str, console: Console) -> Iterator[Listener]:
 @contextmanager
 def _in_a_notebook(what: str) -> Iterator[Listener]:
     """One line, written over with each step, without widgets and threads."""
-    from IPython import display
-
+    # Where it is installed, its functions have no types.
+    display: Any = import_module("IPython.display")
     shown_text: Any = display.display(display.HTML(""), display_id=True)
 
     def listener(step: str, done: int, total: int | None) -> None:

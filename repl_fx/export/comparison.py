@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.export.difference import (
     IN_DOUBLE,
+    MOST_ROUNDING,
     TOLERANCES,
     Difference,
     Tolerance,
@@ -111,7 +112,7 @@ class ModelComparison:
     ) -> Difference:
         """The difference again, by a tolerance that allows for the rounding of this model, or of numbers in ONNX."""
         name = row.output
-        if expected.dtype is torch.float32 and name in exact():
+        if expected.dtype in MOST_ROUNDING and name in exact():
             wider = widened(tolerance, expected, exact()[name])
             why = "three times what PyTorch's own result is from float64's"
         elif expected.dtype in (torch.float64, torch.complex128):
@@ -140,13 +141,13 @@ class ModelComparison:
         self.notes[f"outputs compared by position: the file calls them {', '.join(found)}"] = None
 
     def _exact(self, inputs: FlatInputs) -> dict[str, Tensor]:
-        """The outputs in double precision; none where the model insists on single."""
-        doubled = inputs.given.map(lambda t: t.double() if t.dtype is torch.float32 else t.clone())
+        """The outputs in double precision; none where the model insists on single or half."""
+        doubled = inputs.given.map(lambda t: t.double() if t.dtype in MOST_ROUNDING else t.clone())
         try:
             with foreign_code():
                 outputs = name_outputs(doubled.passed_to(_in_double(self.module)))[0]
         except ForeignError:
-            # The module may cast to float32 on its way.
+            # The module may cast to one of them on its way.
             return {}
         return outputs
 
@@ -168,13 +169,13 @@ class ModelComparison:
 
 
 def _in_double(module: nn.Module) -> nn.Module:
-    """A copy in double precision; casts to single that a trace has fixed (`x.to(self.weight.dtype)`) are to double."""
+    """A copy in double precision; casts that a trace has fixed (`x.to(self.weight.dtype)`) are to double."""
     doubled = copy.deepcopy(module).double()
     for graph_module in doubled.modules():
         if isinstance(graph_module, fx.GraphModule):
             for node in graph_module.graph.nodes:
                 node.args, node.kwargs = fx.node.map_aggregate(
-                    (node.args, node.kwargs), lambda value: torch.float64 if value is torch.float32 else value
+                    (node.args, node.kwargs), lambda value: torch.float64 if value in MOST_ROUNDING else value
                 )
             graph_module.recompile()
     return doubled

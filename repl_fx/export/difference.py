@@ -48,7 +48,7 @@ IN_DOUBLE = Tolerance(rtol=1e-6, atol=1e-6)
 # How many times PyTorch's own rounding the two may lie apart: the file's result may be up to twice as far from the
 # exact one as PyTorch's is. And the most that is believed to be rounding, as a fraction of the scale.
 _ROUNDINGS = 3.0
-_MOST_ROUNDING = 1e-3
+MOST_ROUNDING: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.float16: 1e-1}
 
 # Further from the middle of an output than this, a number is a mask's fill value (-1e9), not a size that says how large
 # the rounding of the others may be.
@@ -130,7 +130,7 @@ def widened(tolerance: Tolerance, expected: Tensor, exact: Tensor) -> Tolerance:
 
     Args:
         tolerance: that of `TOLERANCES`.
-        expected, exact: the results of PyTorch in single and in double precision.
+        expected, exact: the results of PyTorch, in single or half precision and in double.
 
     Returns:
         One with an absolute part of three times the rounding seen, where that is more; the same where it is less, or
@@ -142,7 +142,8 @@ def widened(tolerance: Tolerance, expected: Tensor, exact: Tensor) -> Tolerance:
         return tolerance
     scale = _scale(ours[finite].abs().numpy())
     atol = _ROUNDINGS * float((ours - theirs)[finite].abs().max()) / scale
-    return Tolerance(tolerance.rtol, atol) if tolerance.atol < atol <= _MOST_ROUNDING else tolerance
+    believed = tolerance.atol < atol <= MOST_ROUNDING[expected.dtype]
+    return Tolerance(tolerance.rtol, atol) if believed else tolerance
 
 
 def measure(

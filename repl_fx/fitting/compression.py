@@ -2,20 +2,21 @@
 
     score_blocks -> transform(budget=, scores=) -> fit
 
-What `repl-fx compress` does with a specification and data, on a model and batches, without a file.
+What `repl-fx compress` does with a specification and data, on a model and batches, without a file: it calls this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from repl_fx.arguments import require_module
-from repl_fx.display.comparisons import budget_table, figures_table
+from repl_fx.costs.counted import Costs
+from repl_fx.display.comparisons import budget_table, figures_lines, figures_table
 from repl_fx.display.html import html_of
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
@@ -24,14 +25,17 @@ from repl_fx.fitting.results import Fit
 from repl_fx.graph.captured import copy_model
 from repl_fx.pipeline import transform
 from repl_fx.planning.budgets import shares_of
+from repl_fx.planning.options import Options, require_known
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import Kind, Scores
 from repl_fx.rewriting.blocks_table import blocks_table
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given, Loss
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, in_mode
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture import capture_parts
+from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
+from repl_fx.tracing.parts.finders import Finder
 
 Figures = Mapping[str, float] | float
 
@@ -44,6 +48,7 @@ class Compression:
         result: of the transform; its tensors are its own.
         scores: of all blocks of the original.
         fit: of the surrogates; None where none can be fitted, which `unfitted` says.
+        costs: of the original and of the cut model.
         figures: what `evaluate` returned for the original and for the cut model; empty without it.
         budget: of each cost the limit, the expected and the reached share of the original.
     """
@@ -51,6 +56,7 @@ class Compression:
     result: TransformResult
     scores: Scores
     fit: Fit | None
+    costs: tuple[Costs, Costs]
     unfitted: str = ""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     budget: dict[str, dict[str, float | None]] = field(default_factory=dict)
@@ -68,10 +74,8 @@ class Compression:
 
     def _lines(self) -> list[str]:
         left = {name: share["reached"] for name, share in self.budget.items() if share["reached"] is not None}
-        lines = [f"left of the original: {', '.join(f'{name} {share:.4f}' for name, share in left.items())}"]
-        for model, figures in self.figures.items():
-            lines.append(f"{model}: {', '.join(f'{name} {value:.4f}' for name, value in figures.items())}")
-        return lines
+        shares = ", ".join(f"{name} {share:.4f}" for name, share in left.items())
+        return [f"left of the original: {shares}", *figures_lines(self.figures)]
 
     def _repr_html_(self) -> str:
         tables = [budget_table(self.budget), *([figures_table(self.figures)] if self.figures else [])]
@@ -89,26 +93,34 @@ def compress(
     evaluate: Callable[[nn.Module], Figures] | None = None,
     loss: Loss | None = None,
     score: Kind = "influence",
-    surrogate: str = "trained",
-    settings: Mapping[str, Any] | None = None,
-    ignore: Sequence[str] = (),
+    scores: Scores | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    captured: CapturedParts | None = None,
+    graph: bool = False,
     in_place: bool = False,
-    seed: int = 0,
+    checkpoint_blocks: bool = False,
+    finder: str | Finder | None = None,
     progress: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Compression:
     """Cut a trained model to a budget, and fit what stands in for its blocks to the original, in closed form.
 
     Args:
-        model: with its weights; it is not changed, and the result shares no tensor with it.
+        model: with its weights; it is not changed, and the result shares no tensor with it unless it is `captured`.
         batches: a few hundred samples, see `score_blocks`: a collection that can be gone through several times, or a
-            function that returns one; with `loss` pairs of inputs and targets. The first is the example of the inputs.
+            function that returns one; with `loss` pairs of inputs and targets.
         budget: what may be left of `params`, `flops`, `memory` and `latency`, as shares of the original.
         evaluate: the figures of a model in evaluation mode, by name, or one number; called with the original and with
             the cut model.
         loss: `loss(outputs, targets)`, for the scores `gradient` and `loss`.
         score: by which blocks matter least: `influence`, `change`, `gradient` or `loss`.
-        surrogate, settings, ignore, in_place, seed: see `transform`.
+        scores: of `score_blocks`, where they are known before.
+        args, kwargs: example inputs; those of the first batch by default.
+        captured: the model's, see `transform`.
+        graph, in_place, checkpoint_blocks, finder: see `transform`.
         progress: called with the name of each stage as it begins, in place of a bar (`REPL_FX_PROGRESS`).
+        **options: `surrogate` ("trained" by default), `settings`, `ignore`, `blocks` and `seed` of `transform`.
 
     Returns:
         The smaller model, with plan, scores, fit, figures and costs.
@@ -119,39 +131,38 @@ def compress(
         CaptureError: see `capture_parts`.
     """
     require_module("compress", model)
+    require_known("compress", cast(Options, options))
     stage = progress or tell
     if not budget:
         raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")
-    source = copy_model(model)
+    source = copy_model(model) if captured is None else model
     given = Batches(batches, paired=loss is not None, device=device_of(source))
     if not given.lasting:
         raise BadInput("batches can be gone through once, and each stage takes a pass; give a list, or a function")
-    inputs = widen_batch(source, next(iter(given)).inputs)
-    stage("capture")
-    captured = capture_parts(source, inputs.args, inputs.kwargs)
-    kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("influence", "change", score)))
-    scores = score_blocks(captured, batches, loss=loss, kinds=kinds, progress=stage)
+    example = ExampleInputs.of(args, kwargs) if args or kwargs else next(iter(given)).inputs
+    inputs = widen_batch(source, example)
+    if captured is None:
+        stage("capture")
+        captured = capture_parts(source, inputs.args, inputs.kwargs)
+    if scores is None:
+        kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("influence", "change", score)))
+        scores = score_blocks(captured, batches, loss=loss, kinds=kinds, progress=stage)
     figures = {} if evaluate is None else {"original": _figures(evaluate, source)}
-    options: dict[str, Any] = {
-        "surrogate": surrogate,
-        "settings": settings,
-        "budget": budget,
-        "in_place": in_place,
-        "seed": seed,
-    }
-    options |= {"captured": captured, "progress": stage, **scores.planning_options(score, ignore)}
-    result = transform(source, inputs.args, inputs.kwargs, **options)
+    form: Any = {"graph": graph, "in_place": in_place, "checkpoint_blocks": checkpoint_blocks, "finder": finder}
+    chosen = {"surrogate": "trained", **options, **scores.planning_options(score, options.get("ignore", ()))}
+    known: Any = {"captured": captured, "budget": budget, "progress": stage, **form, **chosen}
+    result = transform(source, inputs.args, inputs.kwargs, **known)
     stage("fit")
     fitted, unfitted = None, ""
     try:
         fitted = fit(result, lambda: _inputs(given))
     except NothingToFit as nothing:
         unfitted = str(nothing)
-    stage("measure costs")
-    shares = shares_of(result, *result.costs(), budget)
     if evaluate is not None:
         figures["cut"] = _figures(evaluate, result.model)
-    return Compression(result, scores, fitted, unfitted, figures, shares)
+    stage("measure costs")
+    costs = result.costs()
+    return Compression(result, scores, fitted, costs, unfitted, figures, shares_of(result, *costs, budget))
 
 
 def _inputs(batches: Batches) -> Iterator[Any]:

@@ -52,7 +52,11 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Raises:
             BadInput: an unknown setting, or a value that is none for it; names it.
         """
-        return converted(type(self), msgspec.to_builtins(self) | given_among(given), FLAGS)
+        return self.changed_in(FLAGS, given)
+
+    def changed_in(self, where: str, given: Mapping[str, Any]) -> Self:
+        """The same with other settings, given in that place: see `changed`."""
+        return converted(type(self), msgspec.to_builtins(self) | given_among(given), where)
 
     def require_consistent(self, where: str) -> None:
         """Refuse settings that do not go together.
@@ -102,6 +106,7 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         surrogate: What stands in for a replaced block.
         set: A setting of the surrogate, such as ratio=0.25; repeatable.
         plan: Do what this plan.json says, in place of the options above.
+        graph: Take the graph, also where the model could be in place.
         checkpoint_blocks: Compute kept blocks again in the backward pass, to keep less.
     """
 
@@ -114,6 +119,7 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     surrogate: str = "auto"
     set: tuple[str, ...] = ()
     plan: str | None = None
+    graph: bool = False
     checkpoint_blocks: bool = False
 
     def require_consistent(self, where: str) -> None:
@@ -149,6 +155,7 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             "settings": parse_settings(self.set) or None,
             "finder": self.finder,
             "fixed": self.fixed_names,
+            "graph": self.graph,
             "checkpoint_blocks": self.checkpoint_blocks,
             "plan": None if self.plan is None else read_plan(Path(self.plan)),
             **self.planning_options(),

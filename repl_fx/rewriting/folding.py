@@ -37,7 +37,7 @@ def fold(module: nn.Module) -> nn.Module:
     if surrogate_graphs(module):
         raise BadInput(
             f"fold takes graphs, and this {type(module).__name__} has its surrogates in place; give result.module, or "
-            "what load(directory, in_place=False) returns"
+            "what load(directory, graph=True) returns"
         )
     if isinstance(module, fx.GraphModule):
         folded: nn.Module = run_passes(module, fold_surrogates).graph_module

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch import fx, nn
 
@@ -14,7 +14,7 @@ from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import change, count
 from repl_fx.finding.repeats import Repeats, repeats_table
-from repl_fx.plan import Plan
+from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.blocks_table import blocks_table
 from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
 from repl_fx.rewriting.in_place.pretrained import has_from_pretrained
@@ -52,6 +52,7 @@ class TransformResult(HasInputs):
         checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
         scores: what each block was worth, where the plan was made from that.
         compared: the same model in place was compared with `module` before, when it was saved.
+        graph: whether `model` is `module` also where there could be a model in place.
     """
 
     module: nn.Module
@@ -70,6 +71,7 @@ class TransformResult(HasInputs):
     checkpoint_blocks: bool = False
     scores: Mapping[str, float] = field(default_factory=dict, repr=False)
     compared: bool = False
+    graph: bool = False
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -96,6 +98,9 @@ class TransformResult(HasInputs):
     @cached_property
     def in_place(self) -> InPlace:
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
+        if self.graph:
+            why = "the graph was asked for (graph=True)"
+            return InPlace(None, tuple(Refusal(r.block, r.repeat, why) for r in self.plan.replacements))
         made = self.placed
         if made is None or (made.model is not None and self.checkpoint_blocks):
             # What was placed before, without checkpoints, has been compared.
@@ -134,7 +139,7 @@ class TransformResult(HasInputs):
 
     @property
     def model(self) -> nn.Module:
-        """The model to train: the one in place, `module` where a replaced block is no module of the source.
+        """The model to train: the one in place; `module` with `graph`, or where a block has no place in the source.
 
         The model in place is of the source's class, with its methods and attributes, and shares its parameters with the
         source and with `module`.
@@ -175,3 +180,25 @@ def _captured(part: Part) -> Captured:
 def _size(module: nn.Module) -> int:
     """Number of parameter elements; those that are tied count once."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+class HoldsResult(Protocol):
+    """An object with the result of a transform and the model that became of it: a compression, an artifact."""
+
+    @property
+    def result(self) -> TransformResult:
+        """The result."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with the weights that it has now."""
+
+
+def result_and_model(given: TransformResult | HoldsResult | nn.Module) -> tuple[TransformResult | None, nn.Module]:
+    """The result of a transform and its model; None for a model of which no result is known."""
+    if isinstance(given, TransformResult):
+        return given, given.model
+    if isinstance(given, nn.Module) or not isinstance(getattr(given, "result", None), TransformResult):
+        # What is no model is refused where one is needed.
+        return None, cast(nn.Module, given)
+    return given.result, given.model

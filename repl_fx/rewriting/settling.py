@@ -126,10 +126,13 @@ def forms_of(
     rewritten: Rewritten,
     *,
     judged: Judged,
+    graph: bool,
     checkpoint_blocks: bool,
 ) -> tuple[nn.Module, nn.Module]:
     """The model to train that a plan makes, and the one with graphs in it; to count their costs."""
     graphs = captured.with_graphs(rewritten.graphs) if rewritten.graphs else captured.module
+    if graph:
+        return graphs, graphs
     # What is counted alone need not be compared.
     options: Any = {"judged": judged, "checkpoint_blocks": checkpoint_blocks}
     placed = put_in_place(captured, found, plan, rewritten.one_by_one, None, inputs, **options)

@@ -12,7 +12,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from repl_fx.display.progress import tell
 from repl_fx.surrogates.shared.synthesis import shared_synthesis
+
+# What is logged besides the loss and the figures of a task.
+SPEEDS = ("inputs_per_second", "memory_mib")
 
 
 class SharedSyntheses(pl.Callback):
@@ -36,6 +40,34 @@ class SharedSyntheses(pl.Callback):
         if self._open is not None:
             self._open.__exit__(None, None, None)
             self._open = None
+
+
+class ToldSteps(pl.Callback):
+    """Tells the batch of the epoch that a run is at, with its loss, and the figures of the evaluation before.
+
+    Args:
+        every: batches between two that are told.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the first batch, and each behind so many."""
+        if batch_idx % self.every == 0:
+            self._tell(trainer, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the figures at the end of an epoch."""
+        self._tell(trainer, int(trainer.num_training_batches))
+
+    def _tell(self, trainer: pl.Trainer, done: int) -> None:
+        known = [(name, value) for name, value in trainer.callback_metrics.items() if name not in SPEEDS]
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        figures = (f", {name} {float(value):.4g}" for name, value in known)
+        tell(f"epoch {trainer.current_epoch + 1}{epochs}{''.join(figures)}", done, int(trainer.num_training_batches))
 
 
 class Speed(pl.Callback):
@@ -79,8 +111,8 @@ class Speed(pl.Callback):
         if last:
             # Before the evaluation, which comes within the epoch.
             self.rates.append(self._in_epoch / (now - self._began))
-        figures = {"inputs_per_second": self._seen / (now - self._since), "memory_mib": peak_mib(pl_module.device)}
-        pl_module.log_dict(figures, prog_bar=True)
+        speeds = self._seen / (now - self._since), peak_mib(pl_module.device)
+        pl_module.log_dict(dict(zip(SPEEDS, speeds, strict=True)))
         self._since, self._seen = now, 0
 
 

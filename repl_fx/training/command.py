@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import nn
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
 from repl_fx.artifact.places import COMPARISON as COMPARISON, OTHERS as OTHERS
 from repl_fx.benchmarking.results import ORIGINAL, REWRITTEN
+from repl_fx.display.progress import tell
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, first_line
-from repl_fx.plan import Plan
 from repl_fx.planning.settings import flag_of, given_among
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
@@ -23,6 +23,7 @@ from repl_fx.training.comparing import Member, VariantOutcome, members, write_co
 from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
+from repl_fx.training.healing import Healed, heal
 from repl_fx.training.loading import batch_of, changes_of, prepared, purpose_of, read_data
 from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
@@ -34,10 +35,11 @@ from repl_fx.training.run import (
     require_available,
     require_same_data,
     settings_of,
-    train,
+    train_once,
 )
 from repl_fx.training.safe_checkpoints import last_whole
-from repl_fx.training.schedules import require_schedule, train_in_phases
+from repl_fx.training.schedules import require_schedule
+from repl_fx.training.train import train
 from repl_fx.training.variants import VARIANTS, Models
 
 
@@ -48,18 +50,17 @@ class TrainingRun:
     Attributes:
         directory: of the artifact, which has the model as it is before.
         model: the rewritten model.
-        plan: of the rewritten model.
+        result: of the transform.
         resume: whether to go on from the last checkpoint.
         processes: of which this is one; the first alone writes.
         source: how the model is built; None for an artifact, which knows.
         models: builds the other models of a comparison; None where there are no others.
         teacher: the original model, to learn from.
-        result: of the transform.
     """
 
     directory: Path
     model: nn.Module
-    plan: Plan
+    result: TransformResult
     data: Data | UserData
     config: TrainConfig
     resume: bool
@@ -67,7 +68,11 @@ class TrainingRun:
     source: Source | None = None
     models: Models | None = None
     teacher: nn.Module | None = None
-    result: TransformResult | None = None
+
+    @property
+    def trainable(self) -> TransformResult | nn.Module:
+        """The result where the run has phases, else the model, which has the weights of an artifact."""
+        return self.result if self.config.is_scheduled else self.model
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -80,88 +85,122 @@ class TrainingRun:
         return changes_of(self.data, self.config)
 
 
-def begin(
-    spec: str,
-    output: Path | None,
-    given: Mapping[str, Any],
-    *,
-    config_file: Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    model: str | None = None,
-    trust_remote_code: bool = False,
-    defaults: TrainConfig | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
-    stdout: int | None = None,
-) -> TrainingRun:
-    """Make a run of a model, which is transformed first, or of an artifact.
+@dataclass(frozen=True)
+class RunRequest:
+    """The request for a run, as a command has it.
 
-    Args:
+    Attributes:
         spec: a specification, or the directory of an artifact.
         output: the directory of the run; the artifact's own by default.
         given: settings that were given as flags; None for those that were not.
-        config_file: settings that flags come before.
+        config: settings that flags come before.
         resume: go on with the run of the directory.
         force: replace the artifact at `output`.
         model, trust_remote_code: see `load`.
-        defaults: settings where none are given; those of `TrainConfig` by default.
+        defaults: settings where none are given.
         progress: called with the name of each stage as it begins.
         stdout: file descriptor where processes that this one starts write; its own by default.
+    """
+
+    spec: str
+    output: Path | None
+    given: Mapping[str, Any]
+    config: Path | None = None
+    resume: bool = False
+    force: bool = False
+    model: str | None = None
+    trust_remote_code: bool = False
+    defaults: TrainConfig = field(default_factory=TrainConfig)
+    progress: Callable[[str], None] = tell
+    stdout: int | None = None
+
+    @property
+    def is_artifact(self) -> bool:
+        """Tell whether the model is that of an artifact."""
+        return Path(self.spec).is_dir()
+
+    def settings(self) -> TrainConfig:
+        """The settings of the run.
+
+        Raises:
+            BadInput: options that do not go together, or settings that are none.
+        """
+        spec, output = self.spec, self.output
+        changes = given_among(self.given)
+        if self.resume:
+            _require_to_resume(spec, output, changes, self.config, is_artifact=self.is_artifact)
+            return settings_of(Path(spec))
+        base = self.defaults if self.config is None else read_config(self.config, self.defaults)
+        config = base.changed(**changes)
+        if not self.is_artifact:
+            if output is None:
+                raise BadInput("no place to write to; give -o DIR")
+            # What cannot be should leave no artifact behind.
+            config.planning_options()
+            return config
+        _require_as_made(spec, config)
+        if output is None and not self.force and last_whole(Path(spec) / STATE / CHECKPOINT):
+            raise BadInput(
+                f"{spec} has a run already; go on with --resume, give -o DIR, or replace the run with --force"
+            )
+        return config
+
+
+def begin(request: RunRequest) -> TrainingRun:
+    """Make a run of a model, which is transformed first, or of an artifact.
 
     Raises:
-        BadInput: options that do not go together, settings that are none, data or a model that cannot be read.
+        BadInput: see `RunRequest.settings`; or data or a model that cannot be read.
         ReplFxError: see `transform` and `load`.
         Ended: the run is that of other processes, which this one started and which have ended.
     """
-    is_artifact = Path(spec).is_dir()
-    changes = given_among(given)
-    if resume:
-        _require_to_resume(spec, output, changes, config_file, is_artifact=is_artifact)
-        config = settings_of(Path(spec))
-    else:
-        base = defaults or TrainConfig()
-        config = (base if config_file is None else read_config(config_file, base)).changed(**changes)
-    if is_artifact and not resume:
-        _require_as_made(spec, config)
-    if is_artifact and output is None and not (resume or force) and last_whole(Path(spec) / STATE / CHECKPOINT):
-        raise BadInput(f"{spec} has a run already; go on with --resume, give -o DIR, or replace the run with --force")
-    if not is_artifact and output is None:
-        raise BadInput("no place to write to; give -o DIR")
-    # What cannot be should leave no artifact behind.
-    if not is_artifact:
-        config.planning_options()
+    config = request.settings()
     require_available(config)
-    processes = join(config, resume=resume, stdout=stdout)
+    processes = join(config, resume=request.resume, stdout=request.stdout)
     require_possible(config, processes)
-    if output is not None and processes.first:
-        require_free(output, force=force)
-    if is_artifact:
-        progress("load")
-        loaded = load_artifact(spec, model, trust_remote_code=trust_remote_code)
-        if not resume:
-            require_schedule(config, loaded.result)
-        rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
-        progress("load data")
-        known_model = loaded.manifest.model
-        data = prepared(read_data(config), None if known_model is None else known_model.preprocessing, config)
-        if output is not None and processes.first:
-            save(rewritten, output, force=force)
-        built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
-        others = None if built is None else Models(built, config, trust_remote_code)
-        teacher = None
-        if config.teacher is not None:
-            progress("build the original")
-            weights = None if config.teacher == FROM_SPEC else Path(config.teacher)
-            teacher = build_original(spec, model, weights, trust_remote_code)
-        place, result = output or Path(spec), loaded.result
-        known = place, rewritten, loaded.plan, data, config, resume, processes
-        return TrainingRun(*known, models=others, teacher=teacher, result=result)
+    if request.output is not None and processes.first:
+        require_free(request.output, force=request.force)
+    return (_of_artifact if request.is_artifact else _of_model)(request, config, processes)
+
+
+def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes) -> TrainingRun:
+    spec, model, trusted = request.spec, request.model, request.trust_remote_code
+    request.progress("load")
+    loaded = load_artifact(spec, model, graph=config.graph, trust_remote_code=trusted)
+    if not request.resume:
+        require_schedule(config, loaded.result)
+    request.progress("load data")
+    made_of = loaded.manifest.model
+    data = prepared(read_data(config), None if made_of is None else made_of.preprocessing, config)
+    if request.output is not None and processes.first:
+        save(loaded.model, request.output, force=request.force)
+    built = model or (None if made_of is None else made_of.spec)
+    teacher = None
+    if config.teacher is not None:
+        request.progress("build the original")
+        weights = None if config.teacher == FROM_SPEC else Path(config.teacher)
+        teacher = build_original(spec, model, weights, trusted)
+    return TrainingRun(
+        request.output or Path(spec),
+        loaded.model,
+        loaded.result,
+        data,
+        config,
+        request.resume,
+        processes,
+        models=None if built is None else Models(built, config, trusted),
+        teacher=teacher,
+    )
+
+
+def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) -> TrainingRun:
+    output, progress = request.output, request.progress
     assert output is not None
     # First, as the model is built for them.
     progress("load data")
     data = read_data(config)
     progress("load")
-    models = Models(spec, config, trust_remote_code, purpose_of(data, config))
+    models = Models(request.spec, config, request.trust_remote_code, purpose_of(data, config))
     source = models.source(config.seed)
     data = prepared(data, source.preprocessing, config)
     result = models.transform(source, progress=progress)
@@ -171,9 +210,9 @@ def begin(
         result = models.transform(source, progress=progress)
     require_schedule(config, result)
     if processes.first:
-        save(result.model, output, source=source, force=force)
-    known = output, result.model, result.plan, data, config, resume, processes
-    return TrainingRun(*known, source, models, models.teacher(), result)
+        save(result, output, source=source, force=request.force)
+    known = result.model, result, data, config, request.resume, processes
+    return TrainingRun(output, *known, source, models, models.teacher())
 
 
 def _require_to_resume(
@@ -199,25 +238,30 @@ def _require_as_made(directory: str, config: TrainConfig) -> None:
         raise BadInput(f"{directory} has one set of weights; leave out --seeds, or give the model itself")
 
 
-def train_directory(
-    run: TrainingRun, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
-) -> TrainingResult:
+def train_directory(run: TrainingRun, progress: Callable[[str], None] = tell) -> TrainingResult:
     """Train, and put the trained weights into the artifact; see `train`."""
-    progress("train")
-    options: Any = {"resume": run.resume, "show": show, "teacher": run.teacher}
-    if run.config.is_scheduled and run.result is not None:
-        trained, model = train_in_phases(run.result, run.data, run.config, run.directory, **options)
-        built_like(model, run.model)
-    else:
-        trained, model = train(run.model, run.data, run.config, run.directory, **options), run.model
-    if run.processes.first:
-        save(model.cpu(), run.directory, source=run.source, force=True)
+    options: Any = {"directory": run.directory, "resume": run.resume, "progress": progress}
+    trained = train(run.trainable, run.data, config=run.config, teacher=run.teacher, **options)
+    keep(run, trained.model)
     return trained
 
 
-def train_side_by_side(
-    run: TrainingRun, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
-) -> tuple[VariantOutcome, ...]:
+def heal_directory(run: TrainingRun, progress: Callable[[str], None] = tell) -> Healed:
+    """Heal, and put the healed weights into the artifact; see `heal`."""
+    options: Any = {"directory": run.directory, "resume": run.resume, "progress": progress}
+    healed = heal(run.trainable, run.data, original=run.teacher, config=run.config, **options)
+    keep(run, healed.model)
+    return healed
+
+
+def keep(run: TrainingRun, model: nn.Module | None) -> None:
+    """Put the weights of a trained model into the artifact of its run."""
+    if run.processes.first and model is not None:
+        built_like(model, run.model)
+        save(model.cpu(), run.directory, source=run.source, force=True)
+
+
+def train_side_by_side(run: TrainingRun, progress: Callable[[str], None] = tell) -> tuple[VariantOutcome, ...]:
     """Train each member of a comparison in turn, from paired starts; the rewritten model of the first seed is `run`'s.
 
     A run that goes on skips members that are at their end. A member other than `run`'s own that cannot be made or
@@ -241,7 +285,7 @@ def train_side_by_side(
         progress(f"train {member}")
         own = not member.folder
         try:
-            found[member.variant].append(_own(run, show=show) if own else _other(run, member, show=show))
+            found[member.variant].append(_own(run) if own else _other(run, member))
         except BadInput as problem:
             if own:
                 raise
@@ -252,31 +296,24 @@ def train_side_by_side(
     return rows
 
 
-def _own(run: TrainingRun, *, show: bool) -> TrainingResult:
+def _own(run: TrainingRun) -> TrainingResult:
     """Train the run's own model, whose weights may not have come into the artifact before it was stopped."""
     begun = last_whole(run.directory / STATE / CHECKPOINT) is not None
-    return train_directory(replace(run, resume=run.resume and begun), show=show)
+    return train_directory(replace(run, resume=run.resume and begun))
 
 
-def _other(run: TrainingRun, member: Member, *, show: bool) -> TrainingResult:
+def _other(run: TrainingRun, member: Member) -> TrainingResult:
     """Train another model of a comparison, or go on with it, or read what came out."""
     assert run.models is not None
     done = finished(run.directory, member.folder) if run.resume else None
     if done is not None:
         return done
-    model = run.models.variant(member.variant, member.seed, run.plan)
+    model = run.models.variant(member.variant, member.seed, run.result.plan)
     config = run.config.changed(seed=member.seed, compare=False, seeds=1)
-    begun = run.resume and (run.directory / STATE / member.folder / CHECKPOINT).exists()
-    return train(
-        model,
-        run.data,
-        config,
-        run.directory,
-        folder=member.folder,
-        resume=begun,
-        show=show,
-        teacher=None if member.variant == ORIGINAL else run.teacher,
-    )
+    place = run.directory / STATE / member.folder / CHECKPOINT
+    options: Any = {"folder": member.folder, "resume": run.resume and place.exists()}
+    teacher = None if member.variant == ORIGINAL else run.teacher
+    return train_once(model, run.data, config, run.directory, teacher=teacher, **options)
 
 
 def _row(variant: str, trained: Sequence[TrainingResult], reason: str) -> VariantOutcome:

@@ -10,8 +10,8 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from repl_fx.report.model_graph.document import VariantOutcome as VariantOutcome
-from repl_fx.report.tables import comparison_table as comparison_table
+from repl_fx.reporting.model_graph.document import VariantOutcome as VariantOutcome
+from repl_fx.reporting.tables import comparison_table as comparison_table
 
 
 @dataclass(frozen=True)

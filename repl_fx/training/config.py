@@ -17,7 +17,7 @@ from repl_fx.planning.written_options import parse_budget
 # The teacher that has the weights of the specification itself.
 FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
-MAKING = PlanSettings.__struct_fields__
+MAKING = tuple(name for name in PlanSettings.__struct_fields__ if name != "graph")
 # Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
 HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
 # Settings that count, where they are given, from 1, and of what.

@@ -16,7 +16,7 @@ from repl_fx.training.distributed import device_of
 from repl_fx.training.loading import DataModule
 from repl_fx.training.module import Training
 from repl_fx.training.processes import ALONE
-from repl_fx.training.run import NOISY, NOISY_LOGGERS, PRECISIONS, figures_of, require_available
+from repl_fx.training.run import BARE, NOISY, NOISY_LOGGERS, PRECISIONS, figures_of, require_available
 
 
 def evaluate(
@@ -43,10 +43,7 @@ def evaluate(
             devices=1,
             precision=PRECISIONS[config.precision],
             logger=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
+            **BARE,
         )
         # Nothing is learned, and any model has its figures, with surrogates in place or without.
         config = config.changed(teacher_values=0.0, teacher_logits=1.0)

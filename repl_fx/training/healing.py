@@ -2,7 +2,7 @@
 
     train_state/healing.json    figures of the original, of the model as it was cut, and of the healed one
 
-A run of training like any other (`repl_fx.training.command`), with other settings where none are given. A short
+A run of training like any other (`repl_fx.training.train`), with other settings where none are given. A short
 training on the original's outputs brings back what a cut language model lost: Muralidharan et al. 2024,
 arXiv:2407.14679, section 3.
 """
@@ -11,18 +11,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from repl_fx.artifact.places import FIGURES as FIGURES
+from torch import nn
+
+from repl_fx.arguments import require_module
+from repl_fx.artifact.places import FIGURES as FIGURES, STATE
+from repl_fx.display.comparisons import figures_lines, figures_table
+from repl_fx.display.html import html_of
+from repl_fx.display.progress import shown, tell
 from repl_fx.environment.files import writing
-from repl_fx.training.command import TrainingRun, train_directory
+from repl_fx.errors import BadInput, needing
+from repl_fx.graph.captured import copy_model
+from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
 from repl_fx.training.config import HEALING, TrainConfig
-from repl_fx.training.distillation import places_in
-from repl_fx.training.evaluation import evaluate
-from repl_fx.training.run import STATE, TrainingResult
+from repl_fx.training.train import data_of, train
+
+if TYPE_CHECKING:
+    from repl_fx.training.run import TrainingResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Healed:
     """The result of healing.
 
@@ -37,10 +48,21 @@ class Healed:
     trained: TrainingResult
 
     @property
+    def model(self) -> nn.Module | None:
+        """The healed model."""
+        return self.trained.model
+
+    @property
     def figures(self) -> dict[str, dict[str, float]]:
         """The figures of each model that has some, by its name."""
         named = {"original": self.original, "cut": self.before, "healed": self.trained.figures}
         return {name: figures for name, figures in named.items() if figures}
+
+    def __repr__(self) -> str:
+        return "\n".join(figures_lines(self.figures))
+
+    def _repr_html_(self) -> str:
+        return html_of(figures_table(self.figures))
 
 
 def settings_to_heal() -> TrainConfig:
@@ -48,36 +70,64 @@ def settings_to_heal() -> TrainConfig:
     return TrainConfig().changed(**HEALING)
 
 
-def heal_directory(
-    run: TrainingRun, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
+@shown("heal")
+def heal(
+    model: TransformResult | HoldsResult | nn.Module,
+    data: Any,
+    *,
+    original: nn.Module | None = None,
+    config: TrainConfig | None = None,
+    directory: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[str], None] | None = None,
+    **settings: Any,
 ) -> Healed:
-    """Heal the model of a run, and put its weights into the artifact.
+    """Train a model that was cut against the original: its logits and values, and the targets where there are some.
 
     Values behind replaced blocks are compared where these are modules of the original, unless the settings say how much
     they weigh.
 
+    Args:
+        model: what `compress` or `transform` returned, whose `model` is trained, or the model.
+        data: see `train`; batches of inputs alone will do.
+        original: the model before the cut, with its weights; that of the result by default. It is not changed.
+        config, directory, resume, progress: see `train`.
+        **settings: see `train`; by default `epochs=1, lr=3e-4, teacher_values=1.0`.
+
     Raises:
-        BadInput, OutputError: see `repl_fx.training.command.train_directory`.
+        BadInput, OutputError: see `train`.
     """
-    run = with_places(run)
-    config, teacher = run.config, run.teacher
-    original: dict[str, float] = {}
-    before: dict[str, float] = {}
-    if not run.resume and run.processes.alone and teacher is not None:
-        progress("evaluate")
-        original = evaluate(teacher, run.data, config, teacher)
-        before = evaluate(run.model, run.data, config, teacher)
-    healed = Healed(original, before, train_directory(run, show=show, progress=progress))
-    if run.processes.first and original:
-        file = run.directory / STATE / FIGURES
+    with needing("train", "heal"):
+        from repl_fx.training.evaluation import evaluate
+        from repl_fx.training.processes import join
+    result, cut = result_and_model(model)
+    require_module("heal", cut)
+    if original is None and result is not None:
+        original = result.captured_parts.source
+    if original is None:
+        raise BadInput("heal learns from the model before the cut; give it with its weights: original=…")
+    trained = {id(tensor) for tensor in cut.parameters()}
+    if any(id(tensor) in trained for tensor in original.parameters()):
+        original = copy_model(original)
+    config = with_places((config or settings_to_heal()).changed_in("heal", settings), cut)
+    data, stage = data_of(data, config), progress or tell
+    before: list[dict[str, float]] = [{}, {}]
+    if not resume and join(config).alone:
+        stage("evaluate")
+        before = [evaluate(one, data, config, original) for one in (original, cut)]
+    shared: Any = {"config": config, "directory": directory, "resume": resume, "progress": progress}
+    healed = Healed(before[0], before[1], train(model, data, teacher=original, **shared))
+    if directory is not None and healed.original:
+        file = Path(directory) / STATE / FIGURES
         with writing(file):
             file.write_text(json.dumps(healed.figures, indent=2) + "\n")
     return healed
 
 
-def with_places(run: TrainingRun) -> TrainingRun:
-    """The run, without values behind replaced blocks where none is a module, unless they were asked for."""
-    config = run.config
-    if places_in(run.model) or config.teacher_values != HEALING["teacher_values"]:
-        return run
-    return replace(run, config=config.changed(teacher_values=0.0))
+def with_places(config: TrainConfig, model: nn.Module) -> TrainConfig:
+    """The settings, without values behind replaced blocks where none is a module, unless they were asked for."""
+    from repl_fx.training.distillation import places_in
+
+    if config.teacher_values != HEALING["teacher_values"] or places_in(model):
+        return config
+    return config.changed(teacher_values=0.0)

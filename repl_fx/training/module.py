@@ -67,7 +67,7 @@ class Training(pl.LightningModule):
                 loss = loss + self.config.target_weight * own
         # Where the loggers write: a call takes longer than a small layer.
         if self.global_step == 0 or (self.global_step + 1) % self.config.log_every == 0:
-            self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
+            self.log("loss", loss.detach(), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:
@@ -82,7 +82,7 @@ class Training(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the evaluation: over all of the test data."""
         behind = "" if self.targets else "_to_original"
-        self.log_dict({f"test_{name}{behind}": value for name, value in self.task.compute().items()}, prog_bar=True)
+        self.log_dict({f"test_{name}{behind}": value for name, value in self.task.compute().items()})
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule."""

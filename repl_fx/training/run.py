@@ -16,25 +16,27 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
+from repl_fx.display.html import ShownInNotebooks
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, OutputError, not_ours
 from repl_fx.running.hushed import hushed
 from repl_fx.training.building import module_of
-from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
+from repl_fx.training.callbacks import SharedSyntheses, Speed, ToldSteps, peak_mib
 from repl_fx.training.compiling import compile_
 from repl_fx.training.config import TrainConfig, read_config, require_said
 from repl_fx.training.data.content import content_of, require_content
@@ -61,11 +63,17 @@ CONFIG, CHECKPOINT, DATA = "config.yaml", "last.ckpt", "data.sha256"
 # What Lightning and its metrics say of themselves.
 NOISY = ("pytorch_lightning", r"lightning_\w+", "torchmetrics")
 NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
+# Of a Trainer: steps are told and checkpoints are written here.
+BARE: Mapping[str, Any] = MappingProxyType(
+    dict.fromkeys(
+        ("enable_progress_bar", "enable_checkpointing", "enable_model_summary", "use_distributed_sampler"), False
+    )
+)
 PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
 @dataclass(frozen=True)
-class TrainingResult:
+class TrainingResult(ShownInNotebooks):
     """The result of a run.
 
     Attributes:
@@ -75,6 +83,7 @@ class TrainingResult:
         resumed: the step at which the run went on; None where it began anew.
         inputs_per_second: in training, the median of the epochs; None where a run that was at its end went on.
         memory_mib: most memory of tensors on a GPU; None on a CPU.
+        model: the trained model; None where the result was read from a file.
     """
 
     figures: dict[str, float]
@@ -83,9 +92,19 @@ class TrainingResult:
     resumed: int | None = None
     inputs_per_second: float | None = None
     memory_mib: float | None = None
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def figures_lines(self) -> list[str]:
+        """A line for each figure."""
+        return [f"{name}: {value:.4f}" for name, value in self.figures.items()]
+
+    def __repr__(self) -> str:
+        speed = "" if self.inputs_per_second is None else f", {self.inputs_per_second:.3g} inputs a second"
+        return "\n".join([*self.figures_lines, f"{self.parameters:,} parameters, {self.steps} steps{speed}"])
 
 
-def train(
+def train_once(
     model: nn.Module,
     data: Data | UserData,
     config: TrainConfig,
@@ -93,11 +112,11 @@ def train(
     *,
     folder: str = "",
     resume: bool = False,
-    show: bool = False,
+    kept: bool = True,
     teacher: nn.Module | None = None,
     phase: Phase | None = None,
 ) -> TrainingResult:
-    """Train a model, which has its trained weights behind the call.
+    """Train a model in one go, which has its trained weights behind the call.
 
     Args:
         model: in place or a graph; takes the inputs of a batch.
@@ -106,7 +125,7 @@ def train(
         directory: of the run; its state goes into `train_state`.
         folder: below `train_state`, of a run that is not the directory's own.
         resume: whether to go on from the last checkpoint.
-        show: whether to show a progress bar.
+        kept: whether the directory stays, so that a run that was stopped can go on.
         teacher: the original model, to learn from.
         phase: of a run that has several, see `repl_fx.training.schedules`.
 
@@ -117,7 +136,6 @@ def train(
     state = directory / STATE / folder
     if phase is None and config.is_scheduled:
         raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
-    speed = Speed(config.log_every)
     accelerator = require_available(config)
     processes = join(config, resume=resume)
     require_possible(config, processes)
@@ -126,31 +144,17 @@ def train(
     if resume:
         before, resumed = _before(directory, state, None if phase else model, config)
         require_same_data(state, data)
-    sharding = Sharding(model, config, processes)
-    checkpoints = Checkpoints(state / CHECKPOINT, config.save_every, config.log_every, fingerprint(model))
-    quiet = hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",))
-    with quiet, _saying_how_to_go_on(checkpoints.place), _interruptible():
+    sharding, speed = Sharding(model, config, processes), Speed(config.log_every)
+    place = state / CHECKPOINT if kept or phase else None
+    checkpoints = Checkpoints(place, config.save_every, config.log_every, fingerprint(model))
+    callbacks = [*([phase] if phase else []), *_callbacks(checkpoints, config, processes), speed]
+    going_on = _saying_how_to_go_on(state / CHECKPOINT) if kept else nullcontext()
+    with hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",)), going_on, _interruptible():
         trainer = pl.Trainer(
-            default_root_dir=state,
             accelerator=accelerator,
             max_epochs=_epochs(config, phase),
-            max_steps=config.steps or -1,
-            precision=PRECISIONS[config.precision],
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip or None,
-            log_every_n_steps=config.log_every,
-            logger=list(_loggers(state, config, resumed or 0)),
-            callbacks=[
-                *([] if phase is None else [phase]),
-                *_callbacks(checkpoints, config, processes, show=show),
-                speed,
-            ],
-            enable_progress_bar=show and processes.first,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            deterministic=config.deterministic,
-            use_distributed_sampler=False,
+            **_trainer_options(state, config, resumed or 0),
+            callbacks=callbacks,
             **trainer_settings(config, processes),
         )
         batches = DataModule(data, config, device_of(processes, accelerator), trainer, processes)
@@ -170,7 +174,7 @@ def train(
         sharding.begin(module)
         # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
         module.train()
-        try:
+        with _refusing(state):
             trainer.fit(module, datamodule=batches, ckpt_path=before, weights_only=True)
             figures = figures_of(trainer)
             if not figures or steps % in_epoch:
@@ -178,26 +182,46 @@ def train(
                 trainer.validate(module, verbose=False, datamodule=batches)
                 figures = figures_of(trainer)
             sharding.end()
-            trained = TrainingResult(
-                figures,
-                steps,
-                sum(parameter.numel() for parameter in model.parameters()),
-                resumed,
-                median(speed.rates) if speed.rates else None,
-                peak_mib(module.device) if accelerator == "gpu" else None,
-            )
+            parameters, rates = sum(parameter.numel() for parameter in model.parameters()), speed.rates
+            memory = peak_mib(module.device) if accelerator == "gpu" else None
+            rate = median(rates) if rates else None
+            trained = TrainingResult(figures, steps, parameters, resumed, rate, memory, model)
             if processes.first:
-                (state / RESULT).write_text(json.dumps(asdict(trained), indent=2) + "\n")
-        except RuntimeError as problem:
-            refused = unused_parameters(problem) or lost_worker(problem) or lost_peer(problem)
-            if refused is None:
-                raise
-            raise refused from problem
-        except OSError as problem:
-            if not_ours(problem) is not None:
-                raise
-            raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
+                known = {name: value for name, value in vars(trained).items() if name != "model"}
+                (state / RESULT).write_text(json.dumps(known, indent=2) + "\n")
     return trained
+
+
+def _trainer_options(state: Path, config: TrainConfig, step: int) -> dict[str, Any]:
+    """The arguments of a Trainer that follow from the settings of a run which begins at a step."""
+    return {
+        "default_root_dir": state,
+        "max_steps": config.steps or -1,
+        "precision": PRECISIONS[config.precision],
+        "accumulate_grad_batches": config.accumulate,
+        "gradient_clip_val": config.clip or None,
+        "log_every_n_steps": config.log_every,
+        "logger": list(_loggers(state, config, step)),
+        "deterministic": config.deterministic,
+        "num_sanity_val_steps": 0,
+        **BARE,
+    }
+
+
+@contextmanager
+def _refusing(state: Path) -> Iterator[None]:
+    """Turn errors of Lightning, of loaders and of files into the line for them."""
+    try:
+        yield
+    except RuntimeError as problem:
+        refused = unused_parameters(problem) or lost_worker(problem) or lost_peer(problem)
+        if refused is None:
+            raise
+        raise refused from problem
+    except OSError as problem:
+        if not_ours(problem) is not None:
+            raise
+        raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
 
 
 def _epochs(config: TrainConfig, phase: Phase | None) -> int:
@@ -282,9 +306,7 @@ def _loggers(state: Path, config: TrainConfig, step: int) -> Iterator[Logger]:
         yield TensorBoardLogger(str(state), name=LOGS, version=since)
 
 
-def _callbacks(
-    checkpoints: Checkpoints, config: TrainConfig, processes: Processes, *, show: bool
-) -> Iterator[pl.Callback]:
+def _callbacks(checkpoints: Checkpoints, config: TrainConfig, processes: Processes) -> Iterator[pl.Callback]:
     yield SeededSteps(config.seed)
     # Gradients that go through a synthesis behind the backward pass would not be those of all processes.
     if config.accumulate > 1 and processes.alone:
@@ -294,8 +316,8 @@ def _callbacks(
     if is_sharded(config, processes):
         yield FullySharded()
     yield checkpoints
-    if show and processes.first:
-        yield RichProgressBar(refresh_rate=config.log_every, leave=True)
+    if processes.first:
+        yield ToldSteps(config.log_every)
 
 
 def _before(directory: Path, state: Path, model: nn.Module | None, config: TrainConfig) -> tuple[Path, int]:

@@ -125,13 +125,13 @@ class Checkpoints(pl.Callback):
     """Saves a checkpoint every so many steps, and at the end of each epoch; refuses a loss that is no number.
 
     Args:
-        place: the file; the next checkpoint takes its place.
+        place: the file; the next checkpoint takes its place. None to look at losses alone.
         every: steps of the optimizer between checkpoints; None for one at the end of each epoch alone.
         fingerprint: of the model, which checkpoints say.
         look_every: batches between two looks at the losses, each of which waits for a GPU.
     """
 
-    def __init__(self, place: Path, every: int | None, look_every: int = 1, fingerprint: str = "") -> None:
+    def __init__(self, place: Path | None, every: int | None, look_every: int = 1, fingerprint: str = "") -> None:
         self.fingerprint = fingerprint
         self.place, self.every, self.look_every = place, every, look_every
         self._step = self._saved = 0
@@ -171,11 +171,11 @@ class Checkpoints(pl.Callback):
     def _require_numbers(self) -> None:
         if self._bad is None:
             return
-        loss, step = self._bad.tolist()
+        (loss, step), last = self._bad.tolist(), self.place
         if not math.isfinite(loss):
             raise BadInput(
                 f"the loss is {loss} at step {step:.0f}; look for inputs that are no numbers, or give a lower --lr or "
-                f"--clip; {f'{self.place} is the last that is good' if self.place.exists() else 'no checkpoint is yet'}"
+                f"--clip; {f'{last} is the last that is good' if last and last.exists() else 'no checkpoint is yet'}"
             )
 
     def on_save_checkpoint(
@@ -186,7 +186,8 @@ class Checkpoints(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._require_numbers()
-        trainer.save_checkpoint(self.place)
+        if self.place is not None:
+            trainer.save_checkpoint(self.place)
         self._saved = trainer.global_step
 
 

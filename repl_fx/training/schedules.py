@@ -26,7 +26,7 @@ from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.neighbours import treated
 from repl_fx.training.phases import Phase, averaged_weights, phase_of, trained_weights
-from repl_fx.training.run import CHECKPOINT, STATE, TrainingResult, train
+from repl_fx.training.run import CHECKPOINT, STATE, TrainingResult, train_once
 from repl_fx.training.safe_checkpoints import read_checkpoint
 
 ORIGINAL, REWRITTEN, RESTORED = "original", "rewritten", "restored"
@@ -71,20 +71,20 @@ def train_in_phases(
     directory: Path,
     *,
     resume: bool = False,
-    show: bool = False,
+    kept: bool = True,
     teacher: nn.Module | None = None,
-) -> tuple[TrainingResult, nn.Module]:
+) -> TrainingResult:
     """Train a model by a schedule; it begins with the weights that the source has now.
 
     Args:
         result: the transform; or, where a run that is at its end goes on, its restored model (`unreplaced`).
-        data, config, directory, resume, show, teacher: see `train`.
+        data, config, directory, resume, kept, teacher: see `train_once`.
 
     Returns:
-        The result of the last phase, and its model.
+        The result of the last phase.
 
     Raises:
-        BadInput, OutputError: see `require_schedule` and `train`.
+        BadInput, OutputError: see `require_schedule` and `train_once`.
     """
     phases = _phases(config)
     checkpoint = directory / STATE / CHECKPOINT
@@ -103,13 +103,13 @@ def train_in_phases(
         trained_model = model.result.model
         how = (config.neighbours, config.learn) if name == REWRITTEN else ("train", "all")
         phase = Phase(name, until, model.averages)
-        options: Any = {"resume": resume or bool(resumed), "show": show, "phase": phase, "teacher": teacher}
+        options: Any = {"resume": resume or bool(resumed), "phase": phase, "kept": kept, "teacher": teacher}
         with treated(trained_model, model.result, *how):
-            trained = train(trained_model, data, config, directory, **options)
+            trained = train_once(trained_model, data, config, directory, **options)
         resumed.append(trained.resumed)
         number += 1
         if number == len(phases):
-            return replace(trained, resumed=resumed[0]), trained_model
+            return replace(trained, resumed=resumed[0])
         name, until = phases[number]
         model = _next(model, result, checkpoint, name)
 

@@ -85,7 +85,7 @@ def test_a_trace_of_another_torch_is_saved_as_it_is_now(tmp_path: Path) -> None:
 
 def test_only_what_an_artifact_can_hold_is_saved(tmp_path: Path) -> None:
     result, out = transformed(tmp_path)
-    net = repl_fx.load(out)
+    net = repl_fx.load(out, graph=True)
     with pytest.raises(repl_fx.BadInput, match=r"save takes .*, and this is a MlpNet"):
         repl_fx.save(MlpNet(), tmp_path / "again")
     with pytest.raises(repl_fx.BadInput, match=r"this Sequential holds it: give model\.0"):

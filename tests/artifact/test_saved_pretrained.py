@@ -97,10 +97,10 @@ def test_from_pretrained_refuses_what_it_would_load_half(tmp_path: Path) -> None
 def test_from_pretrained_finds_no_weights_in_what_save_wrote(tmp_path: Path) -> None:
     model = _in_place()
     model.save_pretrained(tmp_path / "checkpoint")
-    graph = repl_fx.load(tmp_path / "checkpoint", in_place=False)
+    graph = repl_fx.load(tmp_path / "checkpoint", graph=True)
     for name, saved in (("place", model), ("graph", graph)):
         repl_fx.save(saved, tmp_path / name)
-        loaded = repl_fx.load(tmp_path / name, transformers.GPT2LMHeadModel(_config()), in_place=True)
+        loaded = repl_fx.load(tmp_path / name, transformers.GPT2LMHeadModel(_config()))
         assert torch.equal(_logits(loaded), _logits(model))
         repl_fx.save(loaded, tmp_path / name, force=True)
         assert not (tmp_path / name / WEIGHTS).exists()
@@ -181,7 +181,7 @@ def test_names_are_those_that_transformers_writes_and_lead_back(tmp_path: Path, 
     assert any(name not in model.state_dict() for name in written)
     for again in (repl_fx.load(tmp_path / "net"), repl_fx.load(tmp_path / "net", _vit()[0])):
         assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
-    graph = repl_fx.load(tmp_path / "net", in_place=False)
+    graph = repl_fx.load(tmp_path / "net", graph=True)
     torch.testing.assert_close(graph(x)["logits"], model(x).logits)
     # As the Trainer of transformers reads it, in a wrapper too.
     for wrapped in (lambda one: one, lambda one: nn.ModuleDict({"inner": one})):

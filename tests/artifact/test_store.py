@@ -344,7 +344,7 @@ def test_a_size_of_one_is_taken_after_loading_as_before(tmp_path: Path, alike: b
     model, ids = Offset(alike=alike), torch.randint(5, 10, (2, 6))
     result = repl_fx.transform(model, (ids,))
     repl_fx.save(result, tmp_path / "out")
-    loaded = repl_fx.load(tmp_path / "out", Offset(alike=alike))
+    loaded = repl_fx.load(tmp_path / "out", Offset(alike=alike), graph=True)
     made = result.graph_module.eval()
     assert torch.equal(loaded(ids), made(ids))
     if alike:
@@ -370,7 +370,7 @@ def test_a_model_whose_blocks_are_whole_again_is_loaded_as_it_is(tmp_path: Path,
     repl_fx.save(whole, tmp_path / "out")
     found = repl_fx.load(tmp_path / "out", build())
     assert type(found) is type(whole) and torch.equal(found(x), whole.eval()(x))
-    graphs = repl_fx.load(tmp_path / "out", build(), in_place=False)
+    graphs = repl_fx.load(tmp_path / "out", build(), graph=True)
     assert torch.equal(graphs(x), whole(x))
     # Saved again, it is the same.
     repl_fx.save(found, tmp_path / "again")

@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.export import verify
+from repl_fx.export import verifying
 from repl_fx.export.onnx_model import export_program, quiet
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.nets import ConvNet, TokenNet
@@ -160,7 +160,9 @@ class Subject:
     def passes(self, file: Path) -> tuple[bool, str]:
         """The verdict on a file, and whether weights have a say in it."""
         try:
-            check = verify.verify_file(self.graph, file, ExampleInputs((self.example,)), batches=[4], fresh=self.fresh)
+            check = verifying.verify_file(
+                self.graph, file, ExampleInputs((self.example,)), batches=[4], fresh=self.fresh
+            )
         except repl_fx.ReplFxError as refused:
             return False, str(refused)
         return bool(check), check.summary() if check else ("outputs" if not check.same_outputs else "weights")

@@ -524,7 +524,7 @@ class Judge:
                 state = Snapshot(module)
                 repl_fx.save(result, place / "artifact")
                 none_of(state.changes(), "save changed what it was given")
-                loaded = repl_fx.load(place / "artifact", self.make())
+                loaded = repl_fx.load(place / "artifact", self.make(), graph=True)
                 require(not loaded.training, "a loaded network is in training mode")
                 mine, theirs = module.state_dict(), loaded.state_dict()
                 require(mine.keys() == theirs.keys(), f"other state: {sorted(mine.keys() ^ theirs.keys())[:4]}")

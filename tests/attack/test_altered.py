@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from repl_fx.export import Verification, verify
+from repl_fx.export import Verification, verifying
 from repl_fx.export.weights import WeightComparison
 from tests.attack.altered import SIZES, alterations, run_altered, subject
 
@@ -25,12 +25,12 @@ def test_altered_files_are_found_by_their_weights() -> None:
 
 
 def test_a_verification_by_outputs_alone_is_judged_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    verified = verify.verify_file
+    verified = verifying.verify_file
 
     def blind(*given: Any, **known: Any) -> Verification:
         return replace(verified(*given, **known), weights=WeightComparison())
 
-    monkeypatch.setattr(verify, "verify_file", blind)
+    monkeypatch.setattr(verifying, "verify_file", blind)
     table = run_altered(0, 40, ("resnet",), clean=False)
     assert len(table.wrong) == table.altered.total() - table.found.total() > 0
 

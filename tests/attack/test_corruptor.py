@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 import repl_fx
-from repl_fx.export import verify
+from repl_fx.export import verifying
 from repl_fx.export.onnx_model import export_program
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.attack import corruptor
@@ -30,7 +30,7 @@ def test_faulty_files_are_found_and_clean_ones_pass(monkeypatch: pytest.MonkeyPa
             programs[key] = module, export_program(module, given, opset)
         return programs[key][1]
 
-    monkeypatch.setattr(verify, "export_program", exported_once)
+    monkeypatch.setattr(verifying, "export_program", exported_once)
     counts = run_corruptor(0, 36, clean=1)
     assert counts.wrong == [], str(counts)
     assert counts.faulty >= 18 and counts.found == counts.faulty and counts.clean == 1

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.benchmarking import benchmark as benchmarks
-from repl_fx.benchmarking.benchmark import Settings, benchmark
+from repl_fx.benchmarking.benchmark import Settings, bench
 from repl_fx.benchmarking.results import Benchmark
 from repl_fx.benchmarking.training import Trainer
-from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import transformed
 from tests.nets import MlpBlock, RawNet
 
@@ -28,7 +27,7 @@ def _net() -> nn.Module:
 
 def _benchmark(model: nn.Module, settings: Settings, x: Any = X, **options: Any) -> Benchmark:
     result = transformed(model, (x,), **options)
-    return benchmark(result, result.model, ExampleInputs((x,)), settings)
+    return bench(result, settings)
 
 
 @pytest.mark.slow
@@ -38,7 +37,7 @@ def test_every_variant_is_measured_in_every_setting() -> None:
     state = torch.get_rng_state()
     stages: list[str] = []
     result = transformed(model, (X,), surrogate="bottleneck")
-    measured = benchmark(result, result.model, ExampleInputs((X,)), BRIEF, progress=stages.append)
+    measured = bench(result, BRIEF, progress=stages.append)
     assert [row.variant for row in measured.training] == ["original", "rewritten", "depth-pruned", "checkpointed"]
     assert [(row.batch, row.variant) for row in measured.inference] == [
         (batch, name) for batch in (1, 2) for name in ("original", "rewritten", "unfolded", "depth-pruned")
@@ -94,7 +93,7 @@ def test_a_variant_that_cannot_be_made_or_run_is_a_row_with_the_reason(monkeypat
     monkeypatch.setattr(benchmarks, "_LONGEST", 40)
     result = transformed(_net(), (X,), surrogate="bottleneck")
     settings = Settings(rounds=1, warm_up=0, batch_sizes=(2,), onnx=False)
-    measured = benchmark(result, result.model, ExampleInputs((X,)), settings)
+    measured = bench(result, settings)
     reasons = {(type(row).__name__, getattr(row, "runtime", ""), row.variant): row.reason for row in measured.rows}
     pruned = "identity cannot stand in for 2: a reason"
     assert reasons["TrainingRow", "", "depth-pruned"] == pruned

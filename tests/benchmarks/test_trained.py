@@ -35,7 +35,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Original:
 
 def test_a_network_is_trained_once(own: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = original(TASK, own.data, 0, tmp_path)
-    monkeypatch.setattr("benchmarks.compression.originals.train", None)
+    monkeypatch.setattr("benchmarks.compression.originals.train_once", None)
     again = original(TASK, own.data, 0, tmp_path)
     assert first.steps == again.steps == 4 and own.best == "accuracy" and own.higher_is_better
     for model in (again.model, again.copy(), own.model):

@@ -79,7 +79,7 @@ def test_an_artifact_gets_the_figures_and_the_chart(run: Run, artifact: Path, mo
     assert after == before
     # They are the artifact's own from now on: replaced by the next, and kept by an export.
     assert {"bench.json", "bench.svg", "model.onnx"} <= read_manifest(artifact).files.keys()
-    monkeypatch.setattr("repl_fx.benchmarking.benchmark.benchmark", lambda *_, **__: measured())
+    monkeypatch.setattr("repl_fx.benchmarking.benchmark.bench", lambda *_, **__: measured())
     again = run("bench", artifact)
     assert again.exit_code == 0 and "not measured: depth-pruned, training: a reason\n" in again.stdout
     assert json.loads((artifact / "bench.json").read_text())["settings"] == {"rounds": 3}
@@ -96,7 +96,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         began.append("began")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("repl_fx.benchmarking.benchmark.benchmark", interrupted)
+    monkeypatch.setattr("repl_fx.benchmarking.benchmark.bench", interrupted)
     return began
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import repl_fx
-from repl_fx.report.model_graph.reading import read_verifications
+from repl_fx.reporting.model_graph.reading import read_verifications
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from repl_fx.artifact.manifest import read_manifest
 from repl_fx.cli.report import name_of
-from repl_fx.report.model_graph.document import Document
+from repl_fx.reporting.model_graph.document import Document
 from tests.cli.results import one_line
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def test_inspect_writes_the_same_page(run: Run, model_file: Path, tmp_path: Path
 def test_a_missing_library_is_one_line(
     run: Run, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith(("repl_fx.report.page", "repl_fx.report.templates"))]:
+    for name in [
+        name for name in sys.modules if name.startswith(("repl_fx.reporting.page", "repl_fx.reporting.templates"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     line = one_line(run("report", model_file, "-o", tmp_path / "page.html"))

@@ -63,7 +63,7 @@ def test_blocks_are_replaced_and_restored_on_the_way(run: Run, tmp_path: Path) -
     # What is left is the model itself, for all commands, under its own names.
     whole: Any = repl_fx.load(out)
     assert type(whole).__name__ == "Net" and {type(block).__name__ for block in whole.blocks} == {"MlpBlock"}
-    again: Any = repl_fx.load(out, in_place=False)
+    again: Any = repl_fx.load(out, graph=True)
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(whole(x), again(x))
     assert run("export", out, "-q").exit_code == 0

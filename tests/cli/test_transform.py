@@ -76,7 +76,7 @@ def test_an_artifact_keeps_the_dimensions_that_were_to_stay(run: Run, model_file
     result = run("transform", model_file, "--input-shape", "2x6x8", "--fixed", "length", "-o", tmp_path / "out")
     assert "sizes: batch any; length 6 alone, as asked" in result.stdout, result.stderr
     assert read_manifest(tmp_path / "out").fixed == ("length",)
-    loaded = repl_fx.load(tmp_path / "out", in_place=False)
+    loaded = repl_fx.load(tmp_path / "out", graph=True)
     assert isinstance(loaded, fx.GraphModule) and loaded.meta["capture"].dynamic == {"x": (0,)}
     loaded(torch.randn(3, 6, 8))
     with pytest.raises(repl_fx.BadInput, match=r"has shape \[3, 5, 8\], but was captured as \[any, 6, 8\]"):
@@ -106,7 +106,7 @@ def test_a_pattern_names_the_blocks(run: Run, model_file: Path, tmp_path: Path) 
     plan = tmp_path / "out" / "plan.json"
     again = run("transform", model_file, "-o", tmp_path / "again", "--plan", plan)
     assert again.exit_code == 0 and (tmp_path / "again" / "plan.json").read_text() == plan.read_text()
-    assert [type(repl_fx.load(tmp_path / name, in_place=True)).__name__ for name in ("out", "again")] == ["Net", "Net"]
+    assert [type(repl_fx.load(tmp_path / name)).__name__ for name in ("out", "again")] == ["Net", "Net"]
     message = refused(run, tmp_path / "no", model_file, "--blocks", "layers.*")
     assert "'layers.*' matches no module that computes anything" in message
 

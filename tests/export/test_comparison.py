@@ -110,6 +110,20 @@ def test_rounding_is_told_from_error_where_a_cast_to_single_is_fixed(tmp_path: P
     assert check and any("from float64's" in note for note in check.notes)
 
 
+def test_rounding_in_half_precision_is_told_from_error(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Cancels().eval().half(), torch.randn(64, 512).half()
+    with torch.no_grad():
+        model.b.weight.copy_(model.a.weight + 0.04 * torch.randn(8, 512).half())
+    gm = repl_fx.capture(model, (x,))
+    exported = Exported(gm, tmp_path / "half.onnx", (x,))
+    check = exported.verify()
+    assert check and any("from float64's" in note for note in check.notes)
+    with torch.no_grad():
+        gm.get_parameter("b.bias").add_(2)
+    assert not verify_onnx(gm, exported.path, (x,))
+
+
 class Counts(nn.Module):
     """Moves a buffer in evaluation too, by one forward a step, and counts its calls in Python."""
 

@@ -137,3 +137,8 @@ def test_the_tolerance_widens_with_rounding_and_with_nothing_else() -> None:
     # That much is an error, not rounding.
     assert widened(tolerance, expected, expected.double() + 1e-2) is tolerance
     assert widened(tolerance, torch.full((2,), math.nan), expected.double()) is tolerance
+    # Half precision rounds more, and more of it is believed.
+    half, tolerance = expected.half(), TOLERANCES[torch.float16]
+    assert widened(tolerance, half, half.double() + 4e-5) is tolerance
+    assert widened(tolerance, half, half.double() + 4e-2).atol == pytest.approx(6e-2)
+    assert widened(tolerance, half, half.double() + 1e-1) is tolerance

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.costs.counted import Interpreter
-from repl_fx.graph.captured import CapturedModule
 
 GOOD, BAD = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[0, 3], [1, 2]])
 
@@ -31,16 +30,16 @@ class _Regions(nn.Module):
             with torch.autocast("cpu"):
                 low = self.head(rows)
                 more = self.table(x + 1)
-        return rows.sum() + low.sum() + more.sum() + self.head.weight.sum()
+        return rows.sum() + low.sum() + more.sum() + self.head.weight.sum()  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
-def captured() -> CapturedModule:
+def captured() -> fx.GraphModule:
     torch.manual_seed(0)
     return repl_fx.capture(_Regions(), (GOOD,))
 
 
-FORMS: dict[str, Callable[[CapturedModule], Any]] = {
+FORMS: dict[str, Callable[[fx.GraphModule], Any]] = {
     "graph": lambda gm: gm,
     "deep copy": copy.deepcopy,
     "pickle": lambda gm: pickle.loads(pickle.dumps(gm)),
@@ -49,7 +48,7 @@ FORMS: dict[str, Callable[[CapturedModule], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_error_ends_the_regions_that_a_graph_has_begun(captured: CapturedModule, form: str) -> None:
+def test_an_error_ends_the_regions_that_a_graph_has_begun(captured: fx.GraphModule, form: str) -> None:
     called = FORMS[form](captured)
     assert torch.equal(called(GOOD), captured(GOOD))
     with pytest.raises(IndexError):
@@ -66,7 +65,7 @@ def test_an_error_ends_the_regions_that_a_graph_has_begun(captured: CapturedModu
     assert not torch.equal(after, before)
 
 
-def test_an_error_leaves_the_users_own_regions_as_they_are(captured: CapturedModule) -> None:
+def test_an_error_leaves_the_users_own_regions_as_they_are(captured: fx.GraphModule) -> None:
     with torch.autocast("cpu", torch.float16), torch.no_grad():
         with pytest.raises(IndexError):
             captured(BAD)
@@ -75,7 +74,7 @@ def test_an_error_leaves_the_users_own_regions_as_they_are(captured: CapturedMod
     assert torch.is_grad_enabled()
 
 
-def test_a_graph_with_regions_compiles_whole(captured: CapturedModule) -> None:
+def test_a_graph_with_regions_compiles_whole(captured: fx.GraphModule) -> None:
     compiled = torch.compile(captured, fullgraph=True, backend="eager")
     assert torch.equal(compiled(GOOD), captured(GOOD))
 
@@ -90,7 +89,7 @@ class _Counts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu"):
             y = self.table(self.linear(x).new_zeros(2, dtype=torch.int64) + x[:, 0].long())
-        return x + 1 + 0 * y.float()
+        return x + 1 + 0 * y.float()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("as_graph", [True, False])

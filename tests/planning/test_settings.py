@@ -25,7 +25,7 @@ def test_options_are_those_of_transform(tmp_path: Path) -> None:
     chosen = PlanSettings().changed(blocks="3,name", set=["ratio=0.5"], ignore=["*.x"], fixed="height, width")
     assert chosen.transform_options() == {
         **{"surrogate": "auto", "ignore": ("*.x",), "settings": {"ratio": 0.5}, "finder": None, "plan": None},
-        **{"fixed": ("height", "width"), "checkpoint_blocks": False, "every": 2, "blocks": [3, "name"]},
+        **{"fixed": ("height", "width"), "graph": False, "checkpoint_blocks": False, "every": 2, "blocks": [3, "name"]},
     }
     limited = PlanSettings().changed(budget=["params=0.7"], scores=str(tmp_path / "scores.json"))
     options = limited.transform_options()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.report.documents import blocks_document
+from repl_fx.reporting.documents import blocks_document
 from repl_fx.rewriting.blocks_table import blocks_table
 from repl_fx.rewriting.report import BlockReport
 from tests.display.shown import row_of, text_of

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Tensors, UserData
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from tests.training.runs import Net, pictures
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.02, device="cpu")
@@ -27,7 +27,7 @@ def _loader(part: Any, scale: float = 1 / 255) -> DataLoader[Any]:
 def test_loaders_of_a_user_train_a_model(tmp_path: Path) -> None:
     data, model = pictures(), Net()
     before = model.head.weight.detach().clone()
-    made = train(model, UserData("mine", _loader(data.train), _loader(data.test)), CONFIG, tmp_path)
+    made = train_once(model, UserData("mine", _loader(data.train), _loader(data.test)), CONFIG, tmp_path)
     assert set(made.figures) == {"loss", "accuracy"} and made.steps == 12
     assert not torch.equal(before, model.head.weight)
 
@@ -62,19 +62,19 @@ class _Bounded(Net):
 
 def test_a_datamodule_keeps_its_hooks(tmp_path: Path) -> None:
     own = _Module()
-    made = train(_Bounded(), UserData("mine", module=own), CONFIG, tmp_path)
+    made = train_once(_Bounded(), UserData("mine", module=own), CONFIG, tmp_path)
     assert set(made.figures) == {"loss", "accuracy"}
     assert own.seen == {True, False}
 
 
 def test_what_does_not_fit_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="bright is data for classification; leave out --task language-modelling"):
-        train(Net(), pictures(), CONFIG.changed(task="language-modelling"), tmp_path)
+        train_once(Net(), pictures(), CONFIG.changed(task="language-modelling"), tmp_path)
     with pytest.raises(BadInput, match="no task 'poetry'"):
-        train(Net(), UserData("mine", [(1, 2)], [(1, 2)]), CONFIG.changed(task="poetry"), tmp_path)
+        train_once(Net(), UserData("mine", [(1, 2)], [(1, 2)]), CONFIG.changed(task="poetry"), tmp_path)
     good = (torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
     wrong = (good[0], torch.tensor([0, 1, 2, 3]))
     with pytest.raises(BadInput, match="mine: batch 0: label 3 is out of range; labels are 0 to 2"):
-        train(Net(), UserData("mine", [wrong], [good]), CONFIG, tmp_path)
+        train_once(Net(), UserData("mine", [wrong], [good]), CONFIG, tmp_path)
     with pytest.raises(BadInput, match="Net does not take inputs of mine, which are 1x3x3: "):
-        train(Net(), UserData("mine", [good], [(torch.rand(4, 1, 3, 3), good[1])]), CONFIG, tmp_path)
+        train_once(Net(), UserData("mine", [good], [(torch.rand(4, 1, 3, 3), good[1])]), CONFIG, tmp_path)

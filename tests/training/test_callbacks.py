@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+from repl_fx.display import progress
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from repl_fx.training.callbacks import Speed
+from repl_fx.training.callbacks import Speed, ToldSteps
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from tests.training.runs import pictures, rewritten
 
 
@@ -29,7 +33,9 @@ def test_accumulated_batches_share_their_syntheses(tmp_path: Path, monkeypatch: 
     counts = []
     for batches in (1, 3):
         made["count"] = 0
-        train(rewritten(), pictures(), TrainConfig(epochs=1, accumulate=batches, batch_size=8, device="cpu"), tmp_path)
+        train_once(
+            rewritten(), pictures(), TrainConfig(epochs=1, accumulate=batches, batch_size=8, device="cpu"), tmp_path
+        )
         counts.append(made["count"])
     assert counts[1] < counts[0] - 3
 
@@ -80,3 +86,29 @@ def test_inputs_of_any_batch_are_counted(batch: Any, count: int) -> None:
     # A second batch of one step is counted with the next.
     speed.on_train_batch_end(trainer, module, None, batch, 2)
     assert speed._seen == count and len(logged) == 1
+
+
+def test_steps_of_training_stay_on_one_line_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setenv("REPL_FX_PROGRESS", "1")
+    monkeypatch.setattr(
+        progress, "Console", lambda **given: Console(file=written, force_terminal=True, width=80, markup=False)
+    )
+    figures = {f"figure_with_a_long_name_{number}": torch.tensor(0.123456) for number in range(6)}
+    trainer: Any = SimpleNamespace(
+        callback_metrics={**figures, "loss": torch.tensor(0.5)}, current_epoch=1, max_epochs=3, num_training_batches=20
+    )
+    module: Any = nn.Module()
+
+    @progress.shown("train")
+    def run() -> None:
+        for batch in range(20):
+            ToldSteps(5).on_train_batch_end(trainer, module, None, None, batch)
+        ToldSteps(5).on_train_epoch_end(trainer, module)
+
+    run()
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue()).replace("\r", "\n").splitlines()
+    assert any("epoch 2/3, figure_with_a_long_name_0 0.1" in line and "… " in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    # The bar is taken back once, at its end: no line has wrapped.
+    assert written.getvalue().count("\x1b[1A") == 1

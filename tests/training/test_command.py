@@ -14,7 +14,7 @@ import repl_fx
 from repl_fx.artifact.manifest import read_manifest
 from repl_fx.errors import BadInput
 from repl_fx.training import command, run as running
-from repl_fx.training.command import COMPARISON, OTHERS, TrainingRun, begin, train_side_by_side
+from repl_fx.training.command import COMPARISON, OTHERS, RunRequest, TrainingRun, begin, train_side_by_side
 from repl_fx.training.run import CHECKPOINT, STATE, settings_of
 
 MODEL = """
@@ -45,7 +45,7 @@ def spec(tmp_path: Path) -> str:
 
 def _begin(spec: str, output: Path | None = None, resume: bool = False, **given: Any) -> TrainingRun:
     given = {} if resume else {**FAST, "data": f"{spec}:data", **given}
-    return begin(spec, output, given, resume=resume)
+    return begin(RunRequest(spec, output, given, resume=resume))
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -65,7 +65,7 @@ def test_a_comparison_that_was_stopped_goes_on(spec: str, tmp_path: Path, monkey
     }
     assert json.loads((whole / STATE / COMPARISON).read_text())[0]["figures"] == rows[0].figures
 
-    begun, own = [], running.train
+    begun, own = [], running.train_once
 
     def until(name: str) -> Any:
         def train(*args: Any, folder: str = "", **kwargs: Any) -> Any:
@@ -76,16 +76,20 @@ def test_a_comparison_that_was_stopped_goes_on(spec: str, tmp_path: Path, monkey
 
         return train
 
+    def patched(name: str) -> None:
+        for module in (command, running):
+            monkeypatch.setattr(module, "train_once", until(name))
+
     # In the first of all, whose settings are there already, and behind the run's own.
-    monkeypatch.setattr(command, "train", until("original-seed-0"))
+    patched("original-seed-0")
     with pytest.raises(KeyboardInterrupt):
         train_side_by_side(_begin(spec, stopped))
     assert settings_of(stopped).compare and settings_of(stopped).seeds == 2
-    monkeypatch.setattr(command, "train", until("original-seed-1"))
+    patched("original-seed-1")
     with pytest.raises(KeyboardInterrupt):
         train_side_by_side(_begin(str(stopped), resume=True))
     begun.clear()
-    monkeypatch.setattr(command, "train", until("never"))
+    patched("never")
     again = train_side_by_side(_begin(str(stopped), resume=True))
     # The artifact's own model is looked at once more: its weights may not have been saved.
     assert begun == ["", "others/original-seed-1", "others/depth-pruned-seed-1", "others/rewritten-seed-1"]
@@ -95,14 +99,14 @@ def test_a_comparison_that_was_stopped_goes_on(spec: str, tmp_path: Path, monkey
 
 
 def test_a_member_that_cannot_be_trained_is_a_row(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = running.train
+    own = running.train_once
 
     def train(*args: Any, folder: str = "", **kwargs: Any) -> Any:
         if "pruned" in folder:
             raise BadInput("the loss is nan")
         return own(*args, folder=folder, **kwargs)
 
-    monkeypatch.setattr(command, "train", train)
+    monkeypatch.setattr(command, "train_once", train)
     rows = train_side_by_side(_begin(spec, tmp_path / "out", seeds=1))
     assert [row.reason for row in rows] == ["", "seed 0: the loss is nan", ""]
 
@@ -117,15 +121,15 @@ def test_settings_that_an_artifact_cannot_follow_are_a_line(spec: str, tmp_path:
         ({"fixed": "batch"}, "--fixed"),
     ):
         with pytest.raises(BadInput, match=f"has its blocks replaced already; leave out {flag}"):
-            begin(str(out), None, {"device": "cpu", **given})
+            begin(RunRequest(str(out), None, {"device": "cpu", **given}))
     with pytest.raises(BadInput, match="has one set of weights; leave out --seeds"):
-        begin(str(out), None, {"seeds": 2})
+        begin(RunRequest(str(out), None, {"seeds": 2}))
     assert not (out / STATE / CHECKPOINT).exists()
 
 
 def test_a_model_that_fixes_its_batch_is_trained_at_that_of_the_settings(spec: str, tmp_path: Path) -> None:
     given = {"epochs": 1, "batch_size": 8, "device": "cpu", "surrogate": "linear", "data": f"{spec}:data"}
-    run = begin(f"{spec}:one_by_one", tmp_path / "out", given)
+    run = begin(RunRequest(f"{spec}:one_by_one", tmp_path / "out", given))
     assert run.config.full_batches and run.config.input_shape == "8x1x4x4:float32"
     assert command.train_directory(run).figures["accuracy"] >= 0
     assert repl_fx.load(tmp_path / "out")(torch.randn(8, 1, 4, 4)).shape == (8, 3)
@@ -143,7 +147,7 @@ def test_a_type_of_transformers_is_trained_on_text_with_its_head(tmp_path: Path)
     pytest.importorskip("transformers")
     (tmp_path / "corpus.txt").write_bytes(bytes(range(256)) * 8)
     given = {"steps": 1, "batch_size": 4, "device": "cpu", "data": f"text:{tmp_path / 'corpus.txt'}", "context": 160}
-    run = begin("hf:gpt2", tmp_path / "out", {**given, "arg": ["n_layer=3"], "surrogate": "bottleneck"})
+    run = begin(RunRequest("hf:gpt2", tmp_path / "out", {**given, "arg": ["n_layer=3"], "surrogate": "bottleneck"}))
     assert run.notes[0] == "the class is GPT2LMHeadModel, for language-modelling"
     assert run.notes[1].startswith("built with n_positions=160, as the data want it")
     figures = command.train_directory(run).figures

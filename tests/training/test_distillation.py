@@ -16,7 +16,7 @@ from repl_fx.graph.recording import watched
 from repl_fx.running.holders import ORIGIN
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.distillation import Distillation, places_in
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from repl_fx.training.tasks import Classification
 from tests.captures import transformed
 from tests.training.runs import Net, pictures
@@ -105,12 +105,12 @@ def test_a_run_learns_from_a_teacher_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = Net()
     base = TrainConfig(epochs=12, batch_size=8, lr=0.02, device="cpu", augment=False)
-    taught = train(teacher, data, base, tmp_path / "teacher")
+    taught = train_once(teacher, data, base, tmp_path / "teacher")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     torch.manual_seed(5)
     student = transformed(Net(), (BATCH[0][:2],), surrogate="bottleneck").model
     config = base.changed(teacher="original", target_weight=0.0, teacher_values=0.1)
-    made = train(student, data, config, tmp_path / "student", teacher=teacher)
+    made = train_once(student, data, config, tmp_path / "student", teacher=teacher)
     assert taught.figures["accuracy"] > 0.8 and made.figures["accuracy"] > 0.7
     assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in before.items())
 
@@ -119,8 +119,8 @@ def test_what_cannot_be_taught_is_a_line(tmp_path: Path) -> None:
     teacher, student = _pair()
     config = TrainConfig(teacher="original", teacher_values=1.0, batch_size=8, device="cpu")
     with pytest.raises(BadInput, match="Net has no replaced block that is a module of the original"):
-        train(Net(), pictures(), config, tmp_path, teacher=teacher)
+        train_once(Net(), pictures(), config, tmp_path, teacher=teacher)
     with pytest.raises(BadInput, match=r"the teacher returns logits of shape \(16, 5\), and the model \(16, 3\)"):
-        train(student, pictures(), config, tmp_path, teacher=Net(5))
+        train_once(student, pictures(), config, tmp_path, teacher=Net(5))
     with pytest.raises(BadInput, match="teaches nothing"):
         TrainConfig().changed(teacher="original", teacher_logits=0.0)

@@ -11,8 +11,8 @@ import torch
 
 import repl_fx
 from repl_fx.sources import load_source
-from repl_fx.training.command import begin
-from repl_fx.training.healing import FIGURES, Healed, heal_directory, settings_to_heal
+from repl_fx.training.command import RunRequest, begin, heal_directory
+from repl_fx.training.healing import FIGURES, Healed, settings_to_heal
 from repl_fx.training.run import STATE
 from tests.training.trained_net import trained_net
 
@@ -33,7 +33,7 @@ def cut(trained: Path, tmp_path: Path) -> Path:
 
 def _healed(cut: Path, spec: str, **given: Any) -> Healed:
     given = {"batch_size": 8, "device": "cpu", "augment": False, "epochs": 4, "lr": 0.01, "data": spec, **given}
-    return heal_directory(begin(str(cut), None, given, defaults=settings_to_heal()))
+    return heal_directory(begin(RunRequest(str(cut), None, given, defaults=settings_to_heal())))
 
 
 def test_a_cut_model_comes_back(trained: Path, cut: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_cut_model_comes_back(trained: Path, cut: Path) -> None:
     # With targets beside the original, it may end below that.
     assert loss["healed"] < loss["cut"] > loss["original"]
     assert json.loads((cut / STATE / FIGURES).read_text()) == found.figures
-    config = begin(str(cut), None, {}, resume=True).config
+    config = begin(RunRequest(str(cut), None, {}, resume=True)).config
     assert (config.teacher, config.teacher_values) == ("original", 1.0)
 
 
@@ -65,6 +65,6 @@ def test_a_graph_learns_from_values_too(trained: Path, tmp_path: Path) -> None:
     spec = f"{trained / 'model.py'}:data"
     found = _healed(directory, spec, epochs=1)
     assert found.trained.steps == 6 and found.figures["healed"]["loss"] < found.figures["cut"]["loss"]
-    assert begin(str(directory), None, {}, resume=True).config.teacher_values == 1.0
+    assert begin(RunRequest(str(directory), None, {}, resume=True)).config.teacher_values == 1.0
     # What is trained is what is saved: the graph as it was made.
     assert set(repl_fx.load(directory).state_dict()) == set(result.module.state_dict())

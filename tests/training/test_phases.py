@@ -24,7 +24,7 @@ from repl_fx.training.phases import (
     phase_of,
     trained_weights,
 )
-from repl_fx.training.run import CHECKPOINT, STATE, train
+from repl_fx.training.run import CHECKPOINT, STATE, train_once
 from repl_fx.training.safe_checkpoints import read_checkpoint
 from tests.training.runs import Net, pictures
 from tests.training.test_run import SHORT
@@ -92,7 +92,7 @@ def test_optimizers_that_need_a_run_are_a_line(tmp_path: Path) -> None:
 
 
 def test_checkpoints_name_their_phase_and_the_fit_ends_with_it(tmp_path: Path) -> None:
-    train(Net(), pictures(), SHORT, tmp_path, phase=Phase("original", 1))
+    train_once(Net(), pictures(), SHORT, tmp_path, phase=Phase("original", 1))
     found = read_checkpoint(tmp_path / STATE / CHECKPOINT)
     assert phase_of(found) == "original" and found[NOTE]["prefix"] == "model."
     (names,) = found[NOTE]["parameters"]

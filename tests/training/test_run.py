@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, Tensors
-from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE, finished, settings_of, train
+from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE, finished, settings_of, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, read_checkpoint
 from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     model = rewritten()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    made = train(model, pictures(), SHORT.changed(epochs=12, augment=False, tensorboard=True), tmp_path)
+    made = train_once(model, pictures(), SHORT.changed(epochs=12, augment=False, tensorboard=True), tmp_path)
     assert made.figures["accuracy"] > 0.8
     assert made.steps == 12 * 6
     assert made.resumed is None
@@ -48,13 +48,13 @@ def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [8, 6, 3])
 def test_a_run_may_end_by_its_steps(tmp_path: Path, steps: int) -> None:
     model, config = rewritten(), SHORT.changed(steps=steps, lr=0.01)
-    made = train(model, pictures(), config, tmp_path)
+    made = train_once(model, pictures(), config, tmp_path)
     assert made.steps == steps and made.figures.keys() == {"loss", "accuracy"}
     saved = read_checkpoint(tmp_path / STATE / CHECKPOINT)
     assert saved["global_step"] == steps
     # The rate has come down to zero by then: the schedule is one of as many steps.
     assert saved["lr_schedulers"][0]["_last_lr"][0] == 0
-    again = train(rewritten(), pictures(), config, tmp_path, resume=True)
+    again = train_once(rewritten(), pictures(), config, tmp_path, resume=True)
     assert again.figures == made.figures
     with pytest.raises(repl_fx.BadInput, match="replace_at and restore_at are counted in epochs; give epochs"):
         config.changed(replace_at=1, epochs=3)
@@ -62,7 +62,7 @@ def test_a_run_may_end_by_its_steps(tmp_path: Path, steps: int) -> None:
 
 def test_a_run_learns_to_segment(tmp_path: Path) -> None:
     # A colour of any shape tells it from the ground; which of the two shapes is harder.
-    figures = train(PixelNet(), scenes(), SHORT.changed(epochs=6), tmp_path).figures
+    figures = train_once(PixelNet(), scenes(), SHORT.changed(epochs=6), tmp_path).figures
     assert set(figures) == {"loss", "mean_iou", "pixel_accuracy"}
     # Ground alone gives a third of its share.
     assert figures["mean_iou"] > 0.45 and figures["pixel_accuracy"] > 0.8
@@ -70,20 +70,20 @@ def test_a_run_learns_to_segment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_learns_to_detect(tmp_path: Path) -> None:
-    figures = train(Spots(), spots(), SHORT.changed(epochs=6, lr=0.04, augment=False), tmp_path).figures
+    figures = train_once(Spots(), spots(), SHORT.changed(epochs=6, lr=0.04, augment=False), tmp_path).figures
     assert set(figures) == {"map", "map_50"} and figures["map_50"] > 0.3
 
 
 def test_models_for_another_task_are_a_line(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"PixelNet returns 2 logits, and shapes has 3 classes"):
-        train(PixelNet(classes=2), scenes(), SHORT, tmp_path)
+        train_once(PixelNet(classes=2), scenes(), SHORT, tmp_path)
     with pytest.raises(repl_fx.BadInput, match=r"Flat returns logits of shape \(16, 3\); wanted is \(batch, classes"):
-        train(_Flat(), scenes(16, 16), SHORT, tmp_path)
+        train_once(_Flat(), scenes(16, 16), SHORT, tmp_path)
 
     with pytest.raises(repl_fx.BadInput, match="PixelNet does not take inputs of spots, which are 3x8x8: "):
-        train(PixelNet(), spots(), SHORT, tmp_path)
+        train_once(PixelNet(), spots(), SHORT, tmp_path)
     with pytest.raises(repl_fx.BadInput, match="own losses, without smoothing; leave out --label-smoothing"):
-        train(Spots(), spots(), SHORT.changed(label_smoothing=0.1), tmp_path)
+        train_once(Spots(), spots(), SHORT.changed(label_smoothing=0.1), tmp_path)
 
 
 class _Flat(PixelNet):
@@ -95,7 +95,7 @@ _KILLED = """
 import os, sys
 from pathlib import Path
 import torch
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.safe_checkpoints import Checkpoints
 from tests.training import runs
@@ -110,7 +110,7 @@ def on_train_batch_end(self, *args):
     if count == batch:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.on_train_batch_end = on_train_batch_end
-train(model(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
+train_once(model(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
 """
 
 
@@ -141,7 +141,7 @@ def _kill_here(make: Make, data: Samples, directory: Path, batch: int) -> None:
             raise _Killed
 
     with patch.object(Checkpoints, "on_train_batch_end", on_train_batch_end), pytest.raises(_Killed):
-        train(make(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
+        train_once(make(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
 
 
 @pytest.mark.slow
@@ -167,11 +167,11 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     killed.mkdir()
     (killed / "config.yaml").write_text(config.to_yaml())
     expected = make()
-    figures = train(expected, data(), config, whole)
+    figures = train_once(expected, data(), config, whole)
     kill(make, data, killed, batch)
     model = make(seed=1)
-    made = train(model, data(), settings_of(killed), killed, resume=True)
-    again = train(make(seed=2), data(), settings_of(killed), killed, resume=True)
+    made = train_once(model, data(), settings_of(killed), killed, resume=True)
+    again = train_once(make(seed=2), data(), settings_of(killed), killed, resume=True)
     assert again.figures == made.figures and again.resumed == made.steps
     assert made.resumed is not None and 0 < made.resumed < made.steps
     assert made.figures == figures.figures
@@ -183,46 +183,46 @@ def test_what_does_not_fit_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data = pictures()
     with pytest.raises(repl_fx.BadInput, match="Net does not take inputs of bright, which are 1x3x3: "):
         small = Tensors(torch.zeros(9, 1, 3, 3, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))
-        train(Net(), dataclasses.replace(data, shape=(1, 3, 3), train=small, test=small), SHORT, tmp_path)
+        train_once(Net(), dataclasses.replace(data, shape=(1, 3, 3), train=small, test=small), SHORT, tmp_path)
     with pytest.raises(repl_fx.BadInput, match="Net returns 2 logits, and bright has 3 classes"):
-        train(Net(classes=2), data, SHORT, tmp_path)
+        train_once(Net(classes=2), data, SHORT, tmp_path)
     with pytest.raises(repl_fx.BadInput, match=r"has no train_state/last\.ckpt to go on from"):
-        train(Net(), data, SHORT, tmp_path / "none", resume=True)
+        train_once(Net(), data, SHORT, tmp_path / "none", resume=True)
     with pytest.raises(repl_fx.BadInput, match="tpu is no device to train on"):
-        train(Net(), data, SHORT.changed(device="tpu"), tmp_path)
+        train_once(Net(), data, SHORT.changed(device="tpu"), tmp_path)
     with monkeypatch.context() as patch, pytest.raises(repl_fx.BadInput, match="needs the library tensorboardX"):
         patch.setattr("repl_fx.training.run.find_spec", lambda name: None)
-        train(Net(), data, SHORT.changed(tensorboard=True), tmp_path)
+        train_once(Net(), data, SHORT.changed(tensorboard=True), tmp_path)
     with pytest.raises(repl_fx.BadInput, match="48 samples do not fill a batch of 64"):
-        train(Net(), data, SHORT.changed(batch_size=64), tmp_path)
+        train_once(Net(), data, SHORT.changed(batch_size=64), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(repl_fx.OutputError, match="cannot be written"):
-        train(Net(), data, SHORT, tmp_path / "file")
+        train_once(Net(), data, SHORT, tmp_path / "file")
 
 
 def test_a_run_goes_on_with_its_own_rows_alone(tmp_path: Path) -> None:
     data = pictures()
     assert isinstance(data.train, Tensors)
-    train(Net(), data, SHORT.changed(epochs=1), tmp_path)
+    train_once(Net(), data, SHORT.changed(epochs=1), tmp_path)
     config = settings_of(tmp_path)
     rows = data.train.inputs.clone()
     rows[5, 0, 0, 0] += 1
     targets = data.train.targets.roll(1)
     for other in (Tensors(rows, data.train.targets), Tensors(data.train.inputs, targets)):
         with pytest.raises(repl_fx.BadInput, match="bright has other samples, or another order, than when the run in "):
-            train(Net(), dataclasses.replace(data, train=other), config, tmp_path, resume=True)
-    assert train(Net(), pictures(), config, tmp_path, resume=True).resumed
+            train_once(Net(), dataclasses.replace(data, train=other), config, tmp_path, resume=True)
+    assert train_once(Net(), pictures(), config, tmp_path, resume=True).resumed
     # A run of before its data were noted goes on.
     (tmp_path / STATE / DATA).unlink()
-    assert train(Net(), dataclasses.replace(data, train=Tensors(rows, targets)), config, tmp_path, resume=True)
+    assert train_once(Net(), dataclasses.replace(data, train=Tensors(rows, targets)), config, tmp_path, resume=True)
 
 
 def test_a_damaged_checkpoint_is_a_line(tmp_path: Path) -> None:
-    train(Net(), pictures(), SHORT.changed(epochs=1), tmp_path)
+    train_once(Net(), pictures(), SHORT.changed(epochs=1), tmp_path)
     file = tmp_path / STATE / CHECKPOINT
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(repl_fx.BadInput, match=r"the checkpoint .* cannot be read"):
-        train(Net(), pictures(), SHORT, tmp_path, resume=True)
+        train_once(Net(), pictures(), SHORT, tmp_path, resume=True)
 
 
 class _Broken(Net):
@@ -237,7 +237,7 @@ class _Broken(Net):
 
 def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"the loss is nan at step 5; .*last.ckpt is the last that is good"):
-        train(_Broken(), pictures(), SHORT, tmp_path)
+        train_once(_Broken(), pictures(), SHORT, tmp_path)
     found = torch.load(tmp_path / STATE / CHECKPOINT, weights_only=True)
     assert found["global_step"] == 4
     assert all(bool(tensor.isfinite().all()) for tensor in found["state_dict"].values())
@@ -258,7 +258,7 @@ class _Modes(Net):
 
 def test_a_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path: Path) -> None:
     model = _Modes().eval()
-    train(model, pictures(), SHORT.changed(epochs=1), tmp_path)
+    train_once(model, pictures(), SHORT.changed(epochs=1), tmp_path)
     assert model.modes == {True}
 
 
@@ -272,5 +272,5 @@ class _Interrupted(Net):
 def test_an_interrupt_reaches_the_caller(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(_Interrupted(), pictures(), SHORT, tmp_path)
+        train_once(_Interrupted(), pictures(), SHORT, tmp_path)
     assert signal.getsignal(signal.SIGINT) is before

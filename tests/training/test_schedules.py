@@ -17,7 +17,7 @@ from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.training import schedules
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.phases import NOTE, phase_of
-from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train
+from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
 from repl_fx.training.schedules import require_schedule, train_in_phases
 from tests.captures import transformed
@@ -56,8 +56,9 @@ def _moments(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
 def test_a_run_goes_through_its_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = _checkpoints(monkeypatch)
     result = _result()
-    made, model = train_in_phases(result, pictures(), PHASES.changed(epochs=5), tmp_path)
+    made = train_in_phases(result, pictures(), PHASES.changed(epochs=5), tmp_path)
     assert (made.steps, made.resumed) == (30, None) and set(made.figures) == {"loss", "accuracy"}
+    model = made.model
     assert type(model) is Net and not any(isinstance(module, SurrogateBlock) for module in model.modules())
     at = [(phase_of(saved), saved["global_step"]) for saved in seen]
     assert at == [
@@ -122,8 +123,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainConfig], t
 
     def run(config: TrainConfig) -> tuple[dict[str, float], nn.Module]:
         if config.to_yaml() not in known:
-            made, model = train_in_phases(_result(), pictures(), config, tmp_path_factory.mktemp("whole"))
-            known[config.to_yaml()] = made.figures, model
+            made = train_in_phases(_result(), pictures(), config, tmp_path_factory.mktemp("whole"))
+            assert made.model is not None
+            known[config.to_yaml()] = made.figures, made.model
         return known[config.to_yaml()]
 
     return run
@@ -166,26 +168,28 @@ def test_a_run_that_was_killed_goes_on_in_its_phase_as_if_it_had_not_been(
     assert phase_of(read_checkpoint(tmp_path / STATE / CHECKPOINT)) == phase
     # Of another process: the same structure, and other weights.
     again = _result(seed=1, plan=first.plan)
-    made, model = train_in_phases(again, pictures(), settings_of(tmp_path), tmp_path, resume=True)
-    assert made.figures == figures and made.resumed is not None
-    state = model.state_dict()
+    made = train_in_phases(again, pictures(), settings_of(tmp_path), tmp_path, resume=True)
+    assert made.figures == figures and made.resumed is not None and made.model is not None
+    state = made.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
 
 
 def test_a_run_that_is_at_its_end_gives_its_model_again(tmp_path: Path) -> None:
     result = _result()
-    made, model = train_in_phases(result, pictures(), PHASES, tmp_path)
+    made = train_in_phases(result, pictures(), PHASES, tmp_path)
     restored = unreplaced(_result(seed=1, plan=result.plan), "so")
-    again, same = train_in_phases(restored, pictures(), PHASES, tmp_path, resume=True)
+    again = train_in_phases(restored, pictures(), PHASES, tmp_path, resume=True)
     assert again.figures == made.figures and again.resumed == again.steps
-    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert made.model is not None and again.model is not None
+    assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in made.model.state_dict().items())
 
 
 def test_frozen_neighbours_stay_and_surrogates_do_not(tmp_path: Path) -> None:
     result = _result()
     before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
     config = TrainConfig(epochs=1, batch_size=8, lr=0.02, device="cpu", neighbours="freeze", ema=0.5)
-    _, model = train_in_phases(result, pictures(), config, tmp_path)
+    model = train_in_phases(result, pictures(), config, tmp_path).model
+    assert model is not None
     state = model.state_dict()
     same = {name for name in before if torch.equal(before[name], state[name])}
     assert same == {name for name in before if name.startswith(("blocks.0.", "blocks.2."))}
@@ -194,7 +198,7 @@ def test_frozen_neighbours_stay_and_surrogates_do_not(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="a run with replace_at, restore_at or neighbours has phases"):
-        train(Net(), pictures(), PHASES, tmp_path)
+        train_once(Net(), pictures(), PHASES, tmp_path)
     result = _result()
     require_schedule(TrainConfig(), unreplaced(result, "so"))
     with pytest.raises(BadInput, match="are for a model with replaced blocks; here none is"):

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from tests.training.runs import Net, pictures
 
 MODEL = """
@@ -44,6 +44,6 @@ def trained_net(place: Path) -> Path:
     torch.manual_seed(0)
     model = Net()
     config = TrainConfig(epochs=12, batch_size=8, lr=0.02, device="cpu", augment=False)
-    assert train(model, pictures(), config, place / "run").figures["accuracy"] > 0.8
+    assert train_once(model, pictures(), config, place / "run").figures["accuracy"] > 0.8
     save_file(model.state_dict(), place / "weights.safetensors")
     return place

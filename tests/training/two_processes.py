@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.processes import Ended, ending_together, join
-from repl_fx.training.run import CHECKPOINT, LOGS, STATE, train
+from repl_fx.training.run import CHECKPOINT, LOGS, STATE, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, before, part_of
 from tests.captures import transformed
 from tests.nets import TokenNet
@@ -76,7 +76,7 @@ def trained(
     surrogate, settings = CASES[case]
     settings = {**settings, **changed}
     model = copy.deepcopy(models[surrogate])
-    train(model, samples(), LONG.changed(**settings), directory, resume=resume)
+    train_once(model, samples(), LONG.changed(**settings), directory, resume=resume)
     return model.state_dict()
 
 

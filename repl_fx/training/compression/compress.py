@@ -13,27 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
+from torch import nn
 
 from repl_fx.artifact import PROOF, load_artifact, require_free, save
 from repl_fx.artifact.exporting import OnnxFile, export_artifact
 from repl_fx.artifact.manifest import MANIFEST, read_manifest
 from repl_fx.errors import BadInput
-from repl_fx.fitting.fit import NothingToFit, fit
-from repl_fx.planning.budgets import budget_lines, shares_of
+from repl_fx.fitting.compression import compress
+from repl_fx.planning.budgets import budget_lines
 from repl_fx.planning.settings import given_among
-from repl_fx.report.documents import costs_document
-from repl_fx.report.tables import grown_lines
-from repl_fx.rewriting.result import TransformResult
+from repl_fx.reporting.documents import costs_document
+from repl_fx.reporting.tables import grown_lines
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
 from repl_fx.tracing.parts.finders import by_options
 from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside
 from repl_fx.training.calibration import calibration, require_loaders, score_on_data
-from repl_fx.training.command import begin as begin_training, train_directory
+from repl_fx.training.command import RunRequest, begin as begin_training, train_directory
 from repl_fx.training.compression.config import CompressConfig, settings_to_compress
 from repl_fx.training.compression.stages import CompressionState
 from repl_fx.training.config import read_config
@@ -110,7 +110,6 @@ def compress_source(
     force: bool = False,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
-    show: bool = False,
     note: Note = lambda kind, lines: None,
 ) -> Compressed:
     """Compress a trained model, or go on with a compression that was stopped.
@@ -124,7 +123,6 @@ def compress_source(
         force: replace the artifact or the run at `output`.
         trust_remote_code: see `load_source`.
         progress: called with the name of each stage as it begins.
-        show: whether healing shows a progress bar.
         note: called with `data` and a line for each change that the data go through, and with `note` and remarks.
 
     Raises:
@@ -137,7 +135,7 @@ def compress_source(
         if not (resume and "cut" in run.state.figures()):
             run = _cut(run, resume=resume)
         if run.config.heal and "healed" not in run.state.figures():
-            _heal(run, show=show)
+            _heal(run)
         exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
     except BaseException as problem:
         if run.state.begun:
@@ -195,7 +193,7 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     if own is not None:
         # A capture that takes one batch alone is of that of the data.
         assert isinstance(own.config, CompressConfig)  # as they were
-        models, run = own, replace(run, config=own.config)
+        run = replace(run, config=own.config)
         source = _on_device(own.source(run.config.seed), run.config)
         captured = _captured(source, run.config)
         run.note(
@@ -203,11 +201,11 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
         )
     if resume:
         run.state.require_same_data(data)
-        _cut_captured(run, models, source, data, captured)
+        _cut_captured(run, source, data, captured)
         return run
     run.state.begin(run.spec, run.config, content_of(data))
     try:
-        _cut_captured(run, models, source, data, captured)
+        _cut_captured(run, source, data, captured)
     except BadInput:
         # With these settings it would fail again: nothing to go on with.
         run.state.discard()
@@ -227,9 +225,7 @@ def _on_device(source: Source, config: CompressConfig) -> Source:
     return replace(source, model=source.model.to(device), args=inputs.args, kwargs=inputs.kwargs)
 
 
-def _cut_captured(
-    run: _CompressRun, models: Models, source: Source, data: Data | UserData, captured: CapturedParts
-) -> None:
+def _cut_captured(run: _CompressRun, source: Source, data: Data | UserData, captured: CapturedParts) -> None:
     config, state = run.config, run.state
     scores = state.scores()
     if scores is None:
@@ -238,19 +234,33 @@ def _cut_captured(
         options: Any = {"samples": config.samples, "progress": run.progress, "repeats": own_inside(found)}
         scores = score_on_data(captured, data, config, config.score, **options)
         state.write_scores(scores)
-    if "original" not in state.figures():
-        run.progress("evaluate the original")
-        figures = evaluate(source.model, data, config, source.model)
-        state.add(figures={"original": figures})
-        run.note("note", _near_chance(figures, data))
-    options = {"captured": captured, **scores.planning_options(config.score, config.ignore)}
-    result = models.transform(source, progress=run.progress, **options)
-    fits = _fitted(run, result, data)
-    run.progress("evaluate the cut model")
-    figures = evaluate(result.model, data, config, source.model)
-    costs = _costs(run, result)
-    save(result.model.cpu(), run.directory, source=source, force=(run.directory / MANIFEST).exists())
-    state.add(figures={"cut": figures}, fits=fits, **costs)
+
+    def figures(model: nn.Module) -> dict[str, float]:
+        is_original = model is source.model
+        if is_original and (known := state.figures().get("original")):
+            return cast(dict[str, float], known)
+        run.progress(f"evaluate the {'original' if is_original else 'cut model'}")
+        found = evaluate(model, data, config, source.model)
+        if is_original:
+            state.add(figures={"original": found})
+            run.note("note", _near_chance(found, data))
+        return found
+
+    samples = calibration(source.model, data, config, config.samples, with_loss=False)
+    options = {"args": source.args, "kwargs": source.kwargs, "captured": captured, "scores": scores}
+    options |= {"seed": config.seed, "score": config.score, "evaluate": figures, "progress": run.progress}
+    options |= {name: value for name, value in config.transform_options().items() if name not in ("plan", "fixed")}
+    done = compress(source.model, lambda: (given for given, _ in samples.batches()), **options)
+    before, after = done.costs
+    save(done.result.model.cpu(), run.directory, source=source, force=(run.directory / MANIFEST).exists())
+    state.add(
+        figures={"cut": done.figures["cut"]},
+        # Healing may still bring back a model of which nothing could be fitted.
+        fits=[asdict(one) for one in done.fit.surrogates] if done.fit else [{"reason": done.unfitted}],
+        costs={"before": costs_document(before), "after": costs_document(after)},
+        budget=done.budget,
+        said=[*budget_lines(done.budget, done.result.plan.timed_on), *grown_lines(before, after)],
+    )
 
 
 # Of what guessing reaches.
@@ -270,41 +280,22 @@ def _near_chance(figures: Mapping[str, float], data: Data | UserData) -> list[st
     ]
 
 
-def _fitted(run: _CompressRun, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:
-    run.progress("fit")
-    samples = calibration(result.model, data, run.config, run.config.samples, with_loss=False)
-    try:
-        done = fit(result, lambda: (given for given, _ in samples.batches()))
-    except NothingToFit as nothing:
-        # Healing may still bring such a model back.
-        return [{"reason": str(nothing)}]
-    return [asdict(one) for one in done.surrogates]
-
-
-def _costs(run: _CompressRun, result: TransformResult) -> dict[str, Any]:
-    run.progress("measure costs")
-    before, after = result.costs()
-    shares = shares_of(result, before, after, run.config.planning_options()["budget"] or {})
-    return {
-        "costs": {"before": costs_document(before), "after": costs_document(after)},
-        "budget": shares,
-        "said": [*budget_lines(shares, result.plan.timed_on), *grown_lines(before, after)],
-    }
-
-
-def _heal(run: _CompressRun, *, show: bool) -> None:
+def _heal(run: _CompressRun) -> None:
     directory = run.directory
     # A checkpoint may be that of another run, which this one takes the place of.
     begun = run.state.result().get("healing") and last_whole(directory / STATE / CHECKPOINT) is not None
     given = {} if begun else msgspec.to_builtins(run.config.healing())
     options: Any = {"resume": bool(begun), "force": not begun, "progress": run.progress}
-    training = begin_training(str(directory), None, given, trust_remote_code=run.trust_remote_code, **options)
+    training = begin_training(
+        RunRequest(str(directory), None, given, trust_remote_code=run.trust_remote_code, **options)
+    )
     # Between the stages, too: those before were of the data that the run began with.
     run.state.require_same_data(training.data)
     if not begun:
         discard_all(directory / STATE / CHECKPOINT)
         run.state.add(healing=True)
-    trained = train_directory(with_places(training), show=show, progress=run.progress)
+    training = replace(training, config=with_places(training.config, training.model))
+    trained = train_directory(training, run.progress)
     run.state.add(figures={"healed": trained.figures})
 
 

@@ -32,7 +32,7 @@ def load_user_code(request: DataRequest) -> Data | UserData:
         BadInput: no such file or function, the code raises, or what it returns is no data.
     """
     made, where, make = called(request.name, DEFAULT)
-    return _as_data(made, make, request.name, where)
+    return as_data(made, make, request.name, where)
 
 
 def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str, Callable[..., Any]]:
@@ -79,7 +79,12 @@ def _callable(names: dict[str, Any], function: str, path: Path) -> Callable[...,
     return found
 
 
-def _as_data(made: Any, make: Callable[[], Any], name: str, where: str) -> Data | UserData:
+def as_data(made: Any, make: Callable[[], Any], name: str, where: str) -> Data | UserData:
+    """Data of what a function returned, see the module; `make` returns it anew.
+
+    Raises:
+        BadInput: it is no data.
+    """
     if isinstance(made, Data):
         return made
     if callable(getattr(made, "train_dataloader", None)):

@@ -67,8 +67,8 @@ def test_a_plan_over_own_repeats_makes_the_same_model_of_a_fresh_one(blocks: lis
     again.module.load_state_dict(result.module.state_dict())
     assert torch.equal(again.module.eval()(X), result.module.eval()(X))
     repl_fx.save(result, tmp_path / "out")
-    for in_place in (True, False):
-        loaded = repl_fx.load(tmp_path / "out", make(), in_place=in_place)
+    for graph in (True, False):
+        loaded = repl_fx.load(tmp_path / "out", make(), graph=graph)
         assert torch.equal(loaded(X), result.module(X))
 
 

@@ -76,7 +76,7 @@ def test_a_trained_model_is_cut_healed_and_exported(whole: tuple[Path, Compresse
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["evaluate", "fit", "save", "train_directory", "export_artifact"])
+@pytest.mark.parametrize("stage", ["evaluate", "compress", "save", "train_directory", "export_artifact"])
 def test_a_run_goes_on_behind_its_last_stage(
     trained: Path,
     whole: tuple[Path, Compressed],

@@ -11,7 +11,7 @@ from torch import nn
 
 from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.run import train
+from repl_fx.training.run import train_once
 from repl_fx.training.tasks.user_module import user_module
 from tests.training.runs import Net, pictures
 
@@ -67,7 +67,7 @@ def test_a_run_of_a_users_module(file: str, tmp_path: Path, name: str) -> None:
     model = Net()
     before = model.head.weight.detach().clone()
     config = TrainConfig(task=file + name, epochs=2, batch_size=8, device="cpu", clip=0.0)
-    made = train(model, pictures(), config, tmp_path / "run")
+    made = train_once(model, pictures(), config, tmp_path / "run")
     assert 0 < made.figures["error"] < 1
     assert not torch.equal(before, model.head.weight)
 
@@ -81,4 +81,4 @@ def test_what_is_no_module_for_the_model_is_a_line(file: str, tmp_path: Path) ->
         user_module(f"{file}:Other", nn.Linear(2, 2))
     config = TrainConfig(task=f"{file}:Manual", batch_size=8, device="cpu")
     with pytest.raises(BadInput, match="steps its optimizers itself; give --accumulate 1 --clip 0"):
-        train(Net(), pictures(), config, tmp_path / "run")
+        train_once(Net(), pictures(), config, tmp_path / "run")

@@ -1,5 +1,0 @@
-"""The HTML page of a report; it needs the libraries of the extra `report`."""
-
-from repl_fx.report.page.page import render_page
-
-__all__ = ["render_page"]

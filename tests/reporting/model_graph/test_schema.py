@@ -1,0 +1,33 @@
+"""The JSON schema of the document: current, and kept to by documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repl_fx.reporting.model_graph.schema import json_schema, schema_text
+from tests.model_graphs import small_document
+
+FILE = Path(__file__).parents[3] / "docs" / "report.schema.json"
+
+
+def test_the_schema_in_the_documents_is_current() -> None:
+    assert FILE.read_text() == schema_text(), "run python docs/write_report_schema.py"
+
+
+def test_rows_name_their_places() -> None:
+    rows = json_schema()["$defs"]
+    assert [item["title"] for item in rows["Box"]["prefixItems"]] == ["x", "y", "width", "height"]
+    assert [item["title"] for item in rows["Node"]["prefixItems"]][:3] == ["name", "label", "kind"]
+
+
+def test_documents_keep_to_it() -> None:
+    jsonschema: Any = pytest.importorskip("jsonschema", reason="jsonschema, which altair brings, is not installed")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    document = json.loads(small_document().to_json())
+    validator.validate(document)
+    document["views"]["before"]["graphs"][0]["nodes"][0][2] = "lair"
+    assert [error.message for error in validator.iter_errors(document)]
