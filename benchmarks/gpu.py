@@ -2,13 +2,13 @@
 
     python -m benchmarks.gpu --data DIR --out OUT --seconds 540        what is not done yet, in the order of value
     python -m benchmarks.gpu --data DIR --only 'step/vit_base/*'       a part; --list names the pieces
-    python -m benchmarks.gpu --device cpu --scale toy                  some pieces of each kind, at a size that says nothing
+    python -m benchmarks.gpu --device cpu --scale toy                  some of each kind, at a size that says nothing
     python -m benchmarks.gpu_report OUT/gpu.jsonl --docs docs          docs/gpu.md from what was measured
 
     smoke, tests      what works: `benchmarks.gpu_smoke`, and the tests that are marked `gpu`
     largest           the largest batch that a step of each variant takes, found by trial within an eighth
-    step              time and memory of a step in bfloat16, by the machinery of `benchmarks.step_cost`: the full model, with
-                      checkpoints, depth-pruned, each surrogate; at seven eighths of the full model's largest batch
+    step              time and memory of a step in bfloat16, by the machinery of `benchmarks.step_cost`: the full model,
+                      with checkpoints, depth-pruned, each surrogate; at seven eighths of the full model's largest batch
     kernels           the ten kernels that each variant's step spends most of its time in, by torch.profiler
     train             `repl-fx train` next to a bare loop, by `benchmarks.throughput`
     accuracy          trained from scratch, by `benchmarks.accuracy` at its scale `gpu` with fewer epochs
@@ -20,11 +20,12 @@ Each piece runs in a process of its own, which ends with this one, and leaves on
 machine, and a `status`. What is `done` is not done again. A piece that `failed`, or was `late` (ended after twice its
 seconds), is left with its error and what it had, and tried again with `--again`; one that was `cut` off by the end of
 `--seconds` is tried again by itself. A piece begins where its usual time is left. Those that measure no time run
-`--workers` at a time. DIR has `cifar10.npz` and `FashionMNIST/raw`; a toy run makes pictures of noise.
+`--workers` at a time. DIR has `cifar10.npz` and `FashionMNIST/raw`; pieces whose data set is not there wait for it, and
+a toy run makes pictures of noise.
 
 `benchmarks.gpu_carry` brings what a machine without a network needs.
 
-Exit status: 0; 1 where a piece of this run failed; 2 where the device or a data set is not there.
+Exit status: 0; 1 where a piece of this run failed; 2 where the device is not there, or all that is left waits for data.
 """
 
 from __future__ import annotations
@@ -49,8 +50,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_pieces.setting import CUT, DONE, FAILED, GPU, LATE, SCALES, TOY, Piece, Record
-from benchmarks.gpu_pieces.setting import add_record, read_records
+from benchmarks.gpu_pieces.setting import (
+    CUT,
+    DONE,
+    FAILED,
+    GPU,
+    LATE,
+    SCALES,
+    TOY,
+    Piece,
+    Record,
+    add_record,
+    read_records,
+)
 from benchmarks.gpu_pieces.table import pieces
 from benchmarks.gpu_pieces.toy_data import write_toy_data
 
@@ -81,6 +93,7 @@ class Session:
     ends: float | None
     _writing: threading.Lock = field(default_factory=threading.Lock)
     _running: set[subprocess.Popen[str]] = field(default_factory=set)
+    _stopped: bool = False
 
     def left(self) -> float:
         """Seconds until the end."""
@@ -89,7 +102,7 @@ class Session:
     def perform(self, piece: Piece) -> Record | None:
         """Do a piece in a process of its own, and keep its record; None where too little time is left."""
         usual = TOY_SECONDS if self.scale == TOY else piece.seconds
-        if self.left() < usual:
+        if self._stopped or self.left() < usual:
             return None
         limit = min(PATIENCE * usual * (6 if self.scale == TOY else 1), self.left())
         begin = time.monotonic()
@@ -99,7 +112,7 @@ class Session:
             found = json.loads(result.read_text()) if result.exists() else {}
         record = {"key": piece.key, "scale": self.scale, "device": self.device, "status": status}
         record |= {"seconds": round(time.monotonic() - begin, 1), "ended": round(time.time())} | found
-        if status == LATE and self.left() <= 0:
+        if (status == LATE and self.left() <= 0) or (status == FAILED and self._stopped):
             record["status"] = CUT
         if status != DONE:
             record["error"] = f"ended after {limit:.0f} s" if status == LATE else said
@@ -124,6 +137,8 @@ class Session:
                 process_group=0,
             )
             self._running.add(process)
+            if self._stopped:
+                process.kill()
             try:
                 status = DONE if process.wait(limit) == 0 else FAILED
             except subprocess.TimeoutExpired:
@@ -138,7 +153,8 @@ class Session:
             return status, " | ".join(output.read().strip().splitlines()[-LAST_LINES:])
 
     def stop(self) -> None:
-        """End the pieces that are running."""
+        """End the pieces that are running, and begin no more."""
+        self._stopped = True
         for process in list(self._running):
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -163,8 +179,10 @@ def carry_out(session: Session, chosen: Sequence[Piece], workers: int) -> Iterat
         pool = ThreadPoolExecutor(workers if beside else 1)
         try:
             yield from (record for record in pool.map(session.perform, group) if record is not None)
-        finally:
+        except BaseException:
             session.stop()
+            raise
+        finally:
             pool.shutdown(cancel_futures=True)
 
 
@@ -173,19 +191,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     known = [piece for piece in pieces(options.scale) if any(fnmatch.fnmatch(piece.key, one) for one in options.only)]
     if options.list or not known:
-        print("\n".join(piece.key for piece in known) or f"error: no piece is named {' or '.join(options.only)}; --list")
+        print(
+            "\n".join(piece.key for piece in known) or f"error: no piece is named {' or '.join(options.only)}; --list"
+        )
         return 0 if known else 2
-    problem = _missing(options)
+    problem = _no_device(options.device)
     if problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
+    ends = None if options.seconds is None else time.monotonic() + options.seconds
     out = options.out.resolve()
     (out / "kept").mkdir(parents=True, exist_ok=True)
     data = write_toy_data(out / "kept" / "pictures") if options.scale == TOY else options.data.resolve()
-    chosen = left_to_do(known, read_records(out / RECORDS), scale=options.scale, again=options.again)
-    ends = None if options.seconds is None else time.monotonic() + options.seconds
+    left = left_to_do(known, read_records(out / RECORDS), scale=options.scale, again=options.again)
+    print(f"{len(known) - len(left)} of {len(known)} pieces are in {out / RECORDS} already", flush=True)
+    missing = sorted({one.needs for one in left if one.needs is not None and not (data / one.needs).is_file()})
+    chosen = [one for one in left if one.needs not in missing]
+    if missing:
+        said = f"{len(left) - len(chosen)} pieces wait for {' and '.join(missing)} in {data}"
+        print(f"{said}; say with --data where that is", file=sys.stderr, flush=True)
+        if not chosen:
+            return 2
     session = Session(options.scale, options.device, data, out, ends)
-    print(f"{len(known) - len(chosen)} of {len(known)} pieces are in {out / RECORDS} already", flush=True)
     # So that a signal ends the pieces too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     made = list(carry_out(session, chosen, options.workers))
@@ -212,18 +239,14 @@ def _options(argv: Sequence[str] | None) -> Any:
     return options
 
 
-def _missing(options: Any) -> str | None:
-    """Which of the device and the data is not there; None where both are."""
+def _no_device(name: str) -> str | None:
+    """Why there is no such device; None where there is."""
     try:
-        device = torch.device(options.device)
+        device = torch.device(name)
     except RuntimeError:
-        return f"{options.device} is no device; give cuda, cuda:1 or cpu"
+        return f"{name} is no device; give cuda, cuda:1 or cpu"
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        return f"device {options.device} is not there; try it with --device cpu --scale toy"
-    if options.scale == GPU:
-        for file in ("cifar10.npz", "FashionMNIST/raw/train-images-idx3-ubyte"):
-            if not (options.data / file).is_file():
-                return f"no {file} in {options.data}; say with --data where the data sets lie"
+        return f"device {name} is not there; try it with --device cpu --scale toy"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -42,7 +43,9 @@ def main(settings: str, result: str) -> None:
         write_whole(Path(result), json.dumps({"machine": of_device(device), "result": found}))
 
     paths = {name: Path(given[name]) for name in ("data", "kept", "records")}
-    save(piece.work(Setting(given["scale"], device, **paths, seconds=given["seconds"], save=save)))
+    setting = Setting(given["scale"], device, **paths, seconds=given["seconds"], save=save)
+    module, _, function = piece.work.partition(":")
+    save(getattr(importlib.import_module(f"benchmarks.gpu_pieces.{module}"), function)(setting, **piece.arguments))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import copy
 import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 

@@ -7,13 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_pieces.setting import TOY
+from benchmarks.gpu_pieces.setting import CONVNEXT, GPT12, LLAMA, RESNET50, SWIN, TOY, VIT_BASE
 from benchmarks.large import llama
 from benchmarks.training.models import Network, convnext, gpt, networks, resnet, vit
 
-VIT_BASE, RESNET50, GPT12, SWIN, CONVNEXT, LLAMA = "vit_base", "resnet50", "gpt12", "swin_t", "convnext_t", "llama1b"
-# In the order of value.
-NAMES = (VIT_BASE, RESNET50, GPT12, SWIN, CONVNEXT, LLAMA)
 CLASSES, SIDE, TOY_SIDE, VOCABULARY, CONTEXT = 10, 224, 32, 32000, 1024
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Record = dict[str, Any]
 DONE, FAILED, LATE, CUT = "done", "failed", "late", "cut"
 GPU, TOY = "gpu", "toy"
 SCALES = (GPU, TOY)
+VIT_BASE, RESNET50, GPT12, SWIN, CONVNEXT, LLAMA = "vit_base", "resnet50", "gpt12", "swin_t", "convnext_t", "llama1b"
+# In the order of value.
+NAMES = (VIT_BASE, RESNET50, GPT12, SWIN, CONVNEXT, LLAMA)
+# Of the variants of a step: the recommended surrogate and what it is compared with, or all other surrogates.
+RECOMMENDED, OTHERS = "recommended", "others"
+EAGER, COMPILED = "eager", "compile"
 
 
 @dataclass(frozen=True)
@@ -50,15 +57,20 @@ class Piece:
 
     Attributes:
         key: its name, the same in each run.
-        work: measures, and returns plain data.
+        work: `MODULE:FUNCTION` of this package, which takes a setting and arguments, and returns plain data; a name,
+            so that a process imports what its own piece needs and no more.
         seconds: that it takes on a GPU, roughly; it is ended after twice as many.
+        arguments: of the function.
         beside: whether others may run at the same time, as it measures no time.
+        needs: a file below the directory of the data sets; None for none.
     """
 
     key: str
-    work: Callable[[Setting], Record]
+    work: str
     seconds: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     beside: bool = False
+    needs: str | None = None
 
 
 def read_records(file: Path) -> list[Record]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from benchmarks.gpu_pieces.networks import network
-from benchmarks.gpu_pieces.setting import Record, Setting, read_records
+from benchmarks.gpu_pieces.setting import OTHERS, RECOMMENDED, Record, Setting, read_records
 from benchmarks.step_cost import DTYPES, Bench, Budget
+from benchmarks.training import step
 from benchmarks.training.cost_tables import TARGET_DTYPE, Group
 from benchmarks.training.models import Network
 from benchmarks.training.step import trainer_of
@@ -23,8 +26,6 @@ from repl_fx.benchmarking.training import clear_memory
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.surrogates import known_surrogates
 
-RECOMMENDED, OTHERS = "recommended", "others"
-COMPILED = "compile"
 # Of the largest batch: not every variant leaves memory in as few pieces as the full model.
 SHARE = 7 / 8
 ROUNDS, TOY_BATCH, LARGEST = 20, 4, 4096
@@ -33,13 +34,14 @@ _NO_SURROGATES = ("auto", "identity", "trained")
 KERNELS, PROFILED = 10, 3
 
 
-def variants(which: str, every: int) -> list[Variant]:
-    """The variants of a piece: the recommended surrogate and its control, or all other surrogates."""
-    floor = pruned(every)
+def variants(which: str, every: int, toy: bool) -> list[Variant]:
+    """The variants of a piece: the recommended surrogate and its control, or all other surrogates; few in a toy run."""
+    floor, recommended = pruned(every), rewritten("auto", every)
     if which == RECOMMENDED:
-        return [FULL, CHECKPOINTED, floor, rewritten("auto", every), rewritten("auto", every, weights="own")]
+        control = [] if toy else [rewritten("auto", every, weights="own")]
+        return [FULL, CHECKPOINTED, floor, recommended, *control]
     keys = [key for key in known_surrogates() if key not in _NO_SURROGATES]
-    return [FULL, floor, *(rewritten(key, every) for key in keys)]
+    return [FULL, floor, *(rewritten(key, every) for key in keys[: 1 if toy else None])]
 
 
 def step_cost(setting: Setting, name: str, mode: str, every: int, which: str) -> Record:
@@ -54,21 +56,20 @@ def step_cost(setting: Setting, name: str, mode: str, every: int, which: str) ->
     def save(filled: Group) -> None:
         setting.save({"group": asdict(filled), "largest": largest})
 
-    chosen = variants(which, every)
-    if setting.toy:
-        # Compiling takes most of the time there, whatever the size of the model.
-        chosen = [v for v in chosen if mode != COMPILED or v in (FULL, pruned(every), rewritten("auto", every))]
     rounds = 2 if setting.toy else ROUNDS
-    budget = Budget(0.9 * setting.seconds)
-    Bench(own, batch, setting.device, "wall", rounds, budget, save).measure(group, chosen)
+    bench = Bench(own, batch, setting.device, "wall", rounds, Budget(0.9 * setting.seconds), save)
+    # A C++ compiler takes minutes, whatever the size of the model.
+    quick = patch.object(step, "compile_", partial(step.compile_, backend="aot_eager"))
+    with quick if setting.toy else nullcontext():
+        bench.measure(group, variants(which, every, setting.toy))
     return {"group": asdict(group), "largest": largest}
 
 
-def largest_batches(setting: Setting, name: str, every: int) -> Record:
+def largest_batches(setting: Setting, name: str, every: int, which: str) -> Record:
     """The largest batch that a step of each variant takes, within an eighth."""
     own = network(name, setting.scale)
     found: dict[str, int | str] = {}
-    for variant in variants(RECOMMENDED, every) + variants(OTHERS, every)[2:]:
+    for variant in variants(which, every, setting.toy):
         found[variant.name] = _attempt(partial(_largest, setting, own, variant))
         setting.save({"largest": found})
     return {"largest": found}
@@ -79,7 +80,7 @@ def kernels(setting: Setting, name: str, every: int) -> Record:
     own = network(name, setting.scale)
     batch = max(2, int(SHARE * _largest_full(setting, own)))
     found: dict[str, list[dict[str, Any]] | str] = {}
-    for variant in [FULL, pruned(every), rewritten("auto", every), *variants(OTHERS, every)[2:]]:
+    for variant in [*variants(OTHERS, every, setting.toy), rewritten("auto", every)]:
         found[variant.name] = _attempt(partial(_profiled, setting, own, variant, batch))
         setting.save({"batch": batch, "kernels": found})
     return {"batch": batch, "kernels": found}
