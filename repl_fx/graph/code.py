@@ -19,31 +19,32 @@ from typing import Any
 
 from torch import fx
 
-from repl_fx.graph.decisions import indented, jump_over, skippable
+from repl_fx.graph.decisions import indented, jump_over, line_of
 from repl_fx.graph.runtime import REGIONS
 
 
 def structure_code_(graph: fx.Graph) -> None:
     """Let the code of a graph, written from now on, jump over layers, and end regions that an error leaves."""
-    ends = [(begin, end) for begin in graph.nodes for end in begin.users if end.target is REGIONS.get(begin.target)]
+    begun = [node for node in graph.nodes if node.target in REGIONS]
+    ends = [(begin, end) for begin in begun for end in begin.users if end.target is REGIONS[begin.target]]
     jumping = jump_over(graph)
 
     def transform(body: list[str]) -> list[str]:
-        lines = jumping("".join(body).splitlines(keepends=True))
+        lines = "".join(body).splitlines(keepends=True)
+        if jumping is not None:
+            lines = jumping(lines)
         for begin, end in ends:
             lines = _guarded(lines, begin, end)
         return lines
 
     # None takes away what asked for decisions that are gone; the annotation in torch does not know it.
-    wanted: Any = transform if ends or skippable(graph) else None
+    wanted: Any = transform if ends or jumping else None
     graph.on_generate_code(lambda _: wanted)
 
 
 def _guarded(lines: list[str], begin: fx.Node, end: fx.Node) -> list[str]:
     """Lines of code, of which those between two nodes end the region if by an error."""
-    first, last = (
-        next(i for i, line in enumerate(lines) if line.lstrip().startswith(f"{node.name} = ")) for node in (begin, end)
-    )
+    first, last = line_of(lines, begin.name), line_of(lines, end.name)
     margin = lines[first][: -len(lines[first].lstrip())]
     region = indented(lines[first + 1 : last])
     if region:

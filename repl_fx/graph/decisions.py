@@ -155,8 +155,8 @@ def compute_all_(graph: fx.Graph) -> None:
                 choice.args = (False, *choice.args[1:])
 
 
-def jump_over(graph: fx.Graph) -> Callable[[list[str]], list[str]]:
-    """What makes the lines of a graph's code jump over what a decision skips."""
+def jump_over(graph: fx.Graph) -> Callable[[list[str]], list[str]] | None:
+    """The function that makes the lines of a graph's code jump over what a decision skips; None where none skips."""
     skips = [
         (decision.name, choices[0].name, [str(choice.args[2]) for choice in choices])
         for decision, _, choices in skippable(graph)
@@ -164,8 +164,7 @@ def jump_over(graph: fx.Graph) -> Callable[[list[str]], list[str]]:
 
     def jumping(lines: list[str]) -> list[str]:
         for decision, choice, values in skips:
-            begin = next(i for i, line in enumerate(lines) if line.startswith(f"{decision} = "))
-            end = next(i for i, line in enumerate(lines) if line.startswith(f"{choice} = "))
+            begin, end = line_of(lines, decision), line_of(lines, choice)
             while lines[end - 1].startswith("#") or not lines[end - 1].strip():
                 end -= 1
             layer = indented(lines[begin + 1 : end])
@@ -176,7 +175,12 @@ def jump_over(graph: fx.Graph) -> Callable[[list[str]], list[str]]:
             lines[begin + 1 : end] = [f"if {decision}:\n", skipped, "else:\n", *layer]
         return lines
 
-    return jumping
+    return jumping if skips else None
+
+
+def line_of(lines: list[str], name: str) -> int:
+    """The place of the line of code that gives a node of this name its value."""
+    return next(place for place, line in enumerate(lines) if line.lstrip().startswith(f"{name} = "))
 
 
 def indented(lines: list[str]) -> list[str]:

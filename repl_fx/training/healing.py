@@ -27,7 +27,7 @@ from repl_fx.errors import BadInput, needing
 from repl_fx.graph.captured import copy_model
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
 from repl_fx.training.config import HEALING, TrainConfig
-from repl_fx.training.train import data_of, train
+from repl_fx.training.train import data_of, settings_for, train
 
 if TYPE_CHECKING:
     from repl_fx.training.run import TrainingResult
@@ -109,7 +109,7 @@ def heal(
     trained = {id(tensor) for tensor in cut.parameters()}
     if any(id(tensor) in trained for tensor in original.parameters()):
         original = copy_model(original)
-    config = with_places((config or settings_to_heal()).changed_in("heal", settings), cut)
+    config = with_places(settings_for("heal", config or settings_to_heal(), data, settings), cut)
     data, stage = data_of(data, config), progress or tell
     before: list[dict[str, float]] = [{}, {}]
     if not resume and join(config).alone:

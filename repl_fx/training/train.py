@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,8 +66,7 @@ def train(
     require_module("train", trained)
     if chosen := next((name for name in (*MAKING, "data", "compare", "seeds") if name in settings), None):
         raise BadInput(f"{chosen} is a setting of repl-fx train, which makes the models; leave it out")
-    named = {"data": data} if isinstance(data, str) else {}
-    config = (config or TrainConfig()).changed_in("train", {**settings, **named})
+    config = settings_for("train", config or TrainConfig(), data, settings)
     if resume and directory is None:
         raise BadInput("resume goes on with the run of a directory; give directory")
     given = data_of(data, config)
@@ -81,8 +80,23 @@ def train(
         return train_in_phases(result, given, config, Path(place), **how)
 
 
+def settings_for(call: str, config: TrainConfig, data: Any, settings: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a call, which name the data where those are a specification.
+
+    Args:
+        call: its name, for messages.
+        config: the settings that others come before.
+        data, settings: what the call was given, see `train`.
+
+    Raises:
+        BadInput: settings that are none.
+    """
+    named = {"data": data} if isinstance(data, str) else {}
+    return config.changed_in(call, {**settings, **named})
+
+
 def data_of(given: Any, config: TrainConfig) -> Data | UserData:
-    """The data of a call, see `train`.
+    """The data of a call, see `train`; a specification is in the settings, see `settings_for`.
 
     Raises:
         BadInput: they are none.

@@ -131,7 +131,7 @@ def test_what_torch_keeps_in_a_file_another_process_reads(tmp_path: Path) -> Non
     x = tokens()
     result = repl_fx.transform(TokenNet(depth=3, dropout=0.2), (x,))
     repl_fx.save(result, tmp_path / "artifact")
-    net = repl_fx.load(tmp_path / "artifact", TokenNet(depth=3, dropout=0.2))
+    net = repl_fx.load(tmp_path / "artifact", TokenNet(depth=3, dropout=0.2), graph=True)
     torch.save((net, x, net(x)), tmp_path / "net.pt")
     code = f"""
 import torch

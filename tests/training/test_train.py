@@ -72,3 +72,10 @@ def test_healing_names_itself_and_wants_an_original() -> None:
         repl_fx.heal(_cut(), (DATA, DATA), epoch=2)
     with pytest.raises(BadInput, match="original=…"):
         repl_fx.heal(TokenNet(depth=4), (DATA, DATA))
+
+
+@pytest.mark.parametrize("call", [repl_fx.train, repl_fx.heal])
+def test_data_that_are_named_are_those_that_are_read(call: Any, tmp_path: Path) -> None:
+    missing = f"npz:{tmp_path / 'missing.npz'}"
+    with pytest.raises(BadInput, match=r"missing\.npz"):
+        call(_cut(), missing, **FAST)
