@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from benchmarks import throughput
 from benchmarks.gpu_pieces.setting import DONE, GPU, SCALES, TOY, Record, read_records
 from benchmarks.gpu_pieces.targets import NOT_MEASURED, differences, figures, group_of, spread_of, targets
 from benchmarks.training.cost_tables import cells, head, title
@@ -167,13 +168,8 @@ def _train(records: Mapping[str, Record]) -> Iterator[str]:
     yield "## `repl-fx train` next to a bare loop"
     for _, result in _results(records, "train"):
         what = f"{result['model']}, {result['data']}, batch {result['batch']}"
-        yield f"{what}; inputs a second, and the ratio of the same turn:"
-        rows = [(name, *_of(values, ".0f")) for name, values in result["rates"].items()]
-        yield table(("", "median", "lowest", "highest"), [*rows, ("ratio", *_of(result["ratios"], ".3f"))])
-
-
-def _of(values: Sequence[float], form: str) -> list[str]:
-    return [format(one, form) for one in (median(values), min(values), max(values))]
+        yield f"{what}; the ratio is that of the same turn:"
+        yield "\n".join(throughput.lines(result))
 
 
 def _wrappers(records: Mapping[str, Record]) -> Iterator[str]:

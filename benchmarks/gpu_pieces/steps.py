@@ -58,8 +58,8 @@ def step_cost(setting: Setting, name: str, mode: str, every: int, which: str) ->
 
     rounds = 2 if setting.toy else ROUNDS
     bench = Bench(own, batch, setting.device, "wall", rounds, Budget(0.9 * setting.seconds), save)
-    # A C++ compiler takes minutes, whatever the size of the model.
-    quick = patch.object(step, "compile_", partial(step.compile_, backend="aot_eager"))
+    # Traced and no more: a C++ compiler takes minutes, whatever the size of the model.
+    quick = patch.object(step, "compile_", partial(step.compile_, backend="eager"))
     with quick if setting.toy else nullcontext():
         bench.measure(group, variants(which, every, setting.toy))
     return {"group": asdict(group), "largest": largest}

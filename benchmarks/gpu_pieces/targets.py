@@ -153,15 +153,18 @@ def _cuts(records: Mapping[str, Record]) -> Iterator[Target]:
             records[key]["result"] for seed in SEEDS if "result" in records.get(key := f"compress/{task}/{seed}", {})
         ]
         for cost in THEIRS:
-            text = f"{task}, cut and healed: above Torch-Pruning at equal {cost}"
-            # The network decides at the share where it is least ahead.
+            text = f"{task}, cut and healed: above Torch-Pruning at equal {cost}, within {SAME:.0%}"
             by_share = _ahead(found, cost)
+            if any(not share for share in by_share.values()):
+                yield Target(text, f"none of ours has so little {cost}", False)
+                continue
+            # The network decides at the share where it is least ahead.
             least = min(by_share.values(), key=mean, default=None)
             yield Target(text) if least is None else Target(text, spread_of(least), mean(least) > 0)
 
 
 def _ahead(results: Sequence[Record], cost: str) -> dict[float, list[float]]:
-    """Of each share and seed, how far the best of ours that costs no more is above Torch-Pruning."""
+    """Of each share and each seed that has both, how far the best of ours that costs no more is above Torch-Pruning."""
     found: dict[float, list[float]] = {}
     for result in results:
         sign, healed = 1 if result["better"] == "higher" else -1, f"healed {result['healing']:g}"
@@ -172,8 +175,8 @@ def _ahead(results: Sequence[Record], cost: str) -> dict[float, list[float]]:
                 if row["method"] in OURS and row["share"] == theirs["share"] and healed in row
                 and row[cost.lower()] <= theirs[cost.lower()] + SAME
             ]  # fmt: skip
-            if ours:
-                found.setdefault(theirs["share"], []).append(max(ours) - sign * theirs[healed])
+            apart = found.setdefault(theirs["share"], [])
+            apart += [max(ours) - sign * theirs[healed]] if ours else []
     return found
 
 
