@@ -6,9 +6,10 @@
 The machine has Python 3.12 on x86-64 Linux, pip, torch 2.11 with its torchvision, transformers, onnx, onnxruntime and
 pytorch-lightning. The wheels are of all other packages that are needed; where the machine has a package in a version
 that repl-fx takes, it stays. They are pure Python but for hypothesis, msgspec and safetensors, which are not to be had
-so. The data are `cifar10.npz` (uint8 arrays train_x, train_y, test_x, test_y) and `FashionMNIST/raw`, those of the two
-that are in DATA. Files may come one at a time, as each holds whole wheels and pieces of data, and `unpack` says what is
-still missing: DIR/site is for PYTHONPATH, DIR/data for `--data`. A clone of the repository comes besides.
+so. `--more onnxruntime-gpu` brings the providers of ONNX Runtime for a GPU, 200 MiB and more. The data are
+`cifar10.npz` (uint8 arrays train_x, train_y, test_x, test_y) and `FashionMNIST/raw`, those of the two that are in DATA.
+Files may come one at a time, as what is larger than one is cut, and `unpack` says what is still missing: DIR/site is
+for PYTHONPATH, DIR/data for `--data`. A clone of the repository comes besides.
 
 Exit status: 0; 2 where nothing is there, a file is broken, or pip fails.
 """
@@ -39,8 +40,8 @@ PLATFORM = ("--python-version", "3.12", "--implementation", "cp")
 PLATFORMS = tuple(f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_17", "2014"))
 DATA = ("cifar10.npz", "FashionMNIST/raw/*-ubyte")
 MIB = 2**20
-# Of a member of an archive, at most, beside its content.
-OVERHEAD = 2**12
+# Of a member of an archive, at most, beside its content; what cannot be made smaller grows a little.
+OVERHEAD = 2**16
 JOINED = ".part-{number}-of-{count}"
 
 
@@ -48,10 +49,17 @@ class Broken(Exception):
     """What is carried cannot be made or used; the message says why."""
 
 
-def pack(data: Path | None, out: Path, most: int) -> list[Path]:
+def fetch(place: Path, more: Sequence[str] = ()) -> None:
+    """Write the wheels of repl-fx, of `PACKAGES` and of more to a directory."""
+    _pip("wheel", "--no-deps", "-w", str(place), str(ROOT))
+    _pip("download", "--no-deps", "--only-binary=:all:", *PLATFORM, *PLATFORMS, "-d", str(place), *PACKAGES, *more)
+
+
+def pack(wheels: Path, data: Path | None, out: Path, most: int) -> list[Path]:
     """Write the files.
 
     Args:
+        wheels: directory of the wheels.
         data: directory of the data sets; None for none.
         out: a directory; files of an earlier call are replaced.
         most: bytes of a file.
@@ -63,14 +71,8 @@ def pack(data: Path | None, out: Path, most: int) -> list[Path]:
     for old in out.glob("carried-*.zip"):
         old.unlink()
     files: list[Path] = []
-    with tempfile.TemporaryDirectory() as place:
-        _pip("wheel", "--no-deps", "-w", place, str(ROOT))
-        _pip("download", "--no-deps", "--only-binary=:all:", *PLATFORM, *PLATFORMS, "-d", place, *PACKAGES)
-        wheels = [(f"wheels/{wheel.name}", wheel.read_bytes()) for wheel in sorted(Path(place).glob("*.whl"))]
     room = 0
-    for name, content in (*wheels, *(_pieces(data, most) if data else ())):
-        if len(content) + OVERHEAD > most:
-            raise Broken(f"{name} has {len(content) / MIB:.0f} MiB, more than a file may have; give more to --most")
+    for name, content in _pieces(wheels, data, most - 2 * OVERHEAD):
         if len(content) + OVERHEAD > room:
             files.append(out / f"carried-{len(files):02}.zip")
             room = most
@@ -80,21 +82,24 @@ def pack(data: Path | None, out: Path, most: int) -> list[Path]:
     return files
 
 
-def _pieces(data: Path, most: int) -> Iterator[tuple[str, bytes]]:
-    """The names and contents of what data sets are cut into."""
-    for file in sorted(file for pattern in DATA for file in data.glob(pattern)):
-        content, size = file.read_bytes(), most - 2 * OVERHEAD
+def _pieces(wheels: Path, data: Path | None, size: int) -> Iterator[tuple[str, bytes]]:
+    """The names and contents of the members: wheels, and pieces of what is larger than a member may be."""
+    sets = [file for pattern in DATA for file in data.glob(pattern)] if data is not None else []
+    named = {f"wheels/{wheel.name}": wheel for wheel in wheels.glob("*.whl")}
+    named |= {f"data/{file.relative_to(data)}": file for file in sets if data is not None}
+    for name, file in sorted(named.items(), reverse=True):
+        content = file.read_bytes()
         count = -(-len(content) // size)
         for number in range(count):
-            suffix = JOINED.format(number=number, count=count)
-            yield f"data/{file.relative_to(data)}{suffix}", content[number * size : (number + 1) * size]
+            suffix = JOINED.format(number=number, count=count) if count > 1 else ""
+            yield f"{name}{suffix}", content[number * size : (number + 1) * size]
 
 
 def unpack(source: Path, to: Path) -> list[str]:
     """Unpack the files that are there, install wheels and join data.
 
     Returns:
-        What is still missing, a line for each data set.
+        What is still missing, a line for each file.
     """
     archives = sorted(source.glob("carried-*.zip"))
     if not archives:
@@ -102,25 +107,25 @@ def unpack(source: Path, to: Path) -> list[str]:
     for file in archives:
         try:
             with zipfile.ZipFile(file) as archive:
-                archive.extractall(to / "came")
+                archive.extractall(to)
         except zipfile.BadZipFile as problem:
             raise Broken(f"{file} is not whole ({problem}); bring it again") from problem
-    wheels = [str(file) for file in sorted((to / "came" / "wheels").glob("*.whl")) if _is_needed(file)]
+    missing = list(_join(to))
+    wheels = [str(file) for file in sorted((to / "wheels").glob("*.whl")) if _is_needed(file)]
     if wheels:
         _pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(to / "site"), *wheels)
-    return list(_join(to / "came" / "data", to / "data"))
+    return missing
 
 
-def _join(came: Path, to: Path) -> Iterator[str]:
+def _join(folder: Path) -> Iterator[str]:
     """Join the pieces of each file of which all have come; the others are told of."""
-    for first in sorted({Path(str(part).rpartition(".part-")[0]) for part in came.rglob("*.part-*")}):
-        parts = {int(part.name.split("-")[-3]): part for part in first.parent.glob(f"{first.name}.part-*")}
-        count = int(next(iter(parts.values())).name.rpartition("-")[2])
-        joined = to / first.relative_to(came)
+    for name in sorted({str(part).rpartition(".part-")[0] for part in folder.rglob("*.part-*")}):
+        joined = Path(name)
+        parts = {int(part.name.split("-")[-3]): part for part in joined.parent.glob(f"{joined.name}.part-*")}
+        count = int(parts[min(parts)].name.rpartition("-")[2])
         if len(parts) < count:
-            yield f"{joined.relative_to(to)}: {len(parts)} of {count} pieces are here"
+            yield f"{joined.relative_to(folder)}: {len(parts)} of {count} pieces are here"
         elif not joined.exists():
-            joined.parent.mkdir(parents=True, exist_ok=True)
             written = joined.with_name(f".{joined.name}")
             written.write_bytes(b"".join(parts[number].read_bytes() for number in range(count)))
             written.replace(joined)
@@ -156,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     packing = commands.add_parser("pack", help="write the files; needs a network")
     packing.add_argument("--data", type=Path, help="directory of the data sets; none by default")
     packing.add_argument("--out", type=Path, default=ROOT / "build" / "carry", help="where the files go")
+    packing.add_argument("--more", nargs="+", default=[], metavar="PACKAGE", help="such as onnxruntime-gpu==1.30.0")
     packing.add_argument("--most", type=int, default=60, metavar="MIB", help="of a file (60)")
     unpacking = commands.add_parser("unpack", help="use the files; needs none")
     unpacking.add_argument("source", type=Path, help="where the files lie")
@@ -163,8 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         if given.command == "pack":
-            for file in pack(given.data, given.out, given.most * MIB):
-                print(f"{file}  {file.stat().st_size / MIB:.1f} MiB")
+            with tempfile.TemporaryDirectory() as place:
+                fetch(Path(place), given.more)
+                for file in pack(Path(place), given.data, given.out, given.most * MIB):
+                    print(f"{file}  {file.stat().st_size / MIB:.1f} MiB")
         else:
             print("\n".join(unpack(given.source, given.to) or ["all that was packed is here"]))
             print(f"PYTHONPATH={given.to / 'site'}; --data {given.to / 'data'}")
