@@ -147,7 +147,7 @@ class Session:
                 # What the piece started may outlive it.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                process.communicate()
                 self._running.discard(process)
             output.seek(0)
             return status, " | ".join(output.read().strip().splitlines()[-LAST_LINES:])

@@ -66,8 +66,9 @@ def _costs(records: Mapping[str, Record]) -> Iterator[Target]:
         for mode in MODES:
             group = group_of(records.get(f"step/{name}/{mode}/{TARGET_EVERY}/{RECOMMENDED}"))
             where = f"{name}, {mode}, bfloat16, every={TARGET_EVERY}"
-            time, checkpointed = (group and group.time_ratio(ALWAYS, other) for other in (FLOOR, CHECKPOINTED.name))
-            peak = group and group.memory_ratio(ALWAYS, FLOOR, "peak")
+            time = None if group is None else group.time_ratio(ALWAYS, FLOOR)
+            checkpointed = None if group is None else group.time_ratio(ALWAYS, CHECKPOINTED.name)
+            peak = None if group is None else group.memory_ratio(ALWAYS, FLOOR, "peak")
             yield _ratio(f"{where}: time of a step, at most {TO_FLOOR:g} times the depth-pruned", time, TO_FLOOR)
             yield _ratio(f"{where}: peak memory, at most {TO_FLOOR:g} times the depth-pruned", peak, TO_FLOOR)
             yield _ratio(f"{where}: time of a step, below the full model's with checkpoints", checkpointed, 1, False)
@@ -198,7 +199,9 @@ def _works(records: Mapping[str, Record]) -> Iterator[Target]:
         passes = states.count("pass")
         held = passes == len(states) if len(states) == len(SMOKE) or passes < len(states) else None
         yield Target(text, f"{passes} of {len(states)} pass", held) if states else Target(text)
-    wrappers = next((one["result"]["wrappers"] for key, one in records.items() if _done(key, one, "processes/")), {})
+    wrappers: Record = next(
+        (one["result"]["wrappers"] for key, one in records.items() if _done(key, one, "processes/")), {}
+    )
     for wrapper in ("DDP", "FSDP2"):
         text = f"{wrapper} with one process: losses as without, within {DRIFT:.0%}"
         apart = wrappers.get(wrapper, {}).get("apart")

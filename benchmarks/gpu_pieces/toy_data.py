@@ -18,7 +18,7 @@ def write_toy_data(folder: Path) -> Path:
     labels = np.arange(COUNT, dtype=np.uint8) % CLASSES
     arrays = {f"{part}_x": drawn.integers(0, 256, (COUNT, 32, 32, 3), np.uint8) for part in ("train", "test")}
     if not (folder / "cifar10.npz").exists():
-        np.savez(folder / "cifar10.npz", **arrays, train_y=labels, test_y=labels)
+        np.savez(folder / "cifar10.npz", allow_pickle=False, **arrays, train_y=labels, test_y=labels)
     for part in ("train", "t10k"):
         pictures = drawn.integers(0, 256, (COUNT, 28, 28), np.uint8)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, COUNT, 28, 28) + pictures.tobytes())
