@@ -86,7 +86,7 @@ def reading(case: Case, record: Record, place: Path, last: str, heavy: Any) -> N
         with stage(record, place, "compressed", last):
             _compress(spec, data, small)
         with stage(record, place, "healed", last):
-            _run("heal", small, *data[:2], *_FEW, *_STEPS)
+            _run("heal", small, *data, *_FEW, *_STEPS)
         with stage(record, place, "benched", last):
             _run("bench", small, "--rounds", "1", "--warm-up", "0", "--batch", "2", "--no-compile", device=True)
 

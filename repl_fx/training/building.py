@@ -96,4 +96,5 @@ def _tried(model: nn.Module, task: Task, batch: Batch, name: str) -> Any:
         shape = "x".join(map(str, sizes)) if tensors else "no tensors"
         raise BadInput(
             f"{type(model).__name__} does not take inputs of {name}, which are {shape}: {first_line(failed.problem)}"
+            f"{'; --context sets how many tokens they are' if name.startswith('text:') else ''}"
         ) from failed.problem
