@@ -32,9 +32,9 @@ def beside_a_bare_loop(setting: Setting) -> Record:
     data = load_data("cifar10", root=setting.data)
     assert isinstance(data, Data) and isinstance(data.train, Tensors) and isinstance(data.test, Tensors)
     samples, batch, epochs, rounds = (32, 16, 1, 1) if setting.toy else (12800, 256, 2, 3)
-    part = Tensors(data.train.inputs[:samples], data.train.targets[:samples])
+    part = Tensors(data.train.main[:samples], data.train.targets[:samples])
     # The evaluation at the end of each epoch is not measured.
-    few = Tensors(data.test.inputs[:64], data.test.targets[:64])
+    few = Tensors(data.test.main[:64], data.test.targets[:64])
     config = TrainConfig(batch_size=batch, epochs=epochs, device=setting.device.type, augment=True)
     model = "vit" if setting.toy else "resnet110"
     return throughput.measure(model, replace(data, train=part, test=few), config, rounds)

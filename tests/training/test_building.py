@@ -91,6 +91,7 @@ def test_a_text_that_is_too_long_names_the_flag(tmp_path: Path) -> None:
             return self.words(ids) + self.places(torch.arange(ids.shape[1]))  # type: ignore[no-any-return]
 
     ids = torch.zeros(8, 9, dtype=torch.int64)
-    data = Data("text:corpus", "language-modelling", 256, (9,), *[Tensors(ids, ids)] * 2)
+    split = Tensors(ids, ids)
+    data = Data("text:corpus", "language-modelling", 256, (9,), split, split)
     with pytest.raises(BadInput, match="which are 9: index out of range in self; --context sets how many tokens"):
         train_once(Places(), data, CONFIG, tmp_path)

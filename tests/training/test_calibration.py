@@ -13,11 +13,13 @@ from torch.utils.data import Dataset
 from repl_fx.errors import BadInput
 from repl_fx.training.calibration import calibration, score_on_data
 from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Data
 from repl_fx.training.loading import read_data
 from tests.captures import captured
 
 PICTURES = torch.randn(2, 1, 8, 8)
 DIGITS = read_data(TrainConfig())
+assert isinstance(DIGITS, Data)
 
 
 class Digits(nn.Module):
