@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.errors import BadInput, foreign_code, one_line
 
 
 def check_passes() -> bool:
@@ -67,12 +67,7 @@ def offered(group: str) -> dict[str, EntryPoint]:
 def load_offered(group: str, name: str) -> Any:
     """Import what a package offers under a name of `offered(group)`; it may fail, or not have that."""
     point = offered(group)[name]
-    try:
-        with foreign_code():
-            found = point.load()
-    except ForeignError as failed:
-        package = point.dist.name if point.dist is not None else "an installed package"
-        raise BadInput(
-            f"{package} offers {name!r} ({group}: {point.value}), which fails: {failed}; mend or remove it"
-        ) from failed.problem
-    return found
+    package = point.dist.name if point.dist is not None else "an installed package"
+    fails = f"{package} offers {name!r} ({group}: {point.value}), which fails"
+    with foreign_code(lambda problem: BadInput(f"{fails}: {one_line(problem)}; mend or remove it")):
+        return point.load()

@@ -10,7 +10,7 @@ import difflib
 import re
 import signal
 import sysconfig
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from traceback import walk_tb
 from types import TracebackType
@@ -150,21 +150,26 @@ class ForeignError(Exception):
 
 
 @contextmanager
-def foreign_code() -> Iterator[None]:
+def foreign_code(refusal: Callable[[Exception], Exception] = ForeignError) -> Iterator[None]:
     """Run code that is not repl-fx's, and nothing else; what fails outside of it is a defect of repl-fx.
+
+    Args:
+        refusal: the error to raise for an exception of that code.
 
     Raises:
         ForeignError: whatever that code raised. An assertion of repl-fx that fails meanwhile stays one.
     """
     try:
         yield
-    except ForeignError:
-        raise
+    except ForeignError as failed:
+        if refusal is ForeignError:
+            raise
+        raise refusal(failed.problem) from failed.problem
     except Exception as problem:
         # What a model, or a package that builds one, may raise has no common base.
         if isinstance(problem, AssertionError) and _raised_here(problem.__traceback__):
             raise
-        raise ForeignError(problem) from problem
+        raise refusal(problem) from problem
 
 
 def is_ours(module: object) -> bool:

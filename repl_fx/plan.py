@@ -5,14 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from repl_fx.display.html import ShownInNotebooks
-from repl_fx.errors import PlanMismatch, one_line
+from repl_fx.errors import PlanMismatch, ReplFxError, one_line
+
+_T = TypeVar("_T")
 
 SCHEMA = 1
+
+
+def of_schema(
+    text: str, kind: type[_T], schema: int, words: tuple[str, str], refusal: type[ReplFxError]
+) -> tuple[_T, dict[str, Any]]:
+    """A dataclass from JSON that says its schema, and the data that it was made from.
+
+    Args:
+        words: "a plan" and "the plan has", say, for the refusal of another text, or of another schema.
+    """
+    try:
+        data = json.loads(text)
+        found = data.pop("schema")
+        if found == schema:
+            return msgspec.convert(data, kind), data
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgspec.ValidationError) as problem:
+        raise refusal(f"not {words[0]}: {one_line(problem)}") from problem
+    raise refusal(f"{words[1]} schema {found!r}; this version reads {schema}; install a matching repl-fx")
 
 
 @dataclass(frozen=True)
@@ -138,19 +158,7 @@ class Plan(ShownInNotebooks):
         Raises:
             PlanMismatch: the text is no plan, and says where, or was written by a newer version.
         """
-        try:
-            data = json.loads(text)
-            schema = data.pop("schema")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise PlanMismatch(f"not a plan: {one_line(problem)}") from problem
-        if schema != SCHEMA:
-            raise PlanMismatch(
-                f"the plan has schema {schema!r}; this version reads {SCHEMA}; install a matching repl-fx"
-            )
-        try:
-            plan = msgspec.convert(data, cls)
-        except (msgspec.ValidationError, RecursionError) as problem:
-            raise PlanMismatch(f"not a plan: {one_line(problem)}") from problem
+        plan, data = of_schema(text, cls, SCHEMA, ("a plan", "the plan has"), PlanMismatch)
         unknown = [name for name in data if name not in {f.name for f in fields(cls)}]
         for kind, name in ((Replacement, "replacements"), (Refusal, "refusals"), (OwnRepeat, "repeats")):
             known = {f.name for f in fields(kind)}

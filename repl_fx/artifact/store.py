@@ -33,6 +33,7 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
+from repl_fx.graph.state import parameter_count
 from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import rewrite
 from repl_fx.plan import Plan
@@ -153,9 +154,8 @@ def write_rest(change: DirectoryChange, module: nn.Module, origin: Origin, alias
         (change.place / CAPTURED).write_text(origin.captured)
     if origin.scores:
         (change.place / SCORES).write_text(json.dumps(dict(origin.scores), indent=2, allow_nan=False) + "\n")
-    parameters = sum(p.numel() for p in module.parameters())
-    described = origin.described()
-    change.commit(Manifest(versions=versions(), aliases=dict(aliases), parameters=parameters, **described))
+    known = {"parameters": parameter_count(module), **origin.described()}
+    change.commit(Manifest(versions=versions(), aliases=dict(aliases), **known))
 
 
 @shown("load")
@@ -206,82 +206,85 @@ def load_artifact(
     require_path(directory, "the directory of an artifact")
     if model is not None and not isinstance(model, str):
         require_module("load", model, name="model")
-    given = ExampleInputs.of(() if args is None else args, kwargs)
-    known = args is None and kwargs is None
-    directory = Path(directory)
+    given = None if args is None and kwargs is None else ExampleInputs.of(() if args is None else args, kwargs)
     tell("read the files")
-    manifest, plan, state, structure, scores, stored = _read(directory)
+    files = _read(Path(directory))
     tell("build the model")
-    source = build_source(directory, manifest, model, trust_remote_code)
+    source = build_source(files.directory, files.manifest, model, trust_remote_code)
     if isinstance(source, Source):
         # It was built without weights, which are the artifact's own.
-        weights = None if manifest.model is None else manifest.model.weights
-        manifest = msgspec.structs.replace(manifest, model=model_of(source, weights))
-        inputs = source.inputs if known else given
+        weights = None if files.manifest.model is None else files.manifest.model.weights
+        files = replace(files, manifest=msgspec.structs.replace(files.manifest, model=model_of(source, weights)))
+        built, known = source.model, source.inputs
     else:
-        inputs = manifest.inputs.make() if known else given
-    built = source.model if isinstance(source, Source) else source
-    applying = _Applying(manifest, plan, inputs, known, source is built)
-    try:
-        try:
-            result = _as_stored(directory, stored, built, applying) or applying.traced(built)
-        except (PlanMismatch, CaptureError) as problem:
-            if (remade := as_captured(built, structure, state)) is not None:
-                result = applying.traced(remade)
-            elif isinstance(problem, PlanMismatch) and problem.structure and _may_trace_otherwise(manifest, built):
-                result = replace(applying, plan=replace(plan, fingerprint="")).traced(built)
-            else:
-                raise
-    except (PlanMismatch, NothingToReplace) as problem:
-        found = problem.structure if isinstance(problem, PlanMismatch) else ()
-        differs = first_difference(structure, found) if found else ""
-        changed, advice = _changed(type(built).__name__, manifest.inputs, inputs)
-        raise ArtifactError(
-            f"{directory} no longer fits its model: {changed}; {f'what differs first: {differs}; ' * bool(differs)}"
-            f"{advice}transform it again"
-        ) from problem
-    result = replace(result, checkpoint_blocks=manifest.checkpoint_blocks, scores=scores)
+        built, known = source, None
+    inputs = given or known or files.manifest.inputs.make()
+    result, manifest = _Applying(files, inputs, given is None, source is built).again(built), files.manifest
+    result = replace(result, checkpoint_blocks=manifest.checkpoint_blocks, scores=files.scores)
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
         run_passes(part.graph_module, partial(refuse_sizes_, refused=refused.get(part.path, ())))
-    if manifest.in_place and result.in_place.model is not None:
-        state = replace(state, weights=with_own_names(result.in_place.model, state.weights))
-    names = {now: was for was, now in result.in_place.prefixes.items()} if manifest.in_place else {}
-    load_state(result.module, state.renamed(names) if manifest.in_place else state)
+    state = files.state_for(result)
+    as_applied = replace(files.plan, fingerprint=fingerprint(result.structure))
     # An attribute like any other, so that copies have it too.
-    as_applied = replace(plan, fingerprint=fingerprint(result.structure))
     known_now = {**manifest.described(), "plan": as_applied, "in_place": False}
     vars(result.module)[ORIGIN] = msgspec.structs.replace(result.origin_of(result.module), **known_now)
-    return Artifact(
-        directory, manifest, as_applied, result.module.eval(), state, replace(result, graph=True) if graph else result
-    )
+    asked = replace(result, graph=True) if graph else result
+    return Artifact(files.directory, manifest, as_applied, result.module.eval(), state, asked)
 
 
-def _changed(model: str, described: Inputs, inputs: ExampleInputs) -> tuple[str, str]:
-    """Say whether the model or its example inputs changed since an artifact was made, with advice on these."""
-    now = describe_inputs(inputs)
-    try:
-        was = describe_inputs(described.make())
-    except ArtifactError:
-        # Nothing is known of them.
-        was = now
-    # Of another batch is no other kind.
-    if re.sub(r"\[\d+", "[", was) == re.sub(r"\[\d+", "[", now):
-        return f"{model} has changed since it was transformed", ""
-    return f"its example inputs were ({was}) and are ({now})", "give inputs as they were, or "
+@dataclass(frozen=True)
+class _Files:
+    """The files of an artifact, each of which is as it was written.
+
+    Attributes:
+        structure: a description of the captured graphs, as lines.
+        captured: the graphs themselves, as text; empty where they are not kept.
+    """
+
+    directory: Path
+    manifest: Manifest
+    plan: Plan
+    state: State
+    structure: list[str]
+    scores: dict[str, float]
+    captured: str
+
+    def state_for(self, result: TransformResult) -> State:
+        """The weights under the names that they were saved with; the graphs of the result get them here."""
+        state = of_graphs = self.state
+        if self.manifest.in_place:
+            in_place = result.in_place
+            if in_place.model is not None:
+                state = replace(state, weights=with_own_names(in_place.model, state.weights))
+            of_graphs = state.renamed({now: was for was, now in in_place.prefixes.items()})
+        load_state(result.module, of_graphs)
+        return state
+
+    def changed(self, model: str, inputs: ExampleInputs) -> tuple[str, str]:
+        """Say whether the model or its example inputs changed since the artifact was made, with advice on these."""
+        now = describe_inputs(inputs)
+        try:
+            was = describe_inputs(self.manifest.inputs.make())
+        except ArtifactError:
+            # Nothing is known of them.
+            was = now
+        # Of another batch is no other kind.
+        if re.sub(r"\[\d+", "[", was) == re.sub(r"\[\d+", "[", now):
+            return f"{model} has changed since it was transformed", ""
+        return f"its example inputs were ({was}) and are ({now})", "give inputs as they were, or "
+
+    def may_trace_otherwise(self, model: nn.Module) -> bool:
+        """Tell whether a model may have another graph and be the same: where other versions trace the same code."""
+        was, now = self.manifest.versions, versions()
+        changed = {name for name in (*was, *now) if was.get(name) != now.get(name)}
+        of_model = {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}
+        return bool(changed) and not changed & of_model and self.manifest.code == code_of(model)
 
 
-def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
-    """Tell whether a model may have another graph and be the same: where other versions trace the same code."""
-    now = versions()
-    changed = {name for name in (*manifest.versions, *now) if manifest.versions.get(name) != now.get(name)}
-    of_model = {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}
-    return bool(changed) and not changed & of_model and manifest.code == code_of(model)
-
-
-def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, float], str]:
-    """Read the files of an artifact, each of which is as it was written."""
+def _read(directory: Path) -> _Files:
+    """Read the files of an artifact."""
     manifest = read_manifest(directory)
     while True:
         try:
@@ -292,8 +295,8 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, 
             structure = written_file(directory, manifest, STRUCTURE).read_text().splitlines()
             written_file(directory, manifest, GRAPH)
             scores = read_scores(written_file(directory, manifest, SCORES)) if SCORES in manifest.files else {}
-            stored = written_file(directory, manifest, CAPTURED).read_text() if CAPTURED in manifest.files else ""
-            return manifest, plan, state, structure, scores, stored
+            captured = written_file(directory, manifest, CAPTURED).read_text() if CAPTURED in manifest.files else ""
+            return _Files(directory, manifest, plan, state, structure, scores, captured)
         except (ArtifactError, OSError) as problem:
             # Another process may have replaced the artifact between the first file and the last.
             again = read_manifest(directory)
@@ -353,14 +356,13 @@ class _Applying:
     """The plan of an artifact, to be applied to its model again.
 
     Attributes:
-        manifest, plan: the artifact's.
+        files: the artifact's.
         inputs: the example inputs of the model.
         as_called: whether these are those of the artifact, so that its parts are called with theirs.
         copy: whether the model is the user's, and keeps its own tensors.
     """
 
-    manifest: Manifest
-    plan: Plan
+    files: _Files
     inputs: ExampleInputs
     as_called: bool
     copy: bool
@@ -368,7 +370,7 @@ class _Applying:
     @property
     def whole(self) -> bool:
         """Tell whether the model is one graph."""
-        return self.plan.parts == ("",)
+        return self.files.plan.parts == ("",)
 
     def source(self, model: nn.Module) -> nn.Module:
         """The model whose tensors the result shares."""
@@ -376,59 +378,87 @@ class _Applying:
 
     def calls(self, model: nn.Module) -> dict[str, ExampleInputs]:
         """Inputs like those that each part was called with."""
-        device = device_of(model)
-        return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in self.manifest.parts}
+        device, parts = device_of(model), self.files.manifest.parts
+        return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in parts}
+
+    def again(self, model: nn.Module) -> TransformResult:
+        """The plan applied to a model: to the graphs that the artifact holds, or to those of a new trace.
+
+        Raises:
+            ArtifactError: the model is another one now, or the graphs are none that were written.
+        """
+        try:
+            return self.fitting(model)
+        except (PlanMismatch, NothingToReplace) as problem:
+            found = problem.structure if isinstance(problem, PlanMismatch) else ()
+            differs = first_difference(self.files.structure, found) if found else ""
+            changed, advice = self.files.changed(type(model).__name__, self.inputs)
+            raise ArtifactError(
+                f"{self.files.directory} no longer fits its model: {changed}; "
+                f"{f'what differs first: {differs}; ' * bool(differs)}{advice}transform it again"
+            ) from problem
 
     def to(self, captured: CapturedParts, inputs: ExampleInputs) -> TransformResult:
         """The plan applied to graphs; one that replaces nothing is of blocks that were made whole again in training."""
-        return rewrite(captured, self.plan, inputs, check=False, required=bool(self.plan.replacements))
+        plan = self.files.plan
+        return rewrite(captured, plan, inputs, check=False, required=bool(plan.replacements))
+
+    def fitting(self, model: nn.Module) -> TransformResult:
+        """The plan applied to a model as it is, as it was, or as other versions of libraries trace it."""
+        files = self.files
+        try:
+            return self.stored(model) or self.traced(model)
+        except (PlanMismatch, CaptureError) as problem:
+            if (remade := as_captured(model, files.structure, files.state)) is not None:
+                return self.traced(remade)
+            if isinstance(problem, PlanMismatch) and problem.structure and files.may_trace_otherwise(model):
+                return replace(self, files=replace(files, plan=replace(files.plan, fingerprint=""))).traced(model)
+            raise
 
     def traced(self, model: nn.Module) -> TransformResult:
         """The plan applied to a model, which is captured anew."""
-        fixed = self.manifest.fixed
-        if self.whole or not self.as_called or not self.plan.replacements:
+        manifest, plan = self.files.manifest, self.files.plan
+        if self.whole or not self.as_called or not plan.replacements:
             require_capturable(model, self.inputs)
             inputs = widen_batch(model, self.inputs)
-            paths = self.plan.parts
-            captured = capture_parts(model, inputs.args, inputs.kwargs, copy=self.copy, paths=paths, fixed=fixed)
-            return self.to(captured, inputs)
-        calls, tracers = self.calls(model), {part.path: part.tracer for part in self.manifest.parts}
+            of_model: Any = {"copy": self.copy, "paths": plan.parts, "fixed": manifest.fixed}
+            return self.to(capture_parts(model, inputs.args, inputs.kwargs, **of_model), inputs)
+        calls, tracers = self.calls(model), {part.path: part.tracer for part in manifest.parts}
         try:
-            captured = capture_as_called(self.source(model), calls, tracers, fixed)
+            captured = capture_as_called(self.source(model), calls, tracers, manifest.fixed)
         except (CaptureError, BadInput) as problem:
             raise PlanMismatch(str(problem)) from problem
-        return self.to(replace(captured, eager=self.manifest.eager), self.inputs)
+        return self.to(replace(captured, eager=manifest.eager), self.inputs)
 
+    def stored(self, model: nn.Module) -> TransformResult | None:
+        """The plan applied to the graphs that the artifact holds; None where the model has to be traced.
 
-def _as_stored(directory: Path, stored: str, model: nn.Module, applying: _Applying) -> TransformResult | None:
-    """The plan applied to the graphs that an artifact holds; None where the model has to be traced.
-
-    Raises:
-        ArtifactError: the graphs are none that were written.
-    """
-    manifest, inputs = applying.manifest, applying.inputs
-    if not stored or not (applying.whole or applying.as_called):
-        return None
-    if applying.whole:
-        given = _as_they_were(inputs, manifest.inputs)
-        if given is None:
+        Raises:
+            ArtifactError: the graphs are none that were written.
+        """
+        files, manifest, inputs = self.files, self.files.manifest, self.inputs
+        if not files.captured or not (self.whole or self.as_called):
             return None
-        require_capturable(model, given)
-        calls, inputs = {"": given}, given
-    else:
-        calls = applying.calls(model)
-    try:
-        captured = read_data(stored, applying.source(model), calls, manifest.fixed)
-    except ValueError as problem:
-        raise ArtifactError(
-            f"{directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
-        ) from problem
-    # A trace has the last word, and says what differs.
-    with suppress(PlanMismatch):
-        if captured is not None:
-            made = applying.to(replace(captured, eager=manifest.eager), inputs)
-            return replace(made, compared=manifest.in_place)
-    return None
+        if self.whole:
+            given = _as_they_were(inputs, manifest.inputs)
+            if given is None:
+                return None
+            require_capturable(model, given)
+            calls, inputs = {"": given}, given
+        else:
+            calls = self.calls(model)
+        try:
+            captured = read_data(files.captured, self.source(model), calls, manifest.fixed)
+        except ValueError as problem:
+            raise ArtifactError(
+                f"{files.directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
+            ) from problem
+        # A trace has the last word, and says what differs.
+        with suppress(PlanMismatch):
+            if captured is not None:
+                made = self.to(replace(captured, eager=manifest.eager), inputs)
+                return replace(made, compared=manifest.in_place)
+        return None
 
 
 def _as_they_were(inputs: ExampleInputs, described: Inputs) -> ExampleInputs | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,22 @@ def as_captured(model: nn.Module, structure: Sequence[str], state: State) -> nn.
     Args:
         structure: the text of what was captured, which says what is read and what is assigned.
     """
-    text = "\n".join(structure)
+    then = list(_buffers_then(model, "\n".join(structure), state))
+    if not then:
+        return None
+    copied = copy_model(model)
+    for path, last, buffer in then:
+        inner = copied.get_submodule(path)
+        if last in inner._buffers or not hasattr(inner, last):
+            persistent = last in inner._buffers.keys() - inner._non_persistent_buffers_set
+            inner.register_buffer(last, buffer, persistent=persistent)
+    return copied
+
+
+def _buffers_then(model: nn.Module, text: str, state: State) -> Iterator[tuple[str, str, Tensor | None]]:
+    """The buffers that were others when a model was captured, by the path of their module and their name in it."""
     read = {qualified_name(part, name): kind for part, name, kind in _TENSOR.findall(text)}
     assigned = set(_ASSIGNED.findall(text))
-    made: list[tuple[str, str, Tensor | None]] = []
     for path, inner in model.named_modules():
         known = {name.rpartition(".")[2] for name in state.constants if name.rpartition(".")[0] == path}
         for last in {*inner._buffers, *known}:
@@ -184,18 +196,9 @@ def as_captured(model: nn.Module, structure: Sequence[str], state: State) -> nn.
             saved, kind = state.get(name), None if buffer is None else kind_of(buffer)
             if name not in read and buffer is not None and last in assigned:
                 # It was not there, or might as well not have been.
-                made.append((path, last, None))
+                yield path, last, None
             elif saved is not None and kind != read.get(name) == kind_of(saved) and not is_traced_constant(name):
-                made.append((path, last, saved.to(device_of(model), copy=True)))
-    if not made:
-        return None
-    copied = copy_model(model)
-    for path, last, buffer in made:
-        inner = copied.get_submodule(path)
-        if last in inner._buffers or not hasattr(inner, last):
-            persistent = last in inner._buffers.keys() - inner._non_persistent_buffers_set
-            inner.register_buffer(last, buffer, persistent=persistent)
-    return copied
+                yield path, last, saved.to(device_of(model), copy=True)
 
 
 def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: State) -> None:

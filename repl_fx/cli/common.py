@@ -30,6 +30,7 @@ from repl_fx.cli.group import CLOSED, explain
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
 from repl_fx.errors import BadInput, OutputError, needing as needing
+from repl_fx.graph.state import parameter_count
 from repl_fx.planning.settings import ModelSettings, flag_of, given_among
 from repl_fx.running.collection import imports_passed_over
 
@@ -317,7 +318,7 @@ def load_target(
 
     artifact = load_artifact(spec, flags.model, **given)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
-    parameters = sum(p.numel() for p in artifact.module.parameters())
+    parameters = parameter_count(artifact.module)
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
     return Target(title, (), artifact.module.to(where), artifact.inputs, artifact)
 

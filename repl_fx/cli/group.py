@@ -135,15 +135,8 @@ def _report(error: BaseException) -> int:
 def explain(error: Any) -> tuple[str, int]:
     """The one line for an exception, and its exit code."""
     # Usage errors have this method. Their class is click's or, in later versions, that of typer's own copy of click.
-    format_message = getattr(error, "format_message", None)
-    if format_message is not None:
-        context = getattr(error, "ctx", None)
-        help_of = context.command_path if context is not None else "repl-fx"
-        line = " ".join(format_message().split()).rstrip(".")
-        if context is not None and hasattr(error, "possibilities"):
-            known = [option for one in context.command.params for option in (*one.opts, *one.secondary_opts)]
-            line = f"{error.message}{close_matches(error.option_name, known)}"
-        return f"{line}; see {help_of} --help", BAD
+    if hasattr(error, "format_message"):
+        return _usage(error), BAD
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CheckFailed):
         return line, FAILED
@@ -170,3 +163,15 @@ def explain(error: Any) -> tuple[str, int]:
         f"this is a defect of repl-fx: {type(error).__name__}: {line[:300]}; -v shows where, please report it",
         DEFECT,
     )
+
+
+def _usage(error: Any) -> str:
+    """The line for a command that was called in a wrong way."""
+    context = getattr(error, "ctx", None)
+    line = " ".join(error.format_message().split()).rstrip(".")
+    if context is None:
+        return f"{line}; see repl-fx --help"
+    if hasattr(error, "possibilities"):
+        known = [option for param in context.command.params for option in (*param.opts, *param.secondary_opts)]
+        line = f"{error.message}{close_matches(error.option_name, known)}"
+    return f"{line}; see {context.command_path} --help"

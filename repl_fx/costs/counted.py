@@ -25,6 +25,7 @@ from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.graph.decisions import is_decision
 from repl_fx.graph.runtime import REGIONS, check_condition
+from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, own_randomness
 from repl_fx.tracing.capture import widen_batch
@@ -99,7 +100,7 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
         flops, activations, synthesis, unknown = None, None, None, str(problem)
     return Costs(
         batch=given.batch,
-        parameters=sum(p.numel() for p in gm.parameters()),
+        parameters=parameter_count(gm),
         weight_bytes=_weight_bytes(gm),
         flops=flops,
         activation_bytes=activations,
@@ -123,7 +124,7 @@ def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
         return each[0]
     return replace(
         each[0],
-        parameters=sum(p.numel() for p in module.parameters()),
+        parameters=parameter_count(module),
         weight_bytes=_weight_bytes(module),
         flops=_total(costs.flops for costs in each),
         activation_bytes=_total(costs.activation_bytes for costs in each),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from statistics import median
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from repl_fx.costs.counted import Interpreter, positional
-from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.errors import BadInput, foreign_code, one_line
 from repl_fx.running.timing import Mark, Share, Timer, interleaved, latency
 from repl_fx.running.untouched import device_of, in_mode, seeded, untouched
 from repl_fx.tracing.parts.capture import Part
@@ -135,10 +135,6 @@ def _still(graphs: Any, device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _own_failures() -> Iterator[None]:
-    try:
-        with foreign_code():
-            yield
-    except ForeignError as problem:
-        raise BadInput(f"latency cannot be measured: {problem}; leave latency out of the budget") from problem
+def _own_failures() -> AbstractContextManager[None]:
+    mend = "leave latency out of the budget"
+    return foreign_code(lambda problem: BadInput(f"latency cannot be measured: {one_line(problem)}; {mend}"))

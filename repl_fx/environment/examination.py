@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,29 +106,24 @@ def examine(progress: Callable[[str], None] = lambda stage: None) -> Examination
     """
     own = own_distribution()
     known = None if own is None else declared(own)
-    core = known.core if known else ()
-    others = {str(n): n for extra in (known.extras if known else ()) for n in extra.packages if n.version is not None}
-    used = {
-        str(n) for extra in (known.extras if known else ()) if extra.name not in _NOT_IMPORTED for n in extra.packages
-    }
+    core, extras = (known.core, known.extras) if known else ((), ())
+    others = {str(needed): needed for extra in extras for needed in extra.packages if needed.version is not None}
+    used = {str(needed) for extra in extras if extra.name not in _NOT_IMPORTED for needed in extra.packages}
     modules = {needed: modules_of(needed.name) for needed in (*core, *others.values())}
     wanted = [name for needed, names in modules.items() if needed in core or str(needed) in used for name in names]
     probes = probe(wanted or ["torch"], progress)
-    tried = {needed: [probes[name] for name in names if name in probes] for needed, names in modules.items()}
-    packages = tuple(
-        Package(
-            **vars(needed),
-            imported=bool(found),
-            problem=next((one.problem for one in found if one.problem), None),
-            core=needed in core,
-        )
-        for needed, found in tried.items()
-    )
+    packages = tuple(_package(needed, needed in core, modules[needed], probes) for needed in modules)
     torch = probes.get("torch", Probe("it is missing"))
     providers = probes.get("onnxruntime", Probe()).facts.get("providers", ())
     return Examination(
         packages, known, _machine(torch), tuple(providers), _compile_problem(), *_variables_and_notes(known, probes)
     )
+
+
+def _package(needed: Needed, core: bool, modules: Iterable[str], probes: Mapping[str, Probe]) -> Package:
+    tried = [probes[name] for name in modules if name in probes]
+    problem = next((probe.problem for probe in tried if probe.problem), None)
+    return Package(**vars(needed), imported=bool(tried), problem=problem, core=core)
 
 
 def _machine(torch: Probe) -> dict[str, Any]:

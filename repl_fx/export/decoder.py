@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.arguments import require_module
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
 from repl_fx.tracing.dynamic_shapes import CACHES
 
@@ -70,12 +70,10 @@ class CachedDecoder(nn.Module):
             raise BadInput(f"input_ids is {tuple(input_ids.shape)}; give token ids (batch, length) of length 4 or more")
         empty: dict[str, dict[str, Tensor]] = {}
         mask = torch.ones_like(input_ids)
-        try:
-            with in_mode(self, False), torch.no_grad(), foreign_code():
-                past = self(input_ids[:, :-2], mask[:, :-2], empty)["present"]
-        except ForeignError as failed:
-            kind = type(self.model).__name__
-            raise BadInput(f"{kind} fails on the token ids: {first_line(failed.problem)}") from failed.problem
+        fails = f"{type(self.model).__name__} fails on the token ids"
+        refused = foreign_code(lambda problem: BadInput(f"{fails}: {first_line(problem)}"))
+        with in_mode(self, False), torch.no_grad(), refused:
+            past = self(input_ids[:, :-2], mask[:, :-2], empty)["present"]
         return input_ids[:, -2:].clone(), mask, past
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Past) -> dict[str, Any]:

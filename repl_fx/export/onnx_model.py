@@ -145,11 +145,9 @@ def quiet() -> AbstractContextManager[None]:
 
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
-    try:
-        with untouched(source, buffers=True, parameters=True), foreign_code():
-            tensors, _ = name_outputs(inputs.given.map(torch.clone).passed_to(source))
-    except ForeignError as failed:
-        raise BadInput(f"the module fails on the example inputs: {first_line(failed.problem)}") from failed.problem
+    refused = foreign_code(lambda problem: BadInput(f"the module fails on the example inputs: {first_line(problem)}"))
+    with untouched(source, buffers=True, parameters=True), refused:
+        tensors, _ = name_outputs(inputs.given.map(torch.clone).passed_to(source))
     if not tensors:
         raise ExportError(f"{type(source).__name__} returns no tensor, so there is nothing to export")
     odd = next((name for name in tensors if name.encode(errors="ignore").decode() != name), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -35,60 +36,87 @@ class Pairs:
 
 def pair_graphs(first: ir.Model, second: ir.Model) -> Pairs:
     """Pair what the nodes of two graphs read and have for attributes; their names, and dead nodes, do not count."""
-    pairs = Pairs()
-    opsets = first.opset_imports, second.opset_imports
-    met: dict[ir.Value, ir.Value] = {}
-    nodes: set[ir.Node] = set()
-    open_: list[tuple[ir.Value | None, ir.Value | None]] = []
-
-    def begin(one: ir.Graph, other: ir.Graph) -> None:
-        for ends in ((one.inputs, other.inputs), (one.outputs, other.outputs)):
-            if len(ends[0]) != len(ends[1]):
-                pairs.obstacle = pairs.obstacle or f"{len(ends[0])} inputs or outputs for {len(ends[1])}"
-                return
-        met.update(zip(one.inputs, other.inputs, strict=True))
-        open_.extend(zip(one.outputs, other.outputs, strict=True))
-
     shapes = ([str(value.shape) for value in model.graph.inputs] for model in (first, second))
-    pairs.same_inputs = next(shapes) == next(shapes)
-    begin(first.graph, second.graph)
-    while open_ and not pairs.obstacle:
-        one, other = open_.pop()
+    walk = _Walk(Pairs(same_inputs=next(shapes) == next(shapes)), (first.opset_imports, second.opset_imports))
+    try:
+        walk.begin(first.graph, second.graph)
+        while walk.open:
+            walk.pair(*walk.open.pop())
+    except _Unlike as obstacle:
+        walk.pairs.obstacle = str(obstacle)
+    return walk.pairs
+
+
+class _Unlike(Exception):
+    """Two graphs that are no pair; the message is the obstacle."""
+
+
+@dataclass
+class _Walk:
+    """The way through two graphs, from their outputs back.
+
+    Attributes:
+        pairs: those that were found.
+        opsets: the versions of operators in each graph, by domain.
+        met: the value of the second graph for each that was met in the first.
+        nodes: those of the first that were met.
+        open: values that have to be met yet.
+    """
+
+    pairs: Pairs
+    opsets: tuple[Mapping[str, int], Mapping[str, int]]
+    met: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    nodes: set[ir.Node] = field(default_factory=set)
+    open: list[tuple[ir.Value | None, ir.Value | None]] = field(default_factory=list)
+
+    def begin(self, one: ir.Graph, other: ir.Graph) -> None:
+        """Set out from the outputs of two graphs."""
+        for ours, theirs in ((one.inputs, other.inputs), (one.outputs, other.outputs)):
+            if len(ours) != len(theirs):
+                raise _Unlike(f"{len(ours)} inputs or outputs for {len(theirs)}")
+        self.met.update(zip(one.inputs, other.inputs, strict=True))
+        self.open.extend(zip(one.outputs, other.outputs, strict=True))
+
+    def pair(self, one: ir.Value | None, other: ir.Value | None) -> None:
+        """Pair two values: tensors, or what two nodes of a kind compute."""
         if one is None or other is None:
             if one is not other:
-                pairs.obstacle = f"it differs at {_named(one or other)}"
-            continue
+                raise _Unlike(f"it differs at {_named(one or other)}")
+            return
         ours, theirs = tensor_of(one), tensor_of(other)
         if ours is not None and theirs is not None:
-            pairs.values.append((str(one.name), ours.numpy(), str(other.name), theirs.numpy()))
-            continue
-        if one in met:
-            pairs.obstacle = "" if met[one] is other else f"it differs at {_named(one)}"
-            continue
-        met[one] = other
+            self.pairs.values.append((str(one.name), ours.numpy(), str(other.name), theirs.numpy()))
+            return
+        if one in self.met:
+            if self.met[one] is not other:
+                raise _Unlike(f"it differs at {_named(one)}")
+            return
+        self.met[one] = other
         node, twin = one.producer(), other.producer()
         if node is None or twin is None or ours is not None or theirs is not None or one.index() != other.index():
-            pairs.obstacle = f"it differs at {_named(one)}"
-            continue
-        if node in nodes:
-            continue
-        nodes.add(node)
+            raise _Unlike(f"it differs at {_named(one)}")
+        if node not in self.nodes:
+            self.nodes.add(node)
+            self.pair_nodes(node, twin, f"it differs at {_named(one)}: {node.op_type}")
+
+    def pair_nodes(self, node: ir.Node, twin: ir.Node, unlike: str) -> None:
+        """Pair the attributes and the inputs of two nodes.
+
+        Args:
+            unlike: the beginning of the words for a difference.
+        """
         if (node.domain, node.op_type, len(node.outputs)) != (twin.domain, twin.op_type, len(twin.outputs)):
-            pairs.obstacle = f"it differs at {_named(one)}: {node.op_type} for {twin.op_type}"
-            continue
+            raise _Unlike(f"{unlike} for {twin.op_type}")
         for name in dict.fromkeys((*node.attributes, *twin.attributes)):
-            values = [_attribute(n, name, o) for n, o in zip((node, twin), opsets, strict=True)]
+            values = [_attribute(n, name, o) for n, o in zip((node, twin), self.opsets, strict=True)]
             if all(isinstance(value, ir.Graph) for value in values):
-                begin(*values)
+                self.begin(*values)
             elif any(value is None for value in values):
-                pairs.obstacle = f"it differs at {_named(one)}: {node.op_type} with other attributes"
+                raise _Unlike(f"{unlike} with other attributes")
             else:
-                pairs.values.append((f"{node.op_type} {node.name}.{name}", values[0], f"{twin.name}.{name}", values[1]))
-        inputs = list(node.inputs), list(twin.inputs)
-        longest = max(map(len, inputs))
-        padded = ([*side, *[None] * (longest - len(side))] for side in inputs)
-        open_.extend(zip(*padded, strict=True))
-    return pairs
+                ours, theirs = f"{node.op_type} {node.name}.{name}", f"{twin.name}.{name}"
+                self.pairs.values.append((ours, values[0], theirs, values[1]))
+        self.open.extend(zip_longest(node.inputs, twin.inputs))
 
 
 def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:

@@ -32,13 +32,7 @@ def trial_shapes(
         The shapes by the sizes in words; none where nothing varies, or where a size is more than a sum of others.
     """
     examples = dict(zip(inputs.names, inputs.tensors, strict=True))
-    names: dict[str, str] = {}
-    if isinstance(module, fx.GraphModule):
-        axes = captured_axes(module)
-        free = {(axis.input, axis.number): axis.symbol for axis in axes if axis.symbol is not None}
-        names = {axis.symbol: axis.name for axis in axes if axis.symbol is not None}
-    else:
-        free = {(n, dim): s for n, shape in file.items() for dim, s in enumerate(shape) if isinstance(s, str)}
+    free, names = _free_sizes(module, file)
     batches = {free.get((inputs.names[number], 0)) for number in batched(inputs.tensors)}
     own = {
         symbol: examples[name].shape[dim]
@@ -73,6 +67,16 @@ def trial_shapes(
         if words and shapes is not None and all(prod(shape) for shape in shapes):
             found[words] = shapes
     return found
+
+
+def _free_sizes(
+    module: nn.Module, file: Mapping[str, Sequence[int | str | None]]
+) -> tuple[dict[tuple[str, int], str], dict[str, str]]:
+    """The expression of each free dimension, by input and number, and the names of symbols."""
+    if not isinstance(module, fx.GraphModule):
+        return {(n, dim): s for n, shape in file.items() for dim, s in enumerate(shape) if isinstance(s, str)}, {}
+    axes = [(axis, axis.symbol) for axis in captured_axes(module) if axis.symbol is not None]
+    return {(axis.input, axis.number): symbol for axis, symbol in axes}, {symbol: axis.name for axis, symbol in axes}
 
 
 def _smaller(size: int) -> Iterable[int]:

@@ -63,30 +63,31 @@ class Verification(ShownInNotebooks):
     def summary(self) -> str:
         """Return the verdict in one line: the worst row, the weights, and where a difference begins, if known."""
         unlike = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
-        skipped = f"; skipped: {unlike}" if unlike else ""
-        own = "".join(f"; {note}" for note in self.notes)
-        notes = f"; {self.weights}{own}"
+        beside = "".join(f"; {note}" for note in self.notes) + (f"; skipped: {unlike}" if unlike else "")
         if self:
-            worst = max(self.rows, key=_badness)
-            batches = ", ".join(str(batch) for batch in sorted({row.batch for row in self.rows}))
-            sizes = "".join(f"; at {sizes}" for sizes in dict.fromkeys(row.sizes for row in self.rows) if sizes)
-            outputs = len({row.output for row in self.rows})
-            return (
-                f"equivalent: {outputs} output{'s' * (outputs != 1)} at batch {batches}{sizes}; "
-                f"max |difference| {worst.max_abs:.2e} at scale {worst.scale:.2e} ({worst.output}){notes}{skipped}"
-            )
+            return f"equivalent: {self._agreement()}; {self.weights}{beside}"
         if self.failures:
             reason = self.failures[0]
         elif not any(row.count for row in self.rows):
-            reason = unlike or "no output has any number"
-            return f"not equivalent: nothing was compared ({reason})"
+            return f"not equivalent: nothing was compared ({unlike or 'no output has any number'})"
         elif self.same_outputs:
-            return f"not equivalent: the outputs agree, but there are {self.weights}{own}{skipped}"
+            return f"not equivalent: the outputs agree, but there are {self.weights}{beside}"
         else:
             reason = str(max((row for row in self.rows if not row.passed), key=_badness))
         layer = self.first_difference
         where = f"; begins at {layer.module or layer.node}" if layer else ""
-        return f"not equivalent: {reason}{where}{notes}{skipped}"
+        return f"not equivalent: {reason}{where}; {self.weights}{beside}"
+
+    def _agreement(self) -> str:
+        """The outputs and sizes that were compared, and the worst of the rows."""
+        worst = max(self.rows, key=_badness)
+        batches = ", ".join(str(batch) for batch in sorted({row.batch for row in self.rows}))
+        sizes = "".join(f"; at {sizes}" for sizes in dict.fromkeys(row.sizes for row in self.rows) if sizes)
+        outputs = len({row.output for row in self.rows})
+        return (
+            f"{outputs} output{'s' * (outputs != 1)} at batch {batches}{sizes}; "
+            f"max |difference| {worst.max_abs:.2e} at scale {worst.scale:.2e} ({worst.output})"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data; numbers that JSON cannot write (inf, nan) become strings."""

@@ -111,52 +111,37 @@ def verify_file(
     session = OnnxSession(path)
     elsewhere = any(tensor.device.type != "cpu" for tensor in (*gm.parameters(), *gm.buffers()))
     module = copy.deepcopy(gm).cpu() if elsewhere else gm
+    notes: tuple[str, ...] = ()
+    layers: tuple[LayerDifference, ...] = ()
     with in_mode(module, False), torch.no_grad(), quiet():
         inputs = flatten_inputs(module, given.map(lambda tensor: tensor.detach().cpu()))
-        paired = session.check_inputs(inputs)
-        traced = batch_size(inputs.tensors)
-        wanted = tuple(batches) if batches is not None else default_batches(traced)
-        comparison = ModelComparison(session, module, rtol, atol)
-        comparison.notes.update({paired: None} if paired else {})
-        for batch in wanted:
-            obstacle = comparison.run(batch, at_batch(inputs, batch, seed))
-            if obstacle and (batches is not None or batch == traced):
-                raise BadInput(f"batch {batch} cannot be compared: {obstacle}")
-            if obstacle:
-                comparison.skipped[f"batch {batch}"] = obstacle
-        trials = {} if batches is not None else trial_shapes(module, session.shapes, inputs)
-        for sizes, shapes in trials.items():
-            obstacle = comparison.run(traced, at_shapes(inputs, shapes, seed), sizes)
-            if obstacle:
-                comparison.skipped[sizes] = obstacle
+        outputs = ModelComparison(session, module, rtol, atol)
+        compared = _compare_outputs(outputs, inputs, batches, seed)
         found = read_model(path)
-        why = ""
         if fresh is None:
-            fresh, why = _exported(module, inputs, found, seed)
+            fresh, notes = _exported(module, inputs, found, seed)
         folded = run_passes(module, fold_surrogates).graph_module if isinstance(module, fx.GraphModule) else module
         weights = compare_weights(found, fresh, module, folded)
-        layers: tuple[LayerDifference, ...] = ()
-        notes: tuple[str, ...] = (why,) if why else ()
         if per_layer or layer_nodes is not None:
-            layers, more = _localise(comparison, inputs, layer_nodes, folded, weights, found, fresh)
+            layers, more = _localise(outputs, inputs, layer_nodes, folded, weights, found, fresh)
             notes += more
     return Verification(
-        rows=tuple(comparison.rows),
+        rows=tuple(outputs.rows),
         weights=weights,
         layers=layers,
         settings={
             **session.settings(),
             "torch": str(torch.__version__),
             "torch_device": "cpu",
-            "batches": list(wanted),
-            "traced_batch": traced,
+            "batches": compared,
+            "traced_batch": batch_size(inputs.tensors),
             "seed": seed,
             "rtol": rtol,
             "atol": atol,
         },
-        skipped=comparison.skipped,
-        failures=tuple(comparison.failures),
-        notes=(*comparison.notes, *notes),
+        skipped=outputs.skipped,
+        failures=tuple(outputs.failures),
+        notes=(*outputs.notes, *notes),
     )
 
 
@@ -167,17 +152,42 @@ def _require_sizes(batches: Sequence[int]) -> None:
         raise BadInput(f"batches is {list(batches)!r}; give one positive number or more, such as [1, 2, 5]")
 
 
-def _exported(module: nn.Module, inputs: FlatInputs, found: ir.Model, seed: int) -> tuple[ir.Model | None, str]:
+def _compare_outputs(
+    outputs: ModelComparison, inputs: FlatInputs, batches: Sequence[int] | None, seed: int
+) -> list[int]:
+    """Compare the outputs at all sizes; returns the batch sizes.
+
+    Raises:
+        BadInput: a batch that was asked for, or the example's, cannot be compared.
+    """
+    paired, traced = outputs.session.check_inputs(inputs), batch_size(inputs.tensors)
+    outputs.notes.update({paired: None} if paired else {})
+    wanted = list(default_batches(traced) if batches is None else batches)
+    for batch in wanted:
+        if obstacle := outputs.run(batch, at_batch(inputs, batch, seed)):
+            if batches is not None or batch == traced:
+                raise BadInput(f"batch {batch} cannot be compared: {obstacle}")
+            outputs.skipped[f"batch {batch}"] = obstacle
+    trials = trial_shapes(outputs.module, outputs.session.shapes, inputs) if batches is None else {}
+    for sizes, shapes in trials.items():
+        if obstacle := outputs.run(traced, at_shapes(inputs, shapes, seed), sizes):
+            outputs.skipped[sizes] = obstacle
+    return wanted
+
+
+def _exported(
+    module: nn.Module, inputs: FlatInputs, found: ir.Model, seed: int
+) -> tuple[ir.Model | None, tuple[str, ...]]:
     """An export of the module in the operator set of a file, or in another, or why there is none."""
     given = at_batch(inputs, 2, seed) if batch_size(inputs.tensors) == 1 else inputs
     failed: ReplFxError | None = None
     for opset in dict.fromkeys((found.opset_imports.get(""), None)):
         try:
-            return export_program(module, given.given, opset).model, ""
+            return export_program(module, given.given, opset).model, ()
         except ReplFxError as error:
             failed = error
     assert failed is not None
-    return None, f"weights compared with the module's own, as it cannot be exported ({first_line(failed)})"
+    return None, (f"weights compared with the module's own, as it cannot be exported ({first_line(failed)})",)
 
 
 def _localise(

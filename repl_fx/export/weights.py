@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.errors import ExportError, ForeignError, foreign_code
+from repl_fx.errors import ExportError, foreign_code, one_line
 from repl_fx.export.pairing import MARK, constants_of, pair_graphs
 from repl_fx.export.weight_difference import Array, Arrays, WeightDifference, difference_of, is_floating, is_of, same
 from repl_fx.export.weight_sources import Sources, dequantised
@@ -65,11 +65,8 @@ def read_model(file: Path) -> ir.Model:
     Raises:
         ExportError: it is in another format than ONNX's own.
     """
-    try:
-        with foreign_code():
-            return ir.load(file)
-    except ForeignError as failed:
-        raise ExportError(f"the weights of {file} cannot be read: {failed}") from failed.problem
+    with foreign_code(lambda problem: ExportError(f"the weights of {file} cannot be read: {one_line(problem)}")):
+        return ir.load(file)
 
 
 def compare_weights(found: ir.Model, fresh: ir.Model | None, module: nn.Module, folded: nn.Module) -> WeightComparison:

@@ -21,6 +21,7 @@ from repl_fx.fitting.cosine import Reservoir, solve_cosine
 from repl_fx.fitting.moments import Moments
 from repl_fx.fitting.solving import solve
 from repl_fx.graph.roles import ADDITIONS, ANY_CONVOLUTION, STRIDE_ARGUMENT
+from repl_fx.graph.state import parameter_count
 from repl_fx.surrogates.linear import StreamMap
 
 OBJECTIVES = ("least-squares", "cosine")
@@ -102,7 +103,7 @@ class MapFit:
             solution = found.solution
             known = {"objective": "cosine", "cosine_before": found.before, "cosine_after": found.after}
         self.module.set_to(solution.matrix, solution.shift)
-        numbers = sum(parameter.numel() for parameter in self.module.parameters())
+        numbers = parameter_count(self.module)
         rows = {"numbers": numbers, "rows": self._moments.rows, "ridge": solution.ridge}
         return {**rows, "before": self._moments.left_over(*self.nothing), **known}
 

@@ -39,14 +39,6 @@ def ridge_for(rows: int, numbers: int) -> float:
     return RAISED if rows < ENOUGH * numbers else RIDGE
 
 
-def _solved(regular: Tensor, right: Tensor, ridge: float, of: str) -> Tensor:
-    """The solution of equations that a ridge makes regular, or a `BadInput` that says of what it was too small."""
-    factor, failed = torch.linalg.cholesky_ex(regular)
-    if failed or not bool(factor.isfinite().all()):
-        raise BadInput(f"ridge {ridge:g} is too small {of}; give a larger one")
-    return torch.cholesky_solve(right, factor)
-
-
 @dataclass(frozen=True, eq=False)
 class Equations:
     """A theta = b.
@@ -59,25 +51,32 @@ class Equations:
     matrix: Tensor
     right: Tensor
 
-    def solve(self, ridge: float, start: Tensor | None = None) -> Tensor:
+    def solve(
+        self, ridge: float, start: Tensor | None = None, sizes: Tensor | None = None, *, of: str | None = None
+    ) -> Tensor:
         """Theta, as large as the right side.
 
         Args:
             ridge: see the module.
             start: of the size of theta; zeros by default.
+            sizes: of what the ridge is a share for each number, (p) or one for all; the diagonal of A by default.
+            of: words for the equations in an error; how many numbers there are by default.
 
         Raises:
             BadInput: the ridge is too small for the equations to be solved.
         """
         right = self.right if start is None else self.right - self.matrix @ start
-        size = self.matrix.diagonal()
+        sizes = self.matrix.diagonal() if sizes is None else sizes
+        whole = self.matrix + (ridge * sizes).expand(len(self.matrix)).diag()
+        drawn = whole.diagonal()
         # A feature that is always zero says nothing of its number, which stays.
-        scale = torch.where(size > 0, size, 1).rsqrt()
-        regular = scale[:, None] * self.matrix * scale + ridge * torch.eye(len(scale)).to(scale)
-        regular.diagonal()[size <= 0] = 1
+        drawn[drawn <= 0] = 1
+        scale = drawn.rsqrt()
+        factor, failed = torch.linalg.cholesky_ex(scale[:, None] * whole * scale)
+        if failed or not bool(factor.isfinite().all()):
+            raise BadInput(f"ridge {ridge:g} is too small {of or f'to fit {len(scale)} numbers'}; give a larger one")
         columns = scale[:, None] * right.reshape(len(scale), -1)
-        change = scale[:, None] * _solved(regular, columns, ridge, f"to fit {len(scale)} numbers")
-        change = change.reshape(right.shape)
+        change = (scale[:, None] * torch.cholesky_solve(columns, factor)).reshape(right.shape)
         return change if start is None else start + change
 
 
@@ -119,17 +118,16 @@ def solve(
         raise BadInput("the values that go into the map are the same in all samples; calibrate on others")
     identity = torch.eye(channels, dtype=xx.dtype, device=xx.device)
     start, beside = (identity, identity) if around is None else (matrix.to(xx) for matrix in around)
-    toward = xy - xx @ beside + ridge * size * (start - beside)
+    given, wanted = xx, xy - xx @ beside
     if form == "scale":
-        gains = toward.diagonal() / (xx.diagonal() + ridge * size)
-        change = gains.diag()
-    else:
-        regular = xx + ridge * size * identity
-        change = _solved(regular, toward, ridge, f"for {moments.rows} rows of {channels} channels")
-        if rank is not None:
-            _, vectors = torch.linalg.eigh(change.t() @ regular @ change)
-            best = vectors[:, -rank:]
-            change = change @ best @ best.t()
+        # The channels have nothing to do with each other.
+        given, wanted = (all_pairs.diagonal().diag() for all_pairs in (given, wanted))
+    of = f"for {moments.rows} rows of {channels} channels"
+    change = Equations(given, wanted).solve(ridge, start - beside, size, of=of)
+    if rank is not None:
+        _, vectors = torch.linalg.eigh(change.t() @ (xx + ridge * size * identity) @ change)
+        best = vectors[:, -rank:]
+        change = change @ best @ best.t()
     x, y = moments.means
     matrix = beside + change
     return Solution(matrix, y - x @ matrix, ridge)

@@ -17,6 +17,11 @@ from repl_fx.graph.runtime import ModeSwitch
 SOURCE_STATE = "source_state"
 
 
+def parameter_count(module: nn.Module) -> int:
+    """The number of elements of all parameters; those that are tied count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors of a `state_dict`, by name."""
     state = module.state_dict(keep_vars=True)

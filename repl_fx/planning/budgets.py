@@ -27,6 +27,7 @@ from typing import Any
 
 from repl_fx.costs.counted import Costs
 from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, close_matches, one_line
+from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
@@ -296,22 +297,8 @@ class BudgetPlanner:
         if not self.replacements:
             return Plan((), tuple(self.refusals), "", self.seed)
         names = tuple(self.budget.limits)
-        worth = dict(zip(self.replacements, whole([self._worth(way) for way in self.replacements]), strict=True))
-        rows, every_way = [], []
-        for repeat in self.repeats:
-            blocks = {i: block for block, (its, i) in self.places.items() if its is repeat}
-            ways = [[(blocks[i], k) for k in range(len(self.mix))] if i in blocks else [] for i in range(len(repeat))]
-            ways = [[way for way in some if way in self.replacements] for some in ways]
-            items = tuple(self._items(ways, i, worth, saved) for i in range(len(repeat)))
-            rows.append(PlaceRow(items, any(one.traits.source == "neighbours" for one in self.mix)))
-            every_way.append(ways)
-        try:
-            front = front_of(rows, len(names))
-        except TooMany:
-            raise NoPlan(
-                f"there are more than {LARGEST:,} plans to choose from under a budget of {', '.join(names)}, none "
-                "better than another in all; give fewer costs, or scores with fewer digits"
-            ) from None
+        every_way = [self._ways(repeat) for repeat in self.repeats]
+        front = self._front(every_way, saved)
         slack = dict.fromkeys(names, 0.0)
         while True:
             best = self._best(front, slack)
@@ -410,6 +397,26 @@ class BudgetPlanner:
             item = Item(worth[way], _in_order(saved[way], names), joins=self._spans(way[1]))
             items.append(replace(item, inner=_in_order(inner, names)) if inner else item)
         return tuple(items)
+
+    def _ways(self, repeat: Repeat) -> list[list[Way]]:
+        """The ways in which each block of a repeat may go."""
+        blocks = {i: block for block, (its, i) in self.places.items() if its is repeat}
+        ways = ([(blocks.get(i, ""), k) for k in range(len(self.mix))] for i in range(len(repeat)))
+        return [[way for way in of_block if way in self.replacements] for of_block in ways]
+
+    def _front(self, every_way: Sequence[list[list[Way]]], saved: Mapping[Way, Mapping[str, int]]) -> list[Packing]:
+        """The choices of which none is better than another in all, given the ways of each repeat and what they save."""
+        worth = dict(zip(self.replacements, whole([self._worth(way) for way in self.replacements]), strict=True))
+        between = any(surrogate.traits.source == "neighbours" for surrogate in self.mix)
+        items = [[self._items(ways, i, worth, saved) for i in range(len(ways))] for ways in every_way]
+        try:
+            return front_of([PlaceRow(tuple(of_repeat), between) for of_repeat in items], len(self.budget.limits))
+        except TooMany:
+            raise NoPlan(
+                f"there are more than {LARGEST:,} plans to choose from under a budget of "
+                f"{', '.join(self.budget.limits)}, none better than another in all; give fewer costs, or scores with "
+                "fewer digits"
+            ) from None
 
     def _together(self, ways: Sequence[Way]) -> list[Replacement]:
         """The replacements of blocks that go together: with the neighbours that stay, and one for a stretch."""

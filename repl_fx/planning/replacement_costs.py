@@ -19,6 +19,7 @@ from torch import fx, nn
 from repl_fx.costs.counted import Costs, flops_by_node, kept_by_node, measure_form
 from repl_fx.costs.timed import latency_share, node_times
 from repl_fx.errors import BadInput
+from repl_fx.graph.state import parameter_count
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import block_of
@@ -152,7 +153,7 @@ class ReplacementCosts:
     def _least_counted_saved(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
         """The savings of the better of both forms of a model, of each cost that is named and counted."""
         names = tuple(name for name in COUNTED if name in self.names)
-        sizes = [sum(parameter.numel() for parameter in form.parameters()) for form in (graphs, model)]
+        sizes = [parameter_count(form) for form in (graphs, model)]
         if not names or (names == (PARAMETERS,) and sizes[0] <= sizes[1]):
             # Neither has to run.
             return {name: self.before[name] - sizes[0] for name in names}

@@ -13,6 +13,7 @@ from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import Column, Table, numbers, words
 from repl_fx.display.numbers import change, count, size, small
 from repl_fx.graph.axes import dimensions_of
+from repl_fx.graph.state import parameter_count
 
 if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
@@ -42,7 +43,7 @@ def parts_table(captured: CapturedParts) -> Table:
     found += [(eager.path, eager.kind, f"eager: {eager.reason}") for eager in captured.eager]
     rows = []
     for path, kind, tracer in found:
-        parameters = sum(parameter.numel() for parameter in captured.source.get_submodule(path).parameters())
+        parameters = parameter_count(captured.source.get_submodule(path))
         rows.append((path or "the model itself", kind, count(parameters), tracer))
     how = words("captured by, or why it stays eager")
     return Table("Parts", (*words("module", "class"), *numbers("parameters"), *how), rows)

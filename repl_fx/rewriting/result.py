@@ -14,6 +14,7 @@ from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import change, count
 from repl_fx.finding.repeats import Repeats, repeats_table
+from repl_fx.graph.state import parameter_count
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.blocks_table import blocks_table
 from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
@@ -157,7 +158,7 @@ class TransformResult(HasInputs):
 
     def _repr_html_(self) -> str:
         source = self.captured_parts.source
-        before, after = _size(source), _size(self.module)
+        before, after = parameter_count(source), parameter_count(self.module)
         head = (
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
@@ -175,11 +176,6 @@ class TransformResult(HasInputs):
 def _captured(part: Part) -> Captured:
     info, refused = part.graph_module.meta["capture"], tuple(refused_sizes(part.graph_module))
     return Captured(part.path, info.model, info.tracer, dict(info.dynamic), Inputs.of(part.inputs), refused)
-
-
-def _size(module: nn.Module) -> int:
-    """Number of parameter elements; those that are tied count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class HoldsResult(Protocol):

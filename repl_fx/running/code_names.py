@@ -37,7 +37,7 @@ _FOREIGN = (
     "repl_fx",
     "builtins",
 )
-# Where installed packages and Python's own files are; the packages of a user or of a system lie in others of such folders.
+# Where installed packages and Python's own files are; those of a user or of the system lie in others of such folders.
 _INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 _FOLDERS = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
 # What code does with the value under a name: it reads it, hands on what is in it, or may write to it.

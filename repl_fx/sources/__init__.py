@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ import torch
 
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import seeded
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import load_weights_
 from repl_fx.sources.input_shapes import parse_input_shape, written_shapes
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
-from repl_fx.sources.source import Built, Purpose, Request, Source, as_given, seeded
+from repl_fx.sources.source import Built, Purpose, Request, Source, as_given
 from repl_fx.tracing.model_checks import without_values
 
 __all__ = [
@@ -97,24 +98,10 @@ def load_source(
         BadInput: `input_shape`, `device`, `options` or `weights` cannot be used.
     """
     target = usable_device(device)
-    options = dict(options or {})
-    try:
-        json.dumps(options)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f"options have to be serialisable as JSON, to be stored with the model: {error}") from error
+    options = _serialisable(options or {})
     shapes = None if input_shape is None else parse_input_shape(input_shape)
-
-    if not spec:
-        raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")
-    kind, _, name = spec.partition(":")
-    if names_no_file(spec):
-        if not name:
-            raise SourceError(f"{spec!r} names no model; write {kind}:NAME")
-        build = builder(kind)
-    else:
-        name, build = spec, python_file.build
-        _refuse_other_kinds(spec)
-    with seeded(seed, target):
+    name, build = _builder_of(spec)
+    with seeded(target, seed):
         generator = torch.Generator().manual_seed(seed)
         request = Request(
             name, shapes, options, seed, generator, weights is True, pretrained, trust_remote_code, purpose
@@ -122,11 +109,9 @@ def load_source(
         built = build(request)
     if pretrained and not built.pretrained:
         raise BadInput(f"{spec} has no weights to be had by its name; leave out --pretrained (pretrained=True)")
-    valueless = [
-        name for name, tensor in (*built.model.named_parameters(), *built.model.named_buffers()) if tensor.is_meta
-    ]
+    valueless = without_values([*built.model.named_parameters(), *built.model.named_buffers()])
     if valueless and target.type != "meta":
-        raise SourceError(f"{spec}: the model {without_values(valueless)}")
+        raise SourceError(f"{spec}: the model {valueless}")
     notes = built.notes
     if not isinstance(weights, bool):
         notes = (*notes, *load_weights_(built.model, weights))
@@ -165,6 +150,27 @@ def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:
     """
     kind, _, name = spec.partition(":")
     return hugging_face.tokenizer(name, trust_remote_code) if kind == "hf" and name else None
+
+
+def _serialisable(options: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(dict(options))
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"options have to be serialisable as JSON, to be stored with the model: {error}") from error
+    return dict(options)
+
+
+def _builder_of(spec: str) -> tuple[str, Callable[[Request], Built]]:
+    """The name that a specification has for its model, and the function that builds it."""
+    if not spec:
+        raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")
+    if not names_no_file(spec):
+        _refuse_other_kinds(spec)
+        return spec, python_file.build
+    kind, _, name = spec.partition(":")
+    if not name:
+        raise SourceError(f"{spec!r} names no model; write {kind}:NAME")
+    return name, builder(kind)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -8,7 +8,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx.errors import BadInput, ForeignError, SourceError, close_matches, foreign_code, not_importable
+from repl_fx.errors import BadInput, SourceError, close_matches, foreign_code, not_importable
+from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import own_randomness
 from repl_fx.sources.checkpoints.digest import digest_of
 from repl_fx.sources.input_shapes import InputShape
 from repl_fx.tracing.parts.origin import Preprocessing
@@ -67,7 +67,7 @@ class Source:
 
     def __str__(self) -> str:
         """The specification, the class of the model and its size."""
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = parameter_count(self.model)
         return f"{self.spec}: {type(self.model).__name__}, {parameters:,} parameters"
 
 
@@ -174,20 +174,6 @@ def as_given(model: nn.Module, example: ExampleInputs, given: ExampleInputs) -> 
     return ExampleInputs(tuple(value for _, value in first), kept)
 
 
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the random state of the CPU and of `device`, and restore both at the end.
-
-    `torch.manual_seed` would seed every accelerator there is, and those that are not forked would stay seeded.
-    """
-    with own_randomness(device):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
 def import_zoo(package: str, spec: str) -> ModuleType:
     """Import a package of the extra `zoo`, which a specification needs."""
     with package_code(f"{spec}: importing {package} failed"):
@@ -202,15 +188,9 @@ def import_zoo(package: str, spec: str) -> ModuleType:
     return imported
 
 
-@contextmanager
-def package_code(failed: str) -> Iterator[None]:
+def package_code(failed: str) -> AbstractContextManager[None]:
     """Run the code of a package that makes models; what it raises becomes a `SourceError`."""
-    try:
-        with foreign_code():
-            yield
-    except ForeignError as error:
-        why = not_importable(error.problem) or describe(error.problem)
-        raise SourceError(f"{failed}: {why}") from error.problem
+    return foreign_code(lambda problem: SourceError(f"{failed}: {not_importable(problem) or describe(problem)}"))
 
 
 _NO_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")

@@ -141,22 +141,11 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
                     made = _again(site, node, match.counts[units])
             site.replace(node, made)
         places = {name: place for place, name in enumerate(own.names)}
-        ends = [
-            LastLayer(
-                (places[one.weight], one.weight),
-                (places[one.bias], one.bias) if one.bias else None,
-                gains=False,
-                transposed=one.transposed,
-            )
-            for one in start.layers
-            if one.rows is None
-        ]
+        ends = [_last_layer(layer, places) for layer in start.layers if layer.rows is None]
         # A norm or a depthwise convolution has more than weights of another size.
         if len(match.layers) == sum(len((*u.entries, *u.readers)) for u in match.hidden) and not match.norms:
-            for one in start.layers:
-                STANDS_FOR.put(weights[one.weight], one.of_weight)
-                if one.bias is not None and one.of_bias is not None:
-                    STANDS_FOR.put(weights[one.bias], one.of_bias)
+            for name, path in (source for layer in start.layers for source in layer.sources.items()):
+                STANDS_FOR.put(weights[name], path)
         site.fitted(weights[own.names[0]], replace(start, vectors=tuple(vectors)), *ends)
         return site.block.outputs
 
@@ -194,6 +183,12 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         if size >= _MANY:
             count = max(1, round(self._ratio * size / _MULTIPLE)) * _MULTIPLE
         return min(size, count)
+
+
+def _last_layer(layer: CutLayer, places: Mapping[str, int]) -> LastLayer:
+    """A layer whose weight can be fitted; `places` are those of the synthesis' results."""
+    bias = None if layer.bias is None else (places[layer.bias], layer.bias)
+    return LastLayer((places[layer.weight], layer.weight), bias, gains=False, transposed=layer.transposed)
 
 
 def _layers(site: Site, hidden: Sequence[HiddenUnits]) -> dict[fx.Node, tuple[LinearOperator, CutLayer]]:

@@ -21,7 +21,7 @@ Never touches: the traces it is given, but for the last with all layers, which b
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ from repl_fx.graph.decisions import (
     settle_decisions_,
     skippable,
 )
+from repl_fx.graph.extracting import Extract
 from repl_fx.graph.runtime import check_condition
 from repl_fx.graph.signature import PackOutput, leaf_paths
 from repl_fx.passes.merge_modes import equal_literals, matching_blocks, node_key
@@ -163,12 +164,22 @@ class _Joiner:
     def add(self, other: fx.Graph, skipped: set[int]) -> None:
         """Learn from a trace in which some layers were skipped."""
         image: dict[fx.Node, fx.Node] = {}
-        for node in other.nodes:
-            if node.op in _OUTSIDE:
-                known = self.outside.get((node.op, str(node.target)))
-                if known is None:
-                    raise Untraceable(f"{node.target} is used only when a layer is skipped")
-                image[node] = known
+        for node in (node for node in other.nodes if node.op in _OUTSIDE):
+            if (node.op, str(node.target)) not in self.outside:
+                raise Untraceable(f"{node.target} is used only when a layer is skipped")
+            image[node] = self.outside[node.op, str(node.target)]
+        pairs, sizes = self.pair(other, skipped)
+        image.update((b, a) for a, b in pairs)
+        for node in sizes:
+            image[node] = self.same_size(node, image)
+        for a, b in pairs:
+            if isinstance(a.target, PackOutput) and isinstance(b.target, PackOutput):
+                self.compare(*self.returned(a, b, skipped), image, skipped)
+            else:
+                self.compare((a.args, a.kwargs), (b.args, b.kwargs), image, skipped)
+
+    def pair(self, other: fx.Graph, skipped: set[int]) -> tuple[list[tuple[fx.Node, fx.Node]], list[fx.Node]]:
+        """The nodes that both traces have, and the sizes the other computes elsewhere; notes what is skipped."""
         ours, theirs = _segments(self.base), _segments(other)
         if len(ours) != len(theirs):
             raise Untraceable(_OTHERS_FOLLOW)
@@ -176,7 +187,7 @@ class _Joiner:
         sizes: list[fx.Node] = []
         for number, (long, short) in enumerate(zip(ours, theirs, strict=True)):
             common: set[fx.Node] = set()
-            for i, j, size in matching_blocks([_key(n) for n in long], [_key(n) for n in short]):
+            for i, j, size in matching_blocks(list(map(_key, long)), list(map(_key, short))):
                 pairs += zip(long[i : i + size], short[j : j + size], strict=True)
                 common.update([*long[i : i + size], *short[j : j + size]])
             layer = [n for n in long if n not in common]
@@ -189,14 +200,7 @@ class _Joiner:
             if layer and not alone:
                 self.layers[number - 1] = layer
                 self.layer_of.update(dict.fromkeys(layer, number - 1))
-        image.update((b, a) for a, b in pairs)
-        for node in sizes:
-            image[node] = self.same_size(node, image)
-        for a, b in pairs:
-            if isinstance(a.target, PackOutput) and isinstance(b.target, PackOutput):
-                self.compare(*self.returned(a, b, skipped), image, skipped)
-            else:
-                self.compare((a.args, a.kwargs), (b.args, b.kwargs), image, skipped)
+        return pairs, sizes
 
     def same_size(self, theirs: fx.Node, image: dict[fx.Node, fx.Node]) -> fx.Node:
         """The number of the base that is computed likewise.
@@ -298,9 +302,23 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         return
     if there:
         raise Untraceable("the forward decides at random in evaluation mode, otherwise than in training")
-    for graph in (train, evaluation):
-        sizes_first_(graph)
+    sizes_first_(train)
+    sizes_first_(evaluation)
     random = {n for n in train.nodes if is_random(n)}
+    twin = _twins(train, evaluation, random)
+    for skip, layer, choices in skippable(train):
+        if skip in random:
+            order = [twin[n] for n in layer if n in twin and n.op not in _OUTSIDE]
+            if not order or any(not isinstance(c.args[2], fx.Node) or c.args[2] not in twin for c in choices):
+                raise Untraceable("a layer that training may skip computes otherwise in evaluation mode")
+            _decide_(skip, choices, sorted(order), twin)
+    # A decision without a choice skipped nothing that counts.
+    for skip in [n for n in random if not n.users]:
+        train.erase_node(skip)
+
+
+def _twins(train: fx.Graph, evaluation: fx.Graph, random: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """The nodes of evaluation mode for those of training mode that do the same; random decisions have none."""
     added = random | {n for n in train.nodes if is_choice(n) and n.args[0] in random}
     ours = [n for n in train.nodes if n.op not in _OUTSIDE and n not in added]
     theirs = [n for n in evaluation.nodes if n.op not in _OUTSIDE]
@@ -309,36 +327,36 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         twin.update(zip(ours[i : i + size], theirs[j : j + size], strict=True))
     known = {(n.op, str(n.target)): n for n in evaluation.nodes if n.op in _OUTSIDE}
     twin.update((n, known[n.op, str(n.target)]) for n in train.nodes if (n.op, str(n.target)) in known)
-    for skip, layer, choices in skippable(train):
-        if skip not in random:
-            continue
-        found = {twin[n] for n in layer if n in twin and n.op not in _OUTSIDE}
-        order = [n for n in evaluation.nodes if n in found]
-        if not order or any(not isinstance(c.args[2], fx.Node) or c.args[2] not in twin for c in choices):
-            raise Untraceable("a layer that training may skip computes otherwise in evaluation mode")
-        path = ".".join([*module_stack(skip)[-1:], "training"])
-        skip.args = (_flag(train, path),)
-        with evaluation.inserting_before(order[0]):
-            target: Any = skip.target
-            decided = evaluation.call_function(target, ())
-        decided.args = (_flag(evaluation, path),)
-        decided.meta = dict(skip.meta)
-        last = order[-1]
-        # A node that evaluation alone computes in the layer has no twin.
-        nodes = list(evaluation.nodes)
-        span = set(nodes[nodes.index(order[0]) : nodes.index(last) + 1])
-        for choice in choices:
-            before, after = (_counterpart(v, twin) if isinstance(v, fx.Node) else v for v in choice.args[1:])
-            if not isinstance(after, fx.Node) or (before is None and choice.args[1] is not None):
-                raise Untraceable("a layer that training may skip takes a value that evaluation does not have")
-            with evaluation.inserting_after(last):
-                last = evaluation.call_function(choose, (decided, before, after))
-            last.meta = dict(choice.meta)
-            _use_instead(after, last, span)
-            twin[choice] = last
-    # A decision without a choice skipped nothing that counts.
-    for skip in [n for n in random if not n.users]:
-        train.erase_node(skip)
+    return twin
+
+
+def _decide_(skip: fx.Node, choices: Iterable[fx.Node], order: Sequence[fx.Node], twin: dict[fx.Node, fx.Node]) -> None:
+    """Let a decision of training mode read the mode, and put the same into evaluation mode.
+
+    Args:
+        order: the nodes of the layer in evaluation mode, in program order.
+        twin: see `_twins`; choices get theirs.
+    """
+    evaluation, last = order[0].graph, order[-1]
+    path = ".".join([*module_stack(skip)[-1:], "training"])
+    skip.args = (_flag(skip.graph, path),)
+    with evaluation.inserting_before(order[0]):
+        target: Any = skip.target
+        decided = evaluation.call_function(target, ())
+    decided.args = (_flag(evaluation, path),)
+    decided.meta = dict(skip.meta)
+    # A node that evaluation alone computes in the layer has no twin.
+    nodes = list(evaluation.nodes)
+    span = set(nodes[nodes.index(order[0]) : nodes.index(last) + 1])
+    for choice in choices:
+        before, after = (_counterpart(v, twin) if isinstance(v, fx.Node) else v for v in choice.args[1:])
+        if not isinstance(after, fx.Node) or (before is None and choice.args[1] is not None):
+            raise Untraceable("a layer that training may skip takes a value that evaluation does not have")
+        with evaluation.inserting_after(last):
+            last = evaluation.call_function(choose, (decided, before, after))
+        last.meta = dict(choice.meta)
+        _use_instead(after, last, span)
+        twin[choice] = last
 
 
 def _counterpart(value: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
@@ -433,17 +451,11 @@ def _computable(condition: fx.Node, known: Mapping[str, Any]) -> list[fx.Node]:
     floating: set[fx.Node] = set()
     for node in condition.graph.nodes:
         feeders = node.all_input_nodes
-        if node.op in _OUTSIDE:
-            there = str(node.target) in known
-        else:
-            there = node.op == "call_function" and all(feeder in found for feeder in feeders)
-            there = there and not (is_tensor(node) and any(feeder in floating for feeder in feeders))
-            writes = writes_in_place(node)
-            there = there and (writes or not has_effect(node))
-            if writes and not there and any(feeder in found for feeder in feeders):
-                return []
-        if there:
+        computed = str(node.target) in known if node.op in _OUTSIDE else _computes(node, found, floating)
+        if computed:
             found[node] = None
+        elif writes_in_place(node) and any(feeder in found for feeder in feeders):
+            return []
         # Activations that the user hands in have sizes, and are no masks.
         given = node.op == "placeholder" or node.target in (operator.getitem, getattr)
         if given and is_tensor(node) and node.meta["val"].is_floating_point() and not any(map(is_tensor, feeders)):
@@ -451,6 +463,14 @@ def _computable(condition: fx.Node, known: Mapping[str, Any]) -> list[fx.Node]:
         if node is condition:
             break
     return list(found)
+
+
+def _computes(node: fx.Node, found: Collection[fx.Node], floating: Collection[fx.Node]) -> bool:
+    """Tell whether a node computes from nodes that were found alone, without an effect but to write into them."""
+    feeders = node.all_input_nodes
+    of_activations = is_tensor(node) and any(feeder in floating for feeder in feeders)
+    alone = node.op == "call_function" and all(feeder in found for feeder in feeders) and not of_activations
+    return alone and (writes_in_place(node) or not has_effect(node))
 
 
 def _drawn_from(condition: fx.Node) -> list[fx.Node]:
@@ -465,11 +485,9 @@ def _drawn_from(condition: fx.Node) -> list[fx.Node]:
 
 def _closed(condition: fx.Node, needed: Sequence[fx.Node]) -> fx.GraphModule:
     """The computation of a condition, as a module of its own; values from outside are its arguments."""
-    graph = fx.Graph()
-    env: dict[fx.Node, fx.Node] = {}
+    closed = Extract()
     for node in condition.graph.nodes:
         if node in needed:
-            outside = node.op in _OUTSIDE
-            env[node] = graph.placeholder(node.name) if outside else graph.node_copy(node, lambda n: env[n])
-    graph.output(env[condition])
-    return PlainGraphModule(nn.Module(), graph)
+            closed.take(node, node.name) if node.op in _OUTSIDE else closed.copy(node)
+    closed.graph.output(closed.made[condition])
+    return PlainGraphModule(nn.Module(), closed.graph)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import keyword
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from traceback import walk_tb
 
 import torch
@@ -196,14 +196,16 @@ def _tensor_in_the_way(model: nn.Module, inputs: Sequence[Tensor]) -> str | None
             return f"has a parameter or buffer of layout {layout} ({name}); repl-fx rewrites dense tensors"
         if tensor.is_inference():
             return f"was made inside torch.inference_mode ({name}) and cannot be trained; make it outside of it"
-    valueless = [name for name, tensor in state if tensor.is_meta]
-    if valueless and len(valueless) < len(state) + len(inputs) - sum(tensor.is_meta for tensor in inputs):
-        return without_values(valueless)
+    if len({tensor.is_meta for tensor in (*(tensor for _, tensor in state), *inputs)}) > 1:
+        return without_values(state)
     return None
 
 
-def without_values(names: Sequence[str]) -> str:
-    """The message for a model with tensors on the meta device."""
+def without_values(state: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The message for a model with tensors on the meta device; None where there are none."""
+    names = [name for name, tensor in state if tensor.is_meta]
+    if not names:
+        return None
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
         f"has tensors on the meta device, without values: {names[0]}{more}; give them values in the factory "

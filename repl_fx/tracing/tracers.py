@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -124,25 +124,8 @@ def trace_by_fx(
         raise Untraceable("fx cannot call a module in another mode than the forward leaves it in")
     if assigned.buffers:
         raise Untraceable(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
-    graph = fx.Graph()
-    roots = InputNodes(graph, inputs).roots
-    env: dict[fx.Node, fx.Node] = {}
-    for node in traced.nodes:
-        if node.op == "placeholder":
-            if str(node.target).startswith("*") and node.users:
-                raise Untraceable(f"fx cannot tell what the forward takes by {node.target}")
-            if node.target in roots.keys() - fixed.keys():
-                env[node] = roots[node.target]
-        elif node.op == "call_method" and node.target in _ON_ONE_TENSOR:
-            raise Untraceable(f"the forward calls {node.target}, which a graph would drop")
-        elif node.op == "output":
-            # Where a fixed argument is nested, fx keeps the leaves of the output.
-            graph.output(traced.process_outputs(fx.node.map_arg(node.args[0], env.__getitem__)))
-        elif all(feeder in env for feeder in node.all_input_nodes):
-            # All but the checks that a fixed argument keeps its value, which `InputNodes` makes.
-            env[node] = graph.node_copy(node, env.__getitem__)
     with any_names():
-        plain = fx.GraphModule(model, graph)
+        plain = fx.GraphModule(model, _of_inputs(traced, inputs, fixed))
     # Tensors that the trace met are no state of the model; `fx.GraphModule` takes them for buffers.
     for name in {n for n, _ in plain.named_buffers()} - {n for n, _ in model.named_buffers(remove_duplicate=False)}:
         owner, _, attribute = name.rpartition(".")
@@ -152,6 +135,28 @@ def trace_by_fx(
     graph = trace_by_export(plain, positional, learned, whole=whole)
     # What read the mode was the model's Python, which is gone.
     learned.by_mode = True
+    return graph
+
+
+def _of_inputs(traced: fx.Graph, inputs: BoundInputs, fixed: Collection[str]) -> fx.Graph:
+    """The graph of a trace on the inputs that vary, by the names that they get."""
+    graph = fx.Graph()
+    roots = InputNodes(graph, inputs).roots
+    env: dict[fx.Node, fx.Node] = {}
+    for node in traced.nodes:
+        if node.op == "placeholder":
+            if str(node.target).startswith("*") and node.users:
+                raise Untraceable(f"fx cannot tell what the forward takes by {node.target}")
+            if node.target in roots and node.target not in fixed:
+                env[node] = roots[node.target]
+        elif node.op == "call_method" and node.target in _ON_ONE_TENSOR:
+            raise Untraceable(f"the forward calls {node.target}, which a graph would drop")
+        elif node.op == "output":
+            # Where a fixed argument is nested, fx keeps the leaves of the output.
+            graph.output(traced.process_outputs(fx.node.map_arg(node.args[0], env.__getitem__)))
+        elif all(feeder in env for feeder in node.all_input_nodes):
+            # All but the checks that a fixed argument keeps its value, which `InputNodes` makes.
+            env[node] = graph.node_copy(node, env.__getitem__)
     return graph
 
 

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sized
+from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
@@ -90,6 +91,11 @@ class Speed(pl.Callback):
         """Let the peak of the memory be that of this run."""
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    @property
+    def rate(self) -> float | None:
+        """The median of the epochs; None where there was none."""
+        return median(self.rates) if self.rates else None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count: the evaluation before does not."""

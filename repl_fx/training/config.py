@@ -147,8 +147,12 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def is_scheduled(self) -> bool:
         """Tell whether the run is more than the training of all of one model: it has phases, or what does not learn."""
-        phases = self.replace_at is not None or self.restore_at is not None
-        return phases or self.neighbours != "train" or self.learn != "all"
+        return self.has_phases or self.neighbours != "train" or self.learn != "all"
+
+    @property
+    def has_phases(self) -> bool:
+        """Tell whether blocks are there for some of the epochs alone."""
+        return self.replace_at is not None or self.restore_at is not None
 
     @property
     def scale(self) -> Scale | None:
@@ -242,7 +246,7 @@ def _require_order(config: TrainConfig, where: str) -> None:
             raise BadInput(
                 f"{where}: {name} is {epochs} and epochs is {config.epochs}; give 1 or more, and fewer than all epochs"
             )
-    if config.steps is not None and (config.replace_at is not None or config.restore_at is not None):
+    if config.steps is not None and config.has_phases:
         raise BadInput(f"{where}: replace_at and restore_at are counted in epochs; give epochs, and leave out steps")
     if config.replace_at is not None and config.restore_at is not None and config.restore_at <= config.replace_at:
         raise BadInput(
@@ -254,8 +258,7 @@ def _require_order(config: TrainConfig, where: str) -> None:
             f"{where}: replace_at, restore_at, neighbours and learn are for one run; leave out compare and seeds, or "
             "them"
         )
-    phases = config.replace_at is not None or config.restore_at is not None
-    if phases and config.teacher is not None and config.teacher_values:
+    if config.has_phases and config.teacher is not None and config.teacher_values:
         raise BadInput(
             f"{where}: teacher_values compares what is behind surrogates, which are there for some epochs alone with "
             "replace_at and restore_at; give teacher_values 0"

@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, first_line, foreign_code
 from repl_fx.training.safe_checkpoints import WholeCheckpoints, read_checkpoint
 
 # The key of the note in a checkpoint, and the key of averaged runs for the weights that are trained (Lightning's).
@@ -215,14 +215,9 @@ class Phase(pl.Callback):
 
 def _optimizers_of(module: pl.LightningModule) -> list[torch.optim.Optimizer]:
     """The optimizers that a module would train with, in any of the forms that Lightning takes."""
-    try:
-        with foreign_code():
-            configured: Any = module.configure_optimizers()
-    except ForeignError as failed:
-        raise BadInput(
-            f"{type(module).__name__} has no optimizers before it trains, and a run with phases asks for them: "
-            f"{first_line(failed.problem)}"
-        ) from failed.problem
+    why = f"{type(module).__name__} has no optimizers before it trains, and a run with phases asks for them"
+    with foreign_code(lambda problem: BadInput(f"{why}: {first_line(problem)}")):
+        configured: Any = module.configure_optimizers()
     if isinstance(configured, Sequence) and configured and isinstance(configured[0], list | tuple):
         configured = configured[0]
     several = configured if isinstance(configured, list | tuple) else [configured]

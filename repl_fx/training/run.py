@@ -20,7 +20,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from types import MappingProxyType
 from typing import Any
 
@@ -34,6 +33,7 @@ from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STA
 from repl_fx.display.html import ShownInNotebooks
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, OutputError, not_ours
+from repl_fx.graph.state import parameter_count
 from repl_fx.running.hushed import hushed
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, ToldSteps, peak_mib
@@ -103,6 +103,11 @@ class TrainingResult(ShownInNotebooks):
         speed = "" if self.inputs_per_second is None else f", {self.inputs_per_second:.3g} inputs a second"
         return "\n".join([*self.figures_lines, f"{self.parameters:,} parameters, {self.steps} steps{speed}"])
 
+    def write(self, file: Path) -> None:
+        """Write all but the model."""
+        known = {name: value for name, value in vars(self).items() if name != "model"}
+        file.write_text(json.dumps(known, indent=2) + "\n")
+
 
 def train_once(
     model: nn.Module,
@@ -134,11 +139,7 @@ def train_once(
         OutputError: the directory cannot be written.
     """
     state = directory / STATE / folder
-    if phase is None and config.is_scheduled:
-        raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
-    accelerator = require_available(config)
-    processes = join(config, resume=resume)
-    require_possible(config, processes)
+    accelerator, processes = _joined(config, phase, resume=resume)
     before: Path | None = None
     resumed: int | None = None
     if resume:
@@ -147,13 +148,13 @@ def train_once(
     sharding, speed = Sharding(model, config, processes), Speed(config.log_every)
     place = state / CHECKPOINT if kept or phase else None
     checkpoints = Checkpoints(place, config.save_every, config.log_every, fingerprint(model))
-    callbacks = [*([phase] if phase else []), *_callbacks(checkpoints, config, processes), speed]
+    callbacks = [*_callbacks(checkpoints, config, processes, phase), speed]
     going_on = _saying_how_to_go_on(state / CHECKPOINT) if kept else nullcontext()
     with hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",)), going_on, _interruptible():
         trainer = pl.Trainer(
             accelerator=accelerator,
             max_epochs=_epochs(config, phase),
-            **_trainer_options(state, config, resumed or 0),
+            **_trainer_options(state, config, resumed),
             callbacks=callbacks,
             **trainer_settings(config, processes),
         )
@@ -175,25 +176,43 @@ def train_once(
         # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
         module.train()
         with _refusing(state):
-            trainer.fit(module, datamodule=batches, ckpt_path=before, weights_only=True)
-            figures = figures_of(trainer)
-            if not figures or steps % in_epoch:
-                # The run was at its end already, or ends within an epoch, behind the last evaluation.
-                trainer.validate(module, verbose=False, datamodule=batches)
-                figures = figures_of(trainer)
+            figures = _fit(trainer, module, batches, before, within_epoch=steps % in_epoch != 0)
             sharding.end()
-            parameters, rates = sum(parameter.numel() for parameter in model.parameters()), speed.rates
             memory = peak_mib(module.device) if accelerator == "gpu" else None
-            rate = median(rates) if rates else None
-            trained = TrainingResult(figures, steps, parameters, resumed, rate, memory, model)
+            trained = TrainingResult(figures, steps, parameter_count(model), resumed, speed.rate, memory, model)
             if processes.first:
-                known = {name: value for name, value in vars(trained).items() if name != "model"}
-                (state / RESULT).write_text(json.dumps(known, indent=2) + "\n")
+                trained.write(state / RESULT)
     return trained
 
 
-def _trainer_options(state: Path, config: TrainConfig, step: int) -> dict[str, Any]:
-    """The arguments of a Trainer that follow from the settings of a run which begins at a step."""
+def _joined(config: TrainConfig, phase: Phase | None, *, resume: bool) -> tuple[str, Processes]:
+    """The accelerator, and the processes of a run, which are together now and can do what the settings say."""
+    if phase is None and config.is_scheduled:
+        raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
+    accelerator = require_available(config)
+    processes = join(config, resume=resume)
+    require_possible(config, processes)
+    return accelerator, processes
+
+
+def _fit(
+    trainer: pl.Trainer, module: pl.LightningModule, batches: DataModule, before: Path | None, *, within_epoch: bool
+) -> dict[str, float]:
+    """Train to the end; returns the figures of an evaluation there.
+
+    Args:
+        before: the checkpoint to go on from.
+        within_epoch: whether the end is behind the last evaluation.
+    """
+    trainer.fit(module, datamodule=batches, ckpt_path=before, weights_only=True)
+    if within_epoch or not figures_of(trainer):
+        # Or the run was at its end already.
+        trainer.validate(module, verbose=False, datamodule=batches)
+    return figures_of(trainer)
+
+
+def _trainer_options(state: Path, config: TrainConfig, resumed: int | None) -> dict[str, Any]:
+    """The arguments of a Trainer that follow from the settings of a run, and from the step at which it goes on."""
     return {
         "default_root_dir": state,
         "max_steps": config.steps or -1,
@@ -201,7 +220,7 @@ def _trainer_options(state: Path, config: TrainConfig, step: int) -> dict[str, A
         "accumulate_grad_batches": config.accumulate,
         "gradient_clip_val": config.clip or None,
         "log_every_n_steps": config.log_every,
-        "logger": list(_loggers(state, config, step)),
+        "logger": list(_loggers(state, config, resumed or 0)),
         "deterministic": config.deterministic,
         "num_sanity_val_steps": 0,
         **BARE,
@@ -306,7 +325,11 @@ def _loggers(state: Path, config: TrainConfig, step: int) -> Iterator[Logger]:
         yield TensorBoardLogger(str(state), name=LOGS, version=since)
 
 
-def _callbacks(checkpoints: Checkpoints, config: TrainConfig, processes: Processes) -> Iterator[pl.Callback]:
+def _callbacks(
+    checkpoints: Checkpoints, config: TrainConfig, processes: Processes, phase: Phase | None
+) -> Iterator[pl.Callback]:
+    if phase is not None:
+        yield phase
     yield SeededSteps(config.seed)
     # Gradients that go through a synthesis behind the backward pass would not be those of all processes.
     if config.accumulate > 1 and processes.alone:

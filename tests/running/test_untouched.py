@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, OrderedDict, defaultdict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, outcome_of, untouched
+from repl_fx.running.untouched import device_of, outcome_of, seeded, untouched
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -107,3 +109,15 @@ def test_a_run_that_fails_inside_a_region_leaves_none_open() -> None:
         gm.get_parameter("first.weight").zero_()
         # Casts of the weights as they were are not kept.
         assert not torch.equal(gm(torch.ones(2, 4)), before)
+
+
+def test_a_seed_holds_within_and_not_behind() -> None:
+    drawn = []
+    torch_state, state, array_state = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    for seed in (5, 5, 6):
+        with seeded(torch.device("cpu"), seed):
+            drawn.append((float(torch.rand(1)), random.random(), float(np.random.rand())))
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (random.getstate(), str(np.random.get_state())) == (state, array_state)

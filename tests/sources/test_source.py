@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from repl_fx.errors import SourceError
 from repl_fx.sources import load_source
-from repl_fx.sources.source import describe, hash_file, package_code, seeded
+from repl_fx.sources.source import describe, hash_file, package_code
 
 
 @pytest.mark.parametrize(("zoo", "package"), [("timm", "timm"), ("torchvision", "torchvision"), ("hf", "transformers")])
@@ -49,16 +48,6 @@ def test_a_package_that_raises_is_one_error() -> None:
         package_code("shop:x could not be built"),
     ):
         1 / 0  # noqa: B018
-
-
-def test_a_seed_holds_within_and_not_behind() -> None:
-    before = torch.get_rng_state()
-    drawn = []
-    for seed in (5, 5, 6):
-        with seeded(seed, torch.device("cpu")):
-            drawn.append(torch.rand(3))
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_files_are_hashed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.arguments import in_words, require_module
 from repl_fx.display.progress import shown, tell
-from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code
+from repl_fx.errors import BadInput, close_matches, first_line, foreign_code
 from repl_fx.finding.blocks import Repeat
 from repl_fx.graph.recording import watched
 from repl_fx.planning.scoring.scores import KINDS, BlockScore, Kind, Scores, StretchScore
@@ -151,13 +151,9 @@ class _Scoring:
         edges = [edge for one in self.statistics.values() for edge in one.edges]
         if not edges:
             return
-        try:
-            with foreign_code():
-                found = torch.autograd.grad(loss, edges, allow_unused=True)
-        except ForeignError as failed:
-            raise BadInput(
-                f"the loss of {batch.where} has no gradients: {first_line(failed.problem)}"
-            ) from failed.problem
+        fails = f"the loss of {batch.where} has no gradients"
+        with foreign_code(lambda problem: BadInput(f"{fails}: {first_line(problem)}")):
+            found = torch.autograd.grad(loss, edges, allow_unused=True)
         for one in self.statistics.values():
             own, found = found[: len(one.edges)], found[len(one.edges) :]
             one.add_gradients(own, batch.samples)

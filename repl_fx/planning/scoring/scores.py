@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-import msgspec
-
 from repl_fx.display.html import ShownInNotebooks
-from repl_fx.errors import BadInput, close_matches, one_line
+from repl_fx.errors import BadInput, close_matches
+from repl_fx.plan import of_schema
 
 SCHEMA = 1
 Kind = Literal["influence", "change", "gradient", "loss"]
@@ -143,16 +142,4 @@ class Scores(ShownInNotebooks):
         Raises:
             BadInput: the text holds no scores, and says where, or was written by a newer version.
         """
-        try:
-            data = json.loads(text)
-            schema = data.pop("schema")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise BadInput(f"not scores: {one_line(problem)}") from problem
-        if schema != SCHEMA:
-            raise BadInput(
-                f"the scores have schema {schema!r}; this version reads {SCHEMA}; install a matching repl-fx"
-            )
-        try:
-            return msgspec.convert(data, cls)
-        except (msgspec.ValidationError, RecursionError) as problem:
-            raise BadInput(f"not scores: {one_line(problem)}") from problem
+        return of_schema(text, cls, SCHEMA, ("scores", "the scores have"), BadInput)[0]

@@ -80,7 +80,9 @@ class GraphMaker:
         self.words: dict[str, int] = {}
         self.values: dict[Value, int] = {}
         self.tensors = parameters_by_node(self.gm)
-        self._grow()
+        self._count()
+        self._place_gone_blocks()
+        self._order_children()
 
     def make(self, counterparts: Mapping[Steps, int]) -> Graph:
         """The graph; `counterparts` are the places of groups in the other one."""
@@ -111,8 +113,8 @@ class GraphMaker:
             edges=tuple(edges),
         )
 
-    def _grow(self) -> None:
-        """Make the tree of groups, with what lies in each and what it costs."""
+    def _count(self) -> None:
+        """Make the tree of groups, with the number of nodes in each and their costs."""
         self._reach(())
         self.of_node = [self._reach(self.steps[node.name]) for node in self.nodes]
         for place, node in enumerate(self.nodes):
@@ -123,20 +125,25 @@ class GraphMaker:
                 growing.flops += flops or 0
                 growing.kept += kept or 0
                 growing.parameters.update((id(tensor), tensor) for tensor in self.tensors.get(node, []))
+
+    def _place_gone_blocks(self) -> None:
+        """Add the blocks of which nothing is left: each is shown before what follows it."""
         for name, steps in self.nesting.blocks.items():
-            # A block of which nothing is left is shown before what follows it.
             if steps not in self.at:
                 first = self._first_behind(name)
                 for growing in self._around(self._reach(steps)):
                     if math.isinf(growing.first[1]):
                         growing.first = (True, first - 0.5)
-        found: list[list[tuple[float, int]]] = [[] for _ in self.groups]
+
+    def _order_children(self) -> None:
+        """List the nodes and groups that lie in each group, in program order."""
+        inside: list[list[tuple[float, int]]] = [[] for _ in self.groups]
         for place, group in enumerate(self.of_node):
-            found[group].append((place, place))
+            inside[group].append((place, place))
         for place, growing in enumerate(self.groups):
             if growing.parent is not None:
-                found[growing.parent].append((growing.first[1], -1 - place))
-        for growing, children in zip(self.groups, found, strict=True):
+                inside[growing.parent].append((growing.first[1], -1 - place))
+        for growing, children in zip(self.groups, inside, strict=True):
             growing.children = [child for _, child in sorted(children)]
 
     def _around(self, group: int | None) -> Iterator[_Growing]:

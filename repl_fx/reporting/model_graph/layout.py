@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from types import ModuleType
 from typing import cast
 
@@ -88,7 +88,6 @@ def _placed(
     outline: GroupShape, layers: Sequence[int]
 ) -> tuple[list[float], dict[tuple[int, int], list[tuple[float, int]]]]:
     """The middle of each box, and the bends of edges that pass layers: middle and layer of each."""
-    igraph = _igraph()
     bent = _affordable(_downward_edges(outline), layers)
     # The middle width: where boxes are wider, they are moved apart.
     apart = sorted(width for width, _ in outline.sizes)[len(outline.sizes) // 2] + _GAP
@@ -96,26 +95,36 @@ def _placed(
     routing: dict[tuple[int, int], list[tuple[float, int]]] = {}
     right = 0.0
     for boxes, edges in _connected(len(outline.sizes), bent):
-        # Of several connected parts in one layout, igraph mixes up which bends are of which edge.
-        place = {box: i for i, box in enumerate(boxes)}
-        part = igraph.Graph(len(boxes), [(place[one], place[other]) for one, other in edges], directed=True)
-        of_boxes = [layers[box] for box in boxes]
-        placed = part.layout_sugiyama(layers=of_boxes, hgap=apart, vgap=1, maxiter=_ITERATIONS)
-        across = [x for x, _ in (*placed.coords, *(point for points in placed.edge_routing for point in points))]
+        places, bends = _connected_placed(boxes, edges, layers, apart)
+        across = [x for x, _ in chain(places, *bends)]
         moved = right - min(across)
         right = max(across) + moved + apart
-        for box, (x, _) in zip(boxes, placed.coords, strict=True):
+        for box, (x, _) in zip(boxes, places, strict=True):
             coords[box] = x + moved
-        for edge, points in zip(edges, placed.edge_routing, strict=True):
+        for edge, points in zip(edges, bends, strict=True):
             routing[edge] = [(x + moved, round(y)) for x, y in points]
-    places = [
+    wide = [
         *((layer, x, width) for layer, x, (width, _) in zip(layers, coords, outline.sizes, strict=True)),
         *((layer, x, 0) for points in routing.values() for x, layer in points),
     ]
-    middles = _without_overlaps(places)
+    middles = _without_overlaps(wide)
     bending = iter(middles[len(outline.sizes) :])
-    bends = {edge: [(next(bending), layer) for _, layer in points] for edge, points in routing.items()}
-    return middles[: len(outline.sizes)], bends
+    bent_at = {edge: [(next(bending), layer) for _, layer in points] for edge, points in routing.items()}
+    return middles[: len(outline.sizes)], bent_at
+
+
+def _connected_placed(
+    boxes: Sequence[int], edges: Sequence[tuple[int, int]], layers: Sequence[int], apart: float
+) -> tuple[list[tuple[float, float]], list[list[tuple[float, float]]]]:
+    """Where igraph puts boxes, and the bends of edges, all of them connected.
+
+    Of several connected parts in one layout, it mixes up which bends are of which edge.
+    """
+    place = {box: i for i, box in enumerate(boxes)}
+    part = _igraph().Graph(len(boxes), [(place[one], place[other]) for one, other in edges], directed=True)
+    of_boxes = [layers[box] for box in boxes]
+    placed = part.layout_sugiyama(layers=of_boxes, hgap=apart, vgap=1, maxiter=_ITERATIONS)
+    return placed.coords, placed.edge_routing
 
 
 def _connected(boxes: int, edges: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:

@@ -129,11 +129,8 @@ def _frames(repeats: Sequence[Repeat], replaced: set[str]) -> tuple[list[_Frame]
     for repeat in [inner for outer in sorted(repeats, key=at) for inner in _with_children(outer)]:
         added = [_Frame(StepDown("block", block.name), _own_path(block), block.node_set) for block in repeat.blocks]
         if not repeat.similar:
-            pairs = zip(added, repeat.blocks, strict=True)
-            paths = [frame.path[:-1] if block.module_path else frame.path for frame, block in pairs]
-            everything = frozenset().union(*(frame.nodes for frame in added))
-            around = _Frame(StepDown("repeat", repeat.name), common_path(paths), everything)
-            if not _fits(around, frames) or not all(_fits(frame, frames) for frame in added):
+            around = _frame_around(repeat, added)
+            if not all(_fits(frame, frames) for frame in (around, *added)):
                 continue
             frames.append(around)
         for frame in added:
@@ -144,6 +141,14 @@ def _frames(repeats: Sequence[Repeat], replaced: set[str]) -> tuple[list[_Frame]
                 frames.append(frame)
                 names[frame.step.name] = [frame.step.name]
     return frames, names
+
+
+def _frame_around(repeat: Repeat, added: Sequence[_Frame]) -> _Frame:
+    """The frame of a repeat around those of its blocks."""
+    pairs = zip(added, repeat.blocks, strict=True)
+    paths = [frame.path[:-1] if block.module_path else frame.path for frame, block in pairs]
+    everything = frozenset().union(*(frame.nodes for frame in added))
+    return _Frame(StepDown("repeat", repeat.name), common_path(paths), everything)
 
 
 def _with_children(repeat: Repeat) -> Iterator[Repeat]:

@@ -43,12 +43,9 @@ def simplified(
     for source, reader in edges:
         readers.setdefault(source, []).append(reader)
     syntheses = {thing for thing, node in rows.items() if node.kind == "synthesis"}
-    # A result of a synthesis, by the synthesis.
-    parts = {
-        reader: source
-        for source, reader in edges
-        if source in syntheses and isinstance(reader, int) and reader in readers and _is(rows, reader, "operator")
-    }
+    # The synthesis of each of its results that is read.
+    parts = {reader: source for source, reader in edges if source in syntheses and _is(rows, reader, "operator")}
+    parts = {reader: source for reader, source in parts.items() if reader in readers}
     hidden = set(parts)
     for thing in {thing for edge in edges for thing in edge} & rows.keys():
         of_syntheses = syntheses.issuperset(readers.get(thing, ()))

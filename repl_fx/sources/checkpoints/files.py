@@ -17,6 +17,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -112,13 +113,11 @@ def _is_safetensors(file: Path) -> bool:
 
 
 def _read_torch(file: Path) -> Mapping[str, Any]:
-    try:
-        with foreign_code(), torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # On protocols of pickles, which say nothing to a user.
-            warnings.simplefilter("ignore")
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except ForeignError as failed:
-        raise _unreadable(file, failed.problem) from failed.problem
+    own = torch.serialization.safe_globals([argparse.Namespace])
+    with foreign_code(partial(_unreadable, file)), own, warnings.catch_warnings():
+        # On protocols of pickles, which say nothing to a user.
+        warnings.simplefilter("ignore")
+        loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{file} holds {in_words(loaded)}; save a state_dict: torch.save(model.state_dict(), FILE)")
     return loaded

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.state import address
@@ -31,14 +31,10 @@ def with_weights(model: nn.Module, weights: Weights) -> nn.Module:
         BadInput: see `load_weights_`; or the model cannot be copied.
     """
     state = read_weights(weights)
-    try:
-        with foreign_code():
-            copied = copy_model(model)
-    except ForeignError as failed:
-        raise BadInput(
-            f"{type(model).__name__} cannot be copied ({failed}), and weights= changes a copy of it; give it the "
-            "weights yourself, and leave weights= out"
-        ) from failed.problem
+    kind = type(model).__name__
+    why = "and weights= changes a copy of it; give it the weights yourself, and leave weights= out"
+    with foreign_code(lambda problem: BadInput(f"{kind} cannot be copied ({one_line(problem)}), {why}")):
+        copied = copy_model(model)
     _load(copied, state, describe_weights(weights))
     return copied
 
@@ -134,8 +130,8 @@ def other_shapes(own: Mapping[str, Sequence[int]], state: Mapping[str, Any]) -> 
 def require_values(model: nn.Module, own: Mapping[str, Any]) -> None:
     """Refuse a model whose tensors cannot be given values: on the meta device, or sharded."""
     tensors = {name: tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
-    if valueless := [name for name, tensor in tensors.items() if tensor.is_meta]:
-        raise BadInput(f"{type(model).__name__} {without_values(valueless)}")
+    if valueless := without_values(tensors.items()):
+        raise BadInput(f"{type(model).__name__} {valueless}")
     sharded = next((name for name, t in tensors.items() if type(t).__module__.startswith("torch.distributed")), None)
     if sharded is not None:
         raise BadInput(

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from repl_fx.arguments import in_words, require_module
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, first_line, foreign_code
 from repl_fx.graph.state import source_state, state_shapes
 from repl_fx.sources.checkpoints.files import Weights, describe_weights, listed, read_weights
 from repl_fx.sources.checkpoints.fitting import (
@@ -85,11 +85,8 @@ def load_source_state(module: nn.Module, weights: Weights) -> LoadedState:
         raise misfit.error(kind, where)
     require_same_kinds(module, kept, own, where)
     require_equal_ties(module, kept, ties, where)
-    try:
-        with foreign_code():
-            module.load_state_dict(kept, strict=False)
-    except ForeignError as failed:
-        raise BadInput(f"{where} cannot be loaded into {kind}: {first_line(failed.problem)}") from failed.problem
+    with foreign_code(lambda problem: BadInput(f"{where} cannot be loaded into {kind}: {first_line(problem)}")):
+        module.load_state_dict(kept, strict=False)
     return LoadedState(tuple(kept), tuple(n for n in state if n not in own), tuple(n for n in own if n not in source))
 
 

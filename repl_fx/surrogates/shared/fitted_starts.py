@@ -99,6 +99,12 @@ class CutLayer:
     rows: int | None
     columns: int | None
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The paths of what the parameters are cut from, by their names."""
+        bias = {} if self.bias is None or self.of_bias is None else {self.bias: self.of_bias}
+        return {self.weight: self.of_weight, **bias}
+
 
 @dataclass(frozen=True)
 class CutVector:

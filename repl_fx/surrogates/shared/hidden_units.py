@@ -14,7 +14,7 @@ but attention whose queries, keys and values are made by a layer each, whole hea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,43 +97,53 @@ def find_hidden_units(site: Site) -> list[HiddenUnits]:
 
 def _heads(site: Site, core: fx.Node) -> HiddenUnits | None:
     """The heads of an attention as units that go together; None where they are no rows of layers of their own."""
-    made, settings = core.meta.get("val"), product_settings(core)
-    mask = settings["attn_mask"]
-    masked = mask.meta.get("val") if isinstance(mask, fx.Node) else None
-    if not isinstance(made, Tensor) or made.ndim != 4 or settings.get("enable_gqa"):
+    settings: Any = product_settings(core)
+    sizes = _head_sizes(core, settings)
+    if sizes is None:
         return None
-    heads, size = made.shape[1], made.shape[3]
-    if not isinstance(heads, int) or not isinstance(size, int) or heads < 2:
-        return None
-    if isinstance(masked, Tensor) and masked.ndim > 2 and fixed_size(masked.shape[-3]) != 1:
-        # A mask of a head goes with the head.
-        return None
-    units = HiddenUnits(-1, heads * size, between={core: None}, group=size)
-    for name in ("query", "key", "value"):
-        turned: Any = settings[name]
+    units = HiddenUnits(-1, math.prod(sizes), between={core: None}, group=sizes[1])
+    for turned in (settings[name] for name in ("query", "key", "value")):
         split: Any = turned.args[0] if _turns(turned) else None
-        splits = _is_shaped(split, heads, size) and split.target in RESHAPES
+        splits = _is_shaped(split, *sizes) and split.target in RESHAPES
         linear = _layer(site, split.args[0]) if splits else None
         if linear is None or not _is_shaped(linear.node, units.size):
             return None
         units.between |= {turned: None, split: None}
         units.entries.append(linear)
-    turned = next(iter(core.users))
-    joined = next(iter(turned.users)) if _turns(turned) else core
-    if joined.target not in RESHAPES or not _is_shaped(joined, units.size):
-        return None
-    units.between |= {turned: None, joined: None}
-    reader = next(iter(joined.users))
-    while reader.target in CASTS | COPIES:
-        units.between[reader] = None
-        reader = next(iter(reader.users))
-    linear = _layer(site, reader)
+    way = _way_behind(core, units.size)
+    linear = _layer(site, way[-1]) if way else None
     if linear is None:
         return None
+    units.between |= dict.fromkeys(way[:-1])
     units.readers.append(linear)
     changed = {*units.between, *(entry.node for entry in units.entries)}
-    seen_inside = all(user in changed or user is reader for node in changed for user in node.users)
+    seen_inside = all(user in changed or user is linear.node for node in changed for user in node.users)
     return units if seen_inside and changed <= site.block.node_set else None
+
+
+def _head_sizes(core: fx.Node, settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The number of heads of an attention, and their size; None where heads do not go one by one."""
+    made, mask = core.meta.get("val"), settings["attn_mask"]
+    if not isinstance(made, Tensor) or made.ndim != 4 or settings.get("enable_gqa"):
+        return None
+    heads, size = made.shape[1], made.shape[3]
+    masked = mask.meta.get("val") if isinstance(mask, fx.Node) else None
+    if isinstance(masked, Tensor) and masked.ndim > 2 and fixed_size(masked.shape[-3]) != 1:
+        # A mask of a head goes with the head.
+        return None
+    return (heads, size) if isinstance(heads, int) and isinstance(size, int) and heads > 1 else None
+
+
+def _way_behind(core: fx.Node, size: int) -> list[fx.Node]:
+    """The nodes from an attention to what reads its heads side by side; none where they are not joined."""
+    turned = next(iter(core.users))
+    joined = next(iter(turned.users)) if _turns(turned) else core
+    if joined.target not in RESHAPES or not _is_shaped(joined, size):
+        return []
+    way = [turned, joined, next(iter(joined.users))]
+    while way[-1].target in CASTS | COPIES:
+        way.append(next(iter(way[-1].users)))
+    return way
 
 
 def _layer(site: Site, node: fx.Node) -> LinearOperator | None:
@@ -213,13 +223,7 @@ class _UnitSearch:
             self.units.depthwise.append(self._plain(linear, depthwise=True))
             self.units.between[node] = None
             return (linear.input,)
-        norm = norm_at(self.gm, node, {self.units.size}) or self._instance_norm(node)
-        if norm is not None and norm.kind == "group":
-            self.units.group = math.lcm(self.units.group, self.units.size // norm.groups)
-        together = norm is not None and norm.kind not in _BY_CHANNEL
-        if norm is not None and (together or self.units.axis != 1 or self.units.group == self.units.size):
-            raise Unfit(f"{node.name} normalises all channels of a hidden layer together", node)
-        self.units.between[node] = norm
+        norm = self.units.between[node] = self._norm(node)
         if norm is not None:
             given = node.args[0]
             assert isinstance(given, fx.Node)
@@ -242,6 +246,17 @@ class _UnitSearch:
             return None
         # The module itself is made again.
         return ThinNorm("instance", module.eps, module.momentum)
+
+    def _norm(self, node: fx.Node) -> ThinNorm | None:
+        """The norm that a node is, whose groups stay together."""
+        norm = norm_at(self.gm, node, {self.units.size}) or self._instance_norm(node)
+        if norm is None:
+            return None
+        if norm.kind == "group":
+            self.units.group = math.lcm(self.units.group, self.units.size // norm.groups)
+        if norm.kind not in _BY_CHANNEL or self.units.axis != 1 or self.units.group == self.units.size:
+            raise Unfit(f"{node.name} normalises all channels of a hidden layer together", node)
+        return norm
 
     def _one_by_one(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
         """Tell whether each channel of the result is a function of the same channel of what a node reads."""

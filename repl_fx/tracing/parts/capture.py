@@ -31,6 +31,7 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import CaptureError
 from repl_fx.graph.axes import dimensions_of
 from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
+from repl_fx.graph.state import parameter_count
 from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
@@ -59,7 +60,7 @@ class Part(HasInputs):
     inputs: ExampleInputs
 
     def __str__(self) -> str:
-        size = sum(parameter.numel() for parameter in self.graph_module.parameters())
+        size = parameter_count(self.graph_module)
         tracer = self.graph_module.meta["capture"].tracer
         return f"{self.path or 'the whole model'}: captured by {tracer}, {size:,} parameters"
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule
+from repl_fx.graph.state import parameter_count
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.tracing.alike import structure_of
 from repl_fx.tracing.capture import trace_by_first, trace_widened
@@ -71,7 +72,7 @@ class Search:
         self.methods = methods
         self.parts: dict[str, CapturedModule] = {}
         self.eager: list[Eager] = []
-        self._least = _SMALLEST_SHARE * sum(parameter.numel() for parameter in source.parameters())
+        self._least = _SMALLEST_SHARE * parameter_count(source)
         self._seen: set[int] = set()
         self._failed: dict[Any, str] = {}
         self._attempts = 0
@@ -80,7 +81,7 @@ class Search:
         """Try the children of a module, the largest first."""
         module = self.source.get_submodule(path)
         children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
-        for child_path, child in sorted(children, key=lambda item: -_size(item[1])):
+        for child_path, child in sorted(children, key=lambda item: -parameter_count(item[1])):
             if id(child) not in self._seen and self._matters(child):
                 self._seen.add(id(child))
                 # A container is not called, nor a module that is used in another way.
@@ -103,7 +104,7 @@ class Search:
                 self.eager.append(Eager(path, "module", "the model has no such module, or does not call it"))
 
     def _matters(self, module: nn.Module) -> bool:
-        enough = sum(1 for _ in module.parameters()) >= _FEWEST_PARAMETERS and _size(module) >= self._least
+        enough = sum(1 for _ in module.parameters()) >= _FEWEST_PARAMETERS and parameter_count(module) >= self._least
         return enough and not is_leaf(module)
 
     def _try(self, path: str, module: nn.Module) -> bool:
@@ -155,7 +156,3 @@ def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
 def _kind(module: nn.Module, call: Call) -> Any:
     """Equal for modules that a trace cannot tell apart."""
     return structure_of(module, {}), call.shapes(), str(call.structure)
-
-
-def _size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
