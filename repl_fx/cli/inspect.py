@@ -90,11 +90,7 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     scored = reading["data"] is not None
     _require_scorable(spec, flags, scored=scored)
     patterns = _patterns(spec, flags)
-    pictures = [file for file in (flags.html, flags.svg, flags.dot) if file is not None]
-    if pictures:
-        require_renderer("inspect --html, --svg and --dot")
-    for file in pictures:
-        common.require_free_file(file, force=flags.force)
+    pictures = _pictures(flags)
     purpose = None
     if scored:
         # What is not there should not cost a capture, and the model is called as the data want it.
@@ -146,6 +142,16 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
         terminal.show(*(f"written: {file}" for file in pictures))
         document["written"] = [str(file) for file in pictures]
     terminal.document(document)
+
+
+def _pictures(flags: InspectFlags) -> list[Path]:
+    """The files of pictures that are asked for; refused where they cannot be drawn or are there already."""
+    files = [file for file in (flags.html, flags.svg, flags.dot) if file is not None]
+    if files:
+        require_renderer("inspect --html, --svg and --dot")
+    for file in files:
+        common.require_free_file(file, force=flags.force)
+    return files
 
 
 def _require_scorable(spec: str, flags: InspectFlags, *, scored: bool) -> None:
