@@ -37,8 +37,7 @@ METHOD = """## To measure
 python -m benchmarks.gpu_carry pack --data DATA --out build/carry
 # On the machine with the GPU, which needs none, with the files in build/carry there.
 python -m benchmarks.gpu_carry unpack build/carry --to build/carried
-export PYTHONPATH=build/carried/site
-python -m benchmarks.gpu --data build/carried/data --out build/gpu --seconds 540
+PYTHONPATH=build/carried/site python -m benchmarks.gpu --data build/carried/data --out build/gpu --seconds 540
 python -m benchmarks.gpu_report build/gpu/gpu.jsonl --docs docs
 ```
 

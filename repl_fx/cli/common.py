@@ -30,7 +30,6 @@ from repl_fx.cli.group import CLOSED, explain
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
 from repl_fx.errors import BadInput, OutputError, needing as needing
-from repl_fx.graph.state import parameter_count
 from repl_fx.planning.settings import ModelSettings, flag_of, given_among
 from repl_fx.running.collection import imports_passed_over
 
@@ -315,6 +314,7 @@ def load_target(
         if getattr(settings, name) not in (None, False, ()):
             raise BadInput(f"{spec} is an artifact{why}; leave out {flag_of(name)}")
     from repl_fx.artifact import load_artifact
+    from repl_fx.graph.state import parameter_count
 
     artifact = load_artifact(spec, flags.model, **given)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
