@@ -12,15 +12,17 @@ from benchmarks.gpu_pieces.setting import Record, Setting
 from benchmarks.gpu_smoke import CHECKS, Subject, run_check
 
 ROOT = Path(__file__).resolve().parents[2]
-TOY_CHECKS = ("capture", "bfloat16", "fold")
+# The pieces of a step compile at scale toy; this check takes a minute of a CPU.
+NOT_TOY = "compile"
 
 
 def smoke(setting: Setting, model: str) -> Record:
     """The checks of one example model."""
     subject = Subject(model, setting.device)
-    chosen = TOY_CHECKS if setting.toy else tuple(CHECKS)
     rows = []
-    for key in chosen:
+    for key in CHECKS:
+        if setting.toy and key == NOT_TOY:
+            continue
         rows.append(asdict(run_check(subject, key)))
         setting.save({"rows": rows})
     return {"rows": rows}

@@ -41,7 +41,7 @@ def variants(which: str, every: int, toy: bool) -> list[Variant]:
         control = [] if toy else [rewritten("auto", every, weights="own")]
         return [FULL, CHECKPOINTED, floor, recommended, *control]
     keys = [key for key in known_surrogates() if key not in _NO_SURROGATES]
-    return [FULL, floor, *(rewritten(key, every) for key in keys[: 1 if toy else None])]
+    return [FULL, floor, *(rewritten(key, every) for key in keys)]
 
 
 def step_cost(setting: Setting, name: str, mode: str, every: int, which: str) -> Record:

@@ -65,7 +65,7 @@ def _all() -> Iterator[Piece]:
 
 
 def _toy() -> Iterator[Piece]:
-    yield _smoke(SMOKE[-1])
+    yield from (_smoke(model) for model in SMOKE)
     yield _tests()
     for name in TARGET_NETWORKS:
         yield _largest(name, 2)
