@@ -80,7 +80,7 @@ docs: .venv/.installed-docs
 
 # A script that needs a device that is not there says so and exits with 2.
 bench: .venv/.installed-dev
-	@set -e; for script in $(filter-out benchmarks/zoo.py benchmarks/accuracy.py benchmarks/attack.py benchmarks/ecosystem.py benchmarks/mutants.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || test $$? -eq 2; done
+	@set -e; for script in $(filter-out benchmarks/zoo.py benchmarks/accuracy.py benchmarks/attack.py benchmarks/gpu.py benchmarks/gpu_carry.py benchmarks/gpu_report.py benchmarks/ecosystem.py benchmarks/mutants.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || test $$? -eq 2; done
 
 # Every model of the zoo through every stage, and docs/zoo.md from it; hours. An interrupted run goes on where it stopped.
 zoo: .venv/.installed-dev .venv/.installed-bench

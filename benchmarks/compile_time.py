@@ -85,6 +85,7 @@ from repl_fx.running.untouched import in_mode
 from repl_fx.tracing.dynamic_shapes import auto_shapes
 from repl_fx.training.compiling import compile_
 
+ROOT = Path(__file__).resolve().parent.parent
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PASSES_SHARE = 0.10
 REPEATS_SHARE = 0.02
@@ -607,8 +608,8 @@ def run_worker(name: str, runs: int, clock: str) -> dict[str, Any]:
     """Measure one model in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "measured.json"
-        command = [sys.executable, __file__, "--worker", name, "--runs", str(runs), "--clock", clock]
-        subprocess.run([*command, "--json", str(answer)], check=True)
+        command = [sys.executable, "-m", "benchmarks.compile_time", "--worker", name, "--runs", str(runs)]
+        subprocess.run([*command, "--clock", clock, "--json", str(answer)], cwd=ROOT, check=True)
         measured: dict[str, Any] = json.loads(answer.read_text())
     return measured
 

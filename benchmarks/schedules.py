@@ -88,7 +88,7 @@ def cifar(folder: Path, epochs: int = 6) -> Task:
     """CIFAR-10 of 16x16 pixels."""
     whole = thinned(load("cifar10", folder, 2), PICTURES, None)
     train, test = _halved(whole.train), _halved(whole.test)
-    data = Data("cifar10", "classification", 10, (3, 16, 16), train, test, *channel_scale(train.inputs))
+    data = Data("cifar10", "classification", 10, (3, 16, 16), train, test, *channel_scale(train.main))
     config = TrainConfig(epochs=epochs, batch_size=64, lr=2e-3, augment=True, device="cpu", log_every=1000)
     return Task("CIFAR-10", lambda: vit(16, 3, patch=4, width=32, depth=5, heads=2), data, config)
 
@@ -96,7 +96,7 @@ def cifar(folder: Path, epochs: int = 6) -> Task:
 def _halved(part: object) -> Tensors:
     """Pictures of half the size, by means of four pixels."""
     assert isinstance(part, Tensors)
-    return Tensors(F.avg_pool2d(part.inputs.float(), 2).round().to(torch.uint8), part.targets)
+    return Tensors(F.avg_pool2d(part.main.float(), 2).round().to(torch.uint8), part.targets)
 
 
 def run(task: Task, surrogate: str, settings: Mapping[str, Any], seed: int) -> dict[str, float]:

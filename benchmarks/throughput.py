@@ -58,7 +58,7 @@ def by_hand(
     assert isinstance(data.train, Tensors)
     model = model.to(device).train()
     mean, std = (torch.tensor(scale, device=device)[:, None, None] for scale in (data.mean, data.std))
-    inputs, targets = data.train.inputs.to(device), data.train.targets.to(device)
+    inputs, targets = data.train.main.to(device), data.train.targets.to(device)
     batches = len(targets) // config.batch_size
     optimizer = optimizer_of(model.parameters(), config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(config.epochs * batches, config.warmup))
@@ -152,11 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rates there")
     parser.add_argument("--strict", action="store_true")
     given = parser.parse_args(arguments)
-    data = load_data(given.data, root=given.data_dir, standardise=True)
+    data = load_data(given.data, root=given.data_dir, normalise="data")
     assert isinstance(data, Data) and isinstance(data.train, Tensors)
     # The evaluation at the end of each epoch is not measured.
-    few = Tensors(data.test.inputs[:64], data.test.targets[:64]) if isinstance(data.test, Tensors) else data.test
-    part = Tensors(data.train.inputs[: given.samples], data.train.targets[: given.samples])
+    few = Tensors(data.test.main[:64], data.test.targets[:64]) if isinstance(data.test, Tensors) else data.test
+    part = Tensors(data.train.main[: given.samples], data.train.targets[: given.samples])
     config = TrainConfig(batch_size=given.batch_size, epochs=given.epochs, device=given.device, augment=True)
     measured = measure(given.model, replace(data, train=part, test=few), config, given.rounds, given.clock)
     device = torch.device(given.device)

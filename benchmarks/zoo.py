@@ -7,7 +7,8 @@
     python -m benchmarks.zoo --known docs/zoo.json            run what that report does not have in all stages
     python -m benchmarks.zoo --compress --sample 60           scores, budgets, fits: `zoo_runner.compressing`
     python -m benchmarks.zoo --sizes                          small models at other sizes: `zoo_runner.sizing`
-    python -m benchmarks.zoo --sizes --report-only            their section of docs/zoo.md, the rest of it as it is
+    python -m benchmarks.zoo --data                           the commands that read data: `zoo_runner.reading`
+    python -m benchmarks.zoo --sizes --report-only            their section of docs/zoo.md alone; --data likewise
 
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:
 
@@ -58,14 +59,15 @@ from benchmarks.zoo_models import all_cases, sized_cases
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_runner.compressing import COMPRESSING, compress
-from benchmarks.zoo_runner.report import write_report, write_sizes
+from benchmarks.zoo_runner.reading import READING, reading
+from benchmarks.zoo_runner.report import write_reading, write_report, write_sizes
 from benchmarks.zoo_runner.sizing import SIZING, sized
 from benchmarks.zoo_runner.stages import FIRST, STAGES, Record, first_half, run_half, second_half
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = "benchmarks.zoo_runner.preload"
-KINDS = {"zoo": STAGES, "compress": COMPRESSING, "sizes": SIZING}
-_HALVES = {"zoo": first_half, "compress": compress, "sizes": sized}
+KINDS = {"zoo": STAGES, "compress": COMPRESSING, "sizes": SIZING, "data": READING}
+_HALVES = {"zoo": first_half, "compress": compress, "sizes": sized, "data": reading}
 
 
 class Runner:
@@ -75,7 +77,7 @@ class Runner:
         out: directory of `zoo.jsonl` and of the tracebacks of what failed.
         limit: seconds that one half may take.
         last: the stage to stop after.
-        kind: of the stages: `zoo`, `compress` or `sizes`.
+        kind: of the stages: `zoo`, `compress`, `sizes` or `data`.
     """
 
     def __init__(self, out: Path, limit: float, last: str, total: int, kind: str = "zoo") -> None:
@@ -190,7 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="N models of the list, the same ones for everyone")
     parser.add_argument("--stages", metavar="A..B", help=f"where to stop  [{STAGES[0]}..{STAGES[-1]}]")
     kinds = parser.add_mutually_exclusive_group()
-    for kind, words in (("compress", "the stages of a compression"), ("sizes", "small models at other sizes")):
+    for kind, words in (
+        ("compress", "the stages of a compression"),
+        ("sizes", "small models at other sizes"),
+        ("data", "the commands that read data"),
+    ):
         kinds.add_argument(
             f"--{kind}", dest="kind", action="store_const", const=kind, help=f"{words}, instead of these"
         )
@@ -215,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--compress prints its results, and has no report: leave out --known, --report and --report-only")
     given.out.mkdir(parents=True, exist_ok=True)
     listed = sized_cases() if given.kind == "sizes" else all_cases()
+    if given.kind == "data":
+        listed = [case for case in listed if case.data]
     cases = listed if given.sample is None else sample(listed, given.sample)
     done = read_records(given.out, given.known, given.kind)
     if not given.report_only:
@@ -229,6 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if place is not None:
         if given.kind == "sizes":
             write_sizes(records, place)
+        elif given.kind == "data":
+            write_reading(records, len(cases), place)
         else:
             write_report(records, [case.name for case in cases], place)
     failed = [record["name"] for record in records if record["failed"]]

@@ -62,4 +62,4 @@ def _spread(part: object, limit: int | None) -> Tensors:
     if limit is None or limit >= len(part):
         return part
     kept = torch.linspace(0, len(part) - 1, limit, dtype=torch.float64).long()
-    return Tensors(part.inputs[kept], part.targets[kept])
+    return Tensors(part.main[kept], part.targets[kept])

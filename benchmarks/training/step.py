@@ -39,11 +39,11 @@ def trainer_of(
     return trainer
 
 
-def compile_(module: nn.Module) -> None:
+def compile_(module: nn.Module, backend: str = "inductor") -> None:
     """Let torch.compile have a module, in place, in one graph and for the sizes it meets.
 
     Where blocks are skipped at random the whole is no one graph: each block is compiled by itself.
     """
     skipped = [part.block for part in module.modules() if isinstance(part, SometimesSkipped)]
     for part in skipped or [module]:
-        part.compile(fullgraph=True, dynamic=False)
+        part.compile(backend=backend, fullgraph=True, dynamic=False)

@@ -88,7 +88,14 @@ PICTURE_SCALES: dict[str, tuple[Limits, int, tuple[Net, ...]]] = {
     "gpu": (
         (None, None),
         256,
-        (_resnet(5, 50), _resnet(18, 50), _vit(8, 12, 192, 3, 50), _convnext(40, (3, 3, 9, 3), 50)),
+        (
+            _resnet(5, 50),
+            _resnet(9, 50),
+            _resnet(18, 50),
+            _vit(8, 12, 192, 3, 50),
+            _vit(8, 12, 384, 6, 50, name="vit-small"),
+            _convnext(40, (3, 3, 9, 3), 50),
+        ),
     ),
     # Narrow, so that they can be trained until more blocks are worth something.
     "cpu": (

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+PICTURES, TEXT, TOKENS = "pictures", "text", "tokens"
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -21,9 +22,12 @@ class Case:
         build: makes the model with random weights and its positional and keyword example inputs, batch 2, on the CPU;
             the same each time, whatever the caller's random state.
         note: what is not obvious about it: a changed size, a repeat that is not there.
+        data: what the commands that read data are run on it with: `pictures`, `text`, or `tokens` for an encoder that
+            gets a head; empty for a model that they are not run on.
     """
 
     name: str
     family: str
     build: Callable[[], Built]
     note: str = ""
+    data: str = ""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.zoo_models.case import Built, Case
+from benchmarks.zoo_models.case import PICTURES, TEXT, TOKENS, Built, Case
 
 LAYERS = 4
 LENGTH = 12
@@ -71,6 +71,8 @@ _DROPOUTS = (
     *("dropout_rate", "embedding_dropout", "mlp_dropout", "drop_path_rate", "classifier_dropout"),
     *("feat_proj_dropout", "final_dropout", "positional_dropout"),
 )
+# What the commands that read data give models of these classes.
+_DATA = {"LMHeadModel": TEXT, "ForCausalLM": TEXT, "ForMaskedLM": TOKENS, "ForImageClassification": PICTURES}
 _LAYER_DROPS = ["layerdrop", "encoder_layerdrop", "decoder_layerdrop"]
 
 
@@ -105,7 +107,8 @@ def _case(
             built: nn.Module = getattr(transformers, model)(made)
             return built, (), dict(inputs())
 
-    return Case(f"hf:{name}", name, build, note)
+    data = next((data for ending, data in _DATA.items() if model.endswith(ending)), "")
+    return Case(f"hf:{name}", name, build, note, data)
 
 
 def _ids(length: int = LENGTH) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.zoo_models.case import Built, Case
+from benchmarks.zoo_models.case import PICTURES, Built, Case
 from benchmarks.zoo_models.weights import wake
 
 # Model file -> its smallest model.
@@ -169,7 +169,7 @@ def cases() -> list[Case]:
     listed = [(file, name) for file, name in SMALLEST.items()]
     listed += [("most used", name) for name in MOST_USED if name not in SMALLEST.values()]
     return [
-        Case(f"timm:{name}", file, functools.partial(build, name), SHRUNK.get(name, ({}, ""))[1])
+        Case(f"timm:{name}", file, functools.partial(build, name), SHRUNK.get(name, ({}, ""))[1], PICTURES)
         for file, name in listed
     ]
 
@@ -180,13 +180,17 @@ def build(name: str) -> Built:
 
     torch.manual_seed(0)
     config: Any = timm.models.get_pretrained_cfg(name, allow_unregistered=True)
-    size = SIZES.get(name, SIZE)
-    options = {**RATES, **SHRUNK.get(name, ({}, ""))[0]}
+    size, options = size_of(name), {**RATES, **SHRUNK.get(name, ({}, ""))[0]}
     if size != config.input_size[-1]:
         options["img_size"] = size
     model = created(timm, name, options)
     wake(model)
     return model, (torch.randn(2, config.input_size[0], size, size),), {}
+
+
+def size_of(name: str) -> int:
+    """The height and width that a model's images have here."""
+    return SIZES.get(name, SIZE)
 
 
 def created(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:

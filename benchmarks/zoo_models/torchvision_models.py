@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.zoo_models.case import Built, Case
+from benchmarks.zoo_models.case import PICTURES, Built, Case
 from benchmarks.zoo_models.weights import wake
 
 KINDS = ("segmentation", "detection", "video", "optical_flow", "quantization")
@@ -38,7 +38,15 @@ LOW = 0.001
 
 def cases() -> list[Case]:
     """The models in the order of their kinds, by name."""
-    return [Case(f"torchvision:{name}", kind, functools.partial(build, name, kind)) for name, kind in _models()]
+    return [
+        Case(
+            f"torchvision:{name}",
+            kind,
+            functools.partial(build, name, kind),
+            data=PICTURES if kind == "classification" else "",
+        )
+        for name, kind in _models()
+    ]
 
 
 def _models() -> list[tuple[str, str]]:

@@ -35,6 +35,8 @@ def _import_libraries() -> None:
         "onnxscript",
         "onnx",
         "safetensors.torch",
+        "pytorch_lightning",
+        "torchmetrics.classification",
     ):
         if find_spec(name.split(".")[0]) is not None:
             import_module(name)

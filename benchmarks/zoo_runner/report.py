@@ -10,6 +10,7 @@ from typing import Any
 
 import onnxruntime
 
+from benchmarks.zoo_runner.reading import READING
 from benchmarks.zoo_runner.sizes_report import sizes_section
 from benchmarks.zoo_runner.stages import STAGES, anywhere
 from repl_fx.benchmarking.hardware import installed
@@ -54,7 +55,7 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
         "models": [known[n] for n in names if n in known],
     }
     facts["not run"] = [name for name in names if name not in known]
-    _write({**facts, **{key: before[key] for key in ("sizes",) if key in before}}, place)
+    _write({**facts, **{key: before[key] for key in ("sizes", "data") if key in before}}, place)
 
 
 def write_sizes(records: Sequence[Row], place: Path) -> None:
@@ -66,6 +67,21 @@ def write_sizes(records: Sequence[Row], place: Path) -> None:
     versions = {**installed(packages), "onnxruntime": onnxruntime.__version__}
     about = {"versions": versions, "processor": f"{cpu_model()}, one thread a model"}
     facts["sizes"] = {**about, "commits": f"Commits of repl-fx: {commits}.", "models": list(records)}
+    _write(facts, place)
+
+
+def write_reading(records: Sequence[Row], total: int, place: Path) -> None:
+    """Write what the commands that read data do with models into the zoo.md and zoo.json of a directory.
+
+    Args:
+        records: of the models that were run.
+        total: how many models of the zoo have data of their kind.
+        place: the directory; the rest of the files stays as it is.
+    """
+    facts = json.loads((place / "zoo.json").read_text())
+    commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
+    about = {"versions": installed(_PACKAGES), "processor": f"{cpu_model()}, one thread a model", "total": total}
+    facts["data"] = {**about, "commits": f"Commits of repl-fx: {commits}.", "models": list(records)}
     _write(facts, place)
 
 
@@ -94,6 +110,32 @@ def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterat
     if "sizes" in facts:
         yield ""
         yield from sizes_section(facts["sizes"]["models"], facts["sizes"])
+    if "data" in facts:
+        yield from _reading_section(facts["data"])
+
+
+def _reading_section(facts: Row) -> Iterator[str]:
+    records = facts["models"]
+    yield "\n## Commands that read data\n"
+    yield (
+        "`python -m benchmarks.zoo --data` runs five commands on each decoder, encoder and vision model of the zoo,\n"
+        f"{facts['total']} in all, with data of its kind at toy size: `benchmarks/zoo_runner/reading.py` says how. "
+        f"Versions:\n{', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. {facts['processor']}. "
+        f"{facts['commits']}\n"
+    )
+    libraries = dict.fromkeys(record["name"].partition(":")[0] for record in records)
+    columns = [[r for r in records if r["name"].startswith(f"{library}:")] for library in libraries] + [records]
+    rows = [["models that were run", *(str(len(column)) for column in columns)]]
+    rows += [[stage, *(str(sum(stage in r["passed"] for r in column)) for column in columns)] for stage in READING]
+    rows.append(
+        ["no repeated blocks, the end", *(str(sum(r["nothing_repeats"] for r in column)) for column in columns)]
+    )
+    rows.append(["failed at some stage", *(str(sum(r["failed"] is not None for r in column)) for column in columns)])
+    yield from _table(("command", *(_LIBRARIES.get(library, library) for library in libraries), "all"), rows)
+    failures = [(f"`{r['name']}`", r["failed"], r["reason"]) for r in records if r["failed"]]
+    if failures:
+        yield "\nWhat failed:\n"
+        yield from _table(("model", "at", "why"), failures)
 
 
 def _summary(known: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:

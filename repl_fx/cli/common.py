@@ -30,7 +30,6 @@ from repl_fx.cli.group import CLOSED, explain
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
 from repl_fx.errors import BadInput, OutputError, needing as needing
-from repl_fx.graph.state import parameter_count
 from repl_fx.planning.settings import ModelSettings, flag_of, given_among
 from repl_fx.running.collection import imports_passed_over
 
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from repl_fx.artifact import Artifact
     from repl_fx.costs.counted import Costs
     from repl_fx.running.example_inputs import ExampleInputs
+    from repl_fx.sources import Purpose
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
 
@@ -291,7 +291,13 @@ _BROUGHT = {
 }
 
 
-def load_target(spec: str, flags: SpecFlags, settings: ModelSettings, device: str | None = None) -> Target:
+def load_target(
+    spec: str,
+    flags: SpecFlags,
+    settings: ModelSettings,
+    device: str | None = None,
+    purpose: Purpose | None = None,
+) -> Target:
     """Load a model by its specification, or an artifact by its directory; to that device by default of the flags."""
     from repl_fx.sources import load_source
 
@@ -300,13 +306,15 @@ def load_target(spec: str, flags: SpecFlags, settings: ModelSettings, device: st
     if not Path(spec).is_dir():
         if flags.model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
-        source = load_source(spec, seed=flags.seed, device=where, **given, **settings.source_options())
+        options = {**settings.source_options(), "purpose": purpose}
+        source = load_source(spec, seed=flags.seed, device=where, **given, **options)
         known = str(source), source.notes, source.model, source.inputs, None
         return Target(*known, settings.fixed_names, source.preprocessing)
     for name, why in _BROUGHT.items():
         if getattr(settings, name) not in (None, False, ()):
             raise BadInput(f"{spec} is an artifact{why}; leave out {flag_of(name)}")
     from repl_fx.artifact import load_artifact
+    from repl_fx.graph.state import parameter_count
 
     artifact = load_artifact(spec, flags.model, **given)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"

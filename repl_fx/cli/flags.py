@@ -27,10 +27,11 @@ from repl_fx.cli.help import OUTPUT
 from repl_fx.planning.settings import flag_of, lines_of_help
 
 # The sections of the help, by the settings in them; all others are the command's own.
+_LATER = ("task", "augment", "mixup", "cutmix")
 _SECTIONS = {
     "Blocks to replace": ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan"),
     "Model": ("weights", "pretrained", "arg", "input_shape", "fixed", "graph", "checkpoint_blocks"),
-    "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
+    "Data": ("data", "data_dir", "download", "context", "size", "normalise", "mean", "std", *_LATER),
     "Optimizer": (
         *("epochs", "steps", "batch_size", "full_batches", "accumulate", "optimizer", "lr", "momentum"),
         *("weight_decay", "warmup", "clip", "label_smoothing", "ema", "precision", "compile", "learn"),
@@ -121,7 +122,7 @@ def with_flags(
     """Give a command, which takes `**given`, a flag for each field of some classes; None where a flag is not given.
 
     Args:
-        settings: the classes, with a line of help for each field (`lines_of_help`).
+        settings: the classes, with a line of help for each field (`lines_of_help`); of a name, the first one's counts.
         without: fields that the command has no flag for.
         defaults: values that the help shows in the place of the class's own.
     """
@@ -129,8 +130,10 @@ def with_flags(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        flags = (flag for kind in settings for flag in _flags(kind, defaults) if flag.name not in without)
-        command.__signature__ = own.replace(parameters=[*named, *flags])  # type: ignore[attr-defined]
+        flags: dict[str, inspect.Parameter] = {}
+        for one in (flag for kind in settings for flag in _flags(kind, defaults) if flag.name not in without):
+            flags.setdefault(one.name, one)
+        command.__signature__ = own.replace(parameters=[*named, *flags.values()])  # type: ignore[attr-defined]
         return command
 
     return decorate

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from msgspec import Meta
 
 from repl_fx.cli import common
-from repl_fx.cli.flags import Directory, File, Sections, SpecFlags, Switch
+from repl_fx.cli.flags import File, Sections, SpecFlags, Switch
 from repl_fx.cli.report import report_on, require_renderer
 from repl_fx.errors import BadInput
-from repl_fx.planning.settings import ModelSettings
+from repl_fx.planning.settings import ModelSettings, given_among
+from repl_fx.training.config import READING, TrainConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from repl_fx.costs.counted import Costs
     from repl_fx.finding.blocks import Repeat
     from repl_fx.reporting.model_graph.document import Document
+    from repl_fx.sources import Purpose
     from repl_fx.tracing.parts.capture import CapturedParts
-    from repl_fx.tracing.parts.origin import Preprocessing
-    from repl_fx.training.config import TrainConfig
     from repl_fx.training.data.kinds import Data, UserData
 
 
@@ -32,11 +32,6 @@ class InspectFlags(SpecFlags, frozen=True, kw_only=True):
     Attributes:
         blocks: Show the modules that a pattern names as a repeat, such as layers.*, in place of what is found.
         finder: Take the repeats from this finder of an installed package.
-        data: Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …
-        data_dir: Directory of the files of named data sets.
-        size: Pixels that the sides of pictures in files are brought to; by default none.
-        standardise: Standardise channels of pictures; by default those of data sets with a name alone.
-        task: Task of loaders: classification, …
         score: The score that is drawn; gradient and loss need targets.
         samples: Samples to score on, at most.
         greedy: With --score loss: blocks to skip one after the other.
@@ -48,11 +43,6 @@ class InspectFlags(SpecFlags, frozen=True, kw_only=True):
 
     blocks: Annotated[str, "PATTERN"] | None = None
     finder: Annotated[str, "NAME"] | None = None
-    data: Annotated[str, "DATA"] | None = None
-    data_dir: Directory | None = None
-    size: Annotated[int, Meta(ge=1)] | None = None
-    standardise: bool | None = None
-    task: Annotated[str, "TASK"] | None = None
     score: Literal["influence", "change", "gradient", "loss"] = "influence"
     samples: Annotated[int, Meta(ge=1)] = 256
     greedy: Annotated[int, Meta(ge=0)] = 0
@@ -63,12 +53,18 @@ class InspectFlags(SpecFlags, frozen=True, kw_only=True):
 
     sections: ClassVar[Sections] = {
         **SpecFlags.sections,
-        "Scores of trained blocks": ("data", "data_dir", "size", "standardise", "task", "score", "samples", "greedy"),
+        "Scores of trained blocks": ("score", "samples", "greedy"),
         "Pictures": ("html", "svg", "dot", "force"),
     }
 
 
-@common.command(InspectFlags, ModelSettings)
+@common.command(
+    InspectFlags,
+    TrainConfig,
+    without={*TrainConfig.__struct_fields__}
+    - {*READING, *ModelSettings.__struct_fields__, *InspectFlags.__struct_fields__},
+    defaults={"data": None},
+)
 def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common.AnySpecArgument, **given: Any) -> None:
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it.
 
@@ -90,23 +86,22 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     from repl_fx.tracing.parts.finders import by_options
     from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside, repeats_of
 
-    _require_scorable(spec, flags)
+    reading = {name: given.pop(name) for name in READING}
+    scored = reading["data"] is not None
+    _require_scorable(spec, flags, scored=scored)
     patterns = _patterns(spec, flags)
-    pictures = [file for file in (flags.html, flags.svg, flags.dot) if file is not None]
-    if pictures:
-        require_renderer("inspect --html, --svg and --dot")
-    for file in pictures:
-        common.require_free_file(file, force=flags.force)
+    pictures = _pictures(flags)
+    purpose = None
+    if scored:
+        # What is not there should not cost a capture, and the model is called as the data want it.
+        terminal.stage("load data")
+        samples_from, config, purpose = _samples(spec, flags, reading)
     terminal.stage("load")
-    target = common.load_target(spec, flags, ModelSettings().changed(**given))
+    target = common.load_target(spec, flags, ModelSettings().changed(**given), purpose=purpose)
     found_in_parts = None
     if target.artifact is not None:
         captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
     else:
-        if flags.data is not None:
-            # What is not there should not cost a capture.
-            terminal.stage("load data")
-            samples_from, config = _samples(target.preprocessing, flags)
         terminal.stage("capture")
         captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
         terminal.stage("find repeats")
@@ -130,7 +125,10 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     terminal.show(tables.sizes_table(captured))
     terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
     document |= _shown_costs(terminal, target, before, after)
-    if flags.data is not None:
+    if scored:
+        from repl_fx.training.loading import prepared
+
+        samples_from = prepared(samples_from, target.preprocessing, config)
         inside = own_inside(found_in_parts or ())
         document |= _shown_scores(terminal, captured, samples_from, config, flags, inside)
     if pictures:
@@ -146,13 +144,23 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     terminal.document(document)
 
 
-def _require_scorable(spec: str, flags: InspectFlags) -> None:
+def _pictures(flags: InspectFlags) -> list[Path]:
+    """The files of pictures that are asked for; refused where they cannot be drawn or are there already."""
+    files = [file for file in (flags.html, flags.svg, flags.dot) if file is not None]
+    if files:
+        require_renderer("inspect --html, --svg and --dot")
+    for file in files:
+        common.require_free_file(file, force=flags.force)
+    return files
+
+
+def _require_scorable(spec: str, flags: InspectFlags, *, scored: bool) -> None:
     """Refuse options of scores that do not go together."""
-    if flags.data is None and (flags.score != "influence" or flags.greedy):
+    if not scored and (flags.score != "influence" or flags.greedy):
         raise BadInput("--score and --greedy need data to run the model on; give --data")
     if flags.greedy and flags.score != "loss":
         raise BadInput("--greedy skips blocks by the loss; give --score loss")
-    if flags.data is not None and Path(spec).is_dir():
+    if scored and Path(spec).is_dir():
         raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
 
 
@@ -171,17 +179,17 @@ def _patterns(spec: str, flags: InspectFlags) -> list[str | int]:
     return patterns
 
 
-def _samples(preprocessing: Preprocessing | None, flags: InspectFlags) -> tuple[Data | UserData, TrainConfig]:
-    """The data to score on, with the settings that they were read by."""
+def _samples(
+    spec: str, flags: InspectFlags, reading: Mapping[str, Any]
+) -> tuple[Data | UserData, TrainConfig, Purpose | None]:
+    """The data to score on, the settings that they were read by, and what a model is called with for them."""
     with common.needing("train", "inspect --data"):
         from repl_fx.training.calibration import require_loaders
-        from repl_fx.training.config import TrainConfig
-        from repl_fx.training.loading import prepared, read_data
-    reading = {name: getattr(flags, name) for name in ("data", "size", "standardise", "task", "seed")}
-    config = TrainConfig().changed(**reading, data_dir=None if flags.data_dir is None else str(flags.data_dir))
-    samples = prepared(read_data(config), preprocessing, config)
+        from repl_fx.training.loading import purpose_of, read_data
+    config = TrainConfig().changed(seed=flags.seed, **given_among(reading))
+    samples = read_data(config, spec, trust_remote_code=flags.trust_remote_code)
     require_loaders(samples)
-    return samples, config
+    return samples, config, purpose_of(samples, config, trained=True)
 
 
 def _shown_costs(

@@ -9,7 +9,7 @@ from typing import Any
 import onnxruntime
 from torch import Tensor
 
-from repl_fx.errors import BadInput, ExportError, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, ExportError, first_line, foreign_code
 from repl_fx.export.tensors import FlatInputs
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -92,16 +92,11 @@ class Batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise BadInput(f"{where} is {in_words(batch)}; give pairs (inputs, targets) where there is a loss")
             batch, targets = batch
-        if isinstance(batch, Tensor):
-            inputs = ExampleInputs((batch,))
-        elif isinstance(batch, Mapping):
-            inputs = ExampleInputs.of((), batch)
-        elif isinstance(batch, tuple | list):
-            inputs = ExampleInputs(tuple(batch))
-        else:
+        if not isinstance(batch, Tensor | Mapping | tuple | list):
             raise BadInput(
                 f"{where} is {in_words(batch)}; give a tensor, a tuple of arguments, or a dict of them by name"
             )
+        inputs = ExampleInputs.of_batch(tuple(batch) if isinstance(batch, list) else batch)
         for number, tensor in enumerate(inputs.tensors):
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
                 place = tuple(int(i) for i in tensor.isnan().nonzero()[0])

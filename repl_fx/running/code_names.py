@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import dis
 import inspect
+import os
 import sys
 import sysconfig
 import textwrap
@@ -36,8 +37,9 @@ _FOREIGN = (
     "repl_fx",
     "builtins",
 )
-# Where installed packages and Python's own files are.
+# Where installed packages and Python's own files are; those of a user or of the system lie in others of such folders.
 _INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
+_FOLDERS = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
 # What code does with the value under a name: it reads it, hands on what is in it, or may write to it.
 READ, HANDED_ON, WRITTEN = range(3)
 
@@ -211,8 +213,10 @@ def _use(node: ast.AST, parents: Mapping[ast.AST, ast.AST], names: Collection[st
 
 def is_installed(file: ModuleType) -> bool:
     """Tell whether a file is no part of the user's script: it is from an installed package, or there is none."""
-    path = getattr(file, "__file__", None)
-    return path is None or file.__name__.split(".")[0] in _FOREIGN or str(path).startswith(_INSTALLED)
+    if getattr(file, "__file__", None) is None or file.__name__.split(".")[0] in _FOREIGN:
+        return True
+    path = str(file.__file__)
+    return path.startswith(_INSTALLED) or any(folder in path for folder in _FOLDERS)
 
 
 def is_own_code(part: type | FunctionType) -> bool:

@@ -29,6 +29,13 @@ class ExampleInputs:
         require_args(args, kwargs)
         return cls(tuple(args), dict(kwargs or {}))
 
+    @classmethod
+    def of_batch(cls, inputs: Any) -> ExampleInputs:
+        """The arguments that the inputs of a batch are: by name in a mapping, by place in a tuple, else one alone."""
+        if isinstance(inputs, Mapping):
+            return cls.of((), inputs)
+        return cls(inputs if isinstance(inputs, tuple) else (inputs,))
+
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the flattened arguments."""

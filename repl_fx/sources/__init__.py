@@ -36,7 +36,7 @@ from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import load_weights_
 from repl_fx.sources.input_shapes import parse_input_shape, written_shapes
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
-from repl_fx.sources.source import Built, Purpose, Request, Source
+from repl_fx.sources.source import Built, Purpose, Request, Source, as_given
 from repl_fx.tracing.model_checks import without_values
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "load_source",
     "names_no_file",
     "register_source",
+    "tokenizer_of",
     "usable_device",
 ]
 
@@ -114,8 +115,12 @@ def load_source(
     notes = built.notes
     if not isinstance(weights, bool):
         notes = (*notes, *load_weights_(built.model, weights))
-    inputs = ExampleInputs(built.args, built.kwargs).map(lambda tensor: tensor.to(target))
-    if purpose is not None and input_shape is None and names_no_file(spec) and inputs.batch > 1:
+    own = given = ExampleInputs(built.args, built.kwargs)
+    if purpose is not None and purpose.inputs is not None and input_shape is None:
+        given = as_given(built.model, own, purpose.inputs)
+    inputs = given.map(lambda tensor: tensor.to(target))
+    of_data = names_no_file(spec) or given is not own
+    if purpose is not None and input_shape is None and of_data and inputs.batch > 1:
         # Those of the data, which are not known when the source is built again.
         input_shape = written_shapes(inputs, inputs.batch)
     return Source(
@@ -135,6 +140,16 @@ def load_source(
         weights=Path(weights).absolute() if isinstance(weights, str | os.PathLike) else None,
         preprocessing=built.preprocessing,
     )
+
+
+def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that lies beside a model of transformers; None for other models, and where there is none.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    kind, _, name = spec.partition(":")
+    return hugging_face.tokenizer(name, trust_remote_code) if kind == "hf" and name else None
 
 
 def _serialisable(options: Mapping[str, Any]) -> dict[str, Any]:

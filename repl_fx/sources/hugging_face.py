@@ -69,7 +69,8 @@ _HEADS = {
 _HEAD_OF_TEXTS = "AutoModelForSequenceClassification"
 # A name on the hub, with a revision.
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_HUB_FILES = ("*.json", "*.safetensors", "*.py")
+_HUB_FILES = ("*.json", "*.safetensors", "*.py", "*.model", "*.txt")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 _EXAMPLE = "hf:DIR:AutoModel"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Types whose defaults do not build, or do not fit the small sizes.
@@ -136,6 +137,23 @@ def _built(transformers: Any, request: Request) -> Built:
     )
 
 
+def tokenizer(name: str, trust_remote_code: bool) -> Any:
+    """The tokenizer beside a config; None where there is none.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    source, _ = split_class(name)
+    file = _config_file(source)
+    if file is None or not any((file.parent / known).is_file() for known in _TOKENIZERS):
+        return None
+    transformers: Any = import_zoo("transformers", f"hf:{name}")
+    with package_code(f"the tokenizer in {file.parent} cannot be read"):
+        return transformers.AutoTokenizer.from_pretrained(
+            file.parent, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+
+
 def own_code(name: str) -> dict[Path, str]:
     """The files of code that a model runs where that is permitted, each with its SHA-256."""
     source, class_name = split_class(name)
@@ -159,7 +177,7 @@ def _of_type(transformers: Any, source: str, class_name: str | None, request: Re
         model_class = _with_head(transformers, model_class, config, request.purpose)
     model = _model(model_class, config, request.options)
     absolute = ""
-    if class_name is None and request.purpose is not None:
+    if class_name is None and request.purpose is not None and request.purpose.task:
         absolute = f"hf:{source}:{type(model).__name__}"
         notes = (f"the class is {type(model).__name__}, for {request.purpose.task}", *notes)
     kwargs = example_inputs(model, config, request)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, random_tensor
-from repl_fx.sources.source import Purpose, Request
+from repl_fx.sources.source import Request
 
 # The special tokens of a small config; in any config, words begin behind the last of them.
 SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -22,7 +22,7 @@ def example_inputs(model: Any, config: Any, request: Request) -> dict[str, Tenso
     """Keyword inputs for a model: those it cannot do without, or those of the shapes that are asked for."""
     accepted = inspect.signature(model.forward).parameters
     floating = getattr(model, "dtype", torch.float32)
-    default = _default_inputs(model, config, accepted, floating, request.purpose)
+    default = _default_inputs(model, config, accepted, floating)
     if not default and not request.shapes:
         raise SourceError(
             f"no example inputs are known for {type(model).__name__}; name them with --input-shape, "
@@ -47,7 +47,7 @@ def example_inputs(model: Any, config: Any, request: Request) -> dict[str, Tenso
 
 
 def _default_inputs(
-    model: Any, config: Any, accepted: Mapping[str, Any], floating: torch.dtype, purpose: Purpose | None
+    model: Any, config: Any, accepted: Mapping[str, Any], floating: torch.dtype
 ) -> dict[str, InputShape]:
     """Shapes of the inputs that a model of this signature cannot do without."""
     main = getattr(model, "main_input_name", "input_ids")
@@ -56,9 +56,7 @@ def _default_inputs(
     names = [main] if main in accepted else []
     if not interleaved and getattr(config, "text_config", None) is not None:
         names += [name for name in ("input_ids", "pixel_values") if name in accepted and name != main]
-    # Texts of a data set are whole.
-    padded = purpose is None or purpose.task != "language-modelling"
-    if padded and "input_ids" in names and "attention_mask" in accepted:
+    if "input_ids" in names and "attention_mask" in accepted:
         names.append("attention_mask")
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
         names.append("decoder_input_ids")

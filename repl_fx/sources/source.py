@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,11 +79,13 @@ class Purpose:
         task: of the data, such as `classification`.
         classes: number of classes that the last layer is to tell apart, or of token ids; 0 leaves it as it is.
         shape: of one input: (channels, height, width) of a picture, (context,) of a text; empty leaves the model's own.
+        inputs: those of a batch, two samples; None where they are not known.
     """
 
     task: str
     classes: int = 0
     shape: tuple[int, ...] = ()
+    inputs: ExampleInputs | None = field(default=None, compare=False)
 
     @property
     def picture(self) -> tuple[int, ...]:
@@ -139,6 +142,36 @@ class Built:
     notes: tuple[str, ...] = ()
     pretrained: bool = False
     preprocessing: Preprocessing | None = None
+
+
+def as_given(model: nn.Module, example: ExampleInputs, given: ExampleInputs) -> ExampleInputs:
+    """Example inputs with the arguments that batches have; what no batch has takes its default.
+
+    Args:
+        example: inputs that are known of the model.
+        given: those of a batch.
+
+    Raises:
+        BadInput: the model cannot do without an argument that no batch has, or batches have one that it does not know.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        theirs = signature.bind(*given.args, **given.kwargs).arguments
+    except TypeError as problem:
+        takes = ", ".join(signature.parameters)
+        raise BadInput(
+            f"{type(model).__name__} does not take batches of these data ({problem}); its forward takes {takes}"
+        ) from problem
+    ours = signature.bind(*example.args, **example.kwargs).arguments
+    if ours.keys() == theirs.keys():
+        return example
+    if theirs.keys() - ours.keys():
+        return given
+    places = list(zip(signature.parameters, example.args, strict=False))
+    first = list(takewhile(lambda one: one[0] in theirs, places))
+    named = {**dict(places[len(first) :]), **example.kwargs}
+    kept = {name: value for name, value in named.items() if name in theirs}
+    return ExampleInputs(tuple(value for _, value in first), kept)
 
 
 def import_zoo(package: str, spec: str) -> ModuleType:

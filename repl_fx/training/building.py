@@ -17,7 +17,7 @@ from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.distillation import Distillation
 from repl_fx.training.module import Training, optimizers_of
-from repl_fx.training.tasks import Batch, Classification, Task, task_of
+from repl_fx.training.tasks import Batch, Classification, LanguageModelling, Task, task_of
 from repl_fx.training.tasks.user_module import user_module
 
 
@@ -50,6 +50,8 @@ def module_of(
     # Of data that do not say how many classes there are, the model does.
     classes = data.classes if isinstance(data, Data) else 0
     task = task_of(name, classes)
+    if isinstance(task, LanguageModelling) and isinstance(data, Data):
+        task.bytes_per_token = data.bytes_per_token
     outputs = _tried(model, task, batch, data.name)
     targets = has_targets(batch[1])
     if not classes:
@@ -89,6 +91,7 @@ def _tried(model: nn.Module, task: Task, batch: Batch, name: str) -> Any:
     sizes = tensors[0].shape[isinstance(batch[0], Tensor) :] if tensors else ()
     shape = "x".join(map(str, sizes)) if tensors else "no tensors"
     fails = f"{type(model).__name__} does not take inputs of {name}, which are {shape}"
-    refused = foreign_code(lambda problem: BadInput(f"{fails}: {first_line(problem)}"))
+    advice = "; --context sets how many tokens they are" if name.startswith("text:") else ""
+    refused = foreign_code(lambda problem: BadInput(f"{fails}: {first_line(problem)}{advice}"))
     with in_mode(model, False), torch.no_grad(), refused:
         return task.outputs(model.to(device), batch)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ from repl_fx.errors import BadInput
 from repl_fx.finding.blocks import Repeat
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import KINDS, Kind, Scores
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, UserData, length
+from repl_fx.training.data.kinds import Data, Tensors, UserData, length, rows_of
+from repl_fx.training.data.samples import KeptSamples
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.loading import batch_of, loaders
 from repl_fx.training.module import Training
@@ -63,18 +65,22 @@ def calibration(
     size = min(full or _BATCH, samples, length(data.train)) if isinstance(data, Data) else config.batch_size
     config = config.changed(batch_size=size, augment=False, mixup=0.0, cutmix=0.0)
     device = device_of(model)
+    if isinstance(data, Data) and not isinstance(data.train, Tensors):
+        data = replace(data, train=KeptSamples(data.train))
 
     def batches() -> Iterator[tuple[Any, Any]]:
         left = samples
         for batch, targets in loaders(data, config, device)[0]:
             if left <= 0:
                 return
-            some, wanted = (part[:left] if isinstance(part, Tensor | list) else part for part in (batch, targets))
-            left -= len(some)
-            if full and len(some) != full:
+            some, wanted = rows_of((batch, targets), slice(left))
+            given = some if isinstance(some, Mapping | tuple) else (some,)
+            # A list is of pictures.
+            found = len(some) if isinstance(some, list) else ExampleInputs.of_batch(some).batch
+            left -= found
+            if full and found != full:
                 continue
-            # As one argument: a list is of pictures.
-            yield (some,), wanted
+            yield given, wanted
 
     return Calibration(data.name, batches, _loss(model, data, config, device) if with_loss else None)
 

@@ -24,7 +24,7 @@ from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.healing import Healed, heal
-from repl_fx.training.loading import batch_of, changes_of, prepared, purpose_of, read_data
+from repl_fx.training.loading import batch_of, changes_of, kept_preprocessing, prepared, purpose_of, read_data
 from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
     CHECKPOINT,
@@ -171,7 +171,8 @@ def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes)
         require_schedule(config, loaded.result)
     request.progress("load data")
     made_of = loaded.manifest.model
-    data = prepared(read_data(config), None if made_of is None else made_of.preprocessing, config)
+    read = read_data(config, "" if made_of is None else made_of.spec, trust_remote_code=trusted)
+    data = prepared(read, None if made_of is None else made_of.preprocessing, config)
     if request.output is not None and processes.first:
         save(loaded.model, request.output, force=request.force)
     built = model or (None if made_of is None else made_of.spec)
@@ -198,7 +199,7 @@ def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) ->
     assert output is not None
     # First, as the model is built for them.
     progress("load data")
-    data = read_data(config)
+    data = read_data(config, request.spec, trust_remote_code=request.trust_remote_code)
     progress("load")
     models = Models(request.spec, config, request.trust_remote_code, purpose_of(data, config))
     source = models.source(config.seed)
@@ -209,6 +210,7 @@ def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) ->
         models, config, source = own, own.config, own.source(config.seed)
         result = models.transform(source, progress=progress)
     require_schedule(config, result)
+    source = replace(source, preprocessing=kept_preprocessing(source.preprocessing, data, config))
     if processes.first:
         save(result, output, source=source, force=request.force)
     known = result.model, result, data, config, request.resume, processes

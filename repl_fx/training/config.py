@@ -14,6 +14,11 @@ from repl_fx.errors import BadInput, one_line
 from repl_fx.planning.settings import PlanSettings, converted
 from repl_fx.planning.written_options import parse_budget
 
+# How pictures are standardised: by mean and deviation of the data or of ImageNet, not at all, or by these, of each
+# channel, from 0 to 1.
+Scale = Literal["data", "imagenet", "none"] | tuple[tuple[float, ...], tuple[float, ...]]
+# Settings of which data are read, and how.
+READING = ("data", "data_dir", "download", "context", "size", "normalise", "mean", "std", "task")
 # The teacher that has the weights of the specification itself.
 FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
@@ -40,7 +45,9 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
         download: Download a named data set that is not there.
         context: Bytes in one input of text.
         size: Pixels that the sides of pictures in files are brought to; by default none.
-        standardise: Standardise channels of pictures; by default those of data sets with a name alone.
+        normalise: Standardise channels of pictures; by default as weights want, or as named data are.
+        mean: Mean of each channel, from 0 to 1: 0.5 or 0.48,0.46,0.41.
+        std: Deviation of each channel, likewise.
         task: Task of loaders: classification, …; or file.py:CLASS, a LightningModule.
         epochs: Passes over the training data.
         steps: Steps of the optimizer after which a run ends, in the place of epochs.
@@ -89,7 +96,9 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
     download: bool = False
     context: Annotated[int, Meta(ge=2)] = 256
     size: int | None = None
-    standardise: bool | None = None
+    normalise: Literal["data", "imagenet", "none"] | None = None
+    mean: str | None = None
+    std: str | None = None
     task: str | None = None
     epochs: Annotated[int, Meta(ge=1)] = 10
     steps: int | None = None
@@ -145,6 +154,14 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
         """Tell whether blocks are there for some of the epochs alone."""
         return self.replace_at is not None or self.restore_at is not None
 
+    @property
+    def scale(self) -> Scale | None:
+        """The standardisation of pictures that is asked for; None leaves it to the model and the data."""
+        if self.mean is None or self.std is None:
+            return self.normalise
+        mean, std = (tuple(map(float, values.split(","))) for values in (self.mean, self.std))
+        return mean, std
+
     def to_yaml(self) -> str:
         """All settings as YAML."""
         return msgspec.yaml.encode(self).decode()
@@ -156,6 +173,7 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")
+        _require_scale(self, where)
         if self.teacher is not None and not (self.teacher_logits or self.teacher_values):
             raise BadInput(
                 f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
@@ -166,6 +184,22 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
                 "(repl-fx transform), and give it with plan"
             )
         _require_order(self, where)
+
+
+def _require_scale(config: TrainConfig, where: str) -> None:
+    """Refuse means and deviations that are no numbers, or not both there."""
+    if (config.mean is None) != (config.std is None) or (config.mean is not None and config.normalise is not None):
+        raise BadInput(f"{where}: give mean and std, both, or else normalise")
+    try:
+        scale = config.scale
+        right = not isinstance(scale, tuple) or (len(scale[0]) == len(scale[1]) and min(scale[1]) > 0)
+    except ValueError:
+        right = False
+    if not right:
+        raise BadInput(
+            f"{where}: mean is {config.mean!r} and std {config.std!r}; give one number for each channel, such as "
+            "0.485,0.456,0.406, and deviations above 0"
+        )
 
 
 def names_python_file(spec: str) -> bool:
@@ -197,10 +231,10 @@ def require_said(file: Path) -> None:
     Raises:
         BadInput: says how to go on as it began.
     """
-    if b"standardise:" not in file.read_bytes():
+    if b"normalise:" not in file.read_bytes():
         raise BadInput(
             f"{file} is of an older repl-fx and does not say whether pictures are standardised, as they were then; "
-            "add `standardise: true` (and `size: PIXELS` for pictures in files) to go on as it began, or train anew"
+            "add `normalise: data` (and `size: PIXELS` for pictures in files) to go on as it began, or train anew"
         )
 
 

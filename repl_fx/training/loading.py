@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from msgspec import structs
 
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.sources import Purpose
+from repl_fx.sources import Purpose, tokenizer_of
 from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.config import TrainConfig, names_python_file
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data, Split, Tensors, UserData
-from repl_fx.training.data.loaders import BatchLoader
+from repl_fx.training.data.kinds import Data, Split, Tensors, UserData, rows_of
+from repl_fx.training.data.loaders import WORKERS, BatchLoader
 from repl_fx.training.data.passes import reading
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.positioned import PositionedLoader
-from repl_fx.training.data.samples import samples_of
+from repl_fx.training.data.samples import KeptSamples, samples_of
 from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.user_loaders import UserLoader, loaders_of
 from repl_fx.training.processes import ALONE, Processes
@@ -74,19 +75,25 @@ class DataModule(pl.LightningDataModule):
                 loader.check = task.require_targets
 
 
-def read_data(config: TrainConfig) -> Data | UserData:
+def read_data(config: TrainConfig, spec: str = "", *, trust_remote_code: bool = False) -> Data | UserData:
     """The data of the settings; of a user's loaders one batch each is read, to refuse them before much is done.
+
+    Args:
+        spec: of the model, whose tokenizer reads text.
+        trust_remote_code: let the code of a tokenizer run.
 
     Raises:
         BadInput: see `load_data` and `loaders`.
     """
+    reads_text = config.data.startswith(("text:", "hf:"))
     data = load_data(
         config.data,
         root=None if config.data_dir is None else Path(config.data_dir),
         download=config.download,
         context=config.context,
         size=config.size,
-        standardise=config.standardise,
+        normalise=config.scale,
+        tokenizer=tokenizer_of(spec, trust_remote_code=trust_remote_code) if reads_text else None,
     )
     # What a LightningDataModule prepares and sets up is done once, in the run.
     if isinstance(data, UserData) and data.module is None:
@@ -116,19 +123,45 @@ def prepared(data: Data | UserData, preprocessing: Preprocessing | None, config:
         data: as they were read.
         preprocessing: that the weights come with; None where they come with none.
     """
-    told = config.standardise is not None or config.size is not None
-    if preprocessing is None or told or not isinstance(data, Data) or names_python_file(config.data):
+    if preprocessing is None or not isinstance(data, Data) or names_python_file(config.data):
         return data
-    known: Any = {"mean": preprocessing.mean, "std": preprocessing.std, "prepared": preprocessing.by}
-    if isinstance(data.train, Pictures) and isinstance(data.test, Pictures):
+    known: Any = {}
+    if config.scale is None:
+        known = {"mean": preprocessing.mean, "std": preprocessing.std, "prepared": preprocessing.by}
+    if isinstance(data.train, Pictures) and isinstance(data.test, Pictures) and config.size is None:
         train, test = (replace(split, preprocessing=preprocessing) for split in (data.train, data.test))
         with reading(data.name):
             shape = tuple(train[0][0].shape)
         said = [f"pictures of {data.name}: {preprocessing} (as {preprocessing.by} wants)"] if str(preprocessing) else []
         return replace(data, train=train, test=test, shape=shape, changes=(*data.changes, *said), **known)
-    in_bytes = isinstance(data.train, Tensors) and data.train.inputs.dtype == torch.uint8
     fits = len(data.shape) == 3 and len(preprocessing.mean) in (0, data.shape[0])
-    return replace(data, **known) if in_bytes and fits else data
+    return replace(data, **known) if _are_pixels(data) and fits else data
+
+
+def _are_pixels(data: Data) -> bool:
+    """Tell whether inputs are grey levels from 0 to 255, in files or in memory."""
+    return isinstance(data.train, Pictures) or (
+        isinstance(data.train, Tensors) and data.train.main.dtype == torch.uint8
+    )
+
+
+def kept_preprocessing(
+    preprocessing: Preprocessing | None, data: Data | UserData, config: TrainConfig
+) -> Preprocessing | None:
+    """The preprocessing that an artifact keeps of its run: that of its weights, but for what settings or data said.
+
+    Args:
+        preprocessing: that the weights come with.
+        data: as they were prepared.
+    """
+    if not isinstance(data, Data) or names_python_file(config.data) or not _are_pixels(data):
+        return preprocessing
+    kept = preprocessing or Preprocessing("its training")
+    if not data.prepared:
+        kept = structs.replace(kept, mean=data.mean, std=data.std)
+    if config.size is not None and isinstance(data.train, Pictures) and (sizes := data.train.preprocessing):
+        kept = structs.replace(sizes, by=kept.by, mean=kept.mean, std=kept.std)
+    return None if kept == Preprocessing("its training") else kept
 
 
 def purpose_of(data: Data | UserData, config: TrainConfig, *, trained: bool = False) -> Purpose | None:
@@ -138,12 +171,23 @@ def purpose_of(data: Data | UserData, config: TrainConfig, *, trained: bool = Fa
         trained: the model is as it is, and gets neither another size nor another number of classes.
     """
     if isinstance(data, UserData):
-        return None if config.task is None or config.has_own_module else Purpose(config.task)
+        if config.has_own_module or data.module is not None:
+            return None if config.task is None or config.has_own_module else Purpose(config.task)
+        batch = next(iter(loaders(data, config, torch.device("cpu"))[0]))[0]
+        inputs = _first_two(batch)
+        shape = tuple(inputs.tensors[0].shape[1:]) if inputs.tensors and inputs.tensors[0].ndim == 2 else ()
+        return Purpose(config.task or "", shape=shape, inputs=inputs)
+    given = _first_two(data.train.inputs) if isinstance(data.train, Tensors) else None
     if trained:
-        return Purpose(data.task)
+        # One number: the shape tells texts from pictures, and their length is the model's.
+        return Purpose(data.task, shape=data.shape[:1] if len(data.shape) == 1 else (), inputs=given)
     # Pictures in files may be of any size.
     one_size = config.size is not None or isinstance(data.train, Tensors)
-    return Purpose(data.task, data.classes if data.has_targets else 0, data.shape if one_size else ())
+    return Purpose(data.task, data.classes if data.has_targets else 0, data.shape if one_size else (), given)
+
+
+def _first_two(batch: Any) -> ExampleInputs:
+    return ExampleInputs.of_batch(rows_of(batch, slice(2)))
 
 
 def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = True) -> tuple[str, ...]:
@@ -156,12 +200,13 @@ def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = T
         return data.changes
     lines = list(data.changes)
     with reading(data.name):
-        first = data.train.inputs if isinstance(data.train, Tensors) else data.train[0][0]
+        first = data.train.main if isinstance(data.train, Tensors) else data.train[0][0]
     if first.dtype == torch.uint8:
         lines.append(f"pixels of {data.name}: uint8 -> float32, divided by 255")
     if data.mean and data.task in _CHANGED:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
-        why = f"as {data.prepared} wants" if data.prepared else "--standardise"
+        asked = f"--normalise {config.normalise or 'data'}" if config.mean is None else "--mean, --std"
+        why = f"as {data.prepared} wants" if data.prepared else asked
         lines.append(f"channels of {data.name}: less their mean ({mean}), divided by their deviation ({std}) ({why})")
     if training:
         lines += _training_changes(data, config)
@@ -212,7 +257,8 @@ def loaders(
         whole = training or config.full_batches
         # Tests want no gradients kept, and take twice the batch.
         size = config.batch_size if whole else 2 * config.batch_size
-        return BatchLoader(samples, size, shuffle=training, drop_last=whole, change=change, **shared)
+        workers = 0 if isinstance(split, KeptSamples) else WORKERS
+        return BatchLoader(samples, size, shuffle=training, drop_last=whole, change=change, workers=workers, **shared)
 
     return loader(data.train, "train", training=True), loader(data.test, "test", training=False)
 
@@ -229,14 +275,21 @@ def _require_mixtures(data: Data | UserData, config: TrainConfig) -> None:
             raise BadInput(f"--{name} mixes targets too, and {data.name} has none; leave it out")
         if data.task != "classification":
             raise BadInput(f"--{name} is for classification, and {data.name} is data for {data.task}; leave it out")
+        if _is_text(data):
+            raise BadInput(f"--{name} mixes numbers, and inputs of {data.name} are tokens; leave it out")
         if name == "cutmix" and len(data.shape) != 3:
             raise BadInput(
                 f"--cutmix is for pictures, and inputs of {data.name} are of shape {data.shape}; leave it out"
             )
 
 
+def _is_text(data: Data) -> bool:
+    """Tell whether inputs are tokens, of which no other ones are made."""
+    return isinstance(data.train, Tensors) and isinstance(data.train.inputs, Mapping)
+
+
 def _changes(data: Data, config: TrainConfig, *, training: bool) -> Iterator[Change]:
-    if data.task not in _CHANGED:
+    if data.task not in _CHANGED or _is_text(data):
         return
     if training and _augments(data, config):
         # What is grey, such as digits, is something else in a mirror.

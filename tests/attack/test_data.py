@@ -158,7 +158,7 @@ def test_data_come_as_they_are(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"standardise": True}, ["channels of"]),
+        ({"normalise": "data"}, ["channels of"]),
         ({"augment": True}, ["training inputs of"]),
         ({"mixup": 0.2, "cutmix": 1.0}, ["training inputs of", "training inputs of"]),
     ],

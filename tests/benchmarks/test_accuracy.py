@@ -53,14 +53,14 @@ def test_the_text_is_the_same_each_time(tmp_path: Path) -> None:
     load.cache_clear()
     again = load("text", tmp_path, 8)
     assert isinstance(first.test, Tensors) and isinstance(again.test, Tensors)
-    assert torch.equal(first.test.inputs, again.test.inputs) and first.shape == (8,)
+    assert torch.equal(first.test.main, again.test.main) and first.shape == (8,)
 
 
 def test_limits_spread_over_the_data() -> None:
     part = Tensors(torch.arange(18.0)[:, None], torch.arange(18) % 2)
     few = thinned(Data("d", "classification", 2, (1,), part, part), 3, None)
     assert isinstance(few.train, Tensors) and few.test is part
-    assert few.train.inputs.flatten().tolist() == [0, 8, 17] and few.train.targets.tolist() == [0, 0, 1]
+    assert few.train.main.flatten().tolist() == [0, 8, 17] and few.train.targets.tolist() == [0, 0, 1]
 
 
 # --- variants and runs ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from repl_fx.training.data import Data, Tensors, load_data
 def test_both_sides_are_measured_from_the_same_start(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_data("digits")
     assert isinstance(data, Data) and isinstance(data.train, Tensors)
-    few = Tensors(data.train.inputs[:64], data.train.targets[:64])
+    few = Tensors(data.train.main[:64], data.train.targets[:64])
     starts = []
     own = throughput.by_hand
 

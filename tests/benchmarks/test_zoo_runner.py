@@ -21,13 +21,15 @@ from torch import Tensor, nn
 import benchmarks.zoo_runner
 import repl_fx
 from benchmarks.zoo import choose, read_records
+from benchmarks.zoo_models import case_called
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_models.weights import wake
 from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.compressing import COMPRESSING, compress, random_batches
 from benchmarks.zoo_runner.exactness import require_equal, require_equal_training, tensors
-from benchmarks.zoo_runner.report import write_report, write_sizes
+from benchmarks.zoo_runner.reading import READING, reading
+from benchmarks.zoo_runner.report import write_reading, write_report, write_sizes
 from benchmarks.zoo_runner.sizing import SIZING, TRAINED, sized, trained, wrong
 from benchmarks.zoo_runner.stages import STAGES, Record, _Stop
 from repl_fx.export.tensors import flatten_inputs
@@ -419,6 +421,23 @@ def test_a_model_runs_at_other_sizes_and_on_both_sides_of_its_limits(tmp_path: P
     text = (tmp_path / "zoo.md").read_text()
     assert "- 1 right." in text and "- 2 of 2 dimensions are free: batch 1 of 1, length 1 of 1." in text
     assert "| 5 of 5 | 2 of 2 | x.shape[1] <= 9 | right |" in text
+
+
+@pytest.mark.zoo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hf:gpt2", "hf:bert"])
+def test_the_commands_that_read_data_run_on_a_model(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    record = Record(name, "a", commit="abc")
+    with suppress(_Stop):
+        reading(case_called(name), record, tmp_path, READING[-1], nullcontext())
+    assert (record.failed, record.reason, record.passed) == (None, "", list(READING))
+    (tmp_path / "zoo.json").write_text(json.dumps({"versions": {}, "processor": "one", "models": [], "not run": []}))
+    refused = Record("timm:b", "b", commit="abc", passed=["inspected"], failed="trained", reason="no loss")
+    write_reading([asdict(record), asdict(refused)], 5, tmp_path)
+    text = (tmp_path / "zoo.md").read_text()
+    assert "| inspected | 1 | 1 | 2 |" in text and "| benched | 1 | 0 | 1 |" in text
+    assert "5 in all" in text and "| `timm:b` | trained | no loss |" in text
 
 
 def test_a_graph_is_compared_in_training_mode_too() -> None:

@@ -9,9 +9,15 @@ itself.
     ```sh                       runs: commands of repl-fx, and `python FILE`, in this process
     ```text title="Output"      lines that the block before has to have printed, in this order; … stands for anything
 
-`<!-- not run: REASON -->` before a block leaves it at a check: Python compiles, commands are there, and their options
-parse. A page begins in an empty directory. A comment `<!-- invisible-code-block: python … -->` makes what its reader
-brings along.
+A comment before a block says how it runs:
+
+    <!-- smaller: OLD => NEW; … -->     with other words, and at a few steps (`_FEWER`)
+    <!-- slow: OLD => NEW; … -->        likewise, by the tests that are marked slow
+    <!-- not run: REASON -->            not at all
+
+Then Python compiles, commands are there, and their options parse, as they stand. Files of the reader that a command
+names are made (`readers_files`); `<!-- invisible-code-block: python … -->` makes others. A page begins in an empty
+directory.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -34,9 +41,9 @@ import typer
 from sybil import Example, Region, Sybil
 from sybil.document import Document
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFencedCodeBlockLexer
-from typer.testing import CliRunner
 
 from repl_fx.cli import app
+from tests.docs.readers_files import ReadersFiles, run_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -47,8 +54,15 @@ PAGES = (
 )
 
 _FENCE = RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\s]*)(?P<info>[^\n]*)$\n", re.MULTILINE))
-_MARKER = DirectiveInHTMLCommentLexer(r"not run")
+_MARKER = DirectiveInHTMLCommentLexer(r"not run|smaller|slow")
 _HIDDEN = DirectiveInHTMLCommentLexer(r"invisible-code-block", r"python")
+# Flags of commands in blocks that are run smaller, where they do not say otherwise.
+_FEWER = {
+    "train": {"--steps": "2", "--batch-size": "8"},
+    "heal": {"--steps": "2", "--batch-size": "8"},
+    "compress": {"--steps": "2", "--samples": "8", "--batch-size": "8"},
+    "bench": {"--rounds": "1", "--warm-up": "0"},
+}
 
 
 @dataclass
@@ -57,13 +71,18 @@ class PageRun:
 
     Args:
         directory: an empty one, which has to be the working directory.
+        files: makes what a reader brings along.
+        slow: whether slow blocks run.
     """
 
     directory: Path
-    printed: str = ""
-    not_run: str = ""
+    files: ReadersFiles
+    slow: bool = False
+    printed: str | None = ""
+    marker: tuple[str, str] = ("", "")
     commands: int = 0
-    files: list[str] = field(default_factory=list)
+    not_run: int = 0
+    written: list[str] = field(default_factory=list)
 
     def blocks_of(self, page: Path) -> Iterator[Example]:
         """The blocks and markers of a page, to be evaluated in order."""
@@ -75,28 +94,34 @@ class PageRun:
                 yield Region(region.start, region.end, region.lexemes, evaluate)
 
     def _mark(self, example: Example) -> None:
-        self.not_run = example.parsed["arguments"].strip()
-        assert self.not_run, "a block that is not run needs a reason"
+        self.marker = example.parsed["directive"], example.parsed["arguments"].strip()
+        assert self.marker[0] != "not run" or self.marker[1], "a block that is not run needs a reason"
+        self.not_run += self.marker[0] == "not run"
 
     def _evaluate(self, example: Example) -> None:
         language, source = example.parsed["language"], str(example.parsed["source"])
         titled = re.search(r'title="([^"]+)"', example.parsed["info"])
         title = titled[1] if titled else ""
-        not_run, self.not_run = self.not_run, ""
-        if language == "python" and (title or not_run):
+        (how, said), self.marker = self.marker, ("", "")
+        runs = how in ("", "smaller") or (how == "slow" and self.slow)
+        if language == "python" and (title or not runs):
             compile(source, title or example.path, "exec")
             if title:
                 self._write(title, source)
         elif language == "python":
-            self._run_python(example)
+            self._run_python(example, said)
         elif language == "sh":
             commands = shell_commands(source)
             assert commands, "a block of commands has none"
-            self.printed = "" if not_run else "".join(map(self._run, commands))
-            for command in commands if not_run else ():
+            for command in commands if how else ():
                 self._check(command)
+            if runs:
+                commands = [_fewer(command) for command in shell_commands(replaced(source, said))] if how else commands
+                self.printed = "".join(map(self._run, commands))
+            else:
+                self.printed = None
         elif language == "text" and title == "Output":
-            missing = missing_line(source, self.printed)
+            missing = None if self.printed is None else missing_line(source, self.printed)
             assert missing is None, f"not printed: {missing}\nbut\n{self.printed}"
         else:
             check_data(language, source)
@@ -107,27 +132,43 @@ class PageRun:
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
-        self.files.append(name)
+        self.written.append(name)
 
-    def _run_python(self, example: Example) -> None:
+    def _run_python(self, example: Example, said: str = "") -> None:
         # The lines of a traceback are those of the page.
-        source = "\n" * (example.line + example.parsed["source"].line_offset) + example.parsed["source"]
+        source = "\n" * (example.line + example.parsed["source"].line_offset) + replaced(example.parsed["source"], said)
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(compile(source, example.path, "exec"), example.namespace)
         self.printed = printed.getvalue()
 
     def _run(self, command: list[str]) -> str:
         self.commands += 1
+        self.files.bring(command)
+        several = {"repl-fx": "repl_fx", "torchrun": "torch.distributed.run"}.get(command[0], "")
+        if command[0] == "torchrun" or (several and "--devices" in command):
+            words = [sys.executable, "-m", several, *command[1:]]
+            return subprocess.run(words, check=True, text=True, capture_output=True).stdout
         if command[0] == "repl-fx":
             arguments, file = _split(command[1:], ">")
-            done = CliRunner().invoke(app, arguments, prog_name="repl-fx", env={"COLUMNS": "120"})
-            assert done.exit_code == 0, f"{shlex.join(command)}\n{done.output}"
+            done = run_command(arguments)
             if file:
                 self._write(file[0], done.stdout)
-            return done.output
-        assert command[0] == "python" and not command[1].startswith("-"), f"cannot be run here: {shlex.join(command)}"
-        with contextlib.redirect_stdout(io.StringIO()) as printed, _arguments(command[1:]):
-            runpy.run_path(self._file(command[1]), run_name="__main__")
+            return str(done.output)
+        if command[0] == "pip":
+            # Installing is not for a test.
+            self._check(command)
+            return ""
+        assert command[0] == "python", f"cannot be run here: {shlex.join(command)}"
+        is_module = command[1] == "-m"
+        with contextlib.redirect_stdout(io.StringIO()) as printed, _arguments(command[1 + is_module :]):
+            try:
+                if is_module:
+                    with _not_imported(command[2]):
+                        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+                else:
+                    runpy.run_path(self._file(command[1]), run_name="__main__")
+            except SystemExit as ended:
+                assert not ended.code, shlex.join(command)
         return printed.getvalue()
 
     def _file(self, name: str) -> str:
@@ -156,6 +197,22 @@ class PageRun:
             assert named <= set(extras), f"no extra {named - set(extras)}"
         else:
             assert program in ("pre-commit",), f"no check for {shlex.join(command)}"
+
+
+def replaced(source: str, said: str) -> str:
+    """A block with other words: `OLD => NEW; …`, each of which it has to have."""
+    for pair in filter(None, said.split(";")):
+        old, arrow, new = (part.strip() for part in pair.partition("=>"))
+        assert arrow and old in source, f"the block has no {old!r} to be replaced"
+        source = source.replace(old, new)
+    return source
+
+
+def _fewer(command: list[str]) -> list[str]:
+    """A command at a few steps; one that goes on with a run has its settings, and a schedule counts epochs."""
+    as_it_is = command[0] != "repl-fx" or {"--resume", "--replace-at"} & {*command}
+    wanted = {} if as_it_is else _FEWER.get(command[1], {})
+    return [*command, *(word for flag in wanted.items() if flag[0] not in command for word in flag)]
 
 
 def shell_commands(source: str) -> list[list[str]]:
@@ -213,3 +270,14 @@ def _arguments(arguments: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
+
+
+@contextlib.contextmanager
+def _not_imported(name: str) -> Iterator[None]:
+    """A module that runs as a program and was imported by another test as well, of which `runpy` warns."""
+    before = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            sys.modules[name] = before

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from repl_fx.running.code_names import HANDED_ON, READ, WRITTEN, names_in, use_of
+from repl_fx.running.code_names import HANDED_ON, READ, WRITTEN, is_installed, names_in, use_of
 
 TABLE: Any = [1.0, 2.0]
 
@@ -134,3 +135,21 @@ def test_names_that_are_made_as_it_runs() -> None:
     assert "scale" in names_in(constant.__code__).attributes
     assert not names_in(constant.__code__).any_attribute and names_in(computed.__code__).any_attribute
     assert names_in(of_the_file.__code__).any_global and not names_in(computed.__code__).any_global
+
+
+@pytest.mark.parametrize(
+    ("place", "installed"),
+    [
+        # Of an environment below this one, of `pip install --user`, of Debian.
+        ("/opt/base/lib/python3.11/site-packages/net.py", True),
+        ("/home/user/.local/lib/python3.11/site-packages/nets/net.py", True),
+        ("/usr/lib/python3/dist-packages/net.py", True),
+        ("/home/user/my-site-packages/net.py", False),
+        ("/home/user/net.py", False),
+        (None, True),
+    ],
+)
+def test_code_of_any_folder_of_packages_is_installed(place: str | None, installed: bool) -> None:
+    file = ModuleType("net")
+    file.__file__ = place
+    assert is_installed(file) == installed

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Tensors, UserData
+from repl_fx.training.data.kinds import Data, Tensors, UserData
 from repl_fx.training.run import train_once
 from tests.training.runs import Net, pictures
 
@@ -21,7 +22,7 @@ CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.02, device="cpu")
 
 def _loader(part: Any, scale: float = 1 / 255) -> DataLoader[Any]:
     assert isinstance(part, Tensors)
-    return DataLoader(TensorDataset(part.inputs.float() * scale, part.targets), 8, shuffle=True)
+    return DataLoader(TensorDataset(part.main.float() * scale, part.targets), 8, shuffle=True)
 
 
 def test_loaders_of_a_user_train_a_model(tmp_path: Path) -> None:
@@ -78,3 +79,19 @@ def test_what_does_not_fit_is_a_line(tmp_path: Path) -> None:
         train_once(Net(), UserData("mine", [wrong], [good]), CONFIG, tmp_path)
     with pytest.raises(BadInput, match="Net does not take inputs of mine, which are 1x3x3: "):
         train_once(Net(), UserData("mine", [good], [(torch.rand(4, 1, 3, 3), good[1])]), CONFIG, tmp_path)
+
+
+def test_a_text_that_is_too_long_names_the_flag(tmp_path: Path) -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places = nn.Embedding(256, 256), nn.Embedding(4, 256)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.words(ids) + self.places(torch.arange(ids.shape[1]))  # type: ignore[no-any-return]
+
+    ids = torch.zeros(8, 9, dtype=torch.int64)
+    split = Tensors(ids, ids)
+    data = Data("text:corpus", "language-modelling", 256, (9,), split, split)
+    with pytest.raises(BadInput, match="which are 9: index out of range in self; --context sets how many tokens"):
+        train_once(Places(), data, CONFIG, tmp_path)

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.calibration import calibration, score_on_data
 from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Data
 from repl_fx.training.loading import read_data
 from tests.captures import captured
 
@@ -42,6 +44,29 @@ def test_samples_are_as_many_as_asked_for_and_the_same_each_time() -> None:
     assert found.loss is not None and found.loss(torch.zeros(32, 10), first[0][1]).shape == ()
     other = calibration(Digits(), DIGITS, TrainConfig(seed=1), 50, with_loss=False)
     assert other.loss is None and not torch.equal(next(other.batches())[1], first[0][1])
+
+
+class _Counted(Dataset[tuple[torch.Tensor, int]]):
+    """Samples that are made one by one; notes which were asked for, in this process."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.read.append(index)
+        return torch.full((1, 8, 8), float(index)), index % 10
+
+
+def test_samples_in_files_are_read_once_and_by_this_process() -> None:
+    split = _Counted()
+    data = Data("mine", "classification", 10, (1, 8, 8), split, split)
+    found = calibration(Digits(), data, TrainConfig(), 20, with_loss=False)
+    first, second = ([given[0] for given, _ in found.batches()] for _ in range(2))
+    assert sorted(split.read) == sorted(set(split.read)) and len(split.read) >= 20
+    assert len(torch.cat(first)) == 20 and torch.equal(torch.cat(first), torch.cat(second))
 
 
 def test_full_batches_alone() -> None:

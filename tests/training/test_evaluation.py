@@ -32,7 +32,7 @@ def test_figures_are_those_of_all_held_out_inputs() -> None:
     found = evaluate(model, data, CONFIG)
     assert isinstance(data.test, Tensors)
     with torch.no_grad():
-        logits = model.eval()((data.test.inputs.float() / 255 - 0.3) / 0.3)
+        logits = model.eval()((data.test.main.float() / 255 - 0.3) / 0.3)
     assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == data.test.targets).float().mean()))
     expected = torch.nn.functional.cross_entropy(logits, data.test.targets)
     assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
@@ -49,7 +49,7 @@ def test_without_targets_figures_are_against_the_original() -> None:
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     found, data = evaluate(model, bare(), CONFIG, teacher), bare()
     assert isinstance(data.test, Tensors)
-    inputs = (data.test.inputs.float() / 255 - 0.3) / 0.3
+    inputs = (data.test.main.float() / 255 - 0.3) / 0.3
     with torch.no_grad():
         same = (model.eval()(inputs).argmax(1) == teacher.eval()(inputs).argmax(1)).float().mean()
     assert found.keys() == {"loss_to_original", "accuracy_to_original"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from repl_fx.errors import BadInput
 from repl_fx.sources import Purpose
@@ -15,7 +17,7 @@ from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader
-from repl_fx.training.loading import changes_of, loaders, prepared, purpose_of, read_data
+from repl_fx.training.loading import changes_of, kept_preprocessing, loaders, prepared, purpose_of, read_data
 from tests.training.runs import pictures, scenes
 
 TABLE = Tensors(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))
@@ -102,10 +104,46 @@ def test_pictures_in_files_come_as_the_weights_want_them(tmp_path: Path) -> None
         "less their mean (0.5, 0.4, 0.3), divided by their deviation (0.2, 0.3, 0.4) (as theirs wants)"
     )
     # What the user says comes first.
-    for told in ({"size": 8}, {"standardise": False}):
+    scales = {"size": (WANTED.mean, WANTED.std), "normalise": ((), ()), "mean": ((0.5,) * 3, (0.25,) * 3)}
+    for told in ({"size": 8}, {"normalise": "none"}, {"mean": "0.5", "std": "0.25"}):
         own = config.changed(**told)
         as_told = prepared(read_data(own), WANTED, own)
-        assert isinstance(as_told, Data) and as_told.prepared == ""
+        assert isinstance(as_told, Data) and (as_told.mean, as_told.std) == scales[next(iter(told))]
+        assert as_told.shape == ((3, 8, 8) if "size" in told else (3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({}, WANTED),
+        ({"normalise": "none"}, structs.replace(WANTED, mean=(), std=())),
+        ({"mean": "0.5", "std": "0.25"}, structs.replace(WANTED, mean=(0.5,) * 3, std=(0.25,) * 3)),
+        ({"size": 8}, structs.replace(WANTED, resize=(8,), crop=(8, 8), interpolation="bilinear")),
+    ],
+    ids=["nothing", "normalise", "mean", "size"],
+)
+def test_what_pictures_go_through_is_kept(tmp_path: Path, told: dict[str, Any], kept: Preprocessing) -> None:
+    plain = TrainConfig(data=f"folder:{_folder(tmp_path)}", batch_size=4)
+    config = plain.changed(**told)
+    data = prepared(read_data(config), WANTED, config)
+    found = kept_preprocessing(WANTED, data, config)
+    assert found == kept
+    # As the artifact's own, it does the same.
+    again = prepared(read_data(plain), found, plain)
+    for first, second in zip(loaders(data, config, CPU)[1], loaders(again, plain, CPU)[1], strict=True):
+        assert torch.equal(first[0], second[0])
+
+
+def test_a_run_without_weights_that_know_keeps_what_it_did(tmp_path: Path) -> None:
+    config = TrainConfig(data=f"folder:{_folder(tmp_path)}", size=8, normalise="imagenet")
+    found = kept_preprocessing(None, read_data(config), config)
+    wanted: Any = {"crop": (8, 8), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    assert found == Preprocessing("its training", (8,), **wanted)
+    plain = TrainConfig(data=config.data)
+    floats = Tensors(torch.zeros(4, 3, 6, 6), torch.tensor([0, 1, 0, 1]))
+    read = Data("npz:x", "classification", 2, (3, 6, 6), floats, floats)
+    assert kept_preprocessing(None, read_data(plain), plain) is None
+    assert kept_preprocessing(WANTED, read, plain.changed(normalise="data")) is WANTED
 
 
 def test_bytes_in_memory_get_the_channels_that_the_weights_want_and_floats_pass() -> None:
@@ -126,8 +164,14 @@ def test_bytes_in_memory_get_the_channels_that_the_weights_want_and_floats_pass(
     assert prepared(read, WANTED, config.changed(data="mine.py:data")) is read
 
 
-def test_loaders_say_what_they_are_for_by_the_task_alone() -> None:
-    data = UserData("mine", [1], [1])
-    assert purpose_of(data, TrainConfig()) is None
-    assert purpose_of(data, TrainConfig(task="classification")) == Purpose("classification")
+def test_loaders_say_what_they_are_for_by_the_task_and_a_batch() -> None:
+    batches = [({"ids": torch.zeros(4, 3, dtype=torch.int64), "mask": torch.ones(4, 3)}, torch.zeros(4))]
+    data = UserData("mine", batches, batches)
     assert purpose_of(data, TrainConfig(task="mine.py:Task")) is None
+    assert purpose_of(data, TrainConfig(task="classification")) == Purpose("classification", shape=(3,))
+    found = purpose_of(data, TrainConfig())
+    assert found is not None and found.task == "" and found.inputs is not None
+    assert {name: tuple(value.shape) for name, value in found.inputs.kwargs.items()} == {"ids": (2, 3), "mask": (2, 3)}
+    module = UserData("mine", module=object())
+    assert purpose_of(module, TrainConfig()) is None
+    assert purpose_of(module, TrainConfig(task="classification")) == Purpose("classification")

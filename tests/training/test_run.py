@@ -205,7 +205,7 @@ def test_a_run_goes_on_with_its_own_rows_alone(tmp_path: Path) -> None:
     assert isinstance(data.train, Tensors)
     train_once(Net(), data, SHORT.changed(epochs=1), tmp_path)
     config = settings_of(tmp_path)
-    rows = data.train.inputs.clone()
+    rows = data.train.main.clone()
     rows[5, 0, 0, 0] += 1
     targets = data.train.targets.roll(1)
     for other in (Tensors(rows, data.train.targets), Tensors(data.train.inputs, targets)):

@@ -41,7 +41,7 @@ from repl_fx.training.data.content import content_of
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.healing import with_places
-from repl_fx.training.loading import batch_of, changes_of, prepared, purpose_of, read_data
+from repl_fx.training.loading import batch_of, changes_of, kept_preprocessing, prepared, purpose_of, read_data
 from repl_fx.training.run import CHECKPOINT, STATE, require_available
 from repl_fx.training.safe_checkpoints import discard_all, last_whole
 from repl_fx.training.variants import Models
@@ -179,7 +179,7 @@ def _begun(
 def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
     run.progress("load data")
-    data = read_data(run.config)
+    data = read_data(run.config, run.spec, trust_remote_code=run.trust_remote_code)
     require_loaders(data)
     run.progress("load")
     models = Models(run.spec, run.config, run.trust_remote_code, purpose_of(data, run.config, trained=True))
@@ -252,6 +252,7 @@ def _cut_captured(run: _CompressRun, source: Source, data: Data | UserData, capt
     options |= {name: value for name, value in config.transform_options().items() if name not in ("plan", "fixed")}
     done = compress(source.model, lambda: (given for given, _ in samples.batches()), **options)
     before, after = done.costs
+    source = replace(source, preprocessing=kept_preprocessing(source.preprocessing, data, config))
     save(done.result.model.cpu(), run.directory, source=source, force=(run.directory / MANIFEST).exists())
     state.add(
         figures={"cut": done.figures["cut"]},

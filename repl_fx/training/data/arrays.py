@@ -93,9 +93,9 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
             targets = _labels(arrays[f"{split}_y"], f"{where}: {split}_y")
         splits[split] = Tensors(inputs, targets)
     train, test = splits["train"], splits["test"]
-    if train.inputs.dtype != test.inputs.dtype:
-        raise BadInput(f"{where}: train_x is {train.inputs.dtype}, test_x {test.inputs.dtype}; give both the same type")
-    shape = tuple(train.inputs.shape[1:])
+    if train.main.dtype != test.main.dtype:
+        raise BadInput(f"{where}: train_x is {train.main.dtype}, test_x {test.main.dtype}; give both the same type")
+    shape = tuple(train.main.shape[1:])
     if train.targets.ndim != test.targets.ndim:
         found = " and ".join(str(tuple(part.targets.shape)) for part in (train, test))
         raise BadInput(f"{where}: train_y and test_y are of shapes {found}; give both labels, or both masks")
@@ -104,7 +104,7 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
         raise BadInput(f"{where}: inputs of masks are of shape {shape}; give pictures (n, height, width, channels)")
     types = {arrays[key].dtype for key in ("train_x", "test_x")} - {np.dtype(np.uint8), np.dtype(np.float32)}
     changes = tuple(f"inputs of {name}: {found} -> float32" for found in sorted(map(str, types)))
-    if train.inputs.dtype == torch.uint8:
+    if train.main.dtype == torch.uint8:
         changes = (f"pictures of {name}: (height, width, channels) -> (channels, height, width)",)
     return Data(name, task, classes, shape, train, test, has_targets="train_y" in arrays, changes=changes)
 

@@ -9,7 +9,7 @@ batches of a user's loaders   nothing: only the loader knows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,10 @@ def require_content(data: Data | UserData, known: str, of: object) -> None:
 def _parts(split: Split) -> Iterable[Any]:
     yield f"{length(split)} samples".encode()
     if isinstance(split, Tensors):
-        yield _bytes_of(split.inputs)
-        # The targets of a text are its inputs, from the next byte on.
-        shared = split.targets.untyped_storage().data_ptr() == split.inputs.untyped_storage().data_ptr()
+        inputs = split.inputs.values() if isinstance(split.inputs, Mapping) else (split.inputs,)
+        yield from map(_bytes_of, inputs)
+        # The targets of a text are its inputs, from the next token on.
+        shared = split.targets.untyped_storage().data_ptr() == split.main.untyped_storage().data_ptr()
         yield _bytes_of(split.targets[-1:] if shared else split.targets)
     elif isinstance(split, MaskedPictures):
         yield from _of_files([file for pair in split.files for file in pair])

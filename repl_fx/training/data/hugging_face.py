@@ -1,4 +1,4 @@
-"""Data sets of the library `datasets`: `hf:NAME`, a name on its hub or a folder, of pictures and classes or of text.
+"""Data sets of the library `datasets`: `hf:NAME`, a name on its hub or a folder: pictures or texts by class, or text.
 
 The splits are `train` and `test`, or `validation` in the place of a missing `test`; a share of `train` is held out if
 both are missing. Pictures are the first column of type Image, classes the first of type ClassLabel; text is the column
@@ -15,7 +15,7 @@ from typing import Any
 from repl_fx.errors import BadInput, ForeignError, foreign_code
 from repl_fx.training.data.kinds import Data, DataRequest
 from repl_fx.training.data.pictures import in_rgb, pictures_data
-from repl_fx.training.data.text import END, text_data
+from repl_fx.training.data.text import END, text_data, texts_data
 
 
 def load_hugging_face(request: DataRequest) -> Data:
@@ -40,6 +40,9 @@ def load_hugging_face(request: DataRequest) -> Data:
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     if pictures and labels:
         return _pictures(request, train, test, pictures[0], labels[0])
+    if "text" in kinds and labels:
+        classes = train.features[labels[0]].num_classes
+        return texts_data(request, classes, *((part["text"], part[labels[0]]) for part in (train, test)))
     if "text" in kinds:
         of_train, of_test = (b"".join(str(text).encode() + END for text in part["text"]) for part in (train, test))
         return text_data(request, of_train, of_test)

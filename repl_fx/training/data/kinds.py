@@ -24,16 +24,29 @@ class Tensors:
     """A split that is held whole in memory.
 
     Attributes:
-        inputs: uint8, float32 or int64, (n, *shape of one input).
+        inputs: uint8, float32 or int64, (n, *shape of one input); or several by the names that a model has for them,
+            the main one first.
         targets: int64; (n,) for classification, (n, context) for language modelling, (n, height, width) for
             segmentation, with 255 for pixels that have no class.
     """
 
-    inputs: Tensor
+    inputs: Tensor | Mapping[str, Tensor]
     targets: Tensor
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def main(self) -> Tensor:
+        """The inputs, or the main ones of several."""
+        return self.inputs if isinstance(self.inputs, Tensor) else next(iter(self.inputs.values()))
+
+
+def rows_of(part: Any, which: Any) -> Any:
+    """Rows of a part of a batch: of a tensor, of a list of samples, and of each entry of a mapping or a tuple."""
+    if isinstance(part, Mapping):
+        return {name: rows_of(value, which) for name, value in part.items()}
+    return tuple(rows_of(value, which) for value in part) if isinstance(part, tuple) else part[which]
 
 
 # Of one sample: a label, a mask (height, width), or a mapping of boxes and labels.
@@ -62,6 +75,7 @@ class Data:
         augment: whether training pictures are shifted and mirrored where the settings do not say.
         changes: one line for each change that reading made of what lies in the files.
         prepared: whose preprocessing `mean` and `std` are of; empty where they are of the data themselves.
+        bytes_per_token: of a text that is held out.
 
     Raises:
         BadInput: a split is empty, has a type, a shape or a target that cannot be, or values that are not finite.
@@ -79,6 +93,7 @@ class Data:
     augment: bool = False
     changes: tuple[str, ...] = ()
     prepared: str = ""
+    bytes_per_token: float = 1.0
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -105,7 +120,7 @@ class Data:
         return f"{self.name}: {length(self.train)} + {length(self.test)} of {shape}, {classes}"
 
     def _check(self, part: Tensors, where: str) -> None:
-        inputs, targets = part.inputs, part.targets
+        inputs, targets = part.main, part.targets
         if inputs.dtype not in _INPUT_TYPES:
             raise BadInput(f"{where}: inputs are {inputs.dtype}; give uint8, float32 or int64")
         if len(inputs) != len(targets):
@@ -158,6 +173,7 @@ class DataRequest:
         context: bytes in one input of a text.
         held_out: share that becomes the test split where the data come unsplit, above 0 and below 1.
         size: height and width in pixels that pictures read file by file are brought to; None leaves them as they are.
+        tokenizer: of transformers, for text; None takes it by bytes.
     """
 
     name: str
@@ -167,6 +183,7 @@ class DataRequest:
     context: int = 256
     held_out: float = 0.1
     size: int | None = None
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:

@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from repl_fx.errors import BadInput, told, users_place
 from repl_fx.training.data.augmentation import Change
-from repl_fx.training.data.kinds import Sample, Split, Tensors, length
+from repl_fx.training.data.kinds import Sample, Split, Tensors, length, rows_of
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
 
+# Processes that read a data set in files.
+WORKERS = 2
 # What a generator is for: two purposes never share a stream.
 _ORDER, _BATCH, _SAMPLE = range(3)
 
@@ -52,7 +54,7 @@ class BatchLoader(PositionedLoader):
         change: Change | None = None,
         rank: int = 0,
         world_size: int = 1,
-        workers: int = 2,
+        workers: int = WORKERS,
     ) -> None:
         """Move tensors to the device; of a Dataset nothing is read before the first batch is asked for.
 
@@ -91,7 +93,7 @@ class BatchLoader(PositionedLoader):
         self.device, self.change = torch.device(device), change
         self.rank, self.world_size, self.workers = rank, world_size, workers
         self.split = (
-            Tensors(*(part.to(self.device) for part in (split.inputs, split.targets)))
+            Tensors(*move_data_to_device((split.inputs, split.targets), self.device))
             if isinstance(split, Tensors)
             else split
         )
@@ -120,15 +122,15 @@ class BatchLoader(PositionedLoader):
         """Tell whether this rank has samples of its own in a batch."""
         return len(self._places(min(self.batch_size, self.samples - number * self.batch_size))) > 0
 
-    def _own(self, rows: Tensor) -> Tensor:
+    def _own(self, rows: Any, count: int) -> Any:
         """This rank's part of the rows of a global batch; the first row where it has none."""
-        own = self._places(len(rows))
-        return rows[own.start : own.stop] if own else rows[:1]
+        own = self._places(count) or range(1)
+        return rows_of(rows, slice(own.start, own.stop))
 
     def _places(self, rows: int) -> range:
         return range(self.rank * rows // self.world_size, (self.rank + 1) * rows // self.world_size)
 
-    def _changed(self, inputs: Tensor, targets: Tensor, *key: int) -> tuple[Tensor, Tensor]:
+    def _changed(self, inputs: Any, targets: Tensor, *key: int) -> tuple[Any, Tensor]:
         if self.change is None:
             return inputs, targets
         generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, _BATCH, *key))
@@ -139,16 +141,17 @@ class BatchLoader(PositionedLoader):
             return self._gathered(self.split, epoch, first)
         return self._read(self.split, epoch, first)
 
-    def _gathered(self, split: Tensors, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _gathered(self, split: Tensors, epoch: int, first: int) -> Iterator[tuple[Any, Tensor]]:
         order = self._order(epoch).to(self.device)
         for number in range(first, len(self)):
             chosen = self._globally(order, number)
-            inputs, targets = self._changed(split.inputs[chosen], split.targets[chosen], epoch, number)
-            yield self._own(inputs), self._own(targets)
+            inputs, targets = self._changed(rows_of(split.inputs, chosen), split.targets[chosen], epoch, number)
+            yield self._own(inputs, len(chosen)), self._own(targets, len(chosen))
 
     def _read(self, dataset: Dataset[Sample], epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         order = self._order(epoch)
-        batches = [self._own(self._globally(order, number)).tolist() for number in range(first, len(self))]
+        globally = (self._globally(order, number) for number in range(first, len(self)))
+        batches = [self._own(rows, len(rows)).tolist() for rows in globally]
         loader = DataLoader(
             _SeededSamples(dataset, self.seed, epoch),
             batch_sampler=batches,

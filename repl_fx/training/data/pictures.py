@@ -30,13 +30,11 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     Attributes:
         samples: an opaque handle of each picture, such as its path, and its class.
         read: the picture of a handle, as a PIL image in RGB.
-        size: height and width in pixels; None leaves each as it is.
-        preprocessing: the sizes that a model wants, in the place of `size`.
+        preprocessing: the sizes that they are brought to; None leaves each as it is.
     """
 
     samples: Sequence[tuple[Any, int]]
     read: Callable[[Any], Any]
-    size: int | None
     preprocessing: Preprocessing | None = None
 
     def __len__(self) -> int:
@@ -48,32 +46,27 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         Raises:
             BadInput: the picture cannot be read; names its handle.
         """
-        from torchvision.transforms import v2
-
         handle, label = self.samples[index]
-        as_read = opened(self.read, handle)
-        if self.preprocessing is not None:
-            as_read = fitted(as_read, self.preprocessing)
-        picture: Tensor = v2.functional.pil_to_tensor(as_read)
-        if self.size is not None:
-            picture = v2.functional.resize(picture, [self.size], antialias=True)
-            picture = v2.functional.center_crop(picture, [self.size])
-        return picture, label
+        return fitted(opened(self.read, handle), self.preprocessing or Preprocessing("")), label
 
 
-def fitted(picture: Any, preprocessing: Preprocessing) -> Any:
-    """A PIL image in the size that a model wants, made as timm and torchvision make it."""
+def fitted(picture: Any, preprocessing: Preprocessing) -> Tensor:
+    """A PIL image as uint8 (3, height, width), in the size that a model wants, made as its library makes it."""
     from torchvision.transforms import InterpolationMode, v2
 
+    # transformers resizes tensors, timm and torchvision PIL's images, which round between the two sides.
+    picture = picture if preprocessing.rounds else v2.functional.pil_to_tensor(picture)
     if preprocessing.resize:
         by = InterpolationMode(preprocessing.interpolation)
         picture = v2.functional.resize(picture, list(preprocessing.resize), interpolation=by, antialias=True)
-    if not preprocessing.crop:
-        return picture
-    (width, height), (high, wide) = picture.size, preprocessing.crop
-    if preprocessing.rounds or wide > width or high > height:
-        return v2.functional.center_crop(picture, [high, wide])
-    return v2.functional.crop(picture, (height - high) // 2, (width - wide) // 2, high, wide)
+    if preprocessing.crop:
+        (height, width), (high, wide) = v2.functional.get_size(picture), preprocessing.crop
+        if preprocessing.rounds or wide > width or high > height:
+            picture = v2.functional.center_crop(picture, [high, wide])
+        else:
+            picture = v2.functional.crop(picture, (height - high) // 2, (width - wide) // 2, high, wide)
+    pixels: Tensor = picture if isinstance(picture, Tensor) else v2.functional.pil_to_tensor(picture)
+    return pixels
 
 
 def load_folder(request: DataRequest) -> Data:
@@ -123,7 +116,9 @@ def pictures_data(
     for split, samples in (("train", train), ("test", test)):
         if not samples:
             raise BadInput(f"{request.name}: {split} is empty; give at least two pictures of a class")
-    splits = Pictures(train, read, request.size), Pictures(test, read, request.size)
+    size = request.size
+    fit = None if size is None else Preprocessing("--size", (size,), crop=(size, size))
+    splits = Pictures(train, read, fit), Pictures(test, read, fit)
     shape = tuple(splits[0][0][0].shape)
     own: Any = {"has_targets": classes > 0, "changes": as_read(request)}
     return Data(request.name, "classification", classes, shape, *splits, **own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -88,3 +88,22 @@ def require_picture(picture: Any, where: str) -> None:
     if not isinstance(picture, Tensor) or picture.ndim != 3:
         found = f"of shape {tuple(picture.shape)}" if isinstance(picture, Tensor) else in_words(picture)
         raise BadInput(f"{where}: the picture is {found}; give a tensor (channels, height, width)")
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSamples(Dataset[Sample]):
+    """Samples that are kept as they were read, to be gone over again and again by one process.
+
+    Each pass over a data set in files starts worker processes, which takes longer than reading a few hundred samples.
+    """
+
+    samples: Dataset[Sample]
+    _kept: dict[int, Sample] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return length(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._kept:
+            self._kept[index] = self.samples[index]
+        return self._kept[index]

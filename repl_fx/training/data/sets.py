@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from repl_fx.errors import BadInput, close_matches
-from repl_fx.training.config import names_python_file
+from repl_fx.training.config import Scale, names_python_file
 from repl_fx.training.data.arrays import load_npz
 from repl_fx.training.data.coco import load_coco
 from repl_fx.training.data.hugging_face import load_hugging_face
@@ -54,7 +55,8 @@ def load_data(
     context: int = 256,
     held_out: float = 0.1,
     size: int | None = None,
-    standardise: bool | None = None,
+    normalise: Scale | None = None,
+    tokenizer: Any = None,
 ) -> Data | UserData:
     """Read the data set that a specification names.
 
@@ -66,8 +68,9 @@ def load_data(
         held_out: share that becomes the test split where the data come unsplit.
         size: height and width in pixels that pictures read file by file are brought to; by default they are as they
             are.
-        standardise: whether each channel of pictures is standardised, by mean and deviation of the training part; by
-            default data sets with a name are, and no others.
+        normalise: how each channel of pictures is standardised: by mean and deviation of the training part ("data"),
+            by ImageNet's or by these; by default data sets with a name are by their own, and no others.
+        tokenizer: of transformers, for text; by default text is bytes.
 
     Returns:
         The data set; `UserData` where the user's own code returned loaders or a module.
@@ -77,16 +80,16 @@ def load_data(
     """
     key, colon, argument = spec.partition(":")
     where = default_root() if root is None else root
-    request = DataRequest(spec, argument, where, download, context, held_out, size)
+    request = DataRequest(spec, argument, where, download, context, held_out, size, tokenizer)
     # Before the kinds: the path may begin with anything.
     if names_python_file(spec):
-        return standardised(load_user_code(request), standardise)
+        return standardised(load_user_code(request), normalise)
     if key + colon not in _LOADERS:
         close = close_matches(key + colon, _LOADERS)
         raise BadInput(f"no data set {spec!r}{close}; known are {', '.join(known_data())}")
     if colon and not argument:
         raise BadInput(f"{spec!r} names nothing behind the colon; write {_with_argument(spec)}")
-    return standardised(_LOADERS[key + colon](request), standardise)
+    return standardised(_LOADERS[key + colon](request), normalise)
 
 
 def known_data() -> tuple[str, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput
+from repl_fx.training.config import Scale
 from repl_fx.training.data.kinds import Data, Split, Tensors, UserData, length
 
 # Inputs whose sums are taken at a time: the whole set as float64 is eight times as large as its bytes.
@@ -16,27 +18,37 @@ _PIECE = 4096
 _SAMPLED = 200
 
 
-def standardised(data: Data | UserData, wanted: bool | None) -> Data | UserData:
+_KNOWN: dict[Any, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "none": ((), ()),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def standardised(data: Data | UserData, wanted: Scale | None) -> Data | UserData:
     """The data, whose pictures are standardised or not.
 
     Args:
         data: as they were read.
-        wanted: whether they are standardised; None leaves it to the data, of which those with a name are.
+        wanted: how they are standardised; None leaves it to the data, of which those with a name are by their own.
 
     Raises:
         BadInput: data that have no channels, or loaders, which give batches as they are.
     """
     if isinstance(data, UserData):
-        if wanted:
-            raise BadInput(f"--standardise is for data sets, and {data.name} gives batches; do it in its loader")
+        if wanted not in (None, "none"):
+            raise BadInput(f"--normalise is for data sets, and {data.name} gives batches; do it in its loader")
         return data
-    if wanted is None or wanted == bool(data.mean):
+    if wanted is None or (wanted == "data" and data.mean):
         return data
-    if not wanted:
-        return replace(data, mean=(), std=())
-    if len(data.shape) != 3:
-        raise BadInput(f"--standardise is for pictures, and inputs of {data.name} are of shape {data.shape}; leave out")
-    return with_scale(data)
+    if len(data.shape) != 3 and wanted != "none":
+        raise BadInput(f"--normalise is for pictures, and inputs of {data.name} are of shape {data.shape}; leave out")
+    if wanted == "data":
+        return with_scale(data)
+    mean, std = (
+        values * data.shape[0] if len(values) == 1 else values
+        for values in (wanted if isinstance(wanted, tuple) else _KNOWN[wanted])
+    )
+    return replace(data, mean=mean, std=std)
 
 
 def with_scale(data: Data, *, augment: bool = False) -> Data:
@@ -63,7 +75,7 @@ def channel_scale(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float, ...
 def some_pictures(split: Split) -> Tensor:
     """Pictures of a split, (n, channels, height, width): all of tensors, else some from all over it."""
     if isinstance(split, Tensors):
-        return split.inputs
+        return split.main
     count = length(split)
     found = [split[index][0] for index in range(0, count, max(1, count // _SAMPLED))]
     sizes = sorted({"x".join(map(str, one.shape)) for one in found})

@@ -13,6 +13,8 @@ from repl_fx.errors import BadInput
 
 # The target of every input of data without targets.
 NO_TARGET = -1
+# The target of padding in texts, as in transformers: neither trained on nor counted.
+NO_TOKEN = -100
 # The class of pixels that have none, as in Pascal VOC and Cityscapes: neither trained on nor counted.
 IGNORED = 255
 

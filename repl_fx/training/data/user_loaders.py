@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from repl_fx._torch import without_workers
@@ -17,7 +18,7 @@ from repl_fx.running.untouched import seed_everything
 from repl_fx.training.data.kinds import UserData
 from repl_fx.training.data.passes import next_batch, reading, with_length
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
-from repl_fx.training.data.targets import has_targets, no_targets
+from repl_fx.training.data.targets import NO_TOKEN, has_targets, no_targets
 
 CPU = torch.device("cpu")
 
@@ -94,6 +95,8 @@ class UserLoader(PositionedLoader):
     def _own(self, batch: Any, number: int) -> Any:
         if self.pairs and isinstance(batch, tuple | list) and len(batch) == 1:
             (batch,) = batch
+        if self.pairs and isinstance(batch, Mapping):
+            batch = labels_apart(batch)
         if self.pairs and isinstance(batch, Tensor):
             batch = batch, no_targets(batch)
         if self.pairs and not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -127,6 +130,22 @@ class UserLoader(PositionedLoader):
                 "does, and drop_last=True"
             )
         return batch[samples * self.rank // world : samples * (self.rank + 1) // world]
+
+
+def labels_apart(batch: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The inputs by name, and the targets, of a batch as collators of transformers make it.
+
+    Labels of the shape of the tokens are those of the tokens themselves; the targets are the next ones.
+    """
+    inputs = dict(batch)
+    found = [inputs.pop(name) for name in ("labels", "label") if name in inputs]
+    first = next((value for value in inputs.values() if isinstance(value, Tensor)), None)
+    if not found:
+        return inputs, no_targets(() if first is None else first)
+    (labels,) = found[:1]
+    if isinstance(labels, Tensor) and first is not None and labels.ndim == 2 and labels.shape == first.shape:
+        labels = F.pad(labels[:, 1:], (0, 1), value=NO_TOKEN)
+    return inputs, labels
 
 
 def loaders_of(data: UserData, seed: int) -> tuple[Iterable[Any], Iterable[Any]]:

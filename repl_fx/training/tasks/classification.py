@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.data.targets import require_labels
 from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of
 
@@ -56,4 +57,4 @@ class Classification(Task):
         """Refuse what is neither labels nor probabilities."""
         inputs, targets = batch
         if not (isinstance(targets, Tensor) and targets.is_floating_point() and targets.ndim == 2):
-            require_labels(targets, self.classes, (len(inputs),), name)
+            require_labels(targets, self.classes, (ExampleInputs.of_batch(inputs).batch,), name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
 
 # Inputs and targets; tensors, but for detection, whose pictures differ in size.
 Batch = tuple[Any, Any]
@@ -45,7 +46,8 @@ class Task(nn.Module, ABC):
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the model for the inputs of a batch; in training for the loss, else for the figures."""
-        return model(batch[0])
+        given = ExampleInputs.of_batch(batch[0])
+        return model(*given.args, **given.kwargs)
 
     @abstractmethod
     def logits(self, outputs: Any) -> Tensor:

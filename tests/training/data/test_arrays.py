@@ -45,8 +45,8 @@ def test_pictures(tmp_path: Path) -> None:
     assert str(data) == f"npz:{tmp_path / 'a.npz'}: 12 + 6 of 3x5x4, 3 classes"
     assert isinstance(data.train, Tensors) and isinstance(data.test, Tensors)
     wanted = arrays()
-    assert data.train.inputs.dtype == torch.uint8 and data.train.inputs.is_contiguous()
-    assert np.array_equal(data.train.inputs.permute(0, 2, 3, 1), wanted["train_x"])
+    assert data.train.main.dtype == torch.uint8 and data.train.main.is_contiguous()
+    assert np.array_equal(data.train.main.permute(0, 2, 3, 1), wanted["train_x"])
     assert np.array_equal(data.test.targets, wanted["test_y"])
     assert data.mean == data.std == () and not data.augment
     assert data.changes == (f"pictures of {data.name}: (height, width, channels) -> (channels, height, width)",)
@@ -58,11 +58,11 @@ def test_pictures_of_one_channel_vectors_and_floats(tmp_path: Path) -> None:
     vectors = {name: array.astype(float).reshape(len(array), -1) for name, array in grey.items()}
     data = read(saved(tmp_path, **vectors))
     assert data.shape == (20,) and data.mean == () and isinstance(data.train, Tensors)
-    assert data.train.inputs.dtype == torch.float32 and data.changes == (f"inputs of {data.name}: float64 -> float32",)
+    assert data.train.main.dtype == torch.float32 and data.changes == (f"inputs of {data.name}: float64 -> float32",)
     floats = {name: arrays()[name].transpose(0, 3, 1, 2).astype(np.float32) for name in ("train_x", "test_x")}
     data = read(saved(tmp_path, **floats))
     assert data.shape == (3, 5, 4) and data.mean == () and data.changes == ()
-    assert isinstance(data.train, Tensors) and np.array_equal(data.train.inputs, floats["train_x"])
+    assert isinstance(data.train, Tensors) and np.array_equal(data.train.main, floats["train_x"])
 
 
 NAN = arrays()["test_x"].astype(np.float32).transpose(0, 3, 1, 2)

@@ -102,7 +102,7 @@ def test_of_many_files_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_pictures_without_files_are_decoded() -> None:
     def data(shade: int) -> Data:
-        split = Pictures([(0, 0), (1, 1)], lambda handle: Image.new("RGB", (4, 4), (shade * handle, 0, 0)), None)
+        split = Pictures([(0, 0), (1, 1)], lambda handle: Image.new("RGB", (4, 4), (shade * handle, 0, 0)))
         return Data("pictures", "classification", 2, (3, 4, 4), split, split)
 
     assert content_of(data(3)) == content_of(data(3)) != content_of(data(4))

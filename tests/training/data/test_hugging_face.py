@@ -109,7 +109,7 @@ def test_text_without_a_test_split_is_split(install: Any, tmp_path: Path) -> Non
     install({"train": texts(9)})
     data = load_data("hf:lines", root=tmp_path, context=6, held_out=1 / 3)
     assert isinstance(data, Data) and isinstance(data.train, Tensors) and isinstance(data.test, Tensors)
-    assert bytes(data.test.inputs[0].tolist()) == b"line 0" and bytes(data.test.targets[0].tolist()) == b"ine 0\0"
+    assert bytes(data.test.main[0].tolist()) == b"line 0" and bytes(data.test.targets[0].tolist()) == b"ine 0\0"
     assert (len(data.train), len(data.test)) == (6, 3)
 
 

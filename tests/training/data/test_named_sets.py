@@ -43,11 +43,11 @@ def digest(path: Path) -> str:
 def test_digits_are_the_same_always() -> None:
     data, train, test = read("digits")
     assert (len(train), len(test), data.shape) == (1437, 360, (1, 8, 8))
-    assert train.inputs.dtype == torch.uint8 and train.inputs.max() == 255 and train.inputs.min() == 0
+    assert train.main.dtype == torch.uint8 and train.main.max() == 255 and train.main.min() == 0
     for split in (train, test):
         # Stratified: every class has nearly a tenth of each split.
         assert (torch.bincount(split.targets) / len(split) - 0.1).abs().max() < 0.005
-    assert torch.equal(read("digits")[2].inputs, test.inputs)
+    assert torch.equal(read("digits")[2].main, test.main)
     assert isinstance(load_data(), Data)
 
 
@@ -62,7 +62,7 @@ def test_cifar10_of_one_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "cifar10.npz", train_x=pictures, train_y=labels, test_x=pictures[:10], test_y=labels[:10])
     data, train, test = read("cifar10", tmp_path)
     assert data.shape == (3, 32, 32) and (len(train), len(test)) == (20, 10)
-    assert np.array_equal(train.inputs.permute(0, 2, 3, 1), pictures)
+    assert np.array_equal(train.main.permute(0, 2, 3, 1), pictures)
     np.savez(tmp_path / "cifar10.npz", train_x=pictures, train_y=labels + 1, test_x=pictures[:10], test_y=labels[:10])
     with pytest.raises(BadInput, match=r"cifar10: train: label 10 is out of range"):
         load_data("cifar10", root=tmp_path)
@@ -87,7 +87,7 @@ def test_cifar10_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     _, train, test = read("cifar10", tmp_path)
     assert (len(train), len(test), int(train.targets[3])) == (20, 4, 9)
     # The files hold the channels first.
-    assert np.array_equal(train.inputs[0], pictures[FILES["cifar10"][0]][0].reshape(3, 32, 32))
+    assert np.array_equal(train.main[0], pictures[FILES["cifar10"][0]][0].reshape(3, 32, 32))
 
 
 def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.SVHN, "split_list", files)
     data, train, _ = read("svhn", tmp_path)
     assert data.shape == (3, 32, 32) and train.targets.tolist() == [1, 2, 0, 9, 5]
-    assert np.array_equal(train.inputs[1].permute(1, 2, 0), pictures[..., 1])
+    assert np.array_equal(train.main[1].permute(1, 2, 0), pictures[..., 1])
 
 
 def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, train, test = read("stl10", tmp_path)
     assert data.shape == (3, 96, 96) and train.targets.tolist() == test.targets.tolist() == [0, 9]
     # The files hold columns before rows.
-    assert np.array_equal(train.inputs[0].transpose(1, 2), pictures[0])
+    assert np.array_equal(train.main[0].transpose(1, 2), pictures[0])
 
 
 def idx(path: Path, array: Any) -> None:
@@ -130,7 +130,7 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     for file in FILES["fashion-mnist"]:
         idx(tmp_path / file, pictures if "images" in file else np.arange(10, dtype=np.uint8))
     data, train, _ = read("fashion-mnist", tmp_path)
-    assert data.shape == (1, 28, 28) and np.array_equal(train.inputs[:, 0], pictures)
+    assert data.shape == (1, 28, 28) and np.array_equal(train.main[:, 0], pictures)
     assert train.targets.tolist() == list(range(10))
     path = tmp_path / FILES["fashion-mnist"][0]
     path.write_bytes(path.read_bytes()[:-100])

@@ -109,7 +109,7 @@ def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
         train[1]
     assert "\n" not in str(refused.value)
     with pytest.raises(BadInput, match=f"picture {broken} cannot be read"):
-        load_data(f"folder:{tmp_path}", standardise=True)
+        load_data(f"folder:{tmp_path}", normalise="data")
 
 
 def test_folders_that_hold_no_classes(tmp_path: Path) -> None:

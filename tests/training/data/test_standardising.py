@@ -23,19 +23,19 @@ def _npz(path: Path) -> str:
 
 def test_scale_is_that_of_the_training_part_where_it_is_asked_for(tmp_path: Path) -> None:
     spec = _npz(tmp_path)
-    data = load_data(spec, standardise=True)
+    data = load_data(spec, normalise="data")
     assert isinstance(data, Data) and isinstance(data.train, Tensors)
-    pixels = data.train.inputs.double() / 255
+    pixels = data.train.main.double() / 255
     assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
     assert data.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
-    for left in (None, False):
-        plain = load_data(spec, standardise=left)
+    for left in (None, "none"):
+        plain = load_data(spec, normalise=left)
         assert isinstance(plain, Data) and plain.mean == plain.std == ()
 
 
 def test_data_sets_with_a_name_are_standardised_unless_told_not_to() -> None:
     pytest.importorskip("sklearn")
-    digits, plain = load_data("digits"), load_data("digits", standardise=False)
+    digits, plain = load_data("digits"), load_data("digits", normalise="none")
     assert isinstance(digits, Data) and isinstance(plain, Data)
     assert len(digits.mean) == 1 and digits.augment
     assert plain.mean == () and plain.augment
@@ -44,12 +44,12 @@ def test_data_sets_with_a_name_are_standardised_unless_told_not_to() -> None:
 def test_what_has_no_channels_is_refused() -> None:
     table = Tensors(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))
     data = Data("table", "classification", 2, (3,), table, table)
-    with pytest.raises(BadInput, match=r"--standardise is for pictures, and inputs of table are of shape \(3,\)"):
-        standardised(data, True)
+    with pytest.raises(BadInput, match=r"--normalise is for pictures, and inputs of table are of shape \(3,\)"):
+        standardised(data, "data")
     loaders = UserData("mine", [1], [1])
-    with pytest.raises(BadInput, match="--standardise is for data sets, and mine gives batches"):
-        standardised(loaders, True)
-    assert standardised(data, False) is data and standardised(loaders, False) is loaders
+    with pytest.raises(BadInput, match="--normalise is for data sets, and mine gives batches"):
+        standardised(loaders, "data")
+    assert standardised(loaders, "none") is loaders
 
 
 def test_the_scale_of_a_channel_that_is_the_same_everywhere() -> None:

@@ -22,7 +22,7 @@ def read(path: Path, context: int = 4, held_out: float = 0.1) -> tuple[Tensors, 
 
 
 def words(split: Tensors) -> list[tuple[bytes, bytes]]:
-    return [(bytes(x), bytes(y)) for x, y in zip(split.inputs.tolist(), split.targets.tolist(), strict=True)]
+    return [(bytes(x), bytes(y)) for x, y in zip(split.main.tolist(), split.targets.tolist(), strict=True)]
 
 
 def test_of_one_file_the_end_is_held_out(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_of_one_file_the_end_is_held_out(tmp_path: Path) -> None:
     assert words(train)[0] == (b"abcd", b"bcde") and words(train)[1] == (b"efgh", b"fghi")
     # 40 bytes with the zero: 30 to train on, 10 held out, two windows.
     assert len(train) == 7 and words(test) == [(b"EFGH", b"FGHI"), (b"IJKL", b"JKLM")]
-    assert train.inputs.dtype == train.targets.dtype == torch.int64
+    assert train.main.dtype == train.targets.dtype == torch.int64
 
 
 def test_a_folder_is_split_by_file_and_zeros_end_files(tmp_path: Path) -> None:
@@ -45,12 +45,12 @@ def test_a_folder_is_split_by_file_and_zeros_end_files(tmp_path: Path) -> None:
     train, test = read(tmp_path, context=9)
     # 18 files of ten bytes with their zeros, and two; the last window lacks its last target.
     assert len(train) == 19 and len(test) == 2
-    seen = [set(torch.cat((part.inputs, part.targets[:, -1:]), 1).flatten().tolist()) for part in (train, test)]
+    seen = [set(torch.cat((part.main, part.targets[:, -1:]), 1).flatten().tolist()) for part in (train, test)]
     assert seen[0] & seen[1] == {0} and not {33} & (seen[0] | seen[1])
     first, second = words(test)
     assert first == (first[0][:1] * 9, first[0][:1] * 8 + b"\0") and second[0][:1] == b"\0"
     again = read(tmp_path, context=9)
-    assert torch.equal(again[0].inputs, train.inputs)
+    assert torch.equal(again[0].main, train.main)
 
 
 @given(st.sets(st.text(min_size=1), min_size=2, max_size=30), st.floats(0.01, 0.99))

@@ -97,9 +97,9 @@ def test_loaders_that_cannot_be_are_a_line() -> None:
     with pytest.raises(BadInput, match="mine: a loader ends after 1 of the 3 batches it has"):
         list(UserLoader(_Short(), "mine", seed=0))
     with pytest.raises(
-        BadInput, match=r"mine: a batch is a dict; give pairs \(inputs, targets\), inputs alone for heal, or --task"
+        BadInput, match=r"mine: a batch is an int; give pairs \(inputs, targets\), inputs alone for heal, or --task"
     ):
-        list(UserLoader([{"x": torch.zeros(2)}], "mine", seed=0))
+        list(UserLoader([1], "mine", seed=0))
     loader = UserLoader([(torch.zeros(2), torch.ones(2))], "mine", seed=0)
 
     def refuse(batch: Any, name: str) -> None:
@@ -123,6 +123,23 @@ def test_batches_may_be_inputs_alone(wrapped: bool) -> None:
     assert inputs is x and targets.tolist() == [-1] * 3
     (part,) = UserLoader([x], "mine", seed=0, training=False, rank=1, world_size=3)
     assert torch.equal(part[0], x[1:2]) and part[1].tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "targets"),
+    [
+        ({"labels": torch.tensor([1, 0])}, [1, 0]),
+        ({"label": torch.tensor([1, 0])}, [1, 0]),
+        ({"labels": torch.tensor([[5, 6, 7], [8, 9, -100]])}, [[6, 7, -100], [9, -100, -100]]),
+        ({}, [-1, -1]),
+    ],
+    ids=["labels", "label", "of tokens", "none"],
+)
+def test_batches_by_name_have_their_labels_apart(labels: dict[str, Tensor], targets: list[Any]) -> None:
+    given = {"input_ids": torch.tensor([[5, 6, 7], [8, 9, 0]]), "attention_mask": torch.ones(2, 3)}
+    ((inputs, found),) = UserLoader([{**given, **labels}], "mine", seed=0)
+    assert list(inputs) == list(given) and inputs["input_ids"] is given["input_ids"]
+    assert found.tolist() == targets
 
 
 class _Module(pl.LightningDataModule):

@@ -1,0 +1,94 @@
+"""What a piece of the run on a GPU is told, and the records that pieces leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Record = dict[str, Any]
+DONE, FAILED, LATE, CUT = "done", "failed", "late", "cut"
+GPU, TOY = "gpu", "toy"
+SCALES = (GPU, TOY)
+VIT_BASE, RESNET50, GPT12, SWIN, CONVNEXT, LLAMA = "vit_base", "resnet50", "gpt12", "swin_t", "convnext_t", "llama1b"
+# In the order of value.
+NAMES = (VIT_BASE, RESNET50, GPT12, SWIN, CONVNEXT, LLAMA)
+# Of the variants of a step: the recommended surrogate and what it is compared with, or all other surrogates.
+RECOMMENDED, OTHERS = "recommended", "others"
+EAGER, COMPILED = "eager", "compile"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The circumstances of one piece.
+
+    Attributes:
+        scale: of `SCALES`.
+        device: where it computes.
+        data: directory of the data sets.
+        kept: directory of what later pieces use again, such as trained weights.
+        records: the file of records, with those of the pieces before.
+        seconds: until the piece is ended.
+        save: writes a result that is not whole yet, which stays where the piece is ended.
+    """
+
+    scale: str
+    device: torch.device
+    data: Path
+    kept: Path
+    records: Path
+    seconds: float
+    save: Callable[[Record], None]
+
+    @property
+    def toy(self) -> bool:
+        """Whether figures mean nothing, and all has to be small."""
+        return self.scale == TOY
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One measurement, in a process of its own.
+
+    Attributes:
+        key: its name, the same in each run.
+        work: `MODULE:FUNCTION` of this package, which takes a setting and arguments, and returns plain data; a name,
+            so that a process imports what its own piece needs and no more.
+        seconds: that it takes on a GPU, roughly; it is ended after twice as many.
+        arguments: of the function.
+        beside: whether others may run at the same time, as it measures no time.
+        needs: a file below the directory of the data sets; None for none.
+    """
+
+    key: str
+    work: str
+    seconds: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    beside: bool = False
+    needs: str | None = None
+
+
+def read_records(file: Path) -> list[Record]:
+    """The records of a file, the last of each piece; a line that a killed run left half written is skipped."""
+    found: dict[str, Record] = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        # Behind those of other pieces, as it is newer.
+        found.pop(record["key"], None)
+        found[record["key"]] = record
+    return list(found.values())
+
+
+def add_record(file: Path, record: Record) -> None:
+    """Write a record behind the others, at once."""
+    torn = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
+    with file.open("a") as lines:
+        lines.write(("\n" if torn else "") + json.dumps(record) + "\n")

@@ -1,0 +1,182 @@
+"""The pieces about a step of training: its time and memory, the largest batch, the kernels it spends its time in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+
+from benchmarks.gpu_pieces.networks import network
+from benchmarks.gpu_pieces.setting import OTHERS, RECOMMENDED, Record, Setting, read_records
+from benchmarks.step_cost import DTYPES, Bench, Budget
+from benchmarks.training import step
+from benchmarks.training.cost_tables import TARGET_DTYPE, Group
+from benchmarks.training.models import Network
+from benchmarks.training.step import trainer_of
+from benchmarks.training.variants import CHECKPOINTED, FULL, Variant, pruned, rewritten
+from repl_fx.benchmarking.hardware import of_device
+from repl_fx.benchmarking.training import clear_memory
+from repl_fx.errors import ForeignError, foreign_code, one_line
+from repl_fx.surrogates import known_surrogates
+
+# Of the largest batch: not every variant leaves memory in as few pieces as the full model.
+SHARE = 7 / 8
+ROUNDS, TOY_BATCH, LARGEST = 20, 4, 4096
+# A policy of others, the floor, and those of which a piece of their own is made.
+_NO_SURROGATES = ("auto", "identity", "trained")
+KERNELS, PROFILED = 10, 3
+
+
+def variants(which: str, every: int, toy: bool) -> list[Variant]:
+    """The variants of a piece: the recommended surrogate and its control, or all other surrogates; few in a toy run."""
+    floor, recommended = pruned(every), rewritten("auto", every)
+    if which == RECOMMENDED:
+        control = [] if toy else [rewritten("auto", every, weights="own")]
+        return [FULL, CHECKPOINTED, floor, recommended, *control]
+    keys = [key for key in known_surrogates() if key not in _NO_SURROGATES]
+    return [FULL, floor, *(rewritten(key, every) for key in keys)]
+
+
+def step_cost(setting: Setting, name: str, mode: str, every: int, which: str) -> Record:
+    """Time and memory of a step in bfloat16, at a batch nearly as large as the full model takes."""
+    own = network(name, setting.scale)
+    largest = _largest_full(setting, own)
+    batch = max(2, int(SHARE * largest))
+    about = of_device(setting.device) | {"clock": "CUDA events" if setting.device.type == "cuda" else "the wall clock"}
+    about |= {"command": "python -m benchmarks.gpu"}
+    group = Group(name, mode, TARGET_DTYPE, batch, about)
+
+    def save(filled: Group) -> None:
+        setting.save({"group": asdict(filled), "largest": largest})
+
+    rounds = 2 if setting.toy else ROUNDS
+    bench = Bench(own, batch, setting.device, "wall", rounds, Budget(0.9 * setting.seconds), save)
+    # Traced and no more: a C++ compiler takes minutes, whatever the size of the model.
+    quick = patch.object(step, "compile_", partial(step.compile_, backend="eager"))
+    with quick if setting.toy else nullcontext():
+        bench.measure(group, variants(which, every, setting.toy))
+    return {"group": asdict(group), "largest": largest}
+
+
+def largest_batches(setting: Setting, name: str, every: int, which: str) -> Record:
+    """The largest batch that a step of each variant takes, within an eighth."""
+    own = network(name, setting.scale)
+    found: dict[str, int | str] = {}
+    for variant in variants(which, every, setting.toy):
+        found[variant.name] = _attempt(partial(_largest, setting, own, variant))
+        setting.save({"largest": found})
+    return {"largest": found}
+
+
+def kernels(setting: Setting, name: str, every: int) -> Record:
+    """The kernels that a step of each variant spends most of its time in, by torch.profiler."""
+    own = network(name, setting.scale)
+    batch = max(2, int(SHARE * _largest_full(setting, own)))
+    found: dict[str, list[dict[str, Any]] | str] = {}
+    for variant in [*variants(OTHERS, every, setting.toy), rewritten("auto", every)]:
+        found[variant.name] = _attempt(partial(_profiled, setting, own, variant, batch))
+        setting.save({"batch": batch, "kernels": found})
+    return {"batch": batch, "kernels": found}
+
+
+def _attempt(work: Callable[[], Any]) -> Any:
+    """What some work returns; one line where it fails."""
+    try:
+        with foreign_code():
+            return work()
+    except ForeignError as failed:
+        return one_line(failed.problem)
+
+
+def _largest_full(setting: Setting, own: Network) -> int:
+    """The largest batch of the full model: as measured before on this device, or searched for."""
+    for record in read_records(setting.records):
+        same = record.get("machine", {}).get("device") == of_device(setting.device)["device"]
+        if same and record["key"].startswith(f"largest/{own.name}/"):
+            known = record.get("result", {}).get("largest", {}).get(FULL.name)
+            if isinstance(known, int):
+                return known
+    return _largest(setting, own, FULL)
+
+
+def _largest(setting: Setting, own: Network, variant: Variant) -> int:
+    if setting.toy:
+        return TOY_BATCH
+    module = _built(own, variant)
+    return largest(partial(_takes, setting.device, own, module), LARGEST)
+
+
+def largest(takes: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to a limit that is taken, within an eighth; 0 where none is."""
+    low, high = 0, 1
+    while high <= limit and takes(high):
+        low, high = high, 2 * high
+    if high > limit:
+        return low
+    while high - low > max(1, low // 8):
+        middle = (low + high) // 2
+        low, high = (middle, high) if takes(middle) else (low, middle)
+    return low
+
+
+def _takes(device: torch.device, own: Network, module: nn.Module, batch: int) -> bool:
+    """Tell whether there is memory for two steps with so many inputs."""
+    clear_memory(device)
+    try:
+        inputs = own.inputs(batch).to(device)
+        trainer = trainer_of(module, False, DTYPES[TARGET_DTYPE], (inputs, own.targets(inputs)))
+        trainer.load()
+        for _ in range(2):
+            float(trainer.step())
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError as problem:
+        # What libraries of CUDA say of the same.
+        if "ALLOC_FAILED" not in str(problem):
+            raise
+        return False
+    return True
+
+
+def _built(own: Network, variant: Variant) -> nn.Module:
+    torch.manual_seed(0)
+    return variant.build(own.build(), (own.inputs(2),))
+
+
+def _profiled(setting: Setting, own: Network, variant: Variant, batch: int) -> list[dict[str, Any]]:
+    clear_memory(setting.device)
+    inputs = own.inputs(batch).to(setting.device)
+    trainer = trainer_of(_built(own, variant), False, DTYPES[TARGET_DTYPE], (inputs, own.targets(inputs)))
+    trainer.load()
+    for _ in range(PROFILED):
+        trainer.step()
+    cuda = setting.device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(PROFILED):
+            trainer.step()
+        if cuda:
+            torch.cuda.synchronize(setting.device)
+    return most_expensive(profile.key_averages(), "self_device_time_total" if cuda else "self_cpu_time_total")
+
+
+def most_expensive(events: Sequence[Any], time: str) -> list[dict[str, Any]]:
+    """The names of the events of the most time, with their calls, milliseconds and share of it, all of one step."""
+    total = sum(getattr(event, time) for event in events) or 1
+    first = sorted(copy.copy(list(events)), key=lambda event: getattr(event, time), reverse=True)[:KERNELS]
+    return [
+        {
+            "name": event.key,
+            "calls": event.count / PROFILED,
+            "ms": getattr(event, time) / 1e3 / PROFILED,
+            "share": getattr(event, time) / total,
+        }
+        for event in first
+    ]
