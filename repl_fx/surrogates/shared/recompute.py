@@ -41,41 +41,22 @@ class _Recomputed(nn.Module):
         self.norm = norm
         self.eps = eps
 
-    def forward(
-        self,
-        x: Tensor,
-        weight_in: Tensor,
-        weight_out: Tensor,
-        bias_in: Tensor | None,
-        bias_out: Tensor | None,
-        *given: Any,
-    ) -> Tensor:
+    def forward(self, x: Tensor, *read: Any) -> Tensor:
         """Map x (…, d) to (…, features).
 
         Args:
             x: the stream, with batch and positions in as many dimensions as it likes.
-            weight_in: (r, d).
-            weight_out: (features, r).
-            bias_in, bias_out: (r) and (features), or None.
-            given: what `between` takes besides the thin values.
+            read: W_in (r, d), W_out (features, r), b_in (r) and b_out (features), each a tensor or None, and then what
+                `between` takes besides the thin values.
         """
-        return self.with_normalised(x, weight_in, weight_out, bias_in, bias_out, *given)[0]
+        return self.with_normalised(x, *read)[0]
 
-    def with_normalised(
-        self,
-        x: Tensor,
-        weight_in: Tensor,
-        weight_out: Tensor,
-        bias_in: Tensor | None,
-        bias_out: Tensor | None,
-        *given: Any,
-    ) -> tuple[Tensor, Tensor]:
+    def with_normalised(self, x: Tensor, *read: Any) -> tuple[Tensor, Tensor]:
         """Map x as `forward` does; also the normalised input, which is the one value that the backward pass keeps."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_transformed():
             n = self.normalised(x)[0]
-            return self.mixed(n, weight_in, weight_out, bias_in, bias_out, *given), n
+            return self.mixed(n, *read), n
         kind = _compute_dtype(x)
-        read = (weight_in, weight_out, bias_in, bias_out, *given)
         cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
         untyped: Any = _Recompute
         # Of no norm the function keeps its input, which is then in the precision of the product.
@@ -94,16 +75,9 @@ class _Recomputed(nn.Module):
             return (wide * rescale).to(x.dtype), rescale
         return x, None
 
-    def mixed(
-        self,
-        n: Tensor,
-        weight_in: Tensor,
-        weight_out: Tensor,
-        bias_in: Tensor | None,
-        bias_out: Tensor | None,
-        *given: Any,
-    ) -> Tensor:
+    def mixed(self, n: Tensor, weight_in: Tensor, weight_out: Tensor, *rest: Any) -> Tensor:
         """The computation behind the norm; see `forward`."""
+        bias_in, bias_out, *given = rest
         return F.linear(self.between(F.linear(n, weight_in, bias_in), *given), weight_out, bias_out)
 
     def hidden(self, x: Tensor, weight_in: Tensor, bias_in: Tensor | None, *given: Any) -> Tensor:
