@@ -41,7 +41,7 @@ from repl_fx.graph.captured import (
     is_tensor,
     unique_name,
 )
-from repl_fx.graph.naming import named_alike
+from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 from repl_fx.passes.driver import Result

@@ -478,21 +478,12 @@ def _as_they_were(inputs: ExampleInputs, described: Inputs) -> ExampleInputs | N
 def _graphs_text(module: nn.Module, origin: Origin) -> str:
     """The graphs of a rewritten module as text: those of its parts, or those of its surrogates in place."""
     if origin.in_place:
-        return "\n".join(f"# {path}\n{text_of(graph)}" for path, graph in surrogate_graphs(module).items())
-    return graphs_text({path: module.get_submodule(path) for path in origin.plan.parts})
-
-
-def graphs_text(graphs: Mapping[str, nn.Module]) -> str:
-    """Graphs as text, each under its path; a graph that is the whole model needs no heading."""
-    texts = (
-        f"# {path}\n" * bool(path) + graph_text(gm) for path, gm in graphs.items() if isinstance(gm, fx.GraphModule)
-    )
-    return "\n".join(texts)
-
-
-def graph_text(gm: fx.GraphModule) -> str:
-    """The graph of a module as text."""
-    return text_of(gm.graph)
+        graphs = surrogate_graphs(module)
+    else:
+        parts = ((path, module.get_submodule(path)) for path in origin.plan.parts)
+        graphs = {path: gm.graph for path, gm in parts if isinstance(gm, fx.GraphModule)}
+    # A graph that is the whole model needs no heading.
+    return "\n".join(f"# {path}\n" * bool(path) + text_of(graph) for path, graph in graphs.items())
 
 
 def text_of(graph: fx.Graph) -> str:

@@ -25,6 +25,7 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
         repl-fx compress out --resume
     """
     with common.needing("train", "compress"):
+        from repl_fx.training.command import RunRequest
         from repl_fx.training.compression.compress import compress_source
     from repl_fx.display.comparisons import budget_table, figures_table
 
@@ -34,9 +35,8 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
         noted[kind] += lines
         terminal.show(*(f"{kind}: {line}" for line in lines))
 
-    options: Any = {"config_file": flags.config, "trust_remote_code": flags.trust_remote_code}
-    options |= {"resume": flags.resume, "force": flags.force, "progress": terminal.stage, "note": note}
-    done = compress_source(spec, flags.output, given, **options)
+    asked: Any = {name: getattr(flags, name) for name in ("config", "resume", "force", "trust_remote_code")}
+    done = compress_source(RunRequest(spec, flags.output, given, progress=terminal.stage, **asked), note)
     terminal.show(budget_table(done.budget), *done.said, figures_table(done.figures))
     terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")
     document = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}

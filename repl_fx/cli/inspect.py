@@ -201,7 +201,7 @@ def _shown_costs(
     if target.artifact is None or after is None:
         terminal.show(*common.costs_lines(before))
         return {"costs": documents.costs_document(before)}
-    from repl_fx.rewriting.blocks_table import blocks_table
+    from repl_fx.rewriting.report import blocks_table
 
     done = target.artifact.result.report
     terminal.show(blocks_table(done), *common.costs_lines(before, after), *tables.grown_lines(before, after))

@@ -28,7 +28,7 @@ from repl_fx.planning.budgets import shares_of
 from repl_fx.planning.options import Options, require_known
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import Kind, Scores
-from repl_fx.rewriting.blocks_table import blocks_table
+from repl_fx.rewriting.report import blocks_table
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given, Loss
 from repl_fx.running.example_inputs import ExampleInputs

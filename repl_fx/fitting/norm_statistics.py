@@ -1,4 +1,4 @@
-"""Give batch norms of a surrogate's own the statistics of calibration data.
+"""Statistics of channels: those of batch norms of a surrogate's own, and the distance of values from the original's.
 
 Such a norm is fresh: in evaluation mode it would compute with a mean of 0 and a variance of 1, in training mode with
 those of the batch, and what is fitted in one mode would be wrong in the other.
@@ -47,3 +47,32 @@ def is_batch_norm(gm: fx.GraphModule, node: fx.Node) -> bool:
         return False
     module = gm.get_submodule(str(node.target))
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
+class Distance:
+    """Sums over values and those of the original.
+
+    Args:
+        axis: of the channels, whose means are taken apart.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self._squares = 0.0
+        # By the number of channels, as several streams may have several.
+        self._channels: dict[int, ChannelStatistics] = {}
+
+    def add(self, ours: Tensor, wanted: Tensor) -> None:
+        """Add a batch; both are of one shape."""
+        self._squares += float((ours.double() - wanted.double()).square().sum())
+        self._channels.setdefault(wanted.shape[self.axis], ChannelStatistics(self.axis)).add(wanted)
+
+    @property
+    def variance(self) -> float:
+        """The sum of squares of the original's values, less the means of channels."""
+        return float(sum((one.scatter.sum() for one in self._channels.values()), torch.zeros(())))
+
+    @property
+    def share(self) -> float:
+        """The mean squared distance by the variance."""
+        return self._squares / self.variance if self.variance > 0 else 0.0

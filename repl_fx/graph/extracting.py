@@ -1,4 +1,4 @@
-"""A new graph of some nodes of another one.
+"""A new graph of some nodes of another one, and names of nodes that depend on nothing but a graph's structure.
 
     graph     x, w, s = x.shape[0] -> linear(x, w) -> view(_, s) -> …
     extract   input_0, input_1 -> linear -> sym_size(input_0, 0) -> view
@@ -59,3 +59,18 @@ class Extract:
         made.meta = dict(node.meta)
         self.made[node] = made
         return made
+
+
+def named_alike(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph whose nodes are named by their place and their operator.
+
+    Graphs that do the same have the same code then, wherever in a model they come from.
+    """
+    copied, inputs = Extract(), 0
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            copied.take(node, f"input_{inputs}", node.args)
+            inputs += 1
+        else:
+            copied.copy(node)
+    return copied.graph

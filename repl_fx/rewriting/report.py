@@ -1,12 +1,15 @@
-"""The report: what became of each block."""
+"""The report: what became of each block, and the table of that."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import fx
 
+from repl_fx.display.columns import Table, numbers, words
+from repl_fx.display.numbers import count
 from repl_fx.plan import Plan
 from repl_fx.surrogates import Match, make_surrogate
 from repl_fx.surrogates.shared.site import surrogate_path
@@ -78,3 +81,13 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
                 status, reason = "refused", refusal.reason
             rows.append(BlockReport(name, repeat.name, status, key, reason, before, after, made_from, left))
     return rows
+
+
+def blocks_table(report: Sequence[BlockReport]) -> Table:
+    """The fate of each block, numbered as `--blocks` takes them, and the reason."""
+    sizes = numbers("parameters\nbefore", "parameters\nafter")
+    rows = [
+        (str(number), row.block, row.status, count(row.parameters_before), count(row.parameters_after), row.how)
+        for number, row in enumerate(report, start=1)
+    ]
+    return Table("Blocks", (*numbers("#"), *words("block", "status"), *sizes, *words("how, or why not")), rows)

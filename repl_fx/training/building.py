@@ -1,4 +1,4 @@
-"""The LightningModule of a run, by the task, the data and the model."""
+"""The LightningModule of a run, by the task, the data and the model; `file.py:CLASS` is one of the user's own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,32 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
+from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.data.targets import has_targets
+from repl_fx.training.data.user_code import called
 from repl_fx.training.distillation import Distillation
 from repl_fx.training.module import Training, optimizers_of
 from repl_fx.training.tasks import Batch, Classification, LanguageModelling, Task, task_of
-from repl_fx.training.tasks.user_module import user_module
+
+DEFAULT = "Module"
+
+
+def user_module(spec: str, model: nn.Module) -> pl.LightningModule:
+    """Call the class of `file.py:CLASS`, or `Module` of `file.py`, with the model to train.
+
+    Raises:
+        BadInput: no such file or class, its code raises, or the result is no LightningModule that holds the model.
+    """
+    made, where, _ = called(spec, DEFAULT, model)
+    if not isinstance(made, pl.LightningModule):
+        raise BadInput(f"{where} made {in_words(made)}; give a LightningModule of the package pytorch_lightning")
+    if not any(module is model for module in made.modules()):
+        raise BadInput(f"{where} does not keep the model it is given; set it as an attribute of the LightningModule")
+    return made
 
 
 def module_of(

@@ -25,8 +25,7 @@ from repl_fx.reporting.tables import (
     scores_table,
     verification_table,
 )
-from repl_fx.rewriting.blocks_table import blocks_table
-from repl_fx.rewriting.report import BlockReport
+from repl_fx.rewriting.report import BlockReport, blocks_table
 from tests.display.shown import row_of, text_of
 from tests.planning.scoring.test_scores import SCORES
 

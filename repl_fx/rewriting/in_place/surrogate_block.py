@@ -20,7 +20,7 @@ from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
 from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
-from repl_fx.graph.naming import named_alike
+from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, is_cache, this_thread
 from repl_fx.rewriting.in_place.effective_weights import weight_now

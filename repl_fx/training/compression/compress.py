@@ -90,9 +90,9 @@ class _CompressRun:
     state: CompressionState
     spec: str
     config: CompressConfig
-    trust_remote_code: bool = False
-    progress: Callable[[str], None] = lambda stage: None
-    note: Note = lambda kind, lines: None
+    trust_remote_code: bool
+    progress: Callable[[str], None]
+    note: Note
 
     @property
     def directory(self) -> Path:
@@ -100,40 +100,21 @@ class _CompressRun:
         return self.state.directory
 
 
-def compress_source(
-    spec: str,
-    output: Path | None,
-    given: Mapping[str, Any],
-    *,
-    config_file: Path | None = None,
-    resume: bool = False,
-    force: bool = False,
-    trust_remote_code: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
-    note: Note = lambda kind, lines: None,
-) -> Compressed:
+def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) -> Compressed:
     """Compress a trained model, or go on with a compression that was stopped.
 
     Args:
-        spec: a model specification; with `resume`, the directory of the run.
-        output: the directory of the artifact.
-        given: settings that were given as flags; None for those that were not.
-        config_file: settings in YAML that flags come before.
-        resume: go on with the run of the directory, with its settings.
-        force: replace the artifact or the run at `output`.
-        trust_remote_code: see `load_source`.
-        progress: called with the name of each stage as it begins.
+        request: of a model specification; with `resume`, of the directory of the run.
         note: called with `data` and a line for each change that the data go through, and with `note` and remarks.
 
     Raises:
         BadInput: options that do not go together, a budget that nobody can meet, data or a model that do not fit.
         ReplFxError: see `transform` and `export_onnx`.
     """
-    run = _begun(spec, output, given, config_file, resume=resume, force=force)
-    run = replace(run, trust_remote_code=trust_remote_code, progress=progress, note=note)
+    run = _begun(request, note)
     try:
-        if not (resume and "cut" in run.state.figures()):
-            run = _cut(run, resume=resume)
+        if not (request.resume and "cut" in run.state.figures()):
+            run = _cut(run, resume=request.resume)
         if run.config.heal and "healed" not in run.state.figures():
             _heal(run)
         exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
@@ -146,34 +127,33 @@ def compress_source(
     return Compressed(run.directory, figures, budget, fits, costs, known.get("said", []), exported)
 
 
-def _begun(
-    spec: str, output: Path | None, given: Mapping[str, Any], config_file: Path | None, *, resume: bool, force: bool
-) -> _CompressRun:
-    changes = given_among(given)
-    if resume:
-        if output is not None or changes or config_file is not None:
+def _begun(request: RunRequest, note: Note) -> _CompressRun:
+    spec, output, changes = request.spec, request.output, given_among(request.given)
+    known = request.trust_remote_code, request.progress, note
+    if request.resume:
+        if output is not None or changes or request.config is not None:
             raise BadInput(
                 "--resume goes on with the run of a directory, with its settings; leave out all else: "
                 f"repl-fx compress {output or spec} --resume"
             )
         state = CompressionState(Path(spec))
         model, config = state.settings()
-        return _CompressRun(state, model, config)
+        return _CompressRun(state, model, config, *known)
     if output is None:
         raise BadInput("no place to write to; give -o DIR")
-    if Path(spec).is_dir():
+    if request.is_artifact:
         raise BadInput(f"{spec} is a directory; give the model itself, or --resume, and leave out -o")
     base = settings_to_compress()
-    config = (base if config_file is None else read_config(config_file, base)).changed(**changes)
+    config = (base if request.config is None else read_config(request.config, base)).changed(**changes)
     if not config.budget:
         raise BadInput("no budget to compress to; give --budget, such as --budget flops=0.75")
     config.planning_options()
     require_available(config)
     state = CompressionState(output)
-    if state.begun and not force:
+    if state.begun and not request.force:
         raise BadInput(f"{output} has a compression already; go on with --resume, or begin anew with --force")
-    require_free(output, force=force)
-    return _CompressRun(state, spec, config)
+    require_free(output, force=request.force)
+    return _CompressRun(state, spec, config, *known)
 
 
 def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:

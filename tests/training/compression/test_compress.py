@@ -19,6 +19,7 @@ from repl_fx.errors import BadInput
 from repl_fx.planning.scoring.scores import Scores
 from repl_fx.planning.written_options import read_scores
 from repl_fx.training.calibration import score_on_data
+from repl_fx.training.command import RunRequest
 from repl_fx.training.compression import compress as compressing
 from repl_fx.training.compression.compress import Compressed, compress_source
 from repl_fx.training.compression.stages import CompressionState
@@ -36,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _compress(place: Path, output: Path, **given: Any) -> Compressed:
     spec, weights = str(place / "model.py"), str(place / "weights.safetensors")
-    return compress_source(spec, output, {**GIVEN, "data": f"{spec}:data", "weights": weights, **given})
+    return compress_source(RunRequest(spec, output, {**GIVEN, "data": f"{spec}:data", "weights": weights, **given}))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_trained_model_is_cut_healed_and_exported(whole: tuple[Path, Compresse
     state = CompressionState(tmp_path / "out").scores()
     assert state is not None and read_scores(tmp_path / "out" / "scores.json") == state.of("influence")
     # A run at its end has nothing left to do.
-    again = compress_source(str(tmp_path / "out"), None, {}, resume=True)
+    again = compress_source(RunRequest(str(tmp_path / "out"), None, {}, resume=True))
     assert (again.figures, again.fits, again.exported) == (done.figures, done.fits, {})
 
 
@@ -97,7 +98,7 @@ def test_a_run_goes_on_behind_its_last_stage(
     patch_score = pytest.MonkeyPatch()
     patch_score.setattr(compressing, "score_on_data", stopped)
     try:
-        resumed = compress_source(str(tmp_path / "stopped"), None, {}, resume=True)
+        resumed = compress_source(RunRequest(str(tmp_path / "stopped"), None, {}, resume=True))
     finally:
         patch_score.undo()
     assert (resumed.figures, resumed.fits, resumed.budget) == (wanted.figures, wanted.fits, wanted.budget)
@@ -153,13 +154,13 @@ def test_what_cannot_be_is_a_line_and_leaves_nothing(trained: Path, tmp_path: Pa
             _compress(trained, out, **given)
         assert not out.exists(), given
     with pytest.raises(BadInput, match="no place to write to; give -o DIR"):
-        compress_source("net.py", None, GIVEN)
+        compress_source(RunRequest("net.py", None, GIVEN))
     with pytest.raises(BadInput, match=r"leave out all else: repl-fx compress .* --resume"):
-        compress_source(str(tmp_path), None, {"epochs": 2}, resume=True)
+        compress_source(RunRequest(str(tmp_path), None, {"epochs": 2}, resume=True))
     with pytest.raises(BadInput, match="has no compression to go on with"):
-        compress_source(str(tmp_path), None, {}, resume=True)
+        compress_source(RunRequest(str(tmp_path), None, {}, resume=True))
     with pytest.raises(BadInput, match="is a directory; give the model itself"):
-        compress_source(str(tmp_path), out, GIVEN)
+        compress_source(RunRequest(str(tmp_path), out, GIVEN))
 
 
 @pytest.mark.slow
@@ -170,10 +171,12 @@ def test_a_run_that_failed_leaves_the_one_before(trained: Path, whole: tuple[Pat
         _compress(trained, out)
     spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
     with pytest.raises(BadInput, match=r"no file none\.npz"):
-        compress_source(spec, out, {**GIVEN, "data": "npz:none.npz", "weights": weights}, force=True)
+        compress_source(RunRequest(spec, out, {**GIVEN, "data": "npz:none.npz", "weights": weights}, force=True))
     assert CompressionState(out).figures() == first.figures and _weights(out)
     # One in its place heals from its own cut, and not from the checkpoint that lies there.
-    again = compress_source(spec, out, {**GIVEN, "data": f"{spec}:data", "weights": weights, "heal": True}, force=True)
+    again = compress_source(
+        RunRequest(spec, out, {**GIVEN, "data": f"{spec}:data", "weights": weights, "heal": True}, force=True)
+    )
     assert again.figures == first.figures and (out / STATE / "last.ckpt").exists()
     assert export_artifact(repl_fx.artifact.load_artifact(out))[""].verification
 
@@ -184,7 +187,9 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: P
     spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
     # Maps in place of whole blocks take the stream, whose sizes the capture has fixed; 36 samples fill no fifth batch.
     given = {**GIVEN, "surrogate": "linear", "samples": 36, "heal": True, "data": f"{spec}:data", "weights": weights}
-    done = compress_source(f"{spec}:one_by_one", tmp_path / "out", given, note=lambda kind, lines: said.extend(lines))
+    done = compress_source(
+        RunRequest(f"{spec}:one_by_one", tmp_path / "out", given), lambda kind, lines: said.extend(lines)
+    )
     assert "the model is captured at a batch of 8 alone; what fills none is left out" in said
     assert list(done.figures) == ["original", "cut", "healed"] and done.equivalent
     model = repl_fx.load(tmp_path / "out")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.rewriting.in_place.assembling import InPlace
-from repl_fx.rewriting.in_place.choosing import Choices, settle_places
+from repl_fx.rewriting.settling import Choices, settle_places
 from tests.nets import MlpBlock, RawNet
 
 PLAN = Plan(tuple(Replacement(block, "r", "0", "9", "first") for block in ("1", "3", "5")), (), "")
