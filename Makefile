@@ -88,6 +88,8 @@ zoo: .venv/.installed-dev .venv/.installed-bench
 	$(BIN)/python -m benchmarks.zoo --report-only
 	$(BIN)/python -m benchmarks.zoo --sizes
 	$(BIN)/python -m benchmarks.zoo --sizes --report-only
+	$(BIN)/python -m benchmarks.zoo --data
+	$(BIN)/python -m benchmarks.zoo --data --report-only
 
 # What people do with a model, on each form of a result; a quarter of an hour.
 ecosystem: .venv/.installed-dev .venv/.installed-bench

@@ -44,6 +44,7 @@ import multiprocessing
 import operator
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -276,7 +277,9 @@ def _serve(connection: Connection, tool: str, clock: str) -> None:
             gc.collect()
             connection.send(asdict(TOOLS[tool].run(*known[1], CLOCKS[clock])))
         except Exception as error:
-            connection.send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"})
+            # Where a package is installed is no concern of the reader's.
+            said = re.sub(r"[^\s(]*/site-packages/", "", " ".join(str(error).split()))
+            connection.send({"error": f"{type(error).__name__}: {said[:200]}"})
 
 
 class _Worker:

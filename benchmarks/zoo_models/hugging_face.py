@@ -73,6 +73,8 @@ _DROPOUTS = (
 )
 # What the commands that read data give models of these classes.
 _DATA = {"LMHeadModel": TEXT, "ForCausalLM": TEXT, "ForMaskedLM": TOKENS, "ForImageClassification": PICTURES}
+# Codes of sound, and an encoder of anything.
+_NO_TEXT = ("musicgen-decoder", "perceiver")
 _LAYER_DROPS = ["layerdrop", "encoder_layerdrop", "decoder_layerdrop"]
 
 
@@ -107,7 +109,7 @@ def _case(
             built: nn.Module = getattr(transformers, model)(made)
             return built, (), dict(inputs())
 
-    data = next((data for ending, data in _DATA.items() if model.endswith(ending)), "")
+    data = "" if name in _NO_TEXT else next((data for ending, data in _DATA.items() if model.endswith(ending)), "")
     return Case(f"hf:{name}", name, build, note, data)
 
 

@@ -13,9 +13,10 @@ classification. A model of `hf:` is named by a directory with its config.json al
 
 from __future__ import annotations
 
+import inspect
 import textwrap
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,13 @@ _SAMPLES = ("--samples", "8", "--score", "influence")
 _LENGTH = 16
 # Bytes, and the end of a text.
 _VOCABULARY = 257
-_NOTHING = ("nothing to replace", "no repeat")
+_NOTHING = ("nothing to replace", "no repeat", "nothing repeats")
 _LOADER = f"""
     import torch
 
     IDS, MASK = torch.randint(5, 90, (2, {_LENGTH})), torch.ones(2, {_LENGTH}, dtype=torch.int64)
-    BATCHES = [({{"input_ids": IDS, "attention_mask": MASK}}, torch.tensor([0, 1])) for _ in range(4)]
+    GIVEN = {{"input_ids": IDS, "attention_mask": MASK}}
+    BATCHES = [({{name: GIVEN[name] for name in NAMES}}, torch.tensor([0, 1])) for _ in range(4)]
 
 
     def batches():
@@ -69,26 +71,31 @@ def reading(case: Case, record: Record, place: Path, last: str, heavy: Any) -> N
     model, args, kwargs = built(case, record, place, "build")
     record.parameters = sum(parameter.numel() for parameter in model.parameters())
     inputs = [*args, *kwargs.values()]
-    spec, data = _spec(case, model, inputs[0].shape, place), _data(case, inputs, place)
+    spec, data = _spec(case, model, inputs[0].shape, place), _data(case, model, inputs, place)
     small = str(place / "small")
     del model, args, kwargs, inputs
     with alone(record, heavy):
-        with stage(record, place, "inspected", last):
+        with stage(record, place, "inspected", last), _ending_where_nothing_repeats(record):
             _run("inspect", *spec, *data, *_SAMPLES, "--json", device=True)
-        with stage(record, place, "trained", last):
-            try:
-                _run("train", *spec, "-o", str(place / "out"), *data, *_FEW, *_STEPS)
-            except CommandError as problem:
-                if not any(words in str(problem) for words in _NOTHING):
-                    raise
-                record.nothing_repeats, record.reason = True, str(problem)
-                stop()
+        with stage(record, place, "trained", last), _ending_where_nothing_repeats(record):
+            _run("train", *spec, "-o", str(place / "out"), *data, *_FEW, *_STEPS)
         with stage(record, place, "compressed", last):
             _compress(spec, data, small)
         with stage(record, place, "healed", last):
             _run("heal", small, *data, *_FEW, *_STEPS)
         with stage(record, place, "benched", last):
             _run("bench", small, "--rounds", "1", "--warm-up", "0", "--batch", "2", "--no-compile", device=True)
+
+
+@contextmanager
+def _ending_where_nothing_repeats(record: Record) -> Iterator[None]:
+    try:
+        yield
+    except CommandError as problem:
+        if not any(words in str(problem) for words in _NOTHING):
+            raise
+        record.nothing_repeats, record.reason = True, str(problem)
+        stop()
 
 
 def _compress(spec: Sequence[str], data: Sequence[str], small: str) -> None:
@@ -147,7 +154,7 @@ def _size_argument(library: str, name: str) -> str:
     return ""
 
 
-def _data(case: Case, inputs: Sequence[Any], place: Path) -> list[str]:
+def _data(case: Case, model: Any, inputs: Sequence[Any], place: Path) -> list[str]:
     """The words that name data of a model's kind, which are written."""
     if case.data == PICTURES:
         size = inputs[0].shape[-1]
@@ -158,7 +165,9 @@ def _data(case: Case, inputs: Sequence[Any], place: Path) -> list[str]:
         for name in ("one.txt", "other.txt"):
             (place / "text" / name).write_text("to be or not to be that is the question " * 20)
         return ["--data", f"text:{place / 'text'}", "--context", str(_LENGTH)]
-    (place / "batches.py").write_text(textwrap.dedent(_LOADER))
+    # What a tokenizer of such a model makes.
+    names = [name for name in ("input_ids", "attention_mask") if name in inspect.signature(model.forward).parameters]
+    (place / "batches.py").write_text(f"NAMES = {names}\n{textwrap.dedent(_LOADER)}")
     return ["--data", f"{place / 'batches.py'}:batches"]
 
 

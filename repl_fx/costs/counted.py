@@ -27,7 +27,7 @@ from repl_fx.graph.decisions import is_decision
 from repl_fx.graph.runtime import REGIONS, check_condition
 from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, own_randomness
+from repl_fx.running.untouched import device_of, own_randomness, untouched
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import Part
 
@@ -140,9 +140,12 @@ def _measured(gm: nn.Module, given: ExampleInputs, measure: Callable[[Any, Examp
     Raises:
         ForeignError: whatever the module raised.
     """
-    needs_values = isinstance(gm, fx.GraphModule) and device_of(gm, given).type != "meta"
+    is_graph = isinstance(gm, fx.GraphModule)
+    needs_values = is_graph and device_of(gm, given).type != "meta"
+    # Code of the user's own may keep what it makes, such as a table in an `lru_cache`, which has no values here.
+    left = nullcontext() if is_graph else untouched(gm)
     try:
-        with _copied(gm, given, FakeTensorMode(allow_non_fake_inputs=True)) as (module, inputs), foreign_code():
+        with left, _copied(gm, given, FakeTensorMode(allow_non_fake_inputs=True)) as (module, inputs), foreign_code():
             return measure(module, inputs)
     except ForeignError:
         if not needs_values:

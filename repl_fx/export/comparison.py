@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.export.difference import (
@@ -25,6 +24,7 @@ from repl_fx.export.difference import (
 )
 from repl_fx.export.session import OnnxSession, pair_by_position
 from repl_fx.export.tensors import FlatInputs, name_outputs
+from repl_fx.graph.captured import in_double_precision
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.running.untouched import untouched
 
@@ -145,7 +145,7 @@ class ModelComparison:
         doubled = inputs.given.map(lambda t: t.double() if t.dtype in MOST_ROUNDING else t.clone())
         try:
             with foreign_code():
-                outputs = name_outputs(doubled.passed_to(_in_double(self.module)))[0]
+                outputs = name_outputs(doubled.passed_to(in_double_precision(self.module)))[0]
         except ForeignError:
             # The module may cast to one of them on its way.
             return {}
@@ -166,16 +166,3 @@ class ModelComparison:
         if dtype != value.dtype.name:
             return f"output {name!r} is {dtype} in PyTorch, {value.dtype.name} in ONNX"
         return None
-
-
-def _in_double(module: nn.Module) -> nn.Module:
-    """A copy in double precision; casts that a trace has fixed (`x.to(self.weight.dtype)`) are to double."""
-    doubled = copy.deepcopy(module).double()
-    for graph_module in doubled.modules():
-        if isinstance(graph_module, fx.GraphModule):
-            for node in graph_module.graph.nodes:
-                node.args, node.kwargs = fx.node.map_aggregate(
-                    (node.args, node.kwargs), lambda value: torch.float64 if value in MOST_ROUNDING else value
-                )
-            graph_module.recompile()
-    return doubled

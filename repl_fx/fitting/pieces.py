@@ -9,7 +9,6 @@ in the parameters, and how.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import any_names, pytree
 from repl_fx.graph.bridge import digraph, leading_to, reached_from
+from repl_fx.graph.captured import in_double_precision
 from repl_fx.graph.extracting import Extract
 
 # Values are affine where the rounding of double precision alone is in the way.
@@ -61,8 +61,8 @@ class Piece:
             piece.copy(node)
         piece.graph.output(piece.made[self._point])
         with any_names():
-            copied = copy.deepcopy(fx.GraphModule(self._gm, piece.graph))
-        return copied.double().eval().requires_grad_(False)
+            module = fx.GraphModule(self._gm, piece.graph)
+        return in_double_precision(module).eval().requires_grad_(False)
 
     def __contains__(self, node: fx.Node) -> bool:
         return node in self.nodes

@@ -99,10 +99,12 @@ class WithoutValues:
             forget_tensors(self._mode)
         return ShapeRun(leaves, terms.unsure)
 
-    def agree(self, model: nn.Module, graph: nn.Module, inputs: ExampleInputs, training: bool) -> bool:
-        """Tell whether two modules end alike on values for sure: they return the same, or stop."""
+    def returned(self, model: nn.Module, graph: nn.Module, inputs: ExampleInputs, training: bool) -> bool | None:
+        """Tell whether two modules both return, and the same, or both stop; None where only values can tell."""
         ours = self.run(model, inputs, training)
-        return not ours.open and same_results(ours, self.run(graph, inputs, training)) is True
+        if ours.open or not same_results(ours, self.run(graph, inputs, training)):
+            return None
+        return not ours.stopped
 
 
 def same_results(ours: ShapeRun, theirs: ShapeRun) -> bool | None:

@@ -224,7 +224,8 @@ def _with_head(transformers: Any, model_class: Any, config: Any, purpose: Purpos
 def _is_bare(transformers: Any, model_class: Any, config: Any) -> bool:
     """Tell whether a class is the one without a head that AutoModel has for a config."""
     auto = transformers.AutoModel
-    return model_class in (auto, auto._model_mapping.get(type(config), None))
+    bare = auto._model_mapping.get(type(config), None)
+    return model_class is auto or model_class in (bare if isinstance(bare, tuple) else (bare,))
 
 
 def _named_class(transformers: Any, values: Mapping[str, Any], code: Code) -> str | None:

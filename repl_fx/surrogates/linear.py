@@ -396,8 +396,12 @@ def _channel_axis(site: Site, stream: Tensor) -> int:
         return 1
     if found or stream.ndim == 2:
         return -1
-    # A group norm has channels along axis 1; what mixes them may see positions in a row.
-    norms = (norm_at(site.graph_module, node, [stream.shape[1]]) for node in site.block.nodes)
-    if any(norm is not None and norm.kind == "group" for norm in norms):
-        return 1
-    raise Unfit("no linear layer or convolution of it reads its stream, so that the axis of channels is not known")
+    # A group norm has channels along axis 1; what mixes them may see positions in a row. Others have them last, behind
+    # which Falcon, say, multiplies by matrices itself.
+    for axis, kinds in ((1, ("group",)), (-1, ("layer", "rms"))):
+        norms = (norm_at(site.graph_module, node, [stream.shape[axis]]) for node in site.block.nodes)
+        if any(norm is not None and norm.kind in kinds for norm in norms):
+            return axis
+    raise Unfit(
+        "no linear layer, convolution or norm of it reads its stream, so that the axis of channels is not known"
+    )

@@ -17,7 +17,7 @@ from repl_fx.running.untouched import outcome_of
 from repl_fx.running.without_values import ShapeRun, WithoutValues, same_results
 
 # Products that take as long to compute as a node on shapes alone, on one core.
-_PER_NODE = 8_000_000
+_PER_NODE = 25_000_000
 _OPEN = ShapeRun(None, open=True)
 
 
@@ -42,7 +42,11 @@ class SideBySide:
 
     def agree(self, gm: nn.Module, inputs: ExampleInputs, training: bool = False) -> bool:
         """Tell whether it is sure without computing that both return the same, or stop."""
-        return self._shapes is not None and self._shapes.agree(self._model, gm, inputs, training)
+        return self.returned(gm, inputs, training) is not None
+
+    def returned(self, gm: nn.Module, inputs: ExampleInputs, training: bool = False) -> bool | None:
+        """Tell without computing whether both return, and the same, or both stop; None where only values can tell."""
+        return None if self._shapes is None else self._shapes.returned(self._model, gm, inputs, training)
 
     def compare(self, gm: nn.Module | None, inputs: ExampleInputs) -> tuple[bool, bool]:
         """Tell whether the model runs on inputs in both modes, and whether a graph then computes the same.

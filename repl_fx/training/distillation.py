@@ -115,9 +115,10 @@ class Distillation:
         if self.config.teacher_logits:
             soft = self._soft(self.task.logits(outputs), self.task.logits(taught))
             loss = loss + self.config.teacher_logits * soft
-        if self.places:
-            far = torch.stack([_distance(ours[place.path], theirs[place.path]) for place in self.places])
-            loss = loss + self.config.teacher_values * far.mean()
+        # A layer that this batch skips by a draw has no value.
+        far = [_distance(ours[p.path], theirs[p.path]) for p in self.places if p.path in ours and p.path in theirs]
+        if far:
+            loss = loss + self.config.teacher_values * torch.stack(far).mean()
         return outputs, loss
 
     def require_fit(self, batch: Batch, outputs: Any) -> None:

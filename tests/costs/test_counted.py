@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -176,6 +177,21 @@ def test_the_module_is_left_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert tensors == {name: id(tensor) for name, tensor in net.state_dict(keep_vars=True).items()}
     assert torch.equal(random, torch.default_generator.get_state())
+
+
+@lru_cache
+def _table(size: int) -> Tensor:
+    return torch.arange(float(size))
+
+
+class _Tabled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * _table(x.shape[-1])
+
+
+def test_tables_that_code_keeps_hold_values_afterwards() -> None:
+    measure_costs(_Tabled(), (torch.ones(2, 3),))
+    assert _Tabled()(torch.ones(2, 3)).tolist() == [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]
 
 
 def test_a_graph_costs_what_its_model_costs() -> None:

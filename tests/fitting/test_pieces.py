@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.fitting.pieces import Piece, axis_of_first, close, in_double
 
 
@@ -46,6 +49,25 @@ def test_a_piece_makes_what_the_graph_does_and_changes_nothing(instead: bool) ->
         piece.parameter(nodes["two"], "bias").add_(1)
         torch.testing.assert_close(piece(values), made + x)
         assert bias is net.two.bias and torch.equal(bias, before)
+
+
+def test_casts_within_a_piece_are_to_double() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.two(self.one(x).to(torch.float32).square().to(dtype=torch.float16).to(x.dtype))
+            return out
+
+    net = Normed().half()
+    gm = repl_fx.capture(net, (torch.randn(2, 3).half(),))
+    (one, two) = (next(node for node in gm.graph.nodes if node.target == name) for name in ("one", "two"))
+    piece = Piece(gm, [one], two)
+    x = torch.randn(2, 3).half()
+    exact = copy.deepcopy(net).double()
+    torch.testing.assert_close(piece({node: x for node in piece.given}), exact.two(exact.one(x.double()).square()))
 
 
 def test_values_in_double_are_copies_and_integers_stay() -> None:

@@ -74,7 +74,7 @@ OTHER = [
 def test_equal_operators_are_equal_results(pair: tuple[Callable[[Runs, Tensor], Tensor], ...], training: bool) -> None:
     model, graph = Runs(pair[0]), Runs(pair[1], X[0].clone())
     before, place = [buffer.clone() for buffer in model.buffers()], torch.get_rng_state()
-    assert WithoutValues().agree(model, graph, ExampleInputs((X,)), training)
+    assert WithoutValues().returned(model, graph, ExampleInputs((X,)), training)
     assert all(map(torch.equal, model.buffers(), before)) and torch.equal(torch.get_rng_state(), place)
 
 
@@ -88,8 +88,8 @@ def test_other_operators_tell_nothing(pair: tuple[Callable[[Runs, Tensor], Tenso
 def test_constants_are_compared_by_their_values() -> None:
     adds: Callable[[Runs, Tensor], Tensor] = lambda net, x: x + net.table  # noqa: E731
     model = Runs(adds)
-    assert not WithoutValues().agree(model, Runs(adds, X[1].clone()), ExampleInputs((X,)), training=False)
-    assert not WithoutValues().agree(model, Runs(adds, X[1]), ExampleInputs((X,)), training=False)
+    assert not WithoutValues().returned(model, Runs(adds, X[1].clone()), ExampleInputs((X,)), training=False)
+    assert not WithoutValues().returned(model, Runs(adds, X[1]), ExampleInputs((X,)), training=False)
 
 
 def test_shapes_tell_results_apart() -> None:
@@ -115,4 +115,4 @@ def test_shapes_tell_results_apart() -> None:
 def test_code_that_asks_for_values_is_open(forward: Callable[[Runs, Tensor], Tensor]) -> None:
     shapes, inputs = WithoutValues(), ExampleInputs((X,))
     run = shapes.run(Runs(forward), inputs, training=False)
-    assert run.open and not run.stopped and not shapes.agree(Runs(forward), Runs(forward), inputs, training=False)
+    assert run.open and not run.stopped and not shapes.returned(Runs(forward), Runs(forward), inputs, training=False)

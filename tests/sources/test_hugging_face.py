@@ -179,6 +179,11 @@ def test_a_bare_directory_gets_the_head_and_keeps_its_sizes(tmp_path: Path, tran
         load_source(f"hf:{tmp_path / 'bare'}", purpose=Purpose("segmentation"))
 
 
+def test_a_type_with_two_bare_classes_gets_the_head() -> None:
+    source = load_source("hf:funnel", purpose=Purpose("classification", shape=(16,), classes=3))
+    assert type(source.model).__name__ == "FunnelForSequenceClassification" and run(source).logits.shape == (2, 3)
+
+
 def test_models_come_from_the_cache_of_the_hub(bert: Path, hub: Hub) -> None:
     for commit, scale in (("a" * 40, 1.0), ("b" * 40, 2.0)):
         place = hub.add("some/bert", commit)

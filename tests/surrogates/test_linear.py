@@ -351,3 +351,21 @@ def test_a_group_norm_tells_the_channels_of_attention_over_pictures() -> None:
     fitted = repl_fx.fit(result, [torch.randn(16, CHANNELS, 4, 4)])
     (done,) = fitted.surrogates
     assert done.after is not None and done.before is not None and done.after < done.before
+
+
+class _Matrices(nn.Module):
+    """A block that multiplies by matrices itself, behind a norm of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.up, self.down = nn.Parameter(torch.randn(16, 24) / 4), nn.Parameter(torch.randn(24, 16) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.norm(x) @ self.up).relu() @ self.down  # type: ignore[no-any-return]
+
+
+def test_a_layer_norm_tells_the_channels_of_a_block_with_matrices_of_its_own() -> None:
+    result = transformed(nn.Sequential(*(_Matrices() for _ in range(4))), (X,), surrogate="linear", blocks=[2])
+    (stand_in,) = (module for module in result.graph_module.modules() if isinstance(module, StreamMap))
+    assert next(stand_in.parameters()).shape[0] == X.shape[-1]

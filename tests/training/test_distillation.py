@@ -65,6 +65,13 @@ def test_values_behind_replaced_blocks_are_taught() -> None:
     assert not any(module._forward_hooks for model in (student, teacher) for module in model.modules())
 
 
+def test_a_block_that_a_batch_skips_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = _pair()
+    last: Any = student.get_submodule("blocks.2")
+    monkeypatch.setattr(student.get_submodule("blocks"), "forward", last.forward)
+    assert float(_step(student, teacher, teacher_logits=0.0, teacher_values=2.0).detach()) == 0
+
+
 @pytest.mark.parametrize("settings", [{}, {"merged": True}], ids=str)
 def test_values_are_taught_to_a_graph_as_they_are_in_place(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)

@@ -158,8 +158,13 @@ class Builder(Site):
     def call_module(self, path: str, *args: Any) -> fx.Node:
         """A node that calls a module of the graph."""
         module = self._made.get_submodule(path)
+        given = self.now(args)
+        kinds = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), given)
         with _code_of(module):
-            value = self.value_of(lambda *given: call_on_fakes(module, given, {}), *self.now(args))
+            value = self._rewriting.once(
+                f"{_form_of(module)} {kinds!r} {self._regions()!r}",
+                lambda: self.value_of(lambda *values: call_on_fakes(module, values, {}), *given),
+            )
         return self.create("call_module", path, args, {}, value)
 
     def again(self, node: fx.Node, *values: fx.Node) -> fx.Node:
@@ -200,10 +205,7 @@ class Builder(Site):
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
-        # Settings such as a width decide the shapes of the results as much as the state does.
-        settings = {name: value for name, value in vars(synthesis).items() if not name.startswith("_")}
-        kinds = [_Kind(tensor) for tensor in (*synthesis.parameters(), *(weight.meta["val"] for weight in weights))]
-        call = f"{type(synthesis)!r} {settings!r} {kinds!r}"
+        call = f"{_form_of(synthesis)} {[_Kind(weight.meta['val']) for weight in weights]!r}"
         value = self._rewriting.once(call, lambda: self._shapes_of(synthesis, weights))
         return self.create("call_module", self.module(name, synthesis), weights, {}, value)
 
@@ -256,6 +258,15 @@ def _code_of(module: nn.Module) -> AbstractContextManager[None]:
     """Run a module on sizes of a surrogate's; what code of the model's own raises there is no defect of repl-fx."""
     kinds = (type(part).__module__ for part in module.modules())
     return nullcontext() if all(is_ours(kind) or kind.startswith("torch.") for kind in kinds) else foreign_code()
+
+
+def _form_of(module: nn.Module) -> str:
+    """The classes, settings and kinds of tensors of a module, which decide the shapes of its results."""
+    settings = [
+        (type(part), {name: value for name, value in vars(part).items() if not name.startswith("_")})
+        for part in module.modules()
+    ]
+    return f"{settings!r} {[_Kind(tensor) for tensor in (*module.parameters(), *module.buffers())]!r}"
 
 
 class _Kind:

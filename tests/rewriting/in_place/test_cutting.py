@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -145,11 +146,31 @@ class _Read(MlpBlock):
         return made
 
 
+@functools.lru_cache
+def _table(width: int) -> Tensor:
+    return torch.arange(float(width))
+
+
+class _Tabled(_Read):
+    """Adds a table that it makes once for each width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + _table(self.fc1.in_features))
+
+
+_OWN = {
+    _Root: False,
+    _Attribute: False,
+    _InTraining: False,
+    _OfLongOnes: False,
+    _Kept: False,
+    _Read: True,
+    _Tabled: True,
+}
+
+
 @pytest.mark.parametrize("silent", [False, True])
-@pytest.mark.parametrize(
-    ("block", "own"),
-    [(_Root, False), (_Attribute, False), (_InTraining, False), (_OfLongOnes, False), (_Kept, False), (_Read, True)],
-)
+@pytest.mark.parametrize(("block", "own"), _OWN.items())
 def test_code_that_computes_with_its_hidden_size_does_not_run_on_fewer_units(
     block: type[nn.Module], own: bool, silent: bool
 ) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from repl_fx.rewriting.in_place import judging
 from repl_fx.rewriting.in_place.judging import compute_with_sizes, parting
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import outcome_of
+from repl_fx.tracing import side_by_side
 from tests.captures import transformed
+from tests.nets import MlpBlock
 
 INPUTS = ExampleInputs((torch.randn(2, 4),))
 
@@ -69,6 +76,23 @@ def test_modules_that_are_not_the_same_twice_and_those_without_values_say_nothin
     assert parting(_Random(), _Random(), ([INPUTS], False)) == ""
     without = INPUTS.map(lambda tensor: tensor.to("meta"))
     assert parting(_Scaled(1.0), _Scaled(2.0), ([without], False)) == ""
+
+
+def test_large_models_are_compared_on_shapes_where_these_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "_PER_NODE", -1)
+    result = transformed(nn.Sequential(*(MlpBlock(4) for _ in range(4))), (INPUTS.args[0],), surrogate="blend")
+    model, graph, computed = result.model, result.module, list[str]()
+
+    def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        computed.append(type(module).__name__)
+        return outcome_of(module, *args, **kwargs)
+
+    monkeypatch.setattr(judging, "outcome_of", run)
+    assert parting(model, graph, ([INPUTS], False)) == "" and not computed
+    # Another parameter than the graph's.
+    model.get_submodule("3.fc1").weight = nn.Parameter(torch.randn(8, 4))
+    assert parting(model, graph, ([INPUTS], False)) == "in evaluation it computes otherwise there than in the graph"
+    assert computed
 
 
 def test_where_no_block_has_other_sizes_nothing_runs() -> None:
