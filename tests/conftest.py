@@ -8,6 +8,7 @@ import importlib
 import os
 import random
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+import repl_fx
+from repl_fx.surrogates.shared import registry
 
 # A terminal is not for the bars of a thousand calls.
 os.environ["REPL_FX_PROGRESS"] = "0"
@@ -35,6 +39,15 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_surrogates() -> Iterator[None]:
+    """Forget the surrogates that a test registers, which other tests of the process would meet."""
+    known = repl_fx.known_surrogates()
+    yield
+    for key in set(repl_fx.known_surrogates()) - set(known):
+        del registry._REGISTRY[key]
 
 
 @pytest.fixture

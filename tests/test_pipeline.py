@@ -276,6 +276,7 @@ def test_bad_arguments() -> None:
         repl_fx.transform(ConvNet(), (x,), surrogate="bottleneck", settings={"ratio": 2.0})
 
 
+@pytest.mark.usefixtures("own_surrogates")
 def test_a_surrogate_of_the_users_own() -> None:
     from dataclasses import dataclass
 

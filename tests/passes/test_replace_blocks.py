@@ -122,6 +122,7 @@ def test_blocks_with_two_streamed_values(surrogate: str) -> None:
         assert torch.equal(gm(x), pruned(x))
 
 
+@pytest.mark.usefixtures("own_surrogates")
 def test_a_surrogate_that_makes_too_few_values() -> None:
     @dataclass(frozen=True)
     class OneConfig:
