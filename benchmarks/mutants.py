@@ -75,7 +75,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/rewriting/apply.py": ("tests/test_pipeline.py", "tests/rewriting/test_trials.py"),
     "repl_fx/rewriting/folding.py": ("tests/test_pipeline.py",),
     "repl_fx/rewriting/result.py": ("tests/test_pipeline.py", "tests/rewriting/in_place/test_assembling.py"),
-    "repl_fx/rewriting/settling.py": ("tests/test_pipeline.py", "tests/rewriting/in_place/test_choosing.py"),
+    "repl_fx/rewriting/settling.py": ("tests/test_pipeline.py", "tests/rewriting/test_settling.py"),
     "passes/check_graph.py": ("tests/passes/test_check_graph.py", "tests/passes/test_replace_blocks.py"),
     "repl_fx/planning/choose_blocks.py": ("tests/planning/test_choose_blocks.py", "tests/finding/test_find_similar.py"),
     "passes/replace_blocks.py": ("tests/passes/test_replace_blocks.py", "tests/finding/test_side_outputs.py"),
