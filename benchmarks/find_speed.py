@@ -44,7 +44,6 @@ import multiprocessing
 import operator
 import os
 import platform
-import re
 import statistics
 import sys
 import time
@@ -59,6 +58,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from benchmarks.zoo_runner.stages import anywhere
 from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.graph.captured import CapturedModule
@@ -277,8 +277,7 @@ def _serve(connection: Connection, tool: str, clock: str) -> None:
             gc.collect()
             connection.send(asdict(TOOLS[tool].run(*known[1], CLOCKS[clock])))
         except Exception as error:
-            # Where a package is installed is no concern of the reader's.
-            said = re.sub(r"[^\s(]*/site-packages/", "", " ".join(str(error).split()))
+            said = anywhere(" ".join(str(error).split()))
             connection.send({"error": f"{type(error).__name__}: {said[:200]}"})
 
 

@@ -35,7 +35,7 @@ KERNELS, PROFILED = 10, 3
 
 
 def variants(which: str, every: int, toy: bool) -> list[Variant]:
-    """The variants of a piece: the recommended surrogate and its control, or all other surrogates; few in a toy run."""
+    """The variants of a piece: the recommended surrogate and its control (but in toy runs), or all other surrogates."""
     floor, recommended = pruned(every), rewritten("auto", every)
     if which == RECOMMENDED:
         control = [] if toy else [rewritten("auto", every, weights="own")]

@@ -145,7 +145,7 @@ class ModelComparison:
         doubled = inputs.given.map(lambda t: t.double() if t.dtype in MOST_ROUNDING else t.clone())
         try:
             with foreign_code():
-                outputs = name_outputs(doubled.passed_to(in_double_precision(self.module)))[0]
+                outputs = name_outputs(doubled.passed_to(in_double_precision(self.module, MOST_ROUNDING)))[0]
         except ForeignError:
             # The module may cast to one of them on its way.
             return {}

@@ -136,8 +136,10 @@ class _Fitting:
 
         try:
             first_node, first = stand_in.starts[0]
-            whole = isinstance(first, WholeMap) and self._map(stand_in, first_node, first.merged)
-            known = whole or self._numbers(stand_in)
+            if isinstance(first, WholeMap):
+                known = self._map(stand_in, first_node, first.merged)
+            else:
+                known = self._numbers(stand_in)
         except BaseException:
             put_back()
             raise

@@ -23,6 +23,7 @@ from repl_fx.graph.extracting import Extract
 
 # Values are affine where the rounding of double precision alone is in the way.
 ROUNDING = 1e-7
+_FRACTIONS = frozenset(one for one in vars(torch).values() if isinstance(one, torch.dtype) and one.is_floating_point)
 
 
 class Piece:
@@ -62,7 +63,7 @@ class Piece:
         piece.graph.output(piece.made[self._point])
         with any_names():
             module = fx.GraphModule(self._gm, piece.graph)
-        return in_double_precision(module).eval().requires_grad_(False)
+        return in_double_precision(module, _FRACTIONS).eval().requires_grad_(False)
 
     def __contains__(self, node: fx.Node) -> bool:
         return node in self.nodes

@@ -238,20 +238,23 @@ def _referring_to(value: Any, around: Iterable[nn.Module], known: dict[int, Any]
     return copy.deepcopy(value, known)
 
 
-def in_double_precision(module: nn.Module) -> nn.Module:
-    """A copy in double precision; casts that a trace has fixed (`x.to(self.weight.dtype)`) are to double."""
+def in_double_precision(module: nn.Module, casts: Collection[torch.dtype]) -> nn.Module:
+    """A copy in double precision.
+
+    Args:
+        casts: dtypes; casts to them that a trace has fixed (`x.to(self.weight.dtype)`) are to double.
+    """
     with any_names():
         doubled = copy.deepcopy(module).double()
     for graph_module in doubled.modules():
         if isinstance(graph_module, fx.GraphModule):
             for node in graph_module.graph.nodes:
-                node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), _double)
+                node.args, node.kwargs = fx.node.map_aggregate(
+                    (node.args, node.kwargs),
+                    lambda value: torch.float64 if isinstance(value, torch.dtype) and value in casts else value,
+                )
             graph_module.recompile()
     return doubled
-
-
-def _double(constant: Any) -> Any:
-    return torch.float64 if isinstance(constant, torch.dtype) and constant.is_floating_point else constant
 
 
 def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:

@@ -30,6 +30,9 @@ from repl_fx.tracing.parts.part_repeats import (
     structure_of,
 )
 
+# The other surrogates that may stand in for a block, most preferred first.
+Choices = Callable[[Replacement], Iterator[Replacement]]
+
 
 class Settling:
     """Plans for the repeats of a captured model, each applied, tried in a training step and put in place.
@@ -164,9 +167,6 @@ def completed(
         parts=tuple(part.path for part in used) or ("",),
         repeats=own_repeats_of(found),
     )
-
-
-Choices = Callable[[Replacement], Iterator[Replacement]]
 
 
 def settle_places(

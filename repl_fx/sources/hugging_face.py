@@ -215,17 +215,22 @@ def _with_head(transformers: Any, model_class: Any, config: Any, purpose: Purpos
     if purpose.task == "classification" and len(purpose.shape) == 1:
         name = _HEAD_OF_TEXTS
     auto = getattr(transformers, name)
-    found = auto._model_mapping.get(type(config), None)
-    if found is None:
+    classes = _classes_of(auto, config)
+    if not classes:
         raise SourceError(f"transformers has no {config.model_type} for {purpose.task} ({name}); name its class")
-    return found[0] if isinstance(found, tuple) else found
+    return classes[0]
 
 
 def _is_bare(transformers: Any, model_class: Any, config: Any) -> bool:
     """Tell whether a class is the one without a head that AutoModel has for a config."""
     auto = transformers.AutoModel
-    bare = auto._model_mapping.get(type(config), None)
-    return model_class is auto or model_class in (bare if isinstance(bare, tuple) else (bare,))
+    return model_class in (auto, *_classes_of(auto, config))
+
+
+def _classes_of(auto: Any, config: Any) -> tuple[Any, ...]:
+    """The classes that an auto class of transformers has for a config, the usual one first."""
+    known = auto._model_mapping.get(type(config), ())
+    return known if isinstance(known, tuple) else (known,)
 
 
 def _named_class(transformers: Any, values: Mapping[str, Any], code: Code) -> str | None:

@@ -396,8 +396,18 @@ def _channel_axis(site: Site, stream: Tensor) -> int:
         return 1
     if found or stream.ndim == 2:
         return -1
-    # A group norm has channels along axis 1; what mixes them may see positions in a row. Others have them last, behind
-    # which Falcon, say, multiplies by matrices itself.
+    return _axis_of_norms(site, stream)
+
+
+def _axis_of_norms(site: Site, stream: Tensor) -> int:
+    """The axis of channels by the block's norms: 1 of a group norm, the last of others.
+
+    What mixes the channels behind a group norm may see positions in a row; behind a layer norm a block may multiply by
+    matrices itself (Falcon).
+
+    Raises:
+        Unfit: it has none.
+    """
     for axis, kinds in ((1, ("group",)), (-1, ("layer", "rms"))):
         norms = (norm_at(site.graph_module, node, [stream.shape[axis]]) for node in site.block.nodes)
         if any(norm is not None and norm.kind in kinds for norm in norms):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from repl_fx.graph.captured import (
     AlikeGraphModule,
@@ -19,6 +19,7 @@ from repl_fx.graph.captured import (
     erase_dead,
     get_attr,
     has_effect,
+    in_double_precision,
     share_tensors,
     unique_name,
 )
@@ -144,3 +145,14 @@ def test_a_class_that_somebody_derived_stays() -> None:
 def test_shared_copies_keep_their_kind() -> None:
     module = AlikeGraphModule(nn.Module(), _negation())
     assert type(share_tensors(module)) is type(module)
+
+
+def test_casts_to_other_dtypes_stay_in_double_precision() -> None:
+    class Casting(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.to(torch.float32), x.to(dtype=torch.bfloat16)
+
+    gm = fx.symbolic_trace(Casting())
+    made = in_double_precision(gm, {torch.float32: 1e-3})(torch.ones(2, dtype=torch.float64))
+    assert [tensor.dtype for tensor in made] == [torch.float64, torch.bfloat16]
+    assert gm(torch.ones(2))[0].dtype == torch.float32

@@ -114,11 +114,9 @@ def _same_code(module: nn.Module, own: OwnCode, args: tuple[Any, ...], kwargs: d
         if whole is None:
             # Such as a block that takes no other sizes.
             continue
-        if not _same_calls(whole, smaller):
-            # Tables that the code keeps (`lru_cache`) are made in the first run alone.
-            again = _operators(module, args, kwargs, training, sizes)
-            if not _same_calls(again, smaller):
-                return False
+        # Tables that the code keeps (`lru_cache`) are made in the first run alone.
+        if not (_same_calls(whole, smaller) or _same_calls(_operators(module, args, kwargs, training, sizes), smaller)):
+            return False
         if training:
             break
     return True
@@ -189,7 +187,7 @@ def parting(model: nn.Module, module: nn.Module, *trials: tuple[Sequence[Example
     sides = SideBySide(model, module) if isinstance(module, fx.GraphModule) else None
     for choices, training in trials:
         known = [given for given in choices if not any(tensor.is_meta for tensor in (*given.tensors, *state))]
-        if sides is not None and any(sides.returned(module, given, training) for given in known):
+        if sides is not None and _returned(sides, module, known, training):
             continue
         outcomes = ((given, outcome_of(module, given, training)) for given in known)
         inputs, theirs = next((one for one in outcomes if one[1].problem is None), (None, None))
@@ -204,6 +202,12 @@ def parting(model: nn.Module, module: nn.Module, *trials: tuple[Sequence[Example
         if not _same(ours.outputs, theirs.outputs) and _same(run(module).outputs, theirs.outputs):
             return f"in {mode} it computes otherwise there than in the graph"
     return ""
+
+
+def _returned(sides: SideBySide, module: nn.Module, known: Sequence[ExampleInputs], training: bool) -> bool:
+    """Tell whether it is sure without values that both return the same on the first inputs that stop neither."""
+    told = (sides.returned(module, given, training) for given in known)
+    return next((returned for returned in told if returned is not False), None) is True
 
 
 def _same(ours: Any, theirs: Any) -> bool:

@@ -28,6 +28,7 @@ from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_n
 from repl_fx.graph.notes import COUNTERPART, REPLACES
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.graph.runtime import enter_autocast
+from repl_fx.running.holders import attributes_of
 from repl_fx.surrogates.shared.fitted_starts import FITTED, FittedStart
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -158,13 +159,8 @@ class Builder(Site):
     def call_module(self, path: str, *args: Any) -> fx.Node:
         """A node that calls a module of the graph."""
         module = self._made.get_submodule(path)
-        given = self.now(args)
-        kinds = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), given)
         with _code_of(module):
-            value = self._rewriting.once(
-                f"{_form_of(module)} {kinds!r} {self._regions()!r}",
-                lambda: self.value_of(lambda *values: call_on_fakes(module, values, {}), *given),
-            )
+            value = self._once(_form_of(module), lambda *given: call_on_fakes(module, given, {}), self.now(args), {})
         return self.create("call_module", path, args, {}, value)
 
     def again(self, node: fx.Node, *values: fx.Node) -> fx.Node:
@@ -198,10 +194,14 @@ class Builder(Site):
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""
         args, kwargs = self.now((args, kwargs))
-        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
-        call = f"{function!r} {given!r} {self._regions()!r}"
-        value = self._rewriting.once(call, lambda: self.value_of(function, *args, **kwargs))
+        value = self._once(repr(function), function, args, kwargs)
         return self.create("call_function", function, args, kwargs, value)
+
+    def _once(self, form: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The fake result of a function of nodes, or that of one of the same form on values of the same kinds."""
+        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
+        call = f"{form} {given!r} {self._regions()!r}"
+        return self._rewriting.once(call, lambda: self.value_of(function, *args, **kwargs))
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
@@ -262,10 +262,7 @@ def _code_of(module: nn.Module) -> AbstractContextManager[None]:
 
 def _form_of(module: nn.Module) -> str:
     """The classes, settings and kinds of tensors of a module, which decide the shapes of its results."""
-    settings = [
-        (type(part), {name: value for name, value in vars(part).items() if not name.startswith("_")})
-        for part in module.modules()
-    ]
+    settings = [(id(type(part)), attributes_of(part)) for part in module.modules()]
     return f"{settings!r} {[_Kind(tensor) for tensor in (*module.parameters(), *module.buffers())]!r}"
 
 

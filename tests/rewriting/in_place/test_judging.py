@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repl_fx.rewriting.in_place import judging
 from repl_fx.rewriting.in_place.judging import compute_with_sizes, parting
@@ -93,6 +93,21 @@ def test_large_models_are_compared_on_shapes_where_these_tell(monkeypatch: pytes
     model.get_submodule("3.fc1").weight = nn.Parameter(torch.randn(8, 4))
     assert parting(model, graph, ([INPUTS], False)) == "in evaluation it computes otherwise there than in the graph"
     assert computed
+
+
+class _Peeking(nn.Module):
+    """Asks for values where there are more than two rows, and computes otherwise there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 3.0 if len(x) > 2 and bool(x.any()) else x * 2.0
+
+
+def test_inputs_on_which_shapes_do_not_tell_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "_PER_NODE", -1)
+    graph = fx.symbolic_trace(_Scaled(2.0).eval())
+    longer = ExampleInputs((torch.randn(3, 4),))
+    assert parting(_Peeking(), graph, ([INPUTS, longer], False)) == ""
+    assert "computes otherwise" in parting(_Peeking(), graph, ([longer, INPUTS], False))
 
 
 def test_where_no_block_has_other_sizes_nothing_runs() -> None:
