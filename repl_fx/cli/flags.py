@@ -12,8 +12,10 @@ class ExportFlags(Flags):          ->   --opset INTEGER       Version of the ONN
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
@@ -24,7 +26,7 @@ from msgspec import Meta
 
 from repl_fx.cli.completion import OF_SETTINGS
 from repl_fx.cli.help import OUTPUT
-from repl_fx.planning.settings import flag_of, lines_of_help
+from repl_fx.planning.settings import flag_of
 
 # The sections of the help, by the settings in them; all others are the command's own.
 _LATER = ("task", "augment", "mixup", "cutmix")
@@ -149,7 +151,7 @@ def _flags(settings: Any, defaults: Mapping[str, Any]) -> Iterator[inspect.Param
 def flag(settings: Any, name: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:
     """The class that the flag of a field is read as, and the flag."""
     default = defaults.get(name, getattr(settings(), name))
-    kind, notes = _plain(get_type_hints(settings, include_extras=True)[name])
+    kind, notes = _plain(_annotations(settings)[name])
     names, limits = _NAMES.get(name, (flag_of(name),)), next((note for note in notes if isinstance(note, Meta)), None)
     if kind is bool and _ON not in notes:
         names = (f"{names[0]}/--no-{names[0][2:]}",)
@@ -170,6 +172,20 @@ def flag(settings: Any, name: str, defaults: Mapping[str, Any] = MappingProxyTyp
         autocompletion=OF_SETTINGS.get(name),
     )
     return kind, option
+
+
+@cache
+def _annotations(settings: type) -> dict[str, Any]:
+    """The annotations of a class by field; Python evaluates those of all fields for each question."""
+    return get_type_hints(settings, include_extras=True)
+
+
+@cache
+def lines_of_help(kind: type) -> dict[str, str]:
+    """The lines on the attributes of a class and of its bases in their docstrings, by name."""
+    texts = (inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")[2] for base in reversed(kind.__mro__))
+    lines = (found for text in texts for found in re.findall(r"^    (\w+): (.+(?:\n {8}.*)*)", text, re.MULTILINE))
+    return {name: " ".join(line.split()) for name, line in lines}
 
 
 def _plain(kind: Any, notes: tuple[Any, ...] = ()) -> tuple[Any, tuple[Any, ...]]:

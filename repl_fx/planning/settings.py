@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,13 +164,6 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
 def flag_of(name: str) -> str:
     """The flag of a setting."""
     return f"--{name.replace('_', '-')}"
-
-
-def lines_of_help(kind: type) -> dict[str, str]:
-    """The lines on the attributes of a class and of its bases in their docstrings, by name."""
-    texts = (inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")[2] for base in reversed(kind.__mro__))
-    lines = (found for text in texts for found in re.findall(r"^    (\w+): (.+(?:\n {8}.*)*)", text, re.MULTILINE))
-    return {name: " ".join(line.split()) for name, line in lines}
 
 
 def given_among(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
+from unittest.mock import Mock
 
 import msgspec
+import pytest
 import typer
 from msgspec import Meta
 from typer.testing import CliRunner
 
+from repl_fx.cli import flags
 from repl_fx.cli.flags import File, Switch, with_flags
 
 
@@ -84,3 +87,14 @@ def test_another_kind_of_value_is_refused() -> None:
         seen, output = _run("x", name, value)
         assert not seen
         assert name in output
+
+
+def test_annotations_are_evaluated_once_for_all_flags_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Many(_Settings, kw_only=True):
+        more: int = 0
+
+    asked = Mock(side_effect=get_type_hints)
+    monkeypatch.setattr(flags, "get_type_hints", asked)
+    for name in Many.__struct_fields__:
+        assert flags.flag(Many, name)
+    assert asked.call_count == 1

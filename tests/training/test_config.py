@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import repl_fx
+from repl_fx.cli.flags import lines_of_help
 from repl_fx.errors import BadInput
-from repl_fx.planning.settings import lines_of_help
 from repl_fx.training.config import TrainConfig, read_config
 
 

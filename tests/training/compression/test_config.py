@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from repl_fx.cli.flags import lines_of_help
 from repl_fx.errors import BadInput
-from repl_fx.planning.settings import lines_of_help
 from repl_fx.training.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig, settings_to_compress
 from repl_fx.training.config import TrainConfig, read_config
 
