@@ -8,8 +8,9 @@
     smoke, tests      what works: `benchmarks.gpu_smoke`, and the tests that are marked `gpu`
     largest           the largest batch that a step of each variant takes, found by trial within an eighth
     step              time and memory of a step in bfloat16, by the machinery of `benchmarks.step_cost`: the full model,
-                      with checkpoints, depth-pruned, each surrogate; at seven eighths of the full model's largest batch
-    kernels           the ten kernels that each variant's step spends most of its time in, by torch.profiler
+                      with checkpoints, depth-pruned, each surrogate
+    kernels           the ten kernels that a step of the full model, the depth-pruned and the recommended spends most of
+                      its time in, by torch.profiler
     train             `repl-fx train` next to a bare loop, by `benchmarks.throughput`
     accuracy          trained from scratch, by `benchmarks.accuracy` at its scale `gpu` with fewer epochs
     compress          trained networks cut by what `repl-fx compress` does and by Torch-Pruning, by `benchmarks.trained`
@@ -17,11 +18,11 @@
     runtimes          ONNX Runtime's providers: latency, and the difference from PyTorch on the CPU
 
 Each piece runs in a process of its own, which ends with this one, and leaves one line in OUT/gpu.jsonl: its result, the
-machine, and a `status`. What is `done` is not done again. A piece that `failed`, or was `late` (ended after twice its
-seconds), is left with its error and what it had, and tried again with `--again`; one that was `cut` off by the end of
-`--seconds` is tried again by itself. A piece begins where its usual time is left. Those that measure no time run
-`--workers` at a time. DIR has `cifar10.npz` and `FashionMNIST/raw`; pieces whose data set is not there wait for it, and
-a toy run makes pictures of noise.
+machine, and a `status`. What is `done` is not done again. A piece that `failed`, or was `late` (ended after four times
+its seconds), is left with its error and what it had, and tried again with `--again`; one that was `cut` off by the end
+of `--seconds` is tried again by itself. A piece begins where its usual time is left. `--workers` run at a time; what is
+timed, or fills the memory, has the device alone, and the others wait. DIR has `cifar10.npz` and `FashionMNIST/raw`;
+pieces whose data set is not there wait for it, and a toy run makes pictures of noise.
 
 `benchmarks.gpu_carry` brings what a machine without a network needs.
 
@@ -32,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import itertools
 import json
 import os
 import signal
@@ -68,8 +68,8 @@ from benchmarks.gpu_pieces.toy_data import write_toy_data
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = "gpu.jsonl"
-# A piece that takes longer than this many times its usual seconds is ended.
-PATIENCE = 2
+# A piece that takes longer than this many times its usual seconds, waiting for the device included, is ended.
+PATIENCE = 4
 # Of the output of a piece that failed.
 LAST_LINES = 8
 # A toy piece takes seconds, and most of them to import.
@@ -174,16 +174,15 @@ def left_to_do(known: Sequence[Piece], records: Sequence[Record], *, scale: str,
 
 
 def carry_out(session: Session, chosen: Sequence[Piece], workers: int) -> Iterator[Record]:
-    """Do pieces, one after the other, or some at a time where they measure no time."""
-    for beside, group in itertools.groupby(chosen, key=lambda piece: piece.beside or session.scale == TOY):
-        pool = ThreadPoolExecutor(workers if beside else 1)
-        try:
-            yield from (record for record in pool.map(session.perform, group) if record is not None)
-        except BaseException:
-            session.stop()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    """Do pieces, some at a time; those that measure time wait until they have the device alone."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from (record for record in pool.map(session.perform, chosen) if record is not None)
+    except BaseException:
+        session.stop()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -230,7 +229,7 @@ def _options(argv: Sequence[str] | None) -> Any:
     parser.add_argument("--scale", choices=SCALES, default=GPU, help="gpu (default), or toy to try it")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="keys of pieces; all by default")
     parser.add_argument("--again", action="store_true", help="try what failed again")
-    parser.add_argument("--workers", type=int, help="pieces at a time that measure no time (6, or 2 at scale toy)")
+    parser.add_argument("--workers", type=int, help="pieces at a time (6, or 2 at scale toy)")
     parser.add_argument("--list", action="store_true", help="name the pieces, in order, and run none")
     options = parser.parse_args(argv)
     options.workers = options.workers or (2 if options.scale == TOY else 6)

@@ -4,7 +4,8 @@
     python -m benchmarks.gpu_report build/gpu/gpu.jsonl --scale toy --docs build      of a toy run, to try the way
 
 Of a run at scale `gpu` only what was measured on CUDA is told; whatever else is said to be not measured. Several files,
-such as of several machines, become one page: of a piece that is in two, the last counts.
+such as of several machines, become one page: of a piece that is in two, the last counts. docs/gpu.md is made
+of docs/gpu.jsonl.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,8 @@ EVERY = (2, 3)
 BATCHES = {"resnet50": 128, "resnet110": 512, "vit_small": 256, "vit_base": 128, "gpt12": 8}
 SMALL_BATCHES = {"resnet32": 32, "vit": 32, "gpt": 4}
 WARM_UP, DRAWS = 3, 5
+# Of the seconds of a run, after which no further variant is made.
+PREPARING = 2 / 3
 
 
 # What `auto` comes to is measured as `auto`.
@@ -120,6 +122,11 @@ class Budget:
         """Whether no time is left."""
         return self.seconds is not None and self.spent >= self.seconds
 
+    @property
+    def late(self) -> bool:
+        """Whether what is left is needed to time what there is."""
+        return self.seconds is not None and self.spent >= PREPARING * self.seconds
+
 
 @dataclass
 class Bench:
@@ -133,6 +140,7 @@ class Bench:
         steps: rounds to time.
         budget: when to stop.
         save: called with a group each time there is more in it.
+        alone: what to enter to have a device alone while steps are timed.
     """
 
     network: Network
@@ -142,6 +150,7 @@ class Bench:
     steps: int
     budget: Budget
     save: Callable[[Group], None]
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
     _built: dict[str, nn.Module] = field(default_factory=dict)
 
     def measure(self, group: Group, variants: Sequence[Variant]) -> None:
@@ -153,17 +162,22 @@ class Bench:
         # cuDNN tries its algorithms for each size, which the warm-up pays for.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
             for variant in variants:
-                if self.budget.over:
+                if self.budget.late:
                     break
                 floor = pruned(variant.every).name if variant.surrogate else None
                 group.rows.append(Row(variant.name, floor))
                 trainer = self._attempt(group.rows[-1], partial(self._sizes, variant, group, batch))
+                clear_memory(self.device)
                 if trainer is not None:
                     trainers[variant.name] = trainer
                 self.save(group)
                 what = f"{group.model}, {group.mode}, {group.dtype}: {variant.name}"
                 print(f"{what} ready after {self.budget.spent:.0f} s", file=sys.stderr)
-            self._time(group, trainers)
+            waiting = self.budget.spent
+            with self.alone():
+                # To wait for the device costs no budget.
+                self.budget.begin += self.budget.spent - waiting
+                self._time(group, trainers)
         if group.mode == "compile":
             torch.compiler.reset()
 

@@ -23,7 +23,8 @@ def smoke(setting: Setting, model: str) -> Record:
     for key in CHECKS:
         if setting.toy and key == NOT_TOY:
             continue
-        rows.append(asdict(run_check(subject, key)))
+        with setting.beside():
+            rows.append(asdict(run_check(subject, key)))
         setting.save({"rows": rows})
     return {"rows": rows}
 
@@ -35,7 +36,8 @@ def marked_tests(setting: Setting) -> Record:
         # Most of the time goes into reading them; without a GPU they skip.
         del files[1:]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    with setting.beside():
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     counts = {name: int(number) for number, name in re.findall(r"(\d+) (passed|failed|skipped|errors?)", done.stdout)}
     if not counts:
         raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stderr or done.stdout).strip()[-300:]}")

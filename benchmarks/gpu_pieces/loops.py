@@ -37,7 +37,8 @@ def beside_a_bare_loop(setting: Setting) -> Record:
     few = Tensors(data.test.main[:64], data.test.targets[:64])
     config = TrainConfig(batch_size=batch, epochs=epochs, device=setting.device.type, augment=True)
     model = "vit" if setting.toy else "resnet110"
-    return throughput.measure(model, replace(data, train=part, test=few), config, rounds)
+    with setting.alone():
+        return throughput.measure(model, replace(data, train=part, test=few), config, rounds)
 
 
 def wrapped(setting: Setting, name: str) -> Record:
@@ -49,7 +50,7 @@ def wrapped(setting: Setting, name: str) -> Record:
     inputs = own.inputs(4 if setting.toy else 64).to(setting.device)
     loss = cross_entropy((inputs, own.targets(inputs)), None)
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, setting.alone():
         backend = "nccl" if setting.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{place}/store", rank=0, world_size=1)
         try:

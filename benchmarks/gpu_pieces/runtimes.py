@@ -37,7 +37,7 @@ def runtimes(setting: Setting, name: str) -> Record:
     result = repl_fx.transform(original, (own.inputs(2),), every=2)
     models = {"original": repl_fx.capture(original, (own.inputs(2),)), "rewritten": repl_fx.fold(result.module)}
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, setting.alone():
         turns: dict[str, Callable[[], float]] = {}
         for form, module in models.items():
             module.eval()

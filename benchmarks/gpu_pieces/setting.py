@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +52,24 @@ class Setting:
         """Whether figures mean nothing, and all has to be small."""
         return self.scale == TOY
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Use the device while other pieces do; waits until none has it alone."""
+        with (self.kept / "turn").open("w") as turn, (self.kept / "device").open("w") as device:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            fcntl.flock(device, fcntl.LOCK_SH)
+            fcntl.flock(turn, fcntl.LOCK_UN)
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the device alone, to measure time or to fill its memory; waits until the others have left it."""
+        with (self.kept / "turn").open("w") as turn, (self.kept / "device").open("w") as device:
+            # Whoever comes later waits for the turn, so that this one is not overtaken for ever.
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            fcntl.flock(device, fcntl.LOCK_EX)
+            yield
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -59,9 +79,8 @@ class Piece:
         key: its name, the same in each run.
         work: `MODULE:FUNCTION` of this package, which takes a setting and arguments, and returns plain data; a name,
             so that a process imports what its own piece needs and no more.
-        seconds: that it takes on a GPU, roughly; it is ended after twice as many.
+        seconds: that it takes on a GPU, roughly; it is ended after `PATIENCE` times as many.
         arguments: of the function.
-        beside: whether others may run at the same time, as it measures no time.
         needs: a file below the directory of the data sets; None for none.
     """
 
@@ -69,7 +88,6 @@ class Piece:
     work: str
     seconds: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    beside: bool = False
     needs: str | None = None
 
 

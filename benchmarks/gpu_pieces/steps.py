@@ -14,7 +14,17 @@ import torch
 from torch import nn
 
 from benchmarks.gpu_pieces.networks import network
-from benchmarks.gpu_pieces.setting import OTHERS, RECOMMENDED, Record, Setting, read_records
+from benchmarks.gpu_pieces.setting import (
+    CONVNEXT,
+    GPT12,
+    LLAMA,
+    RECOMMENDED,
+    RESNET50,
+    SWIN,
+    VIT_BASE,
+    Record,
+    Setting,
+)
 from benchmarks.step_cost import DTYPES, Bench, Budget
 from benchmarks.training import step
 from benchmarks.training.cost_tables import TARGET_DTYPE, Group
@@ -26,61 +36,69 @@ from repl_fx.benchmarking.training import clear_memory
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.surrogates import known_surrogates
 
-# Of the largest batch: not every variant leaves memory in as few pieces as the full model.
-SHARE = 7 / 8
+# Batches that keep a large GPU busy and leave room for another piece on it.
+BATCHES = {VIT_BASE: 256, RESNET50: 256, GPT12: 16, SWIN: 128, CONVNEXT: 128, LLAMA: 4}
 ROUNDS, TOY_BATCH, LARGEST = 20, 4, 4096
+# Of the device's memory, for the largest batch: other pieces use the rest.
+MEMORY_SHARE = 0.25
 # A policy of others, the floor, and those of which a piece of their own is made.
 _NO_SURROGATES = ("auto", "identity", "trained")
 KERNELS, PROFILED = 10, 3
 
 
-def variants(which: str, every: int, toy: bool) -> list[Variant]:
-    """The variants of a piece: the recommended surrogate and its control (but in toy runs), or all other surrogates."""
+def variants(which: str, every: int, *, control: bool) -> list[Variant]:
+    """The variants of a piece: the recommended surrogate, with its control or not, or all other surrogates."""
     floor, recommended = pruned(every), rewritten("auto", every)
     if which == RECOMMENDED:
-        control = [] if toy else [rewritten("auto", every, weights="own")]
-        return [FULL, CHECKPOINTED, floor, recommended, *control]
+        own = [rewritten("auto", every, weights="own")] if control else []
+        # The targets' own first: a run may end early.
+        return [floor, recommended, CHECKPOINTED, FULL, *own]
     keys = [key for key in known_surrogates() if key not in _NO_SURROGATES]
     return [FULL, floor, *(rewritten(key, every) for key in keys)]
 
 
 def step_cost(setting: Setting, name: str, mode: str, every: int, which: str) -> Record:
-    """Time and memory of a step in bfloat16, at a batch nearly as large as the full model takes."""
+    """Time and memory of a step in bfloat16."""
     own = network(name, setting.scale)
-    largest = _largest_full(setting, own)
-    batch = max(2, int(SHARE * largest))
+    batch = _batch(setting, name)
     about = of_device(setting.device) | {"clock": "CUDA events" if setting.device.type == "cuda" else "the wall clock"}
     about |= {"command": "python -m benchmarks.gpu"}
     group = Group(name, mode, TARGET_DTYPE, batch, about)
 
     def save(filled: Group) -> None:
-        setting.save({"group": asdict(filled), "largest": largest})
+        setting.save({"group": asdict(filled)})
 
     rounds = 2 if setting.toy else ROUNDS
-    bench = Bench(own, batch, setting.device, "wall", rounds, Budget(0.9 * setting.seconds), save)
+    budget = Budget(0.9 * setting.seconds)
+    bench = Bench(own, batch, setting.device, "wall", rounds, budget, save, setting.alone)
     # Traced and no more: a C++ compiler takes minutes, whatever the size of the model.
     quick = patch.object(step, "compile_", partial(step.compile_, backend="eager"))
     with quick if setting.toy else nullcontext():
-        bench.measure(group, variants(which, every, setting.toy))
-    return {"group": asdict(group), "largest": largest}
+        bench.measure(group, variants(which, every, control=not setting.toy))
+    return {"group": asdict(group)}
 
 
 def largest_batches(setting: Setting, name: str, every: int, which: str) -> Record:
-    """The largest batch that a step of each variant takes, within an eighth."""
+    """The largest batch that a step of each variant takes in a share of the memory, within an eighth."""
     own = network(name, setting.scale)
+    about: Record = {}
+    if setting.device.type == "cuda":
+        # By number: of `cuda` alone it does not take the current one.
+        torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, setting.device.index or 0)
+        about["GiB"] = MEMORY_SHARE * torch.cuda.get_device_properties(setting.device).total_memory / 2**30
     found: dict[str, int | str] = {}
-    for variant in variants(which, every, setting.toy):
+    for variant in variants(which, every, control=False):
         found[variant.name] = _attempt(partial(_largest, setting, own, variant))
-        setting.save({"largest": found})
-    return {"largest": found}
+        setting.save({"largest": found} | about)
+    return {"largest": found} | about
 
 
 def kernels(setting: Setting, name: str, every: int) -> Record:
     """The kernels that a step of each variant spends most of its time in, by torch.profiler."""
     own = network(name, setting.scale)
-    batch = max(2, int(SHARE * _largest_full(setting, own)))
+    batch = _batch(setting, name)
     found: dict[str, list[dict[str, Any]] | str] = {}
-    for variant in [*variants(OTHERS, every, setting.toy), rewritten("auto", every)]:
+    for variant in (FULL, pruned(every), rewritten("auto", every)):
         found[variant.name] = _attempt(partial(_profiled, setting, own, variant, batch))
         setting.save({"batch": batch, "kernels": found})
     return {"batch": batch, "kernels": found}
@@ -95,22 +113,16 @@ def _attempt(work: Callable[[], Any]) -> Any:
         return one_line(failed.problem)
 
 
-def _largest_full(setting: Setting, own: Network) -> int:
-    """The largest batch of the full model: as measured before on this device, or searched for."""
-    for record in read_records(setting.records):
-        same = record.get("machine", {}).get("device") == of_device(setting.device)["device"]
-        if same and record["key"].startswith(f"largest/{own.name}/"):
-            known = record.get("result", {}).get("largest", {}).get(FULL.name)
-            if isinstance(known, int):
-                return known
-    return _largest(setting, own, FULL)
+def _batch(setting: Setting, name: str) -> int:
+    return TOY_BATCH if setting.toy else BATCHES[name]
 
 
 def _largest(setting: Setting, own: Network, variant: Variant) -> int:
     if setting.toy:
         return TOY_BATCH
     module = _built(own, variant)
-    return largest(partial(_takes, setting.device, own, module), LARGEST)
+    with setting.beside():
+        return largest(partial(_takes, setting.device, own, module), LARGEST)
 
 
 def largest(takes: Callable[[int], bool], limit: int) -> int:
@@ -151,9 +163,15 @@ def _built(own: Network, variant: Variant) -> nn.Module:
 
 
 def _profiled(setting: Setting, own: Network, variant: Variant, batch: int) -> list[dict[str, Any]]:
-    clear_memory(setting.device)
+    module = _built(own, variant)
+    with setting.alone():
+        clear_memory(setting.device)
+        return _of_steps(setting, own, module, batch)
+
+
+def _of_steps(setting: Setting, own: Network, module: nn.Module, batch: int) -> list[dict[str, Any]]:
     inputs = own.inputs(batch).to(setting.device)
-    trainer = trainer_of(_built(own, variant), False, DTYPES[TARGET_DTYPE], (inputs, own.targets(inputs)))
+    trainer = trainer_of(module, False, DTYPES[TARGET_DTYPE], (inputs, own.targets(inputs)))
     trainer.load()
     for _ in range(PROFILED):
         trainer.step()

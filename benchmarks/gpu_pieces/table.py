@@ -41,11 +41,12 @@ def pieces(scale: str) -> list[Piece]:
 
 
 def _all() -> Iterator[Piece]:
+    # Those that compile, first: others run in the meantime.
+    yield from (_step(name, COMPILED, 2) for name in TARGET_NETWORKS)
     yield from (_smoke(model) for model in SMOKE)
     yield _tests()
-    for name in TARGET_NETWORKS:
-        yield _largest(name, 2)
-        yield from (_step(name, mode, 2) for mode in MODES)
+    yield from (_step(name, EAGER, 2) for name in TARGET_NETWORKS)
+    yield from (_largest(name, 2) for name in TARGET_NETWORKS)
     yield _train()
     yield from _accuracies(VARIANTS[:1])
     yield from (_kernels(name) for name in TARGET_NETWORKS)
@@ -81,16 +82,16 @@ def _toy() -> Iterator[Piece]:
 
 
 def _smoke(model: str) -> Piece:
-    return Piece(f"smoke/{model}", "checks:smoke", 60, {"model": model}, beside=True)
+    return Piece(f"smoke/{model}", "checks:smoke", 60, {"model": model})
 
 
 def _tests() -> Piece:
-    return Piece("tests", "checks:marked_tests", 120, beside=True)
+    return Piece("tests", "checks:marked_tests", 120)
 
 
 def _step(name: str, mode: str, every: int, which: str = RECOMMENDED) -> Piece:
     arguments = {"name": name, "mode": mode, "every": every, "which": which}
-    seconds = 240 if mode == COMPILED else 90
+    seconds = 180 if mode == COMPILED else 90
     return Piece(f"step/{name}/{mode}/{every}/{which}", "steps:step_cost", seconds, arguments)
 
 
@@ -133,4 +134,4 @@ def _compress(task: str, seed: int) -> Piece:
 
 def _training(key: str, function: str, seconds: int, arguments: dict[str, Any]) -> Piece:
     needs = FILES[arguments["task"].partition("/")[0]]
-    return Piece(key, f"trainings:{function}", seconds, arguments, beside=True, needs=needs)
+    return Piece(key, f"trainings:{function}", seconds, arguments, needs=needs)

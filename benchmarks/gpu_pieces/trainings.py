@@ -43,7 +43,8 @@ def accuracy(setting: Setting, task: str, variants: Sequence[str], seed: int) ->
     scale, own, epochs = ("smoke", _SMALL[task], None) if setting.toy else ("gpu", task, EPOCHS[task])
     runs: list[Record] = []
     for variant in variants:
-        record = perform(Run(scale, own, variant, seed, setting.device.type, epochs), setting.data)
+        with setting.beside():
+            record = perform(Run(scale, own, variant, seed, setting.device.type, epochs), setting.data)
         if "error" in record:
             raise RuntimeError(record["error"])
         # In a toy run another stands in for the task.
@@ -56,14 +57,14 @@ def compression(setting: Setting, task: str, seed: int) -> Record:
     """The figures of one trained network, and of what each method cuts it to."""
     own = _task(setting, task)
     data = own.load(setting.data)
-    network = original(own, data, seed, setting.kept / "weights")
     rows: list[dict[str, Any]] = []
     shares, healing = ((0.9,), (1.0,)) if setting.toy else (SHARES, HEALING)
-    result = {"original": trained.evaluated(network, network.model), "rows": rows, "healing": healing[-1]}
-    result |= {"better": "higher" if network.higher_is_better else "lower", "figure": network.best}
     # Few steps of the pruner, each of which exports a network to time it.
     few = patch.multiple(methods, STEPS=4) if setting.toy else nullcontext()
-    with few:
+    with few, setting.beside():
+        network = original(own, data, seed, setting.kept / "weights")
+        result = {"original": trained.evaluated(network, network.model), "rows": rows, "healing": healing[-1]}
+        result |= {"better": "higher" if network.higher_is_better else "lower", "figure": network.best}
         for share in shares:
             for method in (*OURS[: 1 if setting.toy else None], *THEIRS.values()):
                 rows.append({"method": method, "share": share} | trained.run(network, method, share, seed, healing))

@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_pieces.setting import Piece, add_record, read_records
+from benchmarks.gpu_pieces.setting import Piece, Setting, add_record, read_records
 from benchmarks.gpu_pieces.steps import largest
 from benchmarks.gpu_pieces.table import pieces
 
@@ -49,6 +51,23 @@ def test_a_killed_run_goes_on(tmp_path: Path, sent: signal.Signals) -> None:
     assert [one["key"] for one in found if one["status"] == "done"] == [
         one.key for one in pieces("toy") if one.key.startswith("largest/")
     ]
+
+
+def test_what_is_timed_has_the_device_alone(tmp_path: Path) -> None:
+    setting = Setting("gpu", torch.device("cpu"), tmp_path, tmp_path, tmp_path / "records", 1, lambda record: None)
+    order: list[str] = []
+
+    def time_() -> None:
+        with setting.alone():
+            order.append("timed")
+
+    with setting.beside(), setting.beside():
+        waiting = threading.Thread(target=time_)
+        waiting.start()
+        waiting.join(0.1)
+        order.append("beside")
+    waiting.join(10)
+    assert order == ["beside", "timed"]
 
 
 def test_half_a_line_is_no_record(tmp_path: Path) -> None:

@@ -158,6 +158,12 @@ def test_a_run_ends_with_its_budget_and_keeps_whole_rounds(monkeypatch: pytest.M
     assert saved[-1] == 1
 
 
+def test_a_run_keeps_time_for_what_it_has_made() -> None:
+    at = iter([0.0, 5.9, 5.9, 6.1, 6.1, 9.1, 9.1])
+    budget = Budget(9, now=lambda: next(at))
+    assert [(budget.late, budget.over) for _ in range(3)] == [(False, False), (True, False), (True, True)]
+
+
 def test_a_budget_that_is_spent_before_the_start_measures_nothing(tmp_path: Path) -> None:
     path = tmp_path / "cost.json"
     assert main(["--device", "cpu", "--models", "vit", "--budget-s", "0", "--json", str(path)]) == 0

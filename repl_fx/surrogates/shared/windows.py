@@ -55,7 +55,16 @@ def add_windows(stream: Tensor, change: Tensor) -> Tensor:
 
 
 def mix_positions(matrix: Tensor, stream: Tensor) -> Tensor:
-    """The product of a constant matrix and a sequence, in the precision of the sequence, which may not be its own."""
+    """The product of a constant matrix and a sequence, in the precision of the sequence, which may not be its own.
+
+    Under autocast too: a copy of the whole sequence in the lower precision costs more than the product, and means lose
+    digits. (ViT-B on an H100, eager: 69.4 ms a step, and 70.6 with copies.)
+    """
+    kind = stream.device.type
+    # The meta device knows no autocast, and refuses to say so.
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return torch.matmul(matrix.to(stream.dtype), stream)
     return torch.matmul(matrix.to(stream.dtype), stream)
 
 

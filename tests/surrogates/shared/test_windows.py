@@ -27,3 +27,6 @@ def test_positions_are_mixed_in_the_precision_of_the_stream() -> None:
     matrix, stream = torch.randn(2, 5), torch.randn(3, 5, 4)
     assert torch.equal(mix_positions(matrix, stream), torch.matmul(matrix, stream))
     assert mix_positions(matrix, stream.bfloat16()).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = mix_positions(matrix, stream)
+    torch.testing.assert_close(mixed, (matrix.double() @ stream.double()).float())
