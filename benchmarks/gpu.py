@@ -6,7 +6,8 @@
     python -m benchmarks.gpu_report OUT/gpu.jsonl --docs docs          docs/gpu.md from what was measured
 
     smoke, tests      what works: `benchmarks.gpu_smoke`, and the tests that are marked `gpu`
-    largest           the largest batch that a step of each variant takes, found by trial within an eighth
+    largest           the largest batch that a step of each variant takes in a quarter of the memory, found by trial
+                      within an eighth
     step              time and memory of a step in bfloat16, by the machinery of `benchmarks.step_cost`: the full model,
                       with checkpoints, depth-pruned, each surrogate
     kernels           the ten kernels that a step of the full model, the depth-pruned and the recommended spends most of
@@ -21,7 +22,7 @@ Each piece runs in a process of its own, which ends with this one, and leaves on
 machine, and a `status`. What is `done` is not done again. A piece that `failed`, or was `late` (ended after four times
 its seconds), is left with its error and what it had, and tried again with `--again`; one that was `cut` off by the end
 of `--seconds` is tried again by itself. A piece begins where its usual time is left. `--workers` run at a time; what is
-timed, or fills the memory, has the device alone, and the others wait. DIR has `cifar10.npz` and `FashionMNIST/raw`;
+timed has the device alone, and the others wait. DIR has `cifar10.npz` and `FashionMNIST/raw`;
 pieces whose data set is not there wait for it, and a toy run makes pictures of noise.
 
 `benchmarks.gpu_carry` brings what a machine without a network needs.

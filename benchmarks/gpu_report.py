@@ -123,7 +123,8 @@ def _per_second(batch: int, seconds: Sequence[float]) -> str:
 def _largest(records: Mapping[str, Record]) -> Iterator[str]:
     yield "## The largest batch"
     for key, result in _results(records, "largest"):
-        yield f"{key.split('/')[0]}, within an eighth:"
+        memory = f" in {result['GiB']:.0f} GiB" if "GiB" in result else ""
+        yield f"{key.split('/')[0]}{memory}, within an eighth:"
         full = result["largest"].get("full")
         rows = []
         for name, size in result["largest"].items():

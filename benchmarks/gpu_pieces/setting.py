@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,22 +52,21 @@ class Setting:
         """Whether figures mean nothing, and all has to be small."""
         return self.scale == TOY
 
-    @contextmanager
-    def beside(self) -> Iterator[None]:
+    def beside(self) -> AbstractContextManager[None]:
         """Use the device while other pieces do; waits until none has it alone."""
-        with (self.kept / "turn").open("w") as turn, (self.kept / "device").open("w") as device:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            fcntl.flock(device, fcntl.LOCK_SH)
-            fcntl.flock(turn, fcntl.LOCK_UN)
-            yield
+        return self._using(fcntl.LOCK_SH)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Have the device alone, to measure time; waits until the others have left it."""
+        return self._using(fcntl.LOCK_EX)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Have the device alone, to measure time or to fill its memory; waits until the others have left it."""
-        with (self.kept / "turn").open("w") as turn, (self.kept / "device").open("w") as device:
-            # Whoever comes later waits for the turn, so that this one is not overtaken for ever.
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            fcntl.flock(device, fcntl.LOCK_EX)
+    def _using(self, lock: int) -> Iterator[None]:
+        with (self.kept / "device").open("w") as device:
+            # One after the other, so that who wants it alone is not overtaken for ever.
+            with (self.kept / "turn").open("w") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                fcntl.flock(device, lock)
             yield
 
 

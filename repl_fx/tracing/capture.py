@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -39,7 +38,7 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.source_mark import source_mark
-from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
+from repl_fx.running.untouched import device_of, no_autocast, outcome_of, own_randomness, untouched
 from repl_fx.tracing.attempt import Learned
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
@@ -252,7 +251,7 @@ def _traced(
         tell(f"{name}, {'training' if training else 'evaluation'} mode")
         # A region of the caller's must not be traced as one of the model's.
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
-        with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
+        with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), no_autocast(device):
             model.train(training)
             if not training:
                 evaluating = PythonState(model)
@@ -345,12 +344,6 @@ def check_capture(
     require_module("check_capture", gm, name="gm")
     inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
     return check_of(model, gm, inputs, seed=seed)
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def widen_batch(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repl_fx.running.untouched import no_autocast
 from repl_fx.surrogates.shared.builder import Builder
 
 _POOLS = {2: torch.ops.aten.avg_pool2d.default, 3: torch.ops.aten.avg_pool3d.default}
@@ -60,12 +61,8 @@ def mix_positions(matrix: Tensor, stream: Tensor) -> Tensor:
     Under autocast too: a copy of the whole sequence in the lower precision costs more than the product, and means lose
     digits. (ViT-B on an H100, eager: 69.4 ms a step, and 70.6 with copies.)
     """
-    kind = stream.device.type
-    # The meta device knows no autocast, and refuses to say so.
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False):
-            return torch.matmul(matrix.to(stream.dtype), stream)
-    return torch.matmul(matrix.to(stream.dtype), stream)
+    with no_autocast(stream.device):
+        return torch.matmul(matrix.to(stream.dtype), stream)
 
 
 @dataclass(frozen=True)
