@@ -121,10 +121,11 @@ def _given_name(steps: Sequence[dis.Instruction]) -> str | None:
     """The constant that a call takes as its second argument, where the first is an object or an attribute of one."""
     loads = 0
     for number, step in enumerate(steps):
-        loads += step.opname not in ("LOAD_ATTR", "CACHE")
+        # From Python 3.13 on, one step loads two variables.
+        loads += step.opname.count("LOAD_FAST") or step.opname not in ("LOAD_ATTR", "CACHE")
         if not step.opname.startswith(("LOAD_", "CACHE")):
             return None
-        if loads == 2:
+        if loads >= 2:
             rest = takewhile(lambda one: "CALL" not in one.opname, steps[number:])
             # The first word of a name that is put together.
             if any(one.opname.startswith(("FORMAT_", "BUILD_STRING", "BINARY_")) for one in rest):

@@ -93,7 +93,8 @@ class Synthesis(nn.Module):
             kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
             weights = tuple(whole(weight if kind is None else weight.to(kind)) for weight in weights)
         made = self.synthesise(*weights)
-        if is_fully_sharded_anywhere() and torch.is_grad_enabled():
+        # FSDP2 shards nothing inside a transform, whose tensors do not show their storage.
+        if is_fully_sharded_anywhere() and torch.is_grad_enabled() and not is_transformed():
             self._watch(made, [weight for weight in weights if not is_sharded(weight)])
         # The synthesis's own parameters, which may be among the results, are gone behind a call of FSDP2's.
         return pytree.tree_map_only(Tensor, torch.clone, made) if is_fully_sharded(self) else made
@@ -110,7 +111,8 @@ class Synthesis(nn.Module):
                 )
 
         for tensor in pytree.tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
+            # Not of a parameter, which is made of nothing, and would keep a hook of every forward.
+            if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
                 untyped: Any = tensor
                 untyped.register_hook(check)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from repl_fx.errors import WeightsChanged
 from repl_fx.surrogates.shared import sharded_weights
@@ -45,3 +46,20 @@ def test_weights_that_are_gone_in_the_backward_pass_are_refused(monkeypatch: pyt
     weight.untyped_storage().resize_(0)
     with pytest.raises(WeightsChanged, match=r"FSDP2 freed weights that Total reads .* call reshard\(\)"):
         torch.autograd.backward(made)
+
+
+def test_a_process_that_sharded_some_module_transforms_and_keeps_no_hook_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Scaled(Synthesis):
+        def synthesise(self, *weights: Any) -> Any:
+            return weights[0] * self.gain, self.gain
+
+    monkeypatch.setattr("repl_fx.surrogates.shared.synthesis.is_fully_sharded_anywhere", lambda: True)
+    synthesis, weight = Scaled(True), torch.ones(3)
+    synthesis.hold({"gain": torch.full((3,), 2.0)})
+    synthesis(weight)
+    gain = synthesis.get_parameter("gain")
+    assert not gain._backward_hooks
+    total = torch.func.grad(lambda gain: functional_call(synthesis, {"gain": gain}, (weight,))[0].sum())
+    assert total(gain.detach()).tolist() == [1.0] * 3
