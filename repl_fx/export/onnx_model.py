@@ -34,7 +34,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.hushed import hushed
-from repl_fx.running.untouched import device_of, in_mode, untouched
+from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
 from repl_fx.tracing.parts.capture import graphs_in
 
@@ -124,8 +124,10 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
         source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
-    with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), quiet():
-        device = device_of(source, given)
+    device = device_of(source, given)
+    # The precision in a file is that of the weights.
+    plain = no_autocast(device)
+    with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), plain, quiet():
         inputs = flatten_inputs(source, given.map(lambda tensor: tensor.to(device)))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")

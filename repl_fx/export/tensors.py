@@ -224,17 +224,17 @@ def draw(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> T
     repeated = example
     for dim, size in enumerate(shape):
         if size != example.shape[dim]:
-            repeated = repeated.index_select(dim, torch.arange(size) % max(example.shape[dim], 1))
+            repeated = repeated.index_select(dim, torch.arange(size, device="cpu") % max(example.shape[dim], 1))
     if example.dtype == torch.bool or not example.numel():
         return repeated
     if example.is_floating_point():
         finite = example[torch.isfinite(example)].double()
         if finite.numel() < example.numel() or bool(((finite == finite.min()) | (finite == finite.max())).all()):
             return repeated
-        noise = torch.randn(repeated.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(repeated.shape, generator=generator, dtype=torch.float64, device="cpu")
         return (noise * finite.std() + finite.mean()).to(example.dtype)
     if example.is_complex() or bool(((example == 0) | (example == 1)).all()):
         return repeated
     # Only values that were seen: an id, a position or an index out of range has no meaning.
     seen = example.flatten()
-    return seen[torch.randint(seen.numel(), repeated.shape, generator=generator)]
+    return seen[torch.randint(seen.numel(), repeated.shape, generator=generator, device="cpu")]

@@ -26,7 +26,7 @@ from repl_fx.export.weights import WeightComparison, compare_weights, read_model
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import in_mode
+from repl_fx.running.untouched import in_mode, no_autocast
 
 
 def verify_onnx(
@@ -113,7 +113,7 @@ def verify_file(
     module = copy.deepcopy(gm).cpu() if elsewhere else gm
     notes: tuple[str, ...] = ()
     layers: tuple[LayerDifference, ...] = ()
-    with in_mode(module, False), torch.no_grad(), quiet():
+    with in_mode(module, False), torch.no_grad(), no_autocast(torch.device("cpu")), quiet():
         inputs = flatten_inputs(module, given.map(lambda tensor: tensor.detach().cpu()))
         outputs = ModelComparison(session, module, rtol, atol)
         compared = _compare_outputs(outputs, inputs, batches, seed)

@@ -66,7 +66,7 @@ class ChannelFit:
             return False
         self.axis = axis
         generator = torch.Generator().manual_seed(0)
-        theta = torch.randn(len(self.start), generator=generator, dtype=torch.float64).to(self.start)
+        theta = torch.randn(len(self.start), generator=generator, dtype=torch.float64, device="cpu").to(self.start)
         features = self._features(values, at_zero)
         expected = torch.einsum("cs,scn->cn", theta[self._places], features)
         for sign in (1, -1):

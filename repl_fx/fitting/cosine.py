@@ -50,7 +50,7 @@ class Reservoir:
         room = min(self.most - len(self._kept[0]), count)
         self._kept = [torch.cat([kept, c[:room].to(kept)]) for kept, c in zip(self._kept, columns, strict=True)]
         # A later row n takes the place of a random one of n, if that is among those kept.
-        drawn = torch.rand(count - room, generator=self._generator, dtype=torch.float64)
+        drawn = torch.rand(count - room, generator=self._generator, dtype=torch.float64, device="cpu")
         place = (drawn * (self.seen + torch.arange(room, count) + 1)).long()
         latest = {int(p): n for n, p in enumerate(place.tolist(), room) if p < self.most}
         if latest:

@@ -77,7 +77,7 @@ class LayerFit:
         """Tell whether T is linear, and T^T T scales values as this module says, on some values."""
         value = in_double(values[self._layer])
         generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device)
+        probe = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(value.device)
         at_zero = self._behind(values, torch.zeros_like(value))
         change = self._behind(values, probe) - at_zero
         if not close(self._behind(values, -probe) - at_zero, -change, at_zero + change):

@@ -115,10 +115,10 @@ def random_tensor(
 ) -> Tensor:
     """An example input on the CPU: normal floats, integers uniform in [low, high), or booleans of a fair coin."""
     if dtype == torch.bool:
-        return torch.randint(0, 2, tuple(sizes), generator=generator).bool()
+        return torch.randint(0, 2, tuple(sizes), generator=generator, device="cpu").bool()
     if dtype.is_floating_point:
-        return torch.randn(tuple(sizes), generator=generator).to(dtype)
-    return torch.randint(low, high, tuple(sizes), generator=generator).to(dtype)
+        return torch.randn(tuple(sizes), generator=generator, device="cpu").to(dtype)
+    return torch.randint(low, high, tuple(sizes), generator=generator, device="cpu").to(dtype)
 
 
 def positional(shapes: Sequence[InputShape], generator: torch.Generator, spec: str) -> tuple[Tensor, ...]:

@@ -130,7 +130,7 @@ def _objects(image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
     for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
         mask[top : bottom + 1, left : right + 1] = 1
-    inside = torch.rand(len(boxes), _KEYPOINTS, 2, generator=generator)
+    inside = torch.rand(len(boxes), _KEYPOINTS, 2, generator=generator, device="cpu")
     points = boxes[:, None, :2] + inside * (boxes[:, None, 2:] - boxes[:, None, :2])
     keypoints = torch.cat([points, torch.ones(len(boxes), _KEYPOINTS, 1)], dim=2)
     return {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64), "masks": masks, "keypoints": keypoints}

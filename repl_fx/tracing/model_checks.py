@@ -54,6 +54,8 @@ def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
     """
     if torch.is_inference_mode_enabled():
         raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
+    if torch.get_default_device().type == "meta":
+        raise BadInput("torch.device('meta') is the default, where no tensor has values; call repl-fx outside of it")
     tensors = inputs.tensors
     reason = (
         _module_in_the_way(model)

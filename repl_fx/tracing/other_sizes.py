@@ -270,7 +270,7 @@ def chosen_sizes(
 
 def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
     if like.is_floating_point():
-        return torch.randn(tuple(sizes), generator=generator).to(like.device, like.dtype)
+        return torch.randn(tuple(sizes), generator=generator, device="cpu").to(like.device, like.dtype)
     # An index of any table; and a mask that lets everything through.
     return torch.full(tuple(sizes), like.dtype == torch.bool, dtype=like.dtype, device=like.device)
 

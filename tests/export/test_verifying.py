@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import BadInput
-from repl_fx.export import verify_onnx
+from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.graph.runtime import ModeSwitch
 from tests.export.subjects import X, perturbed
 from tests.exporting import Exported
@@ -143,3 +144,12 @@ def test_a_graph_that_switches_its_mode_is_exported_in_evaluation(tmp_path: Path
     assert not check
     assert {one.name for one in check.weights.altered} == {"mean", "var"}
     assert check.first_difference is not None and check.first_difference.module == "mode_switch"
+
+
+def test_an_export_inside_of_autocast_has_the_precision_of_the_weights(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = verify_onnx(net, export_onnx(net, tmp_path / "m.onnx", (x,)), (x,))
+    assert found
+    types = {value.type.tensor_type.elem_type for value in onnx.load(tmp_path / "m.onnx").graph.output}
+    assert types == {onnx.TensorProto.FLOAT}

@@ -200,6 +200,11 @@ def test_inference_mode_of_the_caller() -> None:
         repl_fx.capture(net(), (X,))
 
 
+def test_the_meta_device_as_the_default_of_the_caller() -> None:
+    with torch.device("meta"), pytest.raises(BadInput, match=r"torch\.device\('meta'\) is the default"):
+        repl_fx.capture(net(), (X,))
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
     "model",

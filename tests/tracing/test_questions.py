@@ -220,3 +220,25 @@ def test_sizes_that_a_model_refuses_unless_it_is_compiled_are_refused(factor: fl
     assert torch.equal(gm(x[:, :6]), x[:, :6])
     with pytest.raises(BadInput, match=r"x\.shape\[1\] % 2"):
         gm(x[:, :5])
+
+
+class OtherSums(nn.Module):
+    """A layer that is summed in another order where it is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 64, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return self.fc(x)  # type: ignore[no-any-return]
+        return x[:, :31] @ self.fc.weight[:, :31].t() + x[:, 31:] @ self.fc.weight[:, 31:].t()
+
+
+def test_sums_in_another_order_are_the_same_inside_of_autocast_too() -> None:
+    torch.manual_seed(0)
+    model, x = OtherSums(), torch.randn(2, 64)
+    outside = capture(model, (x,))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = capture(model, (x,))
+    assert inside.code == outside.code

@@ -175,9 +175,9 @@ def _tensor(described: OneTensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     try:
         if described.range is None:
-            return torch.randn(described.shape, generator=generator).to(dtype)
+            return torch.randn(described.shape, generator=generator, device="cpu").to(dtype)
         low, high = described.range
-        return torch.randint(low, high + 1, described.shape, generator=generator).to(dtype)
+        return torch.randint(low, high + 1, described.shape, generator=generator, device="cpu").to(dtype)
     except (RuntimeError, TypeError, ValueError, OverflowError) as problem:
         wanted = f"{described.dtype}{list(described.shape)}"
         raise ArtifactError(f"no example input can be made like {wanted}: {str(problem).splitlines()[0]}") from problem

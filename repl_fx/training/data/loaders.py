@@ -110,9 +110,9 @@ class BatchLoader(PositionedLoader):
     def _order(self, epoch: int) -> Tensor:
         """Numbers of the samples of an epoch; drawn on the CPU, to be the same for every device."""
         if not self.shuffle:
-            return torch.arange(self.samples)
+            return torch.arange(self.samples, device="cpu")
         generator = torch.Generator().manual_seed(seed_of(self.seed, _ORDER, epoch))
-        return torch.randperm(self.samples, generator=generator)
+        return torch.randperm(self.samples, generator=generator, device="cpu")
 
     def _globally(self, order: Tensor, number: int) -> Tensor:
         """Numbers of the samples of one batch of all processes."""
