@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
@@ -70,6 +71,14 @@ def require_kind(given: Any, kind: type, words: str) -> None:
     """
     if not isinstance(given, kind):
         raise BadInput(f"{words}, and this is {in_words(given)}")
+
+
+def require_ordinary_tensors() -> None:
+    """Refuse surroundings of the caller in which new tensors have no gradients, or no values."""
+    if torch.is_inference_mode_enabled():
+        raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
+    if torch.get_default_device().type == "meta":
+        raise BadInput("torch.device('meta') is the default, where no tensor has values; call repl-fx outside of it")
 
 
 def in_words(given: Any) -> str:

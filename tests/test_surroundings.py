@@ -122,3 +122,18 @@ def test_what_a_graph_cannot_have_is_refused(
     net, x = TokenNet(depth=5), tokens()
     with surroundings(), pytest.raises(repl_fx.ReplFxError, match=line):
         repl_fx.transform(net, (x,), every=2)
+
+
+@pytest.mark.parametrize(
+    "surroundings", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference", "meta"]
+)
+@pytest.mark.parametrize("work", ["train", "heal", "fit", "score_blocks"])
+def test_what_learns_from_data_is_refused_without_gradients_or_values(
+    work: str, surroundings: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    net, x = TokenNet(depth=5), tokens()
+    subject = repl_fx.capture(net, (x,)) if work == "score_blocks" else repl_fx.transform(net, (x,), every=2)
+    batches = [(x, torch.zeros(len(x), dtype=torch.int64)) for _ in range(4)]
+    given: dict[str, Any] = {"train": (batches, batches), "heal": (batches, batches)}
+    with surroundings(), pytest.raises(repl_fx.BadInput, match="call repl-fx outside of it"):
+        getattr(repl_fx, work)(subject, given.get(work, batches))

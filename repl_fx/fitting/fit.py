@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from repl_fx.arguments import require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.fitting.channel_terms import ChannelFit
@@ -79,6 +80,7 @@ def fit(
             objective; a model in place that computes otherwise than its graph afterwards.
     """
     require_objective(objective)
+    require_ordinary_tensors()
     surrogates = list(stand_ins(result))
     if not any(stand_in.starts for stand_in in surrogates):
         why = "; ".join(dict.fromkeys(f"{stand_in.surrogate}: {stand_in.reason}" for stand_in in surrogates))

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from repl_fx._torch import is_compiled, pytree
+from repl_fx.arguments import require_ordinary_tensors
 from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.kinds import kind_of
@@ -52,10 +53,7 @@ def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
     Raises:
         BadInput: says what of the model stands in the way, where it is, and what to give instead.
     """
-    if torch.is_inference_mode_enabled():
-        raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
-    if torch.get_default_device().type == "meta":
-        raise BadInput("torch.device('meta') is the default, where no tensor has values; call repl-fx outside of it")
+    require_ordinary_tensors()
     tensors = inputs.tensors
     reason = (
         _module_in_the_way(model)

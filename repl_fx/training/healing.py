@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from repl_fx.arguments import require_module
+from repl_fx.arguments import require_module, require_ordinary_tensors
 from repl_fx.artifact.places import FIGURES as FIGURES, STATE
 from repl_fx.display.comparisons import figures_lines, figures_table
 from repl_fx.display.html import html_of
@@ -102,6 +102,7 @@ def heal(
         from repl_fx.training.processes import join
     result, cut = result_and_model(model)
     require_module("heal", cut)
+    require_ordinary_tensors()
     if original is None and result is not None:
         original = result.captured_parts.source
     if original is None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.arguments import in_words, require_module
+from repl_fx.arguments import in_words, require_module, require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, close_matches, first_line, foreign_code
 from repl_fx.finding.blocks import Repeat
@@ -243,6 +243,7 @@ def _asked(kinds: Sequence[Kind], loss: Loss | None, greedy: int) -> tuple[Kind,
 
 
 def _captured(given: CapturedParts | fx.GraphModule) -> CapturedParts:
+    require_ordinary_tensors()
     if isinstance(given, CapturedParts):
         return given
     if hasattr(given, "captured_parts"):

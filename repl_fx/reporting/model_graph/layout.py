@@ -116,7 +116,7 @@ def _placed(
 def _connected_placed(
     boxes: Sequence[int], edges: Sequence[tuple[int, int]], layers: Sequence[int], apart: float
 ) -> tuple[list[tuple[float, float]], list[list[tuple[float, float]]]]:
-    """Where igraph puts boxes, and the bends of edges, all of them connected.
+    """The places that igraph gives boxes, and the bends of edges, all of them connected.
 
     Of several connected parts in one layout, it mixes up which bends are of which edge.
     """
