@@ -9,6 +9,7 @@ import typer
 
 from repl_fx.cli import common
 from repl_fx.cli.flags import RunFlags
+from repl_fx.display.shell import typed
 from repl_fx.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -78,5 +79,5 @@ def in_a_run(
 
 def show_run(terminal: common.Terminal, run: TrainingRun, shown: list[Any], known: dict[str, Any]) -> None:
     """Show what a run made, and where it is."""
-    terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
+    terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {typed(run.directory)}")
     terminal.document({"directory": str(run.directory), "data": list(run.changes), **known})

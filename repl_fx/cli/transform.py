@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from repl_fx.cli import common
 from repl_fx.cli.flags import Directory, SpecFlags, Switch
 from repl_fx.cli.group import CheckFailed
+from repl_fx.display.shell import typed
 from repl_fx.errors import BadInput
 from repl_fx.planning.settings import PlanSettings
 
@@ -80,7 +81,7 @@ def transform_command(
     if written is None:
         terminal.show("dry run: nothing was written")
     else:
-        terminal.show(f"written: {written}", f"next:    repl-fx export {written}")
+        terminal.show(f"written: {written}", f"next:    repl-fx export {typed(written)}")
     directory = None if written is None else str(written)
     terminal.document({"spec": spec, "directory": directory, **document})
 

@@ -21,6 +21,7 @@ from torch import nn
 from repl_fx.artifact import PROOF, load_artifact, require_free, save
 from repl_fx.artifact.exporting import OnnxFile, export_artifact
 from repl_fx.artifact.manifest import MANIFEST, read_manifest
+from repl_fx.display.shell import typed
 from repl_fx.errors import BadInput
 from repl_fx.fitting.compression import compress
 from repl_fx.planning.budgets import budget_lines
@@ -120,7 +121,7 @@ def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) 
         exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
     except BaseException as problem:
         if run.state.begun:
-            problem.add_note(f"go on with: repl-fx compress {run.directory} --resume")
+            problem.add_note(f"go on with: repl-fx compress {typed(run.directory)} --resume")
         raise
     known = run.state.result()
     figures, budget, fits, costs = (known[name] for name in ("figures", "budget", "fits", "costs"))
@@ -134,7 +135,7 @@ def _begun(request: RunRequest, note: Note) -> _CompressRun:
         if output is not None or changes or request.config is not None:
             raise BadInput(
                 "--resume goes on with the run of a directory, with its settings; leave out all else: "
-                f"repl-fx compress {output or spec} --resume"
+                f"repl-fx compress {typed(output or spec)} --resume"
             )
         state = CompressionState(Path(spec))
         model, config = state.settings()
