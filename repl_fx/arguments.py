@@ -73,11 +73,11 @@ def require_kind(given: Any, kind: type, words: str) -> None:
         raise BadInput(f"{words}, and this is {in_words(given)}")
 
 
-def require_ordinary_tensors() -> None:
-    """Refuse surroundings of the caller in which new tensors have no gradients, or no values."""
+def require_ordinary_tensors(*, values: bool = True) -> None:
+    """Refuse surroundings of the caller in which new tensors have no gradients, or no values where these are needed."""
     if torch.is_inference_mode_enabled():
         raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
-    if torch.get_default_device().type == "meta":
+    if values and torch.get_default_device().type == "meta":
         raise BadInput("torch.device('meta') is the default, where no tensor has values; call repl-fx outside of it")
 
 

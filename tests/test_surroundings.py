@@ -137,3 +137,12 @@ def test_what_learns_from_data_is_refused_without_gradients_or_values(
     given: dict[str, Any] = {"train": (batches, batches), "heal": (batches, batches)}
     with surroundings(), pytest.raises(repl_fx.BadInput, match="call repl-fx outside of it"):
         getattr(repl_fx, work)(subject, given.get(work, batches))
+
+
+@pytest.mark.parametrize("surrogate", ["auto", "bottleneck"])
+def test_a_model_without_values_is_rewritten_where_it_is_made_as_elsewhere(surrogate: str) -> None:
+    with torch.device("meta"):
+        inside = repl_fx.transform(TokenNet(depth=5), (tokens(),), every=2, surrogate=surrogate)
+    outside = repl_fx.transform(TokenNet(depth=5).to("meta"), (tokens().to("meta"),), every=2, surrogate=surrogate)
+    assert inside.plan == outside.plan
+    assert all(parameter.is_meta for parameter in inside.model.parameters())

@@ -141,8 +141,8 @@ def _layout(path: list[fx.Node]) -> tuple[tuple[tuple[int, ...], ...], bool] | N
     *sizes, units = (example_of(size) for size in path[0].meta["val"].shape)
     count = math.prod(sizes)
     # Expanded, so that neither takes memory until a view has to copy.
-    unit = torch.arange(units, dtype=torch.int32).expand(*sizes, units)
-    place = torch.arange(count, dtype=torch.int32).reshape(*sizes, 1).expand(*sizes, units)
+    unit = torch.arange(units, dtype=torch.int32, device="cpu").expand(*sizes, units)
+    place = torch.arange(count, dtype=torch.int32, device="cpu").reshape(*sizes, 1).expand(*sizes, units)
     held, places = (_through(path, numbers) for numbers in (unit, place))
     if held is None or places is None or held.ndim != 4:
         return None
@@ -158,7 +158,7 @@ def _layout(path: list[fx.Node]) -> tuple[tuple[tuple[int, ...], ...], bool] | N
 
 def _order(batch: int, positions: int, batch_first: bool) -> Tensor:
     """The numbers of places in (batch, 1, positions, 1)."""
-    numbers = torch.arange(batch * positions, dtype=torch.int32)
+    numbers = torch.arange(batch * positions, dtype=torch.int32, device="cpu")
     order = numbers.reshape(batch, positions) if batch_first else numbers.reshape(positions, batch).t()
     return order[:, None, :, None]
 
@@ -205,7 +205,7 @@ def gives_positions_in_order(branch: Branch, attention: Attention) -> bool:
         return False
     order = _order(batch, positions, attention.batch_first)
     places = _through(list(reversed(path)), order.expand(batch, heads, positions, width))
-    wanted = torch.arange(batch * positions, dtype=torch.int32)
+    wanted = torch.arange(batch * positions, dtype=torch.int32, device="cpu")
     return places is not None and torch.equal(places.flatten(0, -2)[:, 0], wanted)
 
 

@@ -22,7 +22,7 @@ from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, fore
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import in_mode
+from repl_fx.running.untouched import device_of, in_mode
 from repl_fx.tracing.asking import is_models_code
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
@@ -53,7 +53,8 @@ def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
     Raises:
         BadInput: says what of the model stands in the way, where it is, and what to give instead.
     """
-    require_ordinary_tensors()
+    # A model without values is often made and captured in one place.
+    require_ordinary_tensors(values=device_of(model, inputs).type != "meta")
     tensors = inputs.tensors
     reason = (
         _module_in_the_way(model)

@@ -77,7 +77,7 @@ def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
     """Ask the module itself, whose mode is changed: an activation treats elements alike, is not linear, not random."""
     if module.__class__.__module__ == "torch.nn.modules.activation":
         return True
-    probe = torch.linspace(-2, 2, 9)
+    probe = torch.linspace(-2, 2, 9, device="cpu")
     try:
         with torch.no_grad(), seeded(probe.device, 0):
             # One that drops elements in training is none, however the draw falls.

@@ -63,7 +63,7 @@ def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
         function: Any = share_tensors(gm.get_submodule(str(node.target))).eval()
     else:
         function = node.target
-    leaf = torch.zeros([2] * value.ndim, requires_grad=True)
+    leaf = torch.zeros([2] * value.ndim, requires_grad=True, device="cpu")
     try:
         with torch.enable_grad(), seeded(leaf.device, 0):
             # Operators in place must not write to a leaf.

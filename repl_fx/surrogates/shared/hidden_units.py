@@ -300,7 +300,7 @@ class _UnitSearch:
         module = self.gm.get_submodule(str(node.target))
         if any(True for some in (module.parameters(), module.buffers()) for _ in some):
             return False
-        probe = torch.linspace(-2, 3, 24).reshape(2, 3, 4)
+        probe = torch.linspace(-2, 3, 24, device="cpu").reshape(2, 3, 4)
         try:
             with torch.no_grad(), seeded(probe.device, 0):
                 made = share_tensors(module).eval()(probe)

@@ -120,7 +120,7 @@ def _keeps_places(
     sizes, fewer = (
         [example_of(size) for size in value.shape] for value in (tensors[0].meta["val"], values[tensors[0]])
     )
-    whole = torch.arange(torch.Size(sizes).numel()).reshape(sizes)
+    whole = torch.arange(torch.Size(sizes).numel(), device="cpu").reshape(sizes)
     part = whole[tuple(slice(size) for size in fewer)].contiguous()
     function: Any = node.target
 
