@@ -131,6 +131,8 @@ def test_what_a_graph_cannot_have_is_refused(
 def test_what_learns_from_data_is_refused_without_gradients_or_values(
     work: str, surroundings: Callable[[], AbstractContextManager[Any]]
 ) -> None:
+    if work in ("train", "heal"):
+        pytest.importorskip("pytorch_lightning")
     net, x = TokenNet(depth=5), tokens()
     subject = repl_fx.capture(net, (x,)) if work == "score_blocks" else repl_fx.transform(net, (x,), every=2)
     batches = [(x, torch.zeros(len(x), dtype=torch.int64)) for _ in range(4)]

@@ -201,8 +201,9 @@ def test_inference_mode_of_the_caller() -> None:
 
 
 def test_the_meta_device_as_the_default_of_the_caller() -> None:
+    model = net()
     with torch.device("meta"), pytest.raises(BadInput, match=r"torch\.device\('meta'\) is the default"):
-        repl_fx.capture(net(), (X,))
+        repl_fx.capture(model, (X,))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
