@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,10 +44,6 @@ def _set(ask: Callable[[], Any], tell: Callable[[Any], None], value: Any) -> Ite
         tell(before)
 
 
-def _setting(ask: Callable[[], Any], tell: Callable[[Any], None], value: Any) -> Callable[[], Any]:
-    return lambda: _set(ask, tell, value)
-
-
 def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -54,16 +51,18 @@ def _unchanged(tensor: Tensor) -> Tensor:
 _FUTURE: Any = torch.__future__
 _SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no gradients": torch.no_grad,
-    "double precision by default": _setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+    "double precision by default": partial(_set, torch.get_default_dtype, torch.set_default_dtype, torch.float64),
     "the CPU by default": lambda: torch.device("cpu"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "deterministic": _setting(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True),
+    "deterministic": partial(
+        _set, torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+    ),
     "anomalies": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
     "saved tensors": lambda: torch.autograd.graph.saved_tensors_hooks(Tensor.clone, _unchanged),
     "one thread backward": lambda: torch.autograd.set_multithreading_enabled(False),
-    "little recursion": _setting(sys.getrecursionlimit, sys.setrecursionlimit, 450),
-    "swapped parameters": _setting(
-        _FUTURE.get_swap_module_params_on_conversion, _FUTURE.set_swap_module_params_on_conversion, True
+    "little recursion": partial(_set, sys.getrecursionlimit, sys.setrecursionlimit, 450),
+    "swapped parameters": partial(
+        _set, _FUTURE.get_swap_module_params_on_conversion, _FUTURE.set_swap_module_params_on_conversion, True
     ),
     "a function mode": Functions,
     "a dispatch mode": Operators,
