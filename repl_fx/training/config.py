@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import yaml
 from msgspec import Meta
 
 from repl_fx.errors import BadInput, one_line
@@ -207,6 +209,23 @@ def names_python_file(spec: str) -> bool:
     return spec.endswith(".py") or (":" in spec and spec.rpartition(":")[0].endswith(".py"))
 
 
+class _SettingsLoader(yaml.SafeLoader):
+    """Reads YAML where `1e-3` is a number, as in YAML 1.2, and a name stands once; PyYAML takes the last of several."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See PyYAML."""
+        names = [name.value for name, _ in node.value]
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                raise yaml.MarkedYAMLError(problem=f"{name} stands twice", problem_mark=node.value[at][0].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_SettingsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def read_config(file: Path, base: Config) -> Config:
     """The settings in a YAML file.
 
@@ -217,8 +236,11 @@ def read_config(file: Path, base: Config) -> Config:
         BadInput: the file cannot be read, or a setting in it is unknown or has a value that is none for it.
     """
     try:
-        values = msgspec.yaml.decode(file.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
+        values = yaml.load(file.read_bytes(), _SettingsLoader)
+    except yaml.MarkedYAMLError as problem:
+        at = f" in line {problem.problem_mark.line + 1}" if problem.problem_mark else ""
+        raise BadInput(f"the settings {file} cannot be read{at}: {problem.problem}") from problem
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as problem:
         raise BadInput(f"the settings {file} cannot be read: {one_line(problem)}") from problem
     if isinstance(values, dict | None):
         values = {**msgspec.to_builtins(base), **(values or {})}

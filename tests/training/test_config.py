@@ -45,7 +45,8 @@ def test_flags_come_before_and_what_is_not_given_stays() -> None:
         ("{plan: p.json, every: 3, set: [ratio=1]}", "plan says which blocks go; leave out every, set"),
         ("seeds: 0", r"at `\$.seeds`"),
         ("- 1", "Expected `object`"),
-        ("{", "cannot be read"),
+        ("{", "cannot be read in line 1: "),
+        ("epochs: 3\nlr: 0.1\nepochs: 4", "cannot be read in line 3: epochs stands twice"),
     ],
 )
 def test_what_is_no_setting_is_refused(tmp_path: Path, text: str, problem: str) -> None:
@@ -53,6 +54,15 @@ def test_what_is_no_setting_is_refused(tmp_path: Path, text: str, problem: str) 
     file.write_text(text)
     with pytest.raises(repl_fx.BadInput, match=problem):
         read_config(file, TrainConfig())
+
+
+def test_a_rate_is_written_as_in_python(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for text, rate in (("1e-3", 0.001), ("2E+1", 20.0), ("1.5e1", 15.0), ("3", 3.0)):
+        file.write_text(f"lr: {text}")
+        assert read_config(file, TrainConfig()).lr == rate
+    file.write_text("data: 1e-3x")
+    assert read_config(file, TrainConfig()).data == "1e-3x"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
