@@ -59,7 +59,7 @@ def in_a_run(
     Raises:
         typer.Exit: in the other processes, and where they did all the work.
     """
-    from repl_fx.training.command import RunRequest, begin
+    from repl_fx.training.command import RunRequest, begin, gone_where_refused
     from repl_fx.training.processes import Ended, ending_together
 
     asked = {name: getattr(flags, name) for name in ("output", "config", "resume", "force", "model")}
@@ -69,7 +69,8 @@ def in_a_run(
             run = begin(RunRequest(spec, given=given, **asked, **more))
             if run.processes.first:
                 terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
-            found = work(run)
+            with gone_where_refused(run):
+                found = work(run)
     except Ended as end:
         raise typer.Exit(int(end.code or 0)) from None
     if not run.processes.first:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
-from repl_fx.artifact.places import COMPARISON as COMPARISON, OTHERS as OTHERS
+from repl_fx.artifact.places import COMPARISON as COMPARISON, LOGS, OTHERS as OTHERS
 from repl_fx.benchmarking.results import ORIGINAL, REWRITTEN
 from repl_fx.display.progress import tell
 from repl_fx.environment.files import writing
@@ -56,6 +57,7 @@ class TrainingRun:
         source: how the model is built; None for an artifact, which knows.
         models: builds the other models of a comparison; None where there are no others.
         teacher: the original model, to learn from.
+        is_new: whether the directory was not there before.
     """
 
     directory: Path
@@ -68,6 +70,7 @@ class TrainingRun:
     source: Source | None = None
     models: Models | None = None
     teacher: nn.Module | None = None
+    is_new: bool = False
 
     @property
     def trainable(self) -> TransformResult | nn.Module:
@@ -160,7 +163,19 @@ def begin(request: RunRequest) -> TrainingRun:
     require_possible(config, processes)
     if request.output is not None and processes.first:
         require_free(request.output, force=request.force)
-    return (_of_artifact if request.is_artifact else _of_model)(request, config, processes)
+    is_new = request.output is not None and not request.output.exists()
+    return replace((_of_artifact if request.is_artifact else _of_model)(request, config, processes), is_new=is_new)
+
+
+@contextmanager
+def gone_where_refused(run: TrainingRun) -> Iterator[None]:
+    """Let nothing stay of a run that is refused before it trained, or it would be in the way of the next try."""
+    try:
+        yield
+    except BadInput:
+        if run.is_new and run.processes.first and not (run.directory / STATE / LOGS).exists():
+            shutil.rmtree(run.directory)
+        raise
 
 
 def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes) -> TrainingRun:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,3 +104,19 @@ def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path
     assert "Expected `float` > 0.0" in one_line(run("train", spec, "-o", out, "--lr", "-1"))
     assert "tpu is no device to train on" in one_line(run("train", spec, "-o", out, "--device", "tpu"))
     assert not out.exists()
+
+
+def test_data_that_the_model_does_not_fit_leave_nothing(run: Run, tmp_path: Path) -> None:
+    spec, out, data = tmp_path / "model.py", tmp_path / "out", tmp_path / "twelve.npz"
+    spec.write_text(MODEL)
+    x, y = np.zeros((24, 8, 8), np.uint8), np.arange(24) % 12
+    np.savez(data, train_x=x, train_y=y, test_x=x, test_y=y)
+    asked = ("--batch-size", "4", "--steps", "1", "--device", "cpu", "-q")
+    for more in ((), ("--seeds", "2")):
+        said = one_line(run("train", spec, "-o", out, "--data", f"npz:{data}", *asked, *more))
+        assert "Net returns 10 logits" in said and "has 12 classes" in said
+        assert not out.exists()
+    out.mkdir()
+    (out / "repl_fx_notes").mkdir()
+    assert "is not empty" in one_line(run("train", spec, "-o", out, "--data", f"npz:{data}", *asked))
+    assert out.exists()
