@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx._torch import example_of, has_example
 from repl_fx.finding.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
@@ -251,7 +252,11 @@ def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows
 def _windows(site: Site, given: Tensor, ratio: float) -> Windows:
     """Windows over what streams through the block; refuses positions that cannot be grouped."""
     if given.ndim in (4, 5) and isinstance(given.shape[1], int):
-        return PictureWindows.of(given, ratio)
+        windows = PictureWindows.of(given, ratio)
+        sizes = [example_of(size) for size in given.shape[2:] if has_example(size)]
+        if min(sizes, default=windows.side) < windows.side:
+            raise Unfit(f"its {shown(sizes)} positions are fewer than a window has, {windows.side} along each side")
+        return windows
     if given.ndim != 3 or not isinstance(given.shape[1], int):
         raise Unfit(f"{site.input.name} is neither a picture, channels first, nor a sequence of fixed length")
     _require_none_for_each_position(site, *given.shape[1:])

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.surrogates.coarse import ZeroWeights
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
-from repl_fx.surrogates.shared.windows import PictureWindows, add_windows
+from repl_fx.surrogates.shared.windows import PictureWindows, add_windows, window_means
 from tests.nets import (
     ConvNet,
     TokenNet,
@@ -281,6 +281,24 @@ def test_pictures_may_change_in_size_and_need_not_divide() -> None:
     assert PictureWindows.of(torch.zeros(1, 1, 2, 5), 0.01).side == 2
     clip = torch.zeros(1, 1, 9, 9, 9)
     assert tuple(PictureWindows.of(clip, 1 / 27).fewer(clip).shape) == (1, 1, 3, 3, 3)
+
+
+def test_pictures_may_be_smaller_than_a_window_but_not_the_example() -> None:
+    model = ConvNet(depth=3).eval()
+    result = repl_fx.transform(model, (torch.randn(2, 3, 8, 8),), surrogate="coarse")
+    for net in (result.model.eval(), result.graph_module.eval()):
+        for size in (8, 3, 2, 1):
+            x = torch.randn(2, 3, size, 5)
+            assert net(x).shape == model(x).shape
+    stream = torch.randn(2, 3, 2, 9)
+    means = window_means(stream, 4)
+    torch.testing.assert_close(
+        means, torch.stack([stream[..., :4].mean((2, 3)), stream[..., 4:8].mean((2, 3))], 2)[:, :, None]
+    )
+    with pytest.raises(
+        repl_fx.NothingToReplace, match="its 2x9 positions are fewer than a window has, 4 along each side"
+    ):
+        _coarse(model, torch.randn(2, 3, 2, 9))
 
 
 @pytest.mark.slow

@@ -43,11 +43,18 @@ class PictureWindows:
 
     def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """(batch, channels, …) at the lower resolution."""
-        return site.call(_POOLS[self.axes], stream, [self.side] * self.axes)
+        return site.call(window_means, stream, self.side)
 
     def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change at its own resolution added."""
         return site.call(add_windows, stream, change)
+
+
+def window_means(stream: Tensor, side: int) -> Tensor:
+    """The means over squares (cubes) of a picture; one that is smaller than they is a single window."""
+    sides = [min(side, size) for size in stream.shape[2:]]
+    means: Tensor = _POOLS[len(sides)](stream, sides)
+    return means
 
 
 def add_windows(stream: Tensor, change: Tensor) -> Tensor:
