@@ -617,6 +617,14 @@ def is_transformed() -> bool:
     return untyped._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def runs_plainly() -> bool:
+    """Tell whether operators run as they are called: no compiler, export or `torch.jit` traces, no transform is on.
+
+    Autograd functions are for such runs alone.
+    """
+    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not is_transformed()
+
+
 def memory_of(tensor: Tensor) -> int:
     """Equal for tensors that share their memory."""
     return int(tensor.untyped_storage()._cdata)

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from repl_fx._torch import backward_pass
 from repl_fx.errors import CallRefused
-from repl_fx.rewriting.in_place.wrapped_forward import WrappedForward
+from repl_fx.rewriting.in_place.wrapped_forward import WrappedForward, as_leaf
 from repl_fx.surrogates.shared.borrowed_maps import BorrowedMap
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
 
@@ -142,6 +142,8 @@ class WatchedForward(WrappedForward):
         self.readers: list[KeptCall] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if (node := as_leaf(self.module, args, kwargs)) is not None:
+            return node
         calls: dict[bool, list[AttentionCall]] = {True: [], False: []}
         # Handed in: torch.compile does not give back the mode that it enters.
         with _Watch(calls):

@@ -18,11 +18,16 @@ def weight_now(model: nn.Module, path: str) -> Any:
     adapter of PEFT adds to a weight and has not been merged, the sum is the weight.
 
     Raises:
-        RuntimeError: an adapter whose part cannot be added to the weight.
+        RuntimeError: an adapter whose part cannot be added to the weight, or a quantised layer, which has none.
     """
     owner, _, name = path.rpartition(".")
     module: Any = attribute(model, owner) if owner else model
     value = getattr(module, name)
+    if callable(value):
+        raise CallRefused(
+            f"a surrogate is made from {path}, which {type(module).__name__} has as a method; quantise a model whose "
+            "surrogates are folded: repl_fx.fold(result.module)"
+        )
     if name != "weight" or not hasattr(module, "base_layer") or not hasattr(module, "active_adapters"):
         return value
     if module.merged or module.disable_adapters:

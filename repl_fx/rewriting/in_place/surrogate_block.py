@@ -24,6 +24,7 @@ from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, is_cache, this_thread
 from repl_fx.rewriting.in_place.effective_weights import weight_now
+from repl_fx.rewriting.in_place.wrapped_forward import as_leaf
 from repl_fx.running.opaque_outputs import PLAIN
 
 
@@ -351,6 +352,8 @@ class SurrogateBlock(nn.Module):
         self._compiled_call_impl = self._call_impl
 
     def _call_surrogate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if (node := as_leaf(self, args, kwargs)) is not None:
+            return node
         return self._run_surrogate(self._stand_in.state(), args, kwargs)
 
     def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

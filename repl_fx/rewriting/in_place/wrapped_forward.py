@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import update_wrapper
 from types import MethodType
 from typing import Any, Self
 
-from torch import nn
+from torch import fx, nn
 
 from repl_fx.graph.captured import RefersToModules
+
+
+def as_leaf(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fx.Proxy | None:
+    """The call of a module as one node of the symbolic trace of its arguments, as feature extractors make; else None.
+
+    What a surrogate or the module before it reads besides its arguments would not be in such a trace.
+    """
+    for given in (*args, *kwargs.values()):
+        if isinstance(given, fx.Proxy):
+            tracer: Any = given.tracer
+            made: fx.Proxy = tracer.create_proxy(
+                "call_module", tracer.path_of_module(module), tuple(args), dict(kwargs)
+            )
+            return made
+    return None
 
 
 class WrappedForward(RefersToModules):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repl_fx._torch import is_transformed
+from repl_fx._torch import runs_plainly
 
 
 def take_channels(total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
 
 def _written(total: Tensor) -> bool:
     """Tell whether a value may be written to: in eager mode, where it is no more than a tensor."""
-    return not torch.compiler.is_compiling() and type(total) is Tensor and not is_transformed()
+    return runs_plainly() and type(total) is Tensor
 
 
 class _Take(torch.autograd.Function):

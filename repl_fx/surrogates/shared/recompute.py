@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repl_fx._torch import is_transformed
+from repl_fx._torch import runs_plainly
 from repl_fx.running.untouched import own_randomness
 
 
@@ -53,7 +53,7 @@ class _Recomputed(nn.Module):
 
     def with_normalised(self, x: Tensor, *read: Any) -> tuple[Tensor, Tensor]:
         """Map x as `forward` does; also the normalised input, which is the one value that the backward pass keeps."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_transformed():
+        if not runs_plainly() or not torch.is_grad_enabled():
             n = self.normalised(x)[0]
             return self.mixed(n, *read), n
         kind = _compute_dtype(x)

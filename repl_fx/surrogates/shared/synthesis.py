@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import is_transformed, pytree
+from repl_fx._torch import is_transformed, pytree, runs_plainly
 from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, WeightsChanged
 from repl_fx.graph.captured import share_tensors
@@ -77,8 +77,8 @@ class Synthesis(nn.Module):
 
     def forward(self, *weights: Tensor) -> Any:
         """The result of `synthesise` on the weights; inside `shared_synthesis`, that of the first call."""
-        if torch.compiler.is_compiling() or is_transformed():
-            # A weight inside a transform is of that transform alone.
+        if not runs_plainly():
+            # A weight inside a transform or a trace is of that alone.
             return self._made_of(weights)
         shared = self._shared
         if shared is not None:

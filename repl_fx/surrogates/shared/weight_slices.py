@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import is_transformed
+from repl_fx._torch import runs_plainly
 
 # On a CPU, where launching an operator costs little, a copy of a whole weight of so many numbers costs more.
 _LARGE = 2**12
@@ -107,7 +107,7 @@ def blend_one(blend: SliceBlend) -> Tensor:
 def _plain(blends: Sequence[SliceBlend]) -> bool:
     """Tell whether the sums are best done together: not in a compiled graph, nor on more than plain tensors."""
     one = blends[0].weights[0]
-    if torch.compiler.is_compiling() or is_transformed() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
+    if not runs_plainly() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
         return False
     tensors = [tensor for blend in blends for tensor in (*blend.gains, *blend.weights)]
     alike = len({tensor.dtype for tensor in tensors}) == 1 and not tensors[0].is_complex()

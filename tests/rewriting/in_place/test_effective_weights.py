@@ -67,3 +67,15 @@ def test_an_adapter_is_added_until_it_is_merged() -> None:
     adapter.use_dora = {"default": True}
     with pytest.raises(RuntimeError, match="the adapter default does more than add; use plain LoRA"):
         weight_now(net, "fc.weight")
+
+
+def test_a_quantised_layer_has_no_weight_to_make_another_from() -> None:
+    class Quantised(nn.Module):
+        def weight(self) -> Tensor:
+            return torch.ones(2, 2)
+
+    net = nn.ModuleDict({"fc": Quantised()})
+    with pytest.raises(
+        RuntimeError, match=r"fc.weight, which Quantised has as a method; .* repl_fx.fold\(result.module"
+    ):
+        weight_now(net, "fc.weight")

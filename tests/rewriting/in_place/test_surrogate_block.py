@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repl_fx.rewriting.in_place.surrogate_block import OWN, Argument, SurrogateBlock, surrogate_class, surrogate_graphs
 from tests.captures import transformed
@@ -88,6 +88,24 @@ def test_values_in_the_place_of_parameters_are_gone_behind_the_call() -> None:
     assert block.fc1._parameters["weight"] is None
     assert OWN in block._modules
     assert list(surrogate_graphs(model)) == ["blocks.1"]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("surrogate", ["reuse", "blend", "bottleneck", "narrow"])
+def test_symbolic_and_torchscript_traces_compute_what_the_model_does(surrogate: str) -> None:
+    model: Any = transformed(TokenNet(depth=3), (X,), surrogate=surrogate).model.eval()
+    with torch.no_grad():
+        for parameter in model.blocks[1].parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    traced = fx.symbolic_trace(model)
+    leaves = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    assert "blocks.1" in leaves and "blocks.2.fc1" in leaves
+    jit: Any = torch.jit
+    scripted = jit.trace(model, X, check_trace=False)
+    with torch.no_grad():
+        for x in (X, torch.randn(2, 6, 16)):
+            assert torch.equal(traced(x), model(x))
+            torch.testing.assert_close(scripted(x), model(x))
 
 
 class _Chained(nn.Sequential):
