@@ -98,11 +98,11 @@ class TransformResult(HasInputs):
     @cached_property
     def in_place(self) -> InPlace:
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
+        made = self.placed
         if self.graph:
             why = "the graph was asked for (graph=True)"
-            return InPlace(None, tuple(Refusal(r.block, r.repeat, why) for r in self.plan.replacements))
-        made = self.placed
-        if made is None or (made.model is not None and self.checkpoint_blocks):
+            made = InPlace(None, tuple(Refusal(r.block, r.repeat, why) for r in self.plan.replacements))
+        elif made is None or (made.model is not None and self.checkpoint_blocks):
             # What was placed before, without checkpoints, has been compared.
             module = self.module if made is None and not self.compared else None
             known = self.captured_parts, self.found, self.plan, self.one_by_one, module, self.inputs

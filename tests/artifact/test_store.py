@@ -377,3 +377,12 @@ def test_a_model_whose_blocks_are_whole_again_is_loaded_as_it_is(tmp_path: Path,
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
     with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model"):
         repl_fx.load(tmp_path / "out", TokenNet(depth=4) if not parts else Counts(TokenNet(depth=4)))
+
+
+def test_the_model_of_a_result_in_a_graph_is_saved_as_the_result_is(tmp_path: Path) -> None:
+    result = repl_fx.transform(MlpNet(), (torch.randn(2, 6, 16),), graph=True)
+    assert result.model is result.module
+    repl_fx.save(result, tmp_path / "result")
+    repl_fx.save(result.model, tmp_path / "model")
+    for file in ("manifest.json", "model.safetensors"):
+        assert (tmp_path / "model" / file).read_bytes() == (tmp_path / "result" / file).read_bytes()

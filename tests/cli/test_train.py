@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from torch import fx
 
 import repl_fx
 from repl_fx.training.run import settings_of
@@ -104,6 +105,15 @@ def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path
     assert "Expected `float` > 0.0" in one_line(run("train", spec, "-o", out, "--lr", "-1"))
     assert "tpu is no device to train on" in one_line(run("train", spec, "-o", out, "--device", "tpu"))
     assert not out.exists()
+
+
+def test_a_graph_is_trained(run: Run, tmp_path: Path) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    result = run("train", spec, "-o", out, "--graph", "--steps", "1", "--batch-size", "8", "--device", "cpu", "-q")
+    assert result.exit_code == 0, result.stderr
+    assert isinstance(repl_fx.load(out, graph=True), fx.GraphModule)
+    assert run("train", out, "--resume", "-q").exit_code == 0
 
 
 def test_data_that_the_model_does_not_fit_leave_nothing(run: Run, tmp_path: Path) -> None:
