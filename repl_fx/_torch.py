@@ -622,7 +622,8 @@ def runs_plainly() -> bool:
 
     Autograd functions are for such runs alone.
     """
-    return not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not is_transformed()
+    untyped: Any = torch._C
+    return not torch.compiler.is_compiling() and not untyped._is_tracing() and not is_transformed()
 
 
 def memory_of(tensor: Tensor) -> int:
