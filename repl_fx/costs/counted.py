@@ -314,9 +314,21 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
         with (
             torch.no_grad(),
             torch.backends.mkldnn.flags(enabled=False),
+            _attention_in_pieces(),
             FlopCounterMode(display=False, custom_mapping={_FUSED_ON_A_CPU: _flops_of_attention}) as counter,
         ):
             yield counter.get_total_flops
+
+
+@contextmanager
+def _attention_in_pieces() -> Iterator[None]:
+    """Let no attention layer of torch take its fast path, one operator without gradients that nobody counts."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _flops_of_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

@@ -90,6 +90,19 @@ def test_fused_attention_counts_its_two_products() -> None:
     assert costs.flops == 2 * (2 * 2 * 3 * 16 * 16 * 8)
 
 
+@pytest.mark.parametrize("width", [16, 48])
+def test_attention_layers_of_torch_count_what_they_are_made_of(width: int) -> None:
+    layer, x = nn.TransformerEncoderLayer(width, 2, 32, batch_first=True), torch.randn(2, 4, width)
+    products = width * 3 * width + width * width + 2 * width * 32
+    attention = 2 * 4 * width
+    assert measure_costs(layer.eval(), (x,)).flops == 2 * 8 * (products + attention)
+    attend = nn.MultiheadAttention(width, 2, batch_first=True).eval()
+    assert measure_costs(attend, (x, x, x)).flops == 2 * 8 * (4 * width * width + attention)
+    # As of a graph, in which such a layer stays whole, and as one that somebody has switched off.
+    assert sum((flops_by_node(captured_graph(layer, (x,)), (x,)) or {}).values()) == measure_costs(layer, (x,)).flops
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_recurrent_layers_count() -> None:
     costs = measure_costs(nn.LSTM(4, 8), (torch.randn(5, 2, 4),))
     assert costs.flops == 2 * 5 * 2 * 4 * 8 * (4 + 8)
