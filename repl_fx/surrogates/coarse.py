@@ -264,7 +264,9 @@ def _windows(site: Site, given: Tensor, ratio: float) -> Windows:
     for attention in attentions:
         if isinstance(attention, str):
             raise Unfit(attention)
-        if not attention.batch_first or not sees_all_positions(attention):
+        if not attention.batch_first:
+            raise Unfit(f"{attention.core.name} has positions before examples (nn.MultiheadAttention)", attention.core)
+        if not sees_all_positions(attention):
             raise Unfit(f"{attention.core.name} does not attend to all positions alike", attention.core)
     if not attentions:
         raise Unfit("nothing shows that the order of its positions is free, as attention without a mask would")

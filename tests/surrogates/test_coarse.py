@@ -283,6 +283,34 @@ def test_pictures_may_change_in_size_and_need_not_divide() -> None:
     assert tuple(PictureWindows.of(clip, 1 / 27).fewer(clip).shape) == (1, 1, 3, 3, 3)
 
 
+class _Placed(nn.Module):
+    """Blocks on as many positions as there are rows in a parameter."""
+
+    def __init__(self, blocks: list[nn.Module], positions: int, width: int) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(positions, width))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.blocks(x + self.places)
+        return made
+
+
+def test_attention_with_positions_first_is_refused_in_a_line() -> None:
+    layers: list[nn.Module] = [
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(3)
+    ]
+    with pytest.raises(repl_fx.NothingToReplace, match=r"has positions before examples \(nn.MultiheadAttention\)"):
+        _coarse(_Placed(layers, 6, 8), torch.randn(2, 6, 8))
+
+
+def test_trials_at_other_sizes_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    # As many channels as positions: operators are tried at sizes that they do not take.
+    model = _Placed([TransformerBlock(16) for _ in range(3)], 16, 16)
+    assert _coarse(model, torch.randn(2, 16, 16))(torch.randn(2, 16, 16)).shape == (2, 16, 16)
+    assert not [record for record in caplog.records if record.name == "torch._subclasses.fake_tensor"]
+
+
 def test_pictures_may_be_smaller_than_a_window_but_not_the_example() -> None:
     model = ConvNet(depth=3).eval()
     result = repl_fx.transform(model, (torch.randn(2, 3, 8, 8),), surrogate="coarse")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from repl_fx.finding.branches import Split, split_branches
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import attribute, share_tensors
 from repl_fx.plan import Refusal
+from repl_fx.running.hushed import hushed
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
@@ -50,8 +52,10 @@ def unfit_is_refused(match: Callable[[Asked, Site], Found]) -> Callable[[Asked, 
 
     @functools.wraps(match)
     def refusing(surrogate: Asked, site: Site) -> Found | Refusal:
+        # An operator that does not take other sizes is an answer; torch logs it with its stack.
+        quiet = hushed((), ("torch._subclasses.fake_tensor",), least=logging.CRITICAL)
         try:
-            with answers_of_the_example(site.graph_module.meta.get("fake_mode")) as asked:
+            with quiet, answers_of_the_example(site.graph_module.meta.get("fake_mode")) as asked:
                 found = match(surrogate, site)
         except Unfit as unfit:
             return site.refusal(str(unfit), unfit.node)
