@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -32,9 +33,6 @@ from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import Part
 
 Measured = TypeVar("Measured")
-
-# Older versions of torch count none for it.
-_FUSED_ON_A_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -315,7 +313,7 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
             torch.no_grad(),
             torch.backends.mkldnn.flags(enabled=False),
             _attention_in_pieces(),
-            FlopCounterMode(display=False, custom_mapping={_FUSED_ON_A_CPU: _flops_of_attention}) as counter,
+            FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS)) as counter,
         ):
             yield counter.get_total_flops
 
@@ -334,6 +332,37 @@ def _attention_in_pieces() -> Iterator[None]:
 def _flops_of_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
     """FLOPs of both products of attention; shapes are (…, positions, features), the query's with all heads."""
     return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _flops_of_product(one: Sequence[int], other: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of (…, inner) with (inner), (…, inner, columns), or, row by row, one of several (…, inner, columns)."""
+    return 2 * math.prod(one) * (other[-1] if len(other) > 1 else 1)
+
+
+def _flops_of_sum(_: Sequence[int], one: Sequence[int], other: Sequence[int], *__: Any, **___: Any) -> int:
+    """FLOPs of a product that is added to something."""
+    return _flops_of_product(one, other)
+
+
+def _flops_of_bilinear(*given: Any, **_: Any) -> int:
+    """FLOPs of a sum over products of three tensors, each with dimensions of one element put in."""
+    shapes: list[list[int]] = [list(shape) for shape in given[:3]]
+    for shape, places in zip(shapes, given[3:6], strict=True):
+        for place in places:
+            shape.insert(place, 1)
+    sizes: list[int] = [max(along) for along in zip(*shapes, strict=True)]
+    return 2 * math.prod(sizes)
+
+
+# Of operators that torch's counter does not know, and would count for nothing.
+_FORMULAS: Mapping[Any, Callable[..., int]] = MappingProxyType(
+    {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
+        **dict.fromkeys((torch.ops.aten._grouped_mm, torch.ops.aten.mv, torch.ops.aten.dot), _flops_of_product),
+        **dict.fromkeys((torch.ops.aten.addmv, torch.ops.aten.addbmm), _flops_of_sum),
+        torch.ops.aten._trilinear: _flops_of_bilinear,
+    }
+)
 
 
 def _flops(module: nn.Module, inputs: ExampleInputs) -> int:

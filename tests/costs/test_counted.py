@@ -103,6 +103,30 @@ def test_attention_layers_of_torch_count_what_they_are_made_of(width: int) -> No
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+class _Products(nn.Module):
+    """Products of a vector, of rows by groups, summed over a batch, and of three tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector, self.three = nn.Parameter(torch.randn(4)), nn.Bilinear(4, 5, 6)
+        self.experts = nn.Parameter(torch.randn(3, 8, 16, dtype=torch.bfloat16))
+
+    def forward(self, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        ends = torch.tensor([2, 4, 8], dtype=torch.int32, device=rows.device)
+        untyped: Any = torch
+        grouped = untyped._grouped_mm(rows, self.experts, offs=ends)
+        return x @ self.vector, grouped, torch.addbmm(y.new_zeros(4, 5), x[..., None], y[:, None]), self.three(x, y)
+
+
+def test_products_that_the_counter_of_torch_does_not_know_count() -> None:
+    given = torch.randn(2, 4), torch.randn(2, 5), torch.randn(8, 8, dtype=torch.bfloat16)
+    by_name = {
+        node.name: count for node, count in (flops_by_node(captured_graph(_Products(), given), given) or {}).items()
+    }
+    assert sorted(by_name.values()) == sorted((2 * 2 * 4, 2 * 8 * 8 * 16, 2 * 2 * 4 * 5, 2 * 2 * 6 * 4 * 5))
+    assert measure_costs(_Products(), given).flops == sum(by_name.values())
+
+
 def test_recurrent_layers_count() -> None:
     costs = measure_costs(nn.LSTM(4, 8), (torch.randn(5, 2, 4),))
     assert costs.flops == 2 * 5 * 2 * 4 * 8 * (4 + 8)
