@@ -49,6 +49,8 @@ class Net(nn.Module):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
+# One draw in some 500 has a layer whose ReLUs are all off, which no surrogate could learn from.
+torch.manual_seed(0)
 x = torch.randn(2, 8)
 other = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)))
 repl_fx.transform(other, (x,), surrogate="blend")
