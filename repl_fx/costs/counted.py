@@ -312,15 +312,15 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
         with (
             torch.no_grad(),
             torch.backends.mkldnn.flags(enabled=False),
-            _attention_in_pieces(),
+            _without_fast_path(),
             FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS)) as counter,
         ):
             yield counter.get_total_flops
 
 
 @contextmanager
-def _attention_in_pieces() -> Iterator[None]:
-    """Let no attention layer of torch take its fast path, one operator without gradients that nobody counts."""
+def _without_fast_path() -> Iterator[None]:
+    """Let attention layers of torch run their own code, not the one operator without gradients that nobody counts."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

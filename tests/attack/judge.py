@@ -295,7 +295,8 @@ class Judge:
                 before.restore()
             (ours, structure), (theirs, other) = found
             # What autocast computes is rounded to eight bits before it is an output of single precision.
-            near = 4 * torch.finfo(torch.bfloat16).eps if _runs_autocast(self.verdict.features) else None
+            rounded = any("autocast" in feature for feature in self.verdict.features)
+            near = 4 * torch.finfo(torch.bfloat16).eps if rounded else None
             alike = structure == other and all(_nearly(a, b, near) for a, b in zip(ours, theirs, strict=True))
             require(alike, f"source and graph differ under {name}")
 
@@ -587,10 +588,6 @@ def _shared(module: nn.Module) -> list[list[str]]:
         for name, tensor in found:
             names.setdefault(id(tensor), []).append(name)
     return list(names.values())
-
-
-def _runs_autocast(features: list[str]) -> bool:
-    return any("autocast" in feature for feature in features)
 
 
 def _nearly(a: Any, b: Any, near: float | None = None) -> bool:
