@@ -87,7 +87,8 @@ def largest_batches(setting: Setting, name: str, every: int, which: str) -> Reco
         torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, setting.device.index or 0)
         about["GiB"] = MEMORY_SHARE * torch.cuda.get_device_properties(setting.device).total_memory / 2**30
     found: dict[str, int | str] = {}
-    for variant in variants(which, every, control=False):
+    # Those of the target first: a run may end early.
+    for variant in sorted(variants(which, every, control=False), key=lambda one: one != FULL and one.surrogate != "auto"):
         found[variant.name] = _attempt(partial(_largest, setting, own, variant))
         setting.save({"largest": found} | about)
     return {"largest": found} | about
@@ -142,7 +143,9 @@ def _takes(device: torch.device, own: Network, module: nn.Module, batch: int) ->
     """Tell whether there is memory for two steps with so many inputs."""
     clear_memory(device)
     try:
-        inputs = own.inputs(batch).to(device)
+        # One input again and again: to draw thousands on the host takes longer than the steps.
+        one = own.inputs(1).to(device)
+        inputs = one.expand(batch, *one.shape[1:]).contiguous()
         trainer = trainer_of(module, False, DTYPES[TARGET_DTYPE], (inputs, own.targets(inputs)))
         trainer.load()
         for _ in range(2):

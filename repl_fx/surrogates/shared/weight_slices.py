@@ -3,14 +3,13 @@
     out = sum over weights i of gains[i] * units(weights[i])        gains one number for each unit
 
 where units(w) are consecutive units of a weight along its input or output axis, or all of them, whole or their first
-numbers along the other. Blends of one size are stacked and done at once. Written as ordinary operators, each slice
-would be kept for the backward pass, and each weight's gradient made by a chain of small operators; here only the
-weights and gains are kept, and slices are cut again.
+numbers along the other. Blends of one size are stacked and done at once, but for large whole weights and a blend alone,
+which have nothing to gain by it. Written as ordinary operators, each slice would be kept for the backward pass, and each
+weight's gradient made by a chain of small operators; here only the weights and gains are kept, and slices are cut again.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import runs_plainly
 
-# On a CPU, where launching an operator costs little, a copy of a whole weight of so many numbers costs more.
+# A copy of a whole weight of so many numbers costs more than the operators that it saves.
 _LARGE = 2**12
 
 
@@ -99,15 +98,17 @@ def blend_one(blend: SliceBlend) -> Tensor:
     units = blend.units
     gains = (row for gain in blend.gains for row in gain.reshape(-1, blend.numbers))
     scales = (units.scales(row, blend.weights[0].ndim) for row in gains)
-    terms = [scale * units.of(weight) for scale, weight in zip(scales, blend.weights, strict=True)]
-    total: Tensor = functools.reduce(torch.add, terms)
+    first, *rest = ((scale, units.of(weight)) for scale, weight in zip(scales, blend.weights, strict=True))
+    total = first[0] * first[1]
+    for scale, weight in rest:
+        total = torch.addcmul(total, scale, weight)
     return total
 
 
 def _plain(blends: Sequence[SliceBlend]) -> bool:
     """Tell whether the sums are best done together: not in a compiled graph, nor on more than plain tensors."""
     one = blends[0].weights[0]
-    if not runs_plainly() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
+    if not runs_plainly() or (blends[0].whole and (len(blends) == 1 or one.numel() > _LARGE)):
         return False
     tensors = [tensor for blend in blends for tensor in (*blend.gains, *blend.weights)]
     alike = len({tensor.dtype for tensor in tensors}) == 1 and not tensors[0].is_complex()
