@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_report build/gpu/gpu.jsonl --scale toy --docs build      of a toy run, to try the way
 
 Of a run at scale `gpu` only what was measured on CUDA is told; whatever else is said to be not measured. Several files,
-such as of several machines, become one page: of a piece that is in two, the last counts. docs/gpu.md is made
-of docs/gpu.jsonl.
+such as of several machines, become one page. Of a piece that two devices did, the last counts, and for a target that it
+has no figure for, the one before; of steps the tables of both are shown. docs/gpu.md is made of docs/gpu.jsonl.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks import throughput
-from benchmarks.gpu_pieces.setting import DONE, GPU, SCALES, TOY, Record, read_records
+from benchmarks.gpu_pieces.setting import BEFORE, DONE, GPU, SCALES, TOY, Record, device_of, read_records
 from benchmarks.gpu_pieces.targets import NOT_MEASURED, differences, figures, group_of, spread_of, targets
 from benchmarks.training.cost_tables import cells, head, title
 from repl_fx.benchmarking.hardware import in_a_line
@@ -56,7 +56,14 @@ def write_report(records: Sequence[Record], place: Path, scale: str = GPU) -> No
         place: a directory.
         scale: of `SCALES`.
     """
-    own = {r["key"]: r for r in records if r["scale"] == scale and (scale == TOY or r["device"].startswith("cuda"))}
+    own: dict[str, Record] = {}
+    for record in records:
+        if record["scale"] == scale and (scale == TOY or record["device"].startswith("cuda")):
+            key = record["key"]
+            if key.startswith("step/") and key in own:
+                older = own.pop(key)
+                own[f"{key}{BEFORE}{device_of(older)}"] = older
+            own[key] = record
     sections = (
         _targets,
         _steps,
@@ -109,7 +116,8 @@ def _steps(records: Mapping[str, Record]) -> Iterator[str]:
     for key, _ in _results(records, "step"):
         group = group_of(records[f"step/{key}"])
         if group is not None:
-            yield f"### {title(group)}: {key.rpartition('/')[2]}, every={key.split('/')[2]}"
+            which = key.partition(BEFORE)[0].split("/")
+            yield f"### {title(group)}: {which[3]}, every={which[2]}"
             yield f"{group.about['device']}; times by {group.about['clock']}."
             rate = [[*cells(group, row), _per_second(group.batch, row.seconds())] for row in group.rows]
             yield table([*head(group), "inputs/s"], rate)

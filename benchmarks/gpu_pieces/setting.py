@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 DONE, FAILED, LATE, CUT = "done", "failed", "late", "cut"
+# Between the key of a piece and the device that did it before another.
+BEFORE = "@"
 GPU, TOY = "gpu", "toy"
 SCALES = (GPU, TOY)
 VIT_BASE, RESNET50, GPT12, SWIN, CONVNEXT, LLAMA = "vit_base", "resnet50", "gpt12", "swin_t", "convnext_t", "llama1b"
@@ -91,17 +93,23 @@ class Piece:
 
 
 def read_records(file: Path) -> list[Record]:
-    """The records of a file, the last of each piece; a line that a killed run left half written is skipped."""
-    found: dict[str, Record] = {}
+    """The records of a file, the last of each piece and device; a line that was left half written is skipped."""
+    found: dict[tuple[str, str], Record] = {}
     for line in file.read_text().splitlines() if file.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        # Behind those of other pieces, as it is newer.
-        found.pop(record["key"], None)
-        found[record["key"]] = record
+        # Behind the others, as it is newer.
+        which = record["key"], device_of(record)
+        found.pop(which, None)
+        found[which] = record
     return list(found.values())
+
+
+def device_of(record: Record) -> str:
+    """The name of the device that did a piece; none where the piece did not come so far."""
+    return str(record.get("machine", {}).get("device", ""))
 
 
 def add_record(file: Path, record: Record) -> None:

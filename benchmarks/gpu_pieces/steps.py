@@ -88,7 +88,8 @@ def largest_batches(setting: Setting, name: str, every: int, which: str) -> Reco
         about["GiB"] = MEMORY_SHARE * torch.cuda.get_device_properties(setting.device).total_memory / 2**30
     found: dict[str, int | str] = {}
     # Those of the target first: a run may end early.
-    for variant in sorted(variants(which, every, control=False), key=lambda one: one != FULL and one.surrogate != "auto"):
+    chosen = variants(which, every, control=False)
+    for variant in sorted(chosen, key=lambda one: one != FULL and one.surrogate != "auto"):
         found[variant.name] = _attempt(partial(_largest, setting, own, variant))
         setting.save({"largest": found} | about)
     return {"largest": found} | about

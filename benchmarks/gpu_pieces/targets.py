@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 
-from benchmarks.gpu_pieces.setting import DONE, RECOMMENDED, Record
+from benchmarks.gpu_pieces.setting import BEFORE, DONE, RECOMMENDED, Record
 from benchmarks.gpu_pieces.table import CUT, MODES, SEEDS, SMOKE, TARGET_NETWORKS, TASKS
 from benchmarks.gpu_pieces.trainings import OURS, THEIRS
 from benchmarks.training.cost_tables import TARGET_EVERY, TO_FLOOR, Group, Row
@@ -47,7 +47,7 @@ def targets(records: Mapping[str, Record]) -> list[Target]:
     """The targets, in their order.
 
     Args:
-        records: by key.
+        records: by key, the newest last; that of a step which another device did before ends in `BEFORE` and its name.
     """
     return [*_costs(records), *_accuracies(records), *_training(records), *_cuts(records), *_works(records)]
 
@@ -64,11 +64,13 @@ def group_of(record: Record | None) -> Group | None:
 def _costs(records: Mapping[str, Record]) -> Iterator[Target]:
     for name in TARGET_NETWORKS:
         for mode in MODES:
-            group = group_of(records.get(f"step/{name}/{mode}/{TARGET_EVERY}/{RECOMMENDED}"))
+            key = f"step/{name}/{mode}/{TARGET_EVERY}/{RECOMMENDED}"
+            known = [records[one] for one in reversed(list(records)) if one.partition(BEFORE)[0] == key]
+            groups = [group for record in known if (group := group_of(record)) is not None]
             where = f"{name}, {mode}, bfloat16, every={TARGET_EVERY}"
-            time = None if group is None else group.time_ratio(ALWAYS, FLOOR)
-            checkpointed = None if group is None else group.time_ratio(ALWAYS, CHECKPOINTED.name)
-            peak = None if group is None else group.memory_ratio(ALWAYS, FLOOR, "peak")
+            time = _first(group.time_ratio(ALWAYS, FLOOR) for group in groups)
+            checkpointed = _first(group.time_ratio(ALWAYS, CHECKPOINTED.name) for group in groups)
+            peak = _first(group.memory_ratio(ALWAYS, FLOOR, "peak") for group in groups)
             yield _ratio(f"{where}: time of a step, at most {TO_FLOOR:g} times the depth-pruned", time, TO_FLOOR)
             yield _ratio(f"{where}: peak memory, at most {TO_FLOOR:g} times the depth-pruned", peak, TO_FLOOR)
             yield _ratio(f"{where}: time of a step, below the full model's with checkpoints", checkpointed, 1, False)
@@ -77,6 +79,11 @@ def _costs(records: Mapping[str, Record]) -> Iterator[Target]:
         text = f"{name}, every={TARGET_EVERY}: largest batch, at least {LARGER_BATCH:g} times the full model's"
         both = isinstance(ours, int) and isinstance(full, int) and full > 0
         yield Target(text, f"{ours} to {full}", ours >= LARGER_BATCH * full) if both else Target(text)
+
+
+def _first(values: Iterable[float | None]) -> float | None:
+    """The first figure, of the newest record that has one."""
+    return next((value for value in values if value is not None), None)
 
 
 def _ratio(text: str, value: float | None, limit: float, reach: bool = True) -> Target:

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_report
 from benchmarks.gpu_pieces.setting import Piece, Setting, add_record, read_records
 from benchmarks.gpu_pieces.steps import largest
 from benchmarks.gpu_pieces.table import pieces
+from benchmarks.training.cost_tables import Group, Row
 
 TOY = ["--device", "cpu", "--scale", "toy", "--workers", "1"]
 
@@ -75,6 +77,24 @@ def test_half_a_line_is_no_record(tmp_path: Path) -> None:
     file.write_text('{"key": "a", "status": "done"}\n{"key": "b", "sta')
     add_record(file, {"key": "c", "status": "failed"})
     assert [one["key"] for one in read_records(file)] == ["a", "c"]
+
+
+def test_of_two_devices_the_last_counts_and_the_one_before_where_it_has_no_figure(tmp_path: Path) -> None:
+    file, key = tmp_path / "gpu.jsonl", "step/vit_base/eager/2/recommended"
+    seconds = {"one": {"depth-pruned, every=2": 1, "auto, every=2": 1.5, "full, checkpointed": 3}}
+    seconds["two"] = {"depth-pruned, every=2": 1, "auto, every=2": 1.25}
+    for device, variants in seconds.items():
+        rows = [asdict(Row(name, None)) | {"steps": [{"forward": time}]} for name, time in variants.items()]
+        about = {"device": device, "clock": "CUDA events", "cpu": "", "cores": 1, "threads": 1}
+        about |= dict.fromkeys(("python", "torch", "repl_fx"), "")
+        group = asdict(Group("vit_base", "eager", "bfloat16", 1, about)) | {"rows": rows}
+        record = {"key": key, "scale": "gpu", "device": "cuda", "status": "done", "machine": about}
+        add_record(file, record | {"result": {"group": group}})
+    gpu_report.write_report(read_records(file), tmp_path)
+    page = (tmp_path / "gpu.md").read_text()
+    assert "at most 1.05 times the depth-pruned | 1.250 times | no" in page
+    assert "below the full model's with checkpoints | 0.500 times | yes" in page
+    assert page.count("### vit_base, eager") == 2 and "one; times by" in page and "two; times by" in page
 
 
 def test_what_failed_is_tried_again_where_that_is_asked_for() -> None:

@@ -3,9 +3,10 @@
     out = sum over weights i of gains[i] * units(weights[i])        gains one number for each unit
 
 where units(w) are consecutive units of a weight along its input or output axis, or all of them, whole or their first
-numbers along the other. Blends of one size are stacked and done at once, but for large whole weights and a blend alone,
-which have nothing to gain by it. Written as ordinary operators, each slice would be kept for the backward pass, and each
-weight's gradient made by a chain of small operators; here only the weights and gains are kept, and slices are cut again.
+numbers along the other. Blends of one size are stacked and done at once, unless they are of large whole weights or one
+alone, which gain nothing by it. Written as ordinary operators, each slice would be kept for the backward pass, and
+each weight's gradient made by a chain of small operators; here only the weights and gains are kept, and slices are cut
+again.
 """
 
 from __future__ import annotations

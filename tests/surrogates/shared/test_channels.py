@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from repl_fx.surrogates.shared import channels
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
 from tests.surrogates.shared.copying import copying
 
@@ -34,6 +38,30 @@ def test_gradients_of_the_operators(relu: bool, count: int, trained: str, last: 
     with copying():
         wanted = run(base, weight)
     torch.testing.assert_close(run(base, weight), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [(4, 5), (3, 4, 5)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_on_a_gpu_the_channels_come_last(sizes: tuple[int, ...], relu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients are the same, and what the surrogate reads and is given lies as its norms are fast in."""
+    base = torch.randn(2, 6, *sizes, dtype=torch.float64, requires_grad=True)
+    seen = []
+
+    def run() -> Tensor:
+        total, part = take_channels(base * 1, 4, relu)
+        changed: Any = part.sin()
+        changed.register_hook(lambda toward: seen.extend([part, toward]))
+        return put_channels(total, changed, relu)
+
+    wanted = run()
+    (toward,) = torch.autograd.grad(wanted.square().sum(), base)
+    seen.clear()
+    last = channels._LAST[base.ndim]
+    monkeypatch.setattr(channels, "_layout", lambda total: last)
+    made = run()
+    assert torch.equal(made, wanted) and made.is_contiguous()
+    assert torch.equal(torch.autograd.grad(made.square().sum(), base)[0], toward)
+    assert len(seen) == 2 and all(one.is_contiguous(memory_format=last) for one in seen)
 
 
 def test_what_other_operators_read_is_not_written_to() -> None:
