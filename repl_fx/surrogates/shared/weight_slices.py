@@ -11,6 +11,7 @@ again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,10 +100,9 @@ def blend_one(blend: SliceBlend) -> Tensor:
     units = blend.units
     gains = (row for gain in blend.gains for row in gain.reshape(-1, blend.numbers))
     scales = (units.scales(row, blend.weights[0].ndim) for row in gains)
-    first, *rest = ((scale, units.of(weight)) for scale, weight in zip(scales, blend.weights, strict=True))
-    total = first[0] * first[1]
-    for scale, weight in rest:
-        total = torch.addcmul(total, scale, weight)
+    terms = [scale * units.of(weight) for scale, weight in zip(scales, blend.weights, strict=True)]
+    # Rounded as those that are stacked: `addcmul` rounds once.
+    total: Tensor = functools.reduce(torch.add, terms)
     return total
 
 
