@@ -6,16 +6,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnxscript import optimizer
+from onnxscript.rewriter import RewriteRule
 from torch import Tensor, nn
 
 from repl_fx.export import export_onnx
-from repl_fx.export.optimizing import _drop_zero_biases, _register_strays
+from repl_fx.export.optimizing import _RULES, _drop_zero_biases, _keep_weights, _register_strays, _simplify
 from tests.exporting import Exported
 
 
@@ -116,3 +119,44 @@ def test_nothing_is_added_where_nothing_is(tmp_path: Path) -> None:
     net, x = Net(lambda x: ((x + 0.0) * 1.0).tanh()), torch.randn(2, 3)
     path = export_onnx(net, tmp_path / "m.onnx", (x,))
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Tanh"]
+
+
+class Rewritable(nn.Module):
+    """Much that a rule of the optimizer takes away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(nn.functional.pad(x, (1, 1, 1, 1)))) * 1.0 + 0.0
+        x = x.clamp(-1, 1).relu().relu().clamp(0.1, 0.9).clamp(0.2, 0.8)
+        x = x.flatten(2).transpose(1, 2).transpose(1, 2).transpose(1, 2)
+        first, second = x[..., :2], x[..., 2:]
+        x = torch.cat([second, first], -1).to(torch.float64).to(torch.float32)
+        x = x.unsqueeze(0).unsqueeze(0).squeeze(0).squeeze(0) - 0.0
+        made: Tensor = self.linear(x).reshape(-1, 2, 8).reshape(-1, 4) / 1.0
+        return made
+
+
+def test_rules_that_are_tried_at_their_operators_do_what_all_of_them_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = torch.onnx.export(Rewritable().eval(), (torch.randn(2, 3, 4, 4),), verbose=False, optimize=False)
+    assert exported is not None
+    wanted = ir.from_proto(ir.to_proto(exported.model))
+    optimizer.optimize_ir(wanted, should_fold=_keep_weights)
+    tried = []
+    plain = RewriteRule.try_rewrite
+
+    def watched(self: RewriteRule, model: ir.Model, graph: ir.Graph, node: ir.Node, **settings: Any) -> Any:
+        tried.append((self, node.op_type))
+        return plain(self, model, graph, node, **settings)
+
+    monkeypatch.setattr(RewriteRule, "try_rewrite", watched)
+    made = ir.from_proto(ir.to_proto(exported.model))
+    before = len(list(made.graph))
+    _simplify(made)
+    assert ir.to_proto(made) == ir.to_proto(wanted)
+    assert len(list(made.graph)) < before
+    assert tried and all(rule in _RULES[operator] for rule, operator in tried)
