@@ -124,7 +124,7 @@ def transform(
     result = rewrite(known, plan or options, inputs, stage, check=check, finder=finder, **form)
     for option, wanted in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
         if wanted and result.in_place.model is None:
-            raise BadInput(f"{option} is for the model in place, and that there is not: {result.in_place.reason}")
+            raise BadInput(f"{option} needs the model in place, which is refused: {result.in_place.reason}")
     return result
 
 

@@ -59,7 +59,7 @@ def require_schedule(config: TrainConfig, result: TransformResult) -> None:
             "replace_at, restore_at, neighbours and learn are for a model with replaced blocks; here none is"
         )
     if config.restore_at is not None and result.in_place.model is None:
-        raise BadInput(f"restore_at is for the model in place, and that there is not: {result.in_place.reason}")
+        raise BadInput(f"restore_at needs the model in place, which is refused: {result.in_place.reason}")
     with treated(result.model, result, config.neighbours, config.learn):
         pass
 

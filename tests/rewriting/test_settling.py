@@ -103,5 +103,5 @@ def test_places_can_be_required() -> None:
     assert "its surrogate has no place in the model's tree: it is no call of a single module" in str(result.plan)
     with pytest.raises(repl_fx.NothingToReplace, match="its surrogate has no place in the model's tree"):
         repl_fx.transform(RawNet(), (x,), in_place=True)
-    with pytest.raises(repl_fx.BadInput, match="in_place is for the model in place, and that there is not: "):
+    with pytest.raises(repl_fx.BadInput, match="in_place needs the model in place, which is refused: "):
         repl_fx.transform(_Mixed(), (x,), in_place=True, plan=anywhere.plan)

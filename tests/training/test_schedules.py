@@ -207,7 +207,7 @@ def test_what_cannot_be_is_a_line(tmp_path: Path) -> None:
     loop = nn.Sequential(nn.Linear(16, 16), _Loop())
     graph = repl_fx.transform(loop, (torch.zeros(2, 16),), surrogate="bottleneck")
     assert graph.in_place.model is None
-    with pytest.raises(BadInput, match="restore_at is for the model in place, and that there is not: "):
+    with pytest.raises(BadInput, match="restore_at needs the model in place, which is refused: "):
         require_schedule(PHASES, graph)
     with pytest.raises(BadInput, match=r"last\.ckpt is of another run than"):
         train_in_phases(result, pictures(), PHASES, tmp_path)

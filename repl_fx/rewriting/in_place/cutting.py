@@ -148,7 +148,7 @@ class Cut:
             tuple(self.elsewhere),
             tuple(self.borrowed.values()),
             form,
-            tuple(Made(results.index(leaf)) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
+            tuple(self._made(leaf, results) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
             dict(self.call.given),
             () if swaps else self._read(needed),
             None if swaps else self._neighbour(),
@@ -157,6 +157,14 @@ class Cut:
         if swaps:
             block._stand_in.swap.install(block, names)
         return block
+
+    def _made(self, result: fx.Node, results: Sequence[fx.Node]) -> Made:
+        """A result of the surrogate's graph, with the first argument that is as precise as it."""
+        value, number = result.meta.get("val"), results.index(result)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return Made(number)
+        alike = [i for i, node in enumerate(self.arguments) if node.meta["val"].dtype == value.dtype]
+        return Made(number, next(iter(alike), None))
 
     def _only_call(self, path: str) -> ModuleCall:
         """The call of a module.

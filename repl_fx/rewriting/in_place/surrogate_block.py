@@ -82,9 +82,15 @@ class Passed:
 
 @dataclass(frozen=True)
 class Made:
-    """A leaf of the result that is a result of the surrogate's graph."""
+    """A leaf of the result that is a result of the surrogate's graph.
+
+    Attributes:
+        number: of the result.
+        like: the number of an argument that had its precision in the trace, mostly the stream; None where none had.
+    """
 
     number: int
+    like: int | None = None
 
 
 @dataclass(frozen=True)
@@ -273,7 +279,10 @@ class StandIn(RefersToModules):
     def _leaf(self, leaf: Made | Passed | Constant, arguments: Mapping[str, Any], made: Sequence[Any]) -> Any:
         if isinstance(leaf, Passed):
             return _at(arguments, leaf.place)
-        return made[leaf.number] if isinstance(leaf, Made) else leaf.value
+        if isinstance(leaf, Constant):
+            return leaf.value
+        value = made[leaf.number]
+        return value if leaf.like is None else _as_precise(value, _at(arguments, self.arguments[leaf.like].place))
 
     def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
@@ -459,6 +468,17 @@ def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:
         else:
             value = getattr(value, str(key), None)
     return value
+
+
+def _as_precise(value: Tensor, given: Tensor) -> Tensor:
+    """A result in the precision of the argument whose it was in the trace.
+
+    A block that ends a norm in `x.to(hidden.dtype)` was traced with the one precision, which a model that is converted
+    afterwards has no more. (Under autocast the precisions of a block's values differ by themselves.)
+    """
+    if value.dtype == given.dtype or torch.is_autocast_enabled(given.device.type):
+        return value
+    return value.to(given.dtype)
 
 
 def _as_known(was: Any, value: Any) -> bool:

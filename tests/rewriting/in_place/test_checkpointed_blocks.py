@@ -49,5 +49,5 @@ def test_less_is_kept_and_gradients_are_the_same(surrogate: str, tmp_path: Path)
 
 
 def test_a_model_without_places_is_refused() -> None:
-    with pytest.raises(repl_fx.BadInput, match="checkpoint_blocks is for the model in place, and that there is not: "):
+    with pytest.raises(repl_fx.BadInput, match="checkpoint_blocks needs the model in place, which is refused: "):
         repl_fx.transform(RawNet(), (torch.randn(4, 8),), surrogate="blend", checkpoint_blocks=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.rewriting.in_place.surrogate_block import OWN, Argument, SurrogateBlock, surrogate_class, surrogate_graphs
 from tests.captures import transformed
 from tests.nets import TokenNet, TransformerBlock
@@ -178,3 +179,34 @@ def test_a_call_changes_no_module(surrogate: str) -> None:
         net.get_submodule("1.1").register_forward_hook(lambda *_: seen.append(threads.submit(net.state_dict).result()))
         net(X)
     assert [list(state) for state in seen] == [list(net.state_dict())]
+
+
+class _Careful(nn.Module):
+    """A block whose norm is computed in single precision, whatever that of the model is."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(width))
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        single = x.to(torch.float32)
+        normed = single * torch.rsqrt(single.square().mean(-1, keepdim=True) + 1e-6)
+        made: Tensor = x + self.narrow(torch.relu(self.wide(self.scale * normed.to(x.dtype))))
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_that_is_converted_afterwards_has_one_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    source = nn.Sequential(*(_Careful(8) for _ in range(3)), nn.Linear(8, 2))
+    x = torch.randn(4, 8)
+    result = repl_fx.transform(source, (x,), every=2, surrogate="bottleneck", in_place=True)
+    model = result.model.eval()
+    wanted = model(x)
+    model.to(dtype)
+    made = model(x.to(dtype))
+    assert made.dtype == dtype
+    torch.testing.assert_close(made.float(), wanted, rtol=0.05, atol=0.05)
+    made.sum().backward()
+    assert all(p.grad is None or p.grad.dtype == dtype for p in model.parameters())
