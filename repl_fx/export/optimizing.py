@@ -96,7 +96,7 @@ class _AtItsOperator:
 
 
 def _simplify(model: ir.Model) -> None:
-    """What `onnxscript.optimizer.optimize_ir` does, with the rules of `_RULES`."""
+    """Simplify a model as `onnxscript.optimizer.optimize_ir` does, with the rules of `_RULES`."""
     chosen: list[Any] = [_AtItsOperator(operator, rule) for operator, some in _RULES.items() for rule in some]
     untyped: Any = common
     passes = (
