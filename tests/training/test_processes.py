@@ -109,7 +109,8 @@ def test_a_process_that_was_ended_by_a_signal_is_a_line(tmp_path: Path, number: 
 @pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is told to its children on Linux alone")
 def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> None:
     script, seen = tmp_path / "script.py", tmp_path / "seen"
-    said = f"open({str(seen)!r}, 'a').write(f'{{os.getpid()}} '); dist.barrier(); time.sleep(600)"
+    # Both sleep by then: what interrupts Python inside of a destructor is lost.
+    said = f"dist.barrier(); open({str(seen)!r}, 'a').write(f'{{os.getpid()}} '); time.sleep(600)"
     script.write_text(_SCRIPT.format(first=said, other=said))
     with subprocess.Popen([sys.executable, script], cwd=ROOT, stderr=subprocess.DEVNULL) as running:
         while not seen.exists() or seen.read_text().count(" ") < 2:
