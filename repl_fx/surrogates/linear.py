@@ -248,7 +248,8 @@ class MapSynthesis(StreamMap):
 
     def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """The weight of a linear layer, or of a convolution of one pixel."""
-        weight = self.change.diagonal_scatter(self.change.diagonal() + 1)
+        # The ONNX exporter makes writes of a `diagonal_scatter`, and refuses them.
+        weight = self.change + torch.eye(*self.change.shape, dtype=self.change.dtype, device=self.change.device)
         return weight.reshape(*weight.shape, *self.spatial), self.shift
 
     def set_to(self, matrix: Tensor, shift: Tensor) -> None:

@@ -304,6 +304,14 @@ def test_one_map_stands_for_a_stretch_that_changes_sizes_twice() -> None:
         transformed(net, (PICTURE,), plan=replace(result.plan, replacements=result.plan.replacements[:2]))
 
 
+@pytest.mark.parametrize("settings", FORMS)
+def test_the_model_in_place_is_exported(settings: dict[str, Any], tmp_path: Path) -> None:
+    model, x = _pictures()
+    result = repl_fx.transform(model, (x,), surrogate="linear", settings=settings, in_place=True)
+    repl_fx.fit(result, [torch.randn(8, *x.shape[1:])])
+    assert Exported(result.model, tmp_path / "model.onnx", (x,)).verify()
+
+
 @pytest.mark.slow
 def test_a_map_with_a_stride_is_exported(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
