@@ -60,8 +60,8 @@ def write_report(records: Sequence[Record], place: Path, scale: str = GPU) -> No
     for record in records:
         if record["scale"] == scale and (scale == TOY or record["device"].startswith("cuda")):
             key = record["key"]
-            if key.startswith("step/") and key in own:
-                older = own.pop(key)
+            older = own.pop(key, record)
+            if key.startswith("step/") and device_of(older) != device_of(record):
                 own[f"{key}{BEFORE}{device_of(older)}"] = older
             own[key] = record
     sections = (

@@ -111,7 +111,6 @@ def _simplify(model: ir.Model) -> None:
         if not any([folded, *(step(model).modified for step in passes)]):
             break
     ir.passes.Sequential(
-        common.RemoveUnusedNodesPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
         common.DeduplicateInitializersPass(),

@@ -95,6 +95,9 @@ def test_of_two_devices_the_last_counts_and_the_one_before_where_it_has_no_figur
     assert "at most 1.05 times the depth-pruned | 1.250 times | no" in page
     assert "below the full model's with checkpoints | 0.500 times | yes" in page
     assert page.count("### vit_base, eager") == 2 and "one; times by" in page and "two; times by" in page
+    # Files of one device, of which the last counts.
+    gpu_report.write_report([read_records(file)[-1]] * 2, tmp_path)
+    assert (tmp_path / "gpu.md").read_text().count("### vit_base, eager") == 1
 
 
 def test_what_failed_is_tried_again_where_that_is_asked_for() -> None:

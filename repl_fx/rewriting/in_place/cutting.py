@@ -163,8 +163,8 @@ class Cut:
         value, number = result.meta.get("val"), results.index(result)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return Made(number)
-        alike = [i for i, node in enumerate(self.arguments) if node.meta["val"].dtype == value.dtype]
-        return Made(number, next(iter(alike), None))
+        alike = (i for i, node in enumerate(self.arguments) if node.meta["val"].dtype == value.dtype)
+        return Made(number, next(alike, None))
 
     def _only_call(self, path: str) -> ModuleCall:
         """The call of a module.
