@@ -152,9 +152,20 @@ def _accuracy(records: Mapping[str, Record]) -> Iterator[str]:
             shown = f"{mean(own):.4f}{f' ± {stdev(own):.4f}' if len(own) > 1 else ''}"
             rows.append((name, len(own), shown, *(spread_of(apart) if apart else "" for apart in less)))
         figure = "bits per byte" if task.startswith("text/") else "test accuracy"
-        yield f"{task}, {figure}; differences of the same seeds, above zero where better:"
+        yield f"{task}, {figure} ({_recipe(records, task)}); differences of the same seeds, above zero where better:"
         columns = ("variant", "seeds", "figure", "less the full model's", "less the depth-pruned one's")
         yield table(columns, [[*row, *[""] * (len(columns) - len(row))] for row in rows])
+
+
+def _recipe(records: Mapping[str, Record], task: str) -> str:
+    """The inputs and epochs of a task's runs."""
+    runs = [run for _, result in _results(records, "accuracy") for run in result["runs"] if run["task"] == task]
+    told = {
+        f"{run['data']['training inputs']:,} inputs, {run['data']['held-out inputs']:,} held out, "
+        f"{run['settings']['recipe']['epochs']} epochs"
+        for run in runs
+    }
+    return "; ".join(sorted(told))
 
 
 def _compress(records: Mapping[str, Record]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.gpu_pieces.networks import network
 from benchmarks.gpu_pieces.setting import (
+    COMPILED,
     CONVNEXT,
     GPT12,
     LLAMA,
@@ -32,7 +33,7 @@ from benchmarks.training.models import Network
 from benchmarks.training.step import trainer_of
 from benchmarks.training.variants import CHECKPOINTED, FULL, Variant, pruned, rewritten
 from repl_fx.benchmarking.hardware import of_device
-from repl_fx.benchmarking.training import clear_memory
+from repl_fx.benchmarking.training import Trainer, clear_memory
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.surrogates import known_surrogates
 
@@ -95,13 +96,13 @@ def largest_batches(setting: Setting, name: str, every: int, which: str) -> Reco
     return {"largest": found} | about
 
 
-def kernels(setting: Setting, name: str, every: int) -> Record:
+def kernels(setting: Setting, name: str, mode: str, every: int) -> Record:
     """The kernels that a step of each variant spends most of its time in, by torch.profiler."""
     own = network(name, setting.scale)
     batch = _batch(setting, name)
     found: dict[str, list[dict[str, Any]] | str] = {}
-    for variant in (FULL, pruned(every), rewritten("auto", every)):
-        found[variant.name] = _attempt(partial(_profiled, setting, own, variant, batch))
+    for variant in (rewritten("auto", every), pruned(every), FULL):
+        found[variant.name] = _attempt(partial(_profiled, setting, own, variant, batch, mode == COMPILED))
         setting.save({"batch": batch, "kernels": found})
     return {"batch": batch, "kernels": found}
 
@@ -166,19 +167,18 @@ def _built(own: Network, variant: Variant) -> nn.Module:
     return variant.build(own.build(), (own.inputs(2),))
 
 
-def _profiled(setting: Setting, own: Network, variant: Variant, batch: int) -> list[dict[str, Any]]:
-    module = _built(own, variant)
-    with setting.alone():
-        clear_memory(setting.device)
-        return _of_steps(setting, own, module, batch)
-
-
-def _of_steps(setting: Setting, own: Network, module: nn.Module, batch: int) -> list[dict[str, Any]]:
+def _profiled(setting: Setting, own: Network, variant: Variant, batch: int, compiled: bool) -> list[dict[str, Any]]:
+    clear_memory(setting.device)
     inputs = own.inputs(batch).to(setting.device)
-    trainer = trainer_of(module, False, DTYPES[TARGET_DTYPE], (inputs, own.targets(inputs)))
+    trainer = trainer_of(_built(own, variant), compiled, DTYPES[TARGET_DTYPE], (inputs, own.targets(inputs)))
     trainer.load()
     for _ in range(PROFILED):
         trainer.step()
+    with setting.alone():
+        return _of_steps(setting, trainer)
+
+
+def _of_steps(setting: Setting, trainer: Trainer) -> list[dict[str, Any]]:
     cuda = setting.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:

@@ -49,7 +49,7 @@ def _all() -> Iterator[Piece]:
     yield from (_largest(name, 2) for name in TARGET_NETWORKS)
     yield _train()
     yield from _accuracies(VARIANTS[:1])
-    yield from (_kernels(name) for name in TARGET_NETWORKS)
+    yield from (_kernels(name, mode) for mode in reversed(MODES) for name in TARGET_NETWORKS)
     yield from (_compress(task, 0) for task in CUT)
     yield _processes()
     yield from (_runtimes(name) for name in TARGET_NETWORKS)
@@ -62,7 +62,7 @@ def _all() -> Iterator[Piece]:
     yield from _accuracies(VARIANTS[2:])
     yield from (_compress(task, seed) for seed in SEEDS[1:] for task in CUT)
     yield from (_largest(name, *rest) for rest in ((2, OTHERS), (3, RECOMMENDED), (3, OTHERS)) for name in NAMES)
-    yield from (_kernels(name) for name in NAMES[2:])
+    yield from (_kernels(name, EAGER) for name in NAMES[2:])
 
 
 def _toy() -> Iterator[Piece]:
@@ -74,7 +74,7 @@ def _toy() -> Iterator[Piece]:
     yield _train()
     # In one process: most of the time goes into the start of one.
     yield from (_accuracy(task, (*VARIANTS[0], "auto@3"), 0) for task in TASKS)
-    yield _kernels(GPT12)
+    yield _kernels(GPT12, EAGER)
     yield from (_compress(task, 0) for task in CUT)
     yield _processes()
     yield _runtimes(VIT_BASE)
@@ -100,8 +100,8 @@ def _largest(name: str, every: int, which: str = RECOMMENDED) -> Piece:
     return Piece(f"largest/{name}/{every}/{which}", "steps:largest_batches", 90, arguments)
 
 
-def _kernels(name: str) -> Piece:
-    return Piece(f"kernels/{name}", "steps:kernels", 90, {"name": name, "every": 2})
+def _kernels(name: str, mode: str) -> Piece:
+    return Piece(f"kernels/{name}/{mode}", "steps:kernels", 90, {"name": name, "mode": mode, "every": 2})
 
 
 def _train() -> Piece:

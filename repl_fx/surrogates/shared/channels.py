@@ -52,8 +52,12 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
         untyped: Any = _Put
         put: Tensor = untyped.apply(total, part, relu)
         return put
-    count = part.shape[1]
-    whole = torch.cat([part.to(total.dtype), total.narrow(1, count, total.shape[1] - count)], 1)
+    count, part = part.shape[1], part.to(total.dtype)
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        # A part of the kernel before; Inductor writes a concatenation channels first, whatever the total's layout.
+        whole = torch.slice_scatter(total, part, 1, 0, count)
+    else:
+        whole = torch.cat([part, total.narrow(1, count, total.shape[1] - count)], 1)
     return F.relu(whole) if relu else whole
 
 

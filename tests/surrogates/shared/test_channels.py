@@ -73,3 +73,21 @@ def test_what_other_operators_read_is_not_written_to() -> None:
     torch.autograd.backward(made, toward)
     assert torch.equal(toward, torch.ones_like(made))
     assert base.grad is not None and torch.equal(base.grad[:, :2], torch.full((2, 2, 3), 2.0, dtype=torch.float64))
+
+
+def test_a_compiler_is_given_no_concatenation() -> None:
+    """Inductor writes one as a value of its own, channels first: ResNet-50's stream was turned over and back."""
+    graphs = []
+
+    def seen(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def run(base: Tensor) -> Tensor:
+        total, part = take_channels(base * 1, 2, True)
+        return put_channels(total, part.tanh(), True)
+
+    base = torch.randn(2, 4, 3, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
+    assert torch.equal(torch.compile(run, backend=seen, fullgraph=True)(base), run(base))
+    (graph,) = graphs
+    assert "cat" not in {getattr(node.target, "__name__", "") for node in graph.graph.nodes}
