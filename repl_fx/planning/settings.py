@@ -183,19 +183,21 @@ def converted(kind: type[Settings], values: Any, where: str) -> Settings:
     try:
         settings = msgspec.convert(values, kind)
     except msgspec.ValidationError as problem:
-        raise BadInput(f"{where}: {_told(str(problem), kind)}") from problem
+        raise BadInput(f"{where}: {_told(str(problem), kind, values)}") from problem
     settings.require_consistent(where)
     return settings
 
 
-def _told(problem: str, kind: type[ModelSettings]) -> str:
-    """A complaint of msgspec, with the names that it does not list."""
+def _told(problem: str, kind: type[ModelSettings], values: Any) -> str:
+    """A complaint of msgspec, with the names and the value that it does not say."""
     if found := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
         known = kind.__struct_fields__
         return f"no setting {found[1]!r}{close_matches(found[1], known)}; the settings are {', '.join(known)}"
     if found := re.fullmatch(r"Invalid enum value '(.*)' - at `\$\.(\w+)`", problem):
         known = get_args(get_type_hints(kind)[found[2]])
         return f"{found[2]} is {found[1]!r}{close_matches(found[1], known)}; it can be {', '.join(known)}"
+    if found := re.fullmatch(r"Expected `([^`]*)`(?:( [<>]=? \S+)|, got .*) - at `\$\.(\w+)`", problem):
+        return f"{found[3]} is {values[found[3]]!r}; it must be {found[1]}{found[2] or ''}"
     return problem
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from repl_fx.errors import BadInput, one_line
+from repl_fx.errors import BadInput, PlanMismatch, one_line
 from repl_fx.plan import Plan
 
 _NOUNS = {"--set": "setting", "--arg": "argument"}
@@ -127,7 +127,10 @@ def read_plan(file: Path) -> Plan:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as problem:
         raise BadInput(f"the plan {file} cannot be read: {problem}") from problem
-    return Plan.from_json(text)
+    try:
+        return Plan.from_json(text)
+    except PlanMismatch as problem:
+        raise PlanMismatch(f"{file}: {problem}") from problem
 
 
 def planning_options(**options: Any) -> Any:

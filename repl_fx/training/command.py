@@ -137,7 +137,7 @@ class RunRequest:
         config = base.changed(**changes)
         if not self.is_artifact:
             if output is None:
-                raise BadInput("no place to write to; give -o DIR")
+                raise BadInput(f"no place to write to, as {spec} is no directory; give -o DIR")
             # What cannot be should leave no artifact behind.
             config.planning_options()
             return config

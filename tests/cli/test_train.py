@@ -102,7 +102,7 @@ def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path
     assert "--lr" in one_line(run("train", tmp_path, "--resume", "--lr", "1"))
     line = one_line(run("train", spec, "--resume", "-o", out))
     assert f"give {out} in the place of {spec}, and leave out -o" in line
-    assert "Expected `float` > 0.0" in one_line(run("train", spec, "-o", out, "--lr", "-1"))
+    assert "lr is -1.0; it must be float > 0.0" in one_line(run("train", spec, "-o", out, "--lr", "-1"))
     assert "tpu is no device to train on" in one_line(run("train", spec, "-o", out, "--device", "tpu"))
     assert not out.exists()
 

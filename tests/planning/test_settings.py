@@ -48,7 +48,7 @@ def test_options_of_a_source_are_those_of_load_source() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"every": 0}, "the flags: Expected `int` >= 1"),
+        ({"every": 0}, "the flags: every is 0; it must be int >= 1"),
         ({"evry": 2}, r"the flags: no setting 'evry'; did you mean every"),
         ({"plan": "p", "every": 3, "set": ["a=1"]}, "plan says which blocks go; leave out --every, --set"),
         ({"pretrained": True, "weights": "a"}, "pretrained and weights both say which weights the model has"),

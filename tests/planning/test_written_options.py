@@ -46,7 +46,7 @@ def test_a_plan_is_read_and_what_is_none_is_a_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"the plan .*plan\.json cannot be read"):
         read_plan(file)
     file.write_text("{}")
-    with pytest.raises(PlanMismatch, match="not a plan"):
+    with pytest.raises(PlanMismatch, match=r"plan\.json: not a plan"):
         read_plan(file)
     plan = Plan((), (), "", 3)
     file.write_text(plan.to_json())
