@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.habits.registry import habit, require
-from benchmarks.habits.saving import require_same
+from benchmarks.habits.saving import require_same, shift
 from benchmarks.habits.subject import GPT2, GRAPH, RESNET, VIT, Subject
 
 
@@ -105,3 +105,14 @@ def accelerated(subject: Subject) -> None:
     require(on[-1] < first[0], "the loss does not fall")
     same = type(accelerator.unwrap_model(model)) is type(subject.model())
     require(same or subject.form == GRAPH, "another class is unwrapped")
+
+
+@habit("Accelerate: parameters offloaded, layer by layer", VIT, RESNET, GPT2, needs=("accelerate",))
+def offloaded(subject: Subject) -> None:
+    """Outputs are the same where each layer loads its parameters as it runs."""
+    from accelerate import cpu_offload
+
+    model = shift(subject.model())
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    require(all(parameter.is_meta for parameter in model.parameters()), "parameters are not offloaded")
+    require_same(subject, model, shift(subject.model()))

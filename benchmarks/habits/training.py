@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.habits.registry import habit, require
@@ -178,6 +179,21 @@ def hooks(subject: Subject) -> None:
     subject.loss(model)
     silent = [number for number in range(len(blocks)) if number not in seen]
     require(not silent, f"hooks on {len(silent)} of {len(blocks)} blocks are silent")
+
+
+@habit("pruning: masks on weights, trained, made permanent", VIT, RESNET, GPT2)
+def masked(subject: Subject) -> None:
+    """Masks of torch.nn.utils.prune, whose weights are made before each forward of their layer."""
+    model = subject.model()
+    known: list[Any] = list(model.modules())
+    layers = [m for m in known if isinstance(getattr(m, "weight", None), nn.Parameter) and m.weight.ndim > 1]
+    for layer in layers:
+        prune.l1_unstructured(layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+    train(subject, model)
+    expected = subject.output(model.eval())
+    for layer in layers:
+        prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
+    require_close(subject.output(model), expected, "outputs, with masks and permanent,")
 
 
 @habit("optional inputs, present or not", GPT2, T5)

@@ -49,6 +49,13 @@ class AttentionCall:
     causal: bool = False
     scale: float | None = None
 
+    def on(self, device: torch.device) -> AttentionCall:
+        """The call on a device: blocks of one model may lie on several."""
+        if self.queries.device == device:
+            return self
+        tensors: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
 
 def _of_product(
     query: Tensor,
@@ -117,6 +124,7 @@ class KeptCall:
                 f"a surrogate mixes by the attention map of {self.path}, which was made without gradients; checkpoint "
                 "with use_reentrant=False"
             )
+        call = call.on(stream.device)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._taken[stream] = call
         return call

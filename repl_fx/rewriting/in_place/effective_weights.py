@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from repl_fx.errors import CallRefused
 from repl_fx.graph.captured import attribute
@@ -15,7 +20,9 @@ def weight_now(model: nn.Module, path: str) -> Any:
 
     The path is followed at each call, so that the value is the one of now: after a swap of tensors
     (`torch.func.functional_call`), of modules (wrappers hand attributes on), or of the model's precision. Where an
-    adapter of PEFT adds to a weight and has not been merged, the sum is the weight.
+    adapter of PEFT adds to a weight and has not been merged, the sum is the weight; where a hook of `torch.nn.utils`
+    makes a weight before each forward of its layer, so does this, as that layer may run later. A weight that accelerate
+    offloaded is where its layer would run.
 
     Raises:
         RuntimeError: an adapter whose part cannot be added to the weight, or a quantised layer, which has none.
@@ -28,6 +35,10 @@ def weight_now(model: nn.Module, path: str) -> Any:
             f"a surrogate is made from {path}, which {type(module).__name__} has as a method; quantise a model whose "
             "surrogates are folded: repl_fx.fold(result.module)"
         )
+    if module._forward_pre_hooks and name not in module._parameters:
+        value = _made_by_hook(module, name, value)
+    if isinstance(value, Tensor) and value.is_meta:
+        value = _offloaded(model, path, value)
     if name != "weight" or not hasattr(module, "base_layer") or not hasattr(module, "active_adapters"):
         return value
     if module.merged or module.disable_adapters:
@@ -41,3 +52,48 @@ def weight_now(model: nn.Module, path: str) -> Any:
             )
         value = value + module.get_delta_weight(adapter)
     return value
+
+
+def _made_by_hook(module: nn.Module, name: str, value: Any) -> Any:
+    """The tensor that a hook of pruning, or of an older kind of norm on weights, will make before the next forward."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, BasePruningMethod) and hook._tensor_name == name:
+            return hook.apply_mask(module)  # type: ignore[no-untyped-call]
+        if isinstance(hook, WeightNorm) and hook.name == name:
+            return hook.compute_weight(module)
+        if isinstance(hook, SpectralNorm) and hook.name == name:
+            return hook.compute_weight(module, do_power_iteration=False)
+    return value
+
+
+def _offloaded(model: nn.Module, path: str, value: Tensor) -> Tensor:
+    """The tensor that a hook of accelerate will load before the layer, or a module around it, runs; or the value."""
+    names = path.split(".")
+    for depth in reversed(range(len(names))):
+        hook = _offloading_hook(attribute(model, ".".join(names[:depth])) if depth else model)
+        try:
+            if hook is not None:
+                loaded: Tensor = hook.weights_map[".".join(names[depth:])].to(hook.execution_device)
+                return loaded
+        except KeyError:
+            continue
+    return value
+
+
+def _offloading_hook(module: nn.Module) -> Any:
+    """The hook by which accelerate loads what a module has before it runs; None where there is none."""
+    hook = getattr(module, "_hf_hook", None)
+    return next((one for one in getattr(hook, "hooks", (hook,)) if getattr(one, "offload", False)), None)
+
+
+@contextmanager
+def loaded(block: nn.Module) -> Iterator[None]:
+    """Load what accelerate offloaded of a surrogate, which reads parameters of layers that it never calls."""
+    hooks = [(hook, part) for part in block.modules() if (hook := _offloading_hook(part)) is not None]
+    for hook, part in hooks:
+        hook.pre_forward(part)
+    try:
+        yield
+    finally:
+        for hook, part in hooks:
+            hook.post_forward(part, None)

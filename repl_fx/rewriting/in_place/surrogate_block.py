@@ -23,7 +23,7 @@ from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, is_cache, this_thread
-from repl_fx.rewriting.in_place.effective_weights import weight_now
+from repl_fx.rewriting.in_place.effective_weights import loaded, weight_now
 from repl_fx.rewriting.in_place.wrapped_forward import as_leaf
 from repl_fx.running.opaque_outputs import PLAIN
 
@@ -363,7 +363,16 @@ class SurrogateBlock(nn.Module):
     def _call_surrogate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if (node := as_leaf(self, args, kwargs)) is not None:
             return node
-        return self._run_surrogate(self._stand_in.state(), args, kwargs)
+        own = next(self.parameters(), None)
+        if own is not None and own.is_meta:
+            with loaded(self):
+                return self._run_surrogate(self._state_here(), args, kwargs)
+        return self._run_surrogate(self._state_here(), args, kwargs)
+
+    def _state_here(self) -> list[Any]:
+        """The state of other blocks, on the device of the surrogate's own: blocks of one model may lie on several."""
+        own, state = next(self.parameters(), None), self._stand_in.state()
+        return state if own is None else [_brought(value, own.device) for value in state]
 
     def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return self._stand_in.run(self, state, type(self)._bind(*args, **kwargs))
@@ -426,6 +435,10 @@ def _new_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
 def surrogate_graphs(model: nn.Module) -> dict[str, fx.Graph]:
     """The graphs of the surrogates in a model in place, by the path of their block."""
     return {path: m._stand_in.graph for path, m in model.named_modules() if isinstance(m, SurrogateBlock)}
+
+
+def _brought(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) and value.device != device else value
 
 
 def _empty(source: type[nn.Module], swaps: bool) -> SurrogateBlock:

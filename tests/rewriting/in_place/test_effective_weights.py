@@ -79,3 +79,24 @@ def test_a_quantised_layer_has_no_weight_to_make_another_from() -> None:
         RuntimeError, match=r"fc.weight, which Quantised has as a method; .* repl_fx.fold\(result.module"
     ):
         weight_now(net, "fc.weight")
+
+
+@pytest.mark.parametrize("hook", ["pruned", "weight_norm", "spectral_norm"])
+def test_a_weight_that_a_hook_makes_is_that_of_the_next_forward(hook: str) -> None:
+    net, x = _net(), torch.randn(3, 2)
+    if hook == "pruned":
+        nn.utils.prune.l1_unstructured(net["fc"], "weight", 0.5)  # type: ignore[no-untyped-call]
+    elif hook == "weight_norm":
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            nn.utils.weight_norm(net["fc"])
+    else:
+        nn.utils.spectral_norm(net["fc"])
+    net.eval()
+    net["fc"](x)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3.0).add_(0.1)
+    made = weight_now(net, "fc.weight")
+    torch.testing.assert_close(net["fc"](x), x @ made.t() + net["fc"].bias)
+    made.sum().backward()
+    assert any(parameter.grad is not None for name, parameter in net["fc"].named_parameters() if name != "bias")
