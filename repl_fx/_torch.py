@@ -626,6 +626,16 @@ def runs_plainly() -> bool:
     return not torch.compiler.is_compiling() and not untyped._is_tracing() and not is_transformed()
 
 
+def is_in_shards(module: torch.nn.Module) -> bool:
+    """Tell whether a module is one of FullyShardedDataParallel, the first FSDP, and has shards alone at the moment."""
+    # Its import takes half a second, and whoever has such a module has paid for it.
+    known: Any = sys.modules.get("torch.distributed.fsdp")
+    if known is None or torch.compiler.is_compiling() or not isinstance(module, known.FullyShardedDataParallel):
+        return False
+    handle: Any = module._handle
+    return handle is not None and bool(handle.needs_unshard())
+
+
 def memory_of(tensor: Tensor) -> int:
     """Equal for tensors that share their memory."""
     return int(tensor.untyped_storage()._cdata)

@@ -11,6 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from repl_fx._torch import is_in_shards
 from repl_fx.errors import CallRefused
 from repl_fx.graph.captured import attribute
 
@@ -25,7 +26,7 @@ def weight_now(model: nn.Module, path: str) -> Any:
     offloaded is where its layer would run.
 
     Raises:
-        RuntimeError: an adapter whose part cannot be added to the weight, or a quantised layer, which has none.
+        CallRefused: an adapter whose part cannot be added to the weight, a quantised layer, which has none, or a shard.
     """
     owner, _, name = path.rpartition(".")
     module: Any = attribute(model, owner) if owner else model
@@ -37,6 +38,8 @@ def weight_now(model: nn.Module, path: str) -> Any:
         )
     if module._forward_pre_hooks and name not in module._parameters:
         value = _made_by_hook(module, name, value)
+    if hasattr(value, "_fsdp_flattened") or (type(value) is Tensor and name not in module._buffers):
+        _require_whole(model, path)
     if isinstance(value, Tensor) and value.is_meta:
         value = _offloaded(model, path, value)
     if name != "weight" or not hasattr(module, "base_layer") or not hasattr(module, "active_adapters"):
@@ -64,6 +67,16 @@ def _made_by_hook(module: nn.Module, name: str, value: Any) -> Any:
         if isinstance(hook, SpectralNorm) and hook.name == name:
             return hook.compute_weight(module, do_power_iteration=False)
     return value
+
+
+def _require_whole(model: nn.Module, path: str) -> None:
+    """Refuse a weight that the first FSDP has sharded: outside of its module a part is there, or freed memory."""
+    names = path.split(".")
+    if any(is_in_shards(attribute(model, ".".join(names[:depth]))) for depth in range(1, len(names))):
+        raise CallRefused(
+            f"a surrogate is made from {path}, which FullyShardedDataParallel keeps in shards; use FSDP2: "
+            "torch.distributed.fsdp.fully_shard, or fsdp_version=2 of accelerate and its Trainer"
+        )
 
 
 def _offloaded(model: nn.Module, path: str, value: Tensor) -> Tensor:

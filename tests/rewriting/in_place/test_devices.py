@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from repl_fx.errors import CallRefused
 from tests.captures import transformed
-from tests.nets import ConvNet, TokenNet
+from tests.nets import ConvNet, TokenNet, TransformerBlock
 
 CASES = [
     *((TokenNet, torch.randn(2, 6, 16), surrogate) for surrogate in ("reuse", "bottleneck", "blend")),
@@ -71,3 +78,22 @@ def test_blocks_may_lie_on_several_devices(net: type[nn.Module], x: Tensor, surr
     model.blocks[3].register_forward_pre_hook(lambda block, args: tuple(value.to("meta") for value in args))
     made = model(x)
     assert made.is_meta and made.shape == (2, 10)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("original", [True, False])
+def test_shards_of_the_first_fsdp_are_refused(original: bool) -> None:
+    x = torch.randn(2, 6, 16)
+    model = _in_place(TokenNet, x, "blend")
+    expected = model(x)
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        shard = partial(FullyShardedDataParallel, use_orig_params=original, device_id=torch.device("cpu"))
+        whole = shard(copy.deepcopy(model), sharding_strategy=ShardingStrategy.NO_SHARD)
+        if original:
+            assert torch.equal(whole(x), expected)
+        sharded = shard(model, auto_wrap_policy=ModuleWrapPolicy({TransformerBlock}))
+        with pytest.raises(CallRefused, match=r"blocks\.0.*keeps in shards; use FSDP2"):
+            sharded(x)
+    finally:
+        dist.destroy_process_group()
