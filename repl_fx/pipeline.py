@@ -26,6 +26,7 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import with_weights
+from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts, captured_before
@@ -88,7 +89,8 @@ def transform(
 
     Raises:
         NothingToReplace: no block would go; says what was found and why each was refused.
-        BadInput: weights are no numbers, or `weights` cannot be read or are of another model; and see `capture_parts`.
+        BadInput: weights are no numbers, `weights` cannot be read or are of another model, or the model has surrogates
+            already; and see `capture_parts`.
         CaptureError: see `capture_parts`.
         PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
@@ -105,6 +107,7 @@ def transform(
         if finder is not None:
             finder_of(finder)
     require_capturable(model, given)
+    _require_original(model)
     if weights is not None:
         model, copy = with_weights(model, weights), False
     if not allow_nan:
@@ -126,6 +129,16 @@ def transform(
         if wanted and result.in_place.model is None:
             raise BadInput(f"{option} needs the model in place, which is refused: {result.in_place.reason}")
     return result
+
+
+def _require_original(model: nn.Module) -> None:
+    """Refuse a model whose surrogates are made from blocks that would go now."""
+    made = next((path for path, module in model.named_modules() if isinstance(module, Synthesis)), None)
+    if made is not None:
+        raise BadInput(
+            f"{type(model).__name__} has surrogates already, such as {made}; transform the original by another plan, "
+            "or what repl_fx.fold makes of the rewritten module"
+        )
 
 
 def rewrite(

@@ -260,6 +260,16 @@ def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
         repl_fx.transform(TokenNet(depth=4), (x,), plan=plan)
 
 
+def test_a_model_with_surrogates_is_not_rewritten_again() -> None:
+    x = tokens(2)
+    result = transformed(TokenNet(depth=5), (x,), surrogate="bottleneck")
+    for module in (result.model, result.graph_module):
+        with pytest.raises(repl_fx.BadInput, match=r"TokenNet has surrogates already, such as .*blocks.1.*; transform"):
+            repl_fx.transform(module, (x,), surrogate="identity")
+    again = transformed(repl_fx.fold(result.module), (x,), surrogate="identity")
+    assert again.plan.replacements
+
+
 def test_bad_arguments() -> None:
     x = images()
     with pytest.raises(repl_fx.UnknownSurrogate, match=r"unknown surrogate 'magic'; known are auto, blend, bottleneck"):

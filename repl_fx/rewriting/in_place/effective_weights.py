@@ -26,11 +26,15 @@ def weight_now(model: nn.Module, path: str) -> Any:
     offloaded is where its layer would run.
 
     Raises:
-        CallRefused: an adapter whose part cannot be added to the weight, a quantised layer, which has none, or a shard.
+        CallRefused: an adapter whose part cannot be added to the weight, a quantised layer, which has none, a shard, or
+            a layer that is gone.
     """
     owner, _, name = path.rpartition(".")
-    module: Any = attribute(model, owner) if owner else model
-    value = getattr(module, name)
+    try:
+        module: Any = attribute(model, owner) if owner else model
+        value = getattr(module, name)
+    except AttributeError as problem:
+        raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
     if callable(value):
         raise CallRefused(
             f"a surrogate is made from {path}, which {type(module).__name__} has as a method; quantise a model whose "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.effective_weights import weight_now
 
 
@@ -100,3 +101,10 @@ def test_a_weight_that_a_hook_makes_is_that_of_the_next_forward(hook: str) -> No
     torch.testing.assert_close(net["fc"](x), x @ made.t() + net["fc"].bias)
     made.sum().backward()
     assert any(parameter.grad is not None for name, parameter in net["fc"].named_parameters() if name != "bias")
+
+
+def test_a_layer_that_is_gone_is_named() -> None:
+    net = _net()
+    del net["fc"]
+    with pytest.raises(CallRefused, match=r"made from fc\.weight, which the model has no more"):
+        weight_now(net, "fc.weight")
