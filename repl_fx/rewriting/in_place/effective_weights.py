@@ -40,14 +40,18 @@ def weight_now(model: nn.Module, path: str) -> Any:
             f"a surrogate is made from {path}, which {type(module).__name__} has as a method; quantise a model whose "
             "surrogates are folded: repl_fx.fold(result.module)"
         )
-    if module._forward_pre_hooks and name not in module._parameters:
-        value = _made_by_hook(module, name, value)
     if hasattr(value, "_fsdp_flattened") or (type(value) is Tensor and name not in module._buffers):
         _require_whole(model, path)
+    if module._forward_pre_hooks and name not in module._parameters:
+        value = _made_by_hook(module, name, value)
     if isinstance(value, Tensor) and value.is_meta:
         value = _offloaded(model, path, value)
-    if name != "weight" or not hasattr(module, "base_layer") or not hasattr(module, "active_adapters"):
-        return value
+    adapted = name == "weight" and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
+    return _adapted(module, path, value) if adapted else value
+
+
+def _adapted(module: Any, path: str, value: Tensor) -> Tensor:
+    """The weight of a layer of PEFT, with what its adapters add."""
     if module.merged or module.disable_adapters:
         return value
     for adapter in module.active_adapters:
