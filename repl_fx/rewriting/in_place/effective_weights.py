@@ -15,6 +15,14 @@ from repl_fx._torch import is_in_shards
 from repl_fx.errors import CallRefused
 from repl_fx.graph.captured import attribute
 
+# Of the kinds of adapters in PEFT, those whose `get_delta_weight` is what they add to the weight; others turn or scale it.
+_ADDED = frozenset(
+    {
+        *("lora_A", "hada_w1_a", "lokr_w1", "lokr_w1_a", "fourierft_spectrum", "vera_lambda_b", "randlora_lambda"),
+        *("shira_weight", "waveft_spectrum", "c3a_kernel"),
+    }
+)
+
 
 def weight_now(model: nn.Module, path: str) -> Any:
     """The parameter, buffer or flag at a path, as the module there would use it.
@@ -46,22 +54,26 @@ def weight_now(model: nn.Module, path: str) -> Any:
         value = _made_by_hook(module, name, value)
     if isinstance(value, Tensor) and value.is_meta:
         value = _offloaded(model, path, value)
-    adapted = name == "weight" and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
+    adapted = isinstance(value, Tensor) and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
     return _adapted(module, path, value) if adapted else value
 
 
 def _adapted(module: Any, path: str, value: Tensor) -> Tensor:
-    """The weight of a layer of PEFT, with what its adapters add."""
+    """A parameter of a layer of PEFT, with what its adapters add."""
     if module.merged or module.disable_adapters:
         return value
     for adapter in module.active_adapters:
-        if adapter not in getattr(module, "lora_A", {}):
+        kinds = {kind for kind in module.adapter_layer_names if adapter in getattr(module, kind, ())}
+        if not kinds:
             continue
-        if getattr(module, "use_dora", {}).get(adapter) or getattr(module, "lora_bias", {}).get(adapter):
+        known = (getattr(module, name, {}) for name in ("use_dora", "lora_bias", "lora_variant"))
+        if kinds.isdisjoint(_ADDED) or any(more.get(adapter) for more in known) or hasattr(module, "parameter_name"):
             raise CallRefused(
-                f"a surrogate is made from {path}, to which the adapter {adapter} does more than add; use plain LoRA"
+                f"a surrogate is made from {path}, to which the adapter {adapter} ({', '.join(sorted(kinds))}) does more "
+                f"than add; use plain LoRA, or exclude_modules={path.rpartition('.')[0]!r}"
             )
-        value = value + module.get_delta_weight(adapter)
+        if path.endswith(".weight"):
+            value = value + module.get_delta_weight(adapter)
     return value
 
 

@@ -19,7 +19,8 @@ class _Adapter(nn.Module):
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base_layer, self.delta = base, torch.ones_like(base.weight)
-        self.active_adapters, self.lora_A = ["default", "of another kind"], {"default": None}
+        self.active_adapters, self.lora_A = ["default", "of another layer"], {"default": None}
+        self.adapter_layer_names = ("lora_A", "ia3_l")
         self.merged = self.disable_adapters = False
 
     @property
@@ -65,8 +66,13 @@ def test_an_adapter_is_added_until_it_is_merged() -> None:
         setattr(adapter, flag, True)
         assert weight_now(net, "fc.weight") is base.weight
         setattr(adapter, flag, False)
-    adapter.use_dora = {"default": True}
-    with pytest.raises(RuntimeError, match="the adapter default does more than add; use plain LoRA"):
+    for name in ("use_dora", "lora_bias", "lora_variant"):
+        setattr(adapter, name, {"default": True})
+        with pytest.raises(CallRefused, match=r"the adapter default \(lora_A\) does more than add; use plain LoRA"):
+            weight_now(net, "fc.weight")
+        delattr(adapter, name)
+    adapter.lora_A, adapter.ia3_l = {}, {"default": None}
+    with pytest.raises(CallRefused, match=r"the adapter default \(ia3_l\) .*, or exclude_modules='fc'"):
         weight_now(net, "fc.weight")
 
 
