@@ -15,7 +15,7 @@ from repl_fx._torch import is_in_shards
 from repl_fx.errors import CallRefused
 from repl_fx.graph.captured import attribute
 
-# Of the kinds of adapters in PEFT, those whose `get_delta_weight` is what they add to the weight; others turn or scale it.
+# The kinds of adapters in PEFT whose `get_delta_weight` is what they add to the weight; others turn or scale it.
 _ADDED = frozenset(
     {
         *("lora_A", "hada_w1_a", "lokr_w1", "lokr_w1_a", "fourierft_spectrum", "vera_lambda_b", "randlora_lambda"),
@@ -69,8 +69,8 @@ def _adapted(module: Any, path: str, value: Tensor) -> Tensor:
         known = (getattr(module, name, {}) for name in ("use_dora", "lora_bias", "lora_variant"))
         if kinds.isdisjoint(_ADDED) or any(more.get(adapter) for more in known) or hasattr(module, "parameter_name"):
             raise CallRefused(
-                f"a surrogate is made from {path}, to which the adapter {adapter} ({', '.join(sorted(kinds))}) does more "
-                f"than add; use plain LoRA, or exclude_modules={path.rpartition('.')[0]!r}"
+                f"a surrogate is made from {path}, to which the adapter {adapter} ({', '.join(sorted(kinds))}) does "
+                f"more than add; use plain LoRA, or exclude_modules={path.rpartition('.')[0]!r}"
             )
         if path.endswith(".weight"):
             value = value + module.get_delta_weight(adapter)
