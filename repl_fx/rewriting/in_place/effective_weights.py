@@ -40,6 +40,10 @@ def weight_now(model: nn.Module, path: str) -> Any:
     owner, _, name = path.rpartition(".")
     try:
         module: Any = attribute(model, owner) if owner else model
+        own = module._parameters.get(name)
+        # Nearly always; to ask for attributes that are not there takes longer than all else here.
+        if own is not None and not own.is_meta and not hasattr(own, "_fsdp_flattened"):
+            return own
         value = getattr(module, name)
     except AttributeError as problem:
         raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
