@@ -31,7 +31,7 @@ def weight_now(model: nn.Module, path: str) -> Any:
     (`torch.func.functional_call`), of modules (wrappers hand attributes on), or of the model's precision. Where an
     adapter of PEFT adds to a weight and has not been merged, the sum is the weight; where a hook of `torch.nn.utils`
     makes a weight before each forward of its layer, so does this, as that layer may run later. A weight that accelerate
-    offloaded is where its layer would run.
+    offloaded is where its layer would run, and one that torchao quantised has the values that its layer computes with.
 
     Raises:
         CallRefused: an adapter whose part cannot be added to the weight, a quantised layer, which has none, a shard, or
@@ -42,7 +42,7 @@ def weight_now(model: nn.Module, path: str) -> Any:
         module: Any = attribute(model, owner) if owner else model
         own = module._parameters.get(name)
         # Nearly always; to ask for attributes that are not there takes longer than all else here.
-        if own is not None and not own.is_meta and not hasattr(own, "_fsdp_flattened"):
+        if type(own) is nn.Parameter and not own.is_meta and not hasattr(own, "_fsdp_flattened"):
             return own
         value = getattr(module, name)
     except AttributeError as problem:
@@ -58,6 +58,8 @@ def weight_now(model: nn.Module, path: str) -> Any:
         value = _made_by_hook(module, name, value)
     if isinstance(value, Tensor) and value.is_meta:
         value = _offloaded(model, path, value)
+    if type(value).__module__.startswith("torchao."):
+        value = value.dequantize()
     adapted = isinstance(value, Tensor) and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
     return _adapted(module, path, value) if adapted else value
 

@@ -114,3 +114,14 @@ def test_a_layer_that_is_gone_is_named() -> None:
     del net["fc"]
     with pytest.raises(CallRefused, match=r"made from fc\.weight, which the model has no more"):
         weight_now(net, "fc.weight")
+
+
+def test_a_weight_that_torchao_quantised_has_the_values_that_its_layer_computes_with() -> None:
+    class Quantised(Tensor):
+        def dequantize(self) -> Tensor:
+            return self.as_subclass(Tensor).round()
+
+    Quantised.__module__ = "torchao.quantization"
+    net = _net()
+    net["fc"].weight = nn.Parameter(torch.full((2, 2), 1.7).as_subclass(Quantised))
+    assert torch.equal(weight_now(net, "fc.weight"), torch.full((2, 2), 2.0))
