@@ -47,6 +47,12 @@ def weight_now(model: nn.Module, path: str) -> Any:
         value = getattr(module, name)
     except AttributeError as problem:
         raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
+    return _as_used(model, module, path, value)
+
+
+def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
+    """What lies at a path, as the module that has it would use it."""
+    name = path.rpartition(".")[2]
     if callable(value):
         raise CallRefused(
             f"a surrogate is made from {path}, which {type(module).__name__} has as a method; quantise a model whose "
