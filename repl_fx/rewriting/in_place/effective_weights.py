@@ -51,7 +51,7 @@ def weight_now(model: nn.Module, path: str) -> Any:
 
 
 def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
-    """What lies at a path, as the module that has it would use it."""
+    """The value at a path, as the module that has it would use it."""
     name = path.rpartition(".")[2]
     if callable(value):
         raise CallRefused(
