@@ -109,16 +109,17 @@ def test_a_process_that_was_ended_by_a_signal_is_a_line(tmp_path: Path, number: 
 @pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is told to its children on Linux alone")
 def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> None:
     script, seen = tmp_path / "script.py", tmp_path / "seen"
-    # Both sleep by then: what interrupts Python inside of a destructor is lost.
-    said = f"dist.barrier(); open({str(seen)!r}, 'a').write(f'{{os.getpid()}} '); time.sleep(600)"
+    seen.mkdir()
+    # By no destructor, such as that of an open file: what interrupts Python inside of one is lost.
+    said = f"dist.barrier(); os.mkdir({str(seen)!r} + f'/{{os.getpid()}}'); time.sleep(600)"
     script.write_text(_SCRIPT.format(first=said, other=said))
     with subprocess.Popen([sys.executable, script], cwd=ROOT, stderr=subprocess.DEVNULL) as running:
-        while not seen.exists() or seen.read_text().count(" ") < 2:
+        while len(list(seen.iterdir())) < 2:
             time.sleep(0.1)
             assert running.poll() is None
         running.kill()
     limit = time.monotonic() + 60
-    for process in map(int, seen.read_text().split()):
+    for process in (int(one.name) for one in seen.iterdir()):
         while Path(f"/proc/{process}/stat").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split():
             assert time.monotonic() < limit
             time.sleep(0.1)
