@@ -626,6 +626,12 @@ def runs_plainly() -> bool:
     return not torch.compiler.is_compiling() and not untyped._is_tracing() and not is_transformed()
 
 
+def end_with_parent(number: int) -> None:
+    """Have Linux send this process a signal when the one that started it ends."""
+    untyped: Any = torch.multiprocessing
+    untyped._prctl_pr_set_pdeathsig(number)
+
+
 def is_in_shards(module: torch.nn.Module) -> bool:
     """Tell whether a module is one of FullyShardedDataParallel, the first FSDP, and has shards alone at the moment."""
     # Its import takes half a second, and whoever has such a module has paid for it.

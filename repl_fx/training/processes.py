@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 import __main__
+from repl_fx._torch import end_with_parent
 from repl_fx.errors import BadInput, Stopped, first_line, not_ours
 from repl_fx.running.hushed import hushed
 from repl_fx.training.config import TrainConfig
@@ -258,6 +259,9 @@ def _start(count: int, stdout: int | None) -> int:
 
 def _run_again(rank: int, module: str | None) -> None:
     """Run this command as one of its processes."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As in what a script starts with &. It is the signal by which torch tells that the parent is gone.
+        end_with_parent(signal.SIGTERM)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     if module is None:
         runpy.run_path(sys.argv[0], run_name="__main__")

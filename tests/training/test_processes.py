@@ -107,13 +107,16 @@ def test_a_process_that_was_ended_by_a_signal_is_a_line(tmp_path: Path, number: 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is told to its children on Linux alone")
-def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ignored", [False, True])
+def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path, ignored: bool) -> None:
+    """Interrupts are ignored in what a script starts with &."""
     script, seen = tmp_path / "script.py", tmp_path / "seen"
     seen.mkdir()
     # By no destructor, such as that of an open file: what interrupts Python inside of one is lost.
     said = f"dist.barrier(); os.mkdir({str(seen)!r} + f'/{{os.getpid()}}'); time.sleep(600)"
     script.write_text(_SCRIPT.format(first=said, other=said))
-    with subprocess.Popen([sys.executable, script], cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+    command = ["sh", "-c", f"trap {chr(39) * 2 if ignored else '-'} INT; exec {sys.executable} {script}"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
         while len(list(seen.iterdir())) < 2:
             time.sleep(0.1)
             assert running.poll() is None
