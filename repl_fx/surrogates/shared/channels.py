@@ -53,7 +53,7 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
         put: Tensor = untyped.apply(total, part, relu)
         return put
     count, part = part.shape[1], part.to(total.dtype)
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_dynamo_compiling():
         # A part of the kernel before; Inductor writes a concatenation channels first, whatever the total's layout.
         whole = torch.slice_scatter(total, part, 1, 0, count)
     else:
