@@ -632,6 +632,11 @@ def end_with_parent(number: int) -> None:
     untyped._prctl_pr_set_pdeathsig(number)
 
 
+def is_flattened(tensor: Any) -> bool:
+    """Tell whether FullyShardedDataParallel, the first FSDP, has made a parameter a part of one of its own."""
+    return hasattr(tensor, "_fsdp_flattened")
+
+
 def is_in_shards(module: torch.nn.Module) -> bool:
     """Tell whether a module is one of FullyShardedDataParallel, the first FSDP, and has shards alone at the moment."""
     # Its import takes half a second, and whoever has such a module has paid for it.

@@ -26,9 +26,8 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import with_weights
-from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.model_checks import require_capturable, require_finite
+from repl_fx.tracing.model_checks import require_capturable, require_finite, require_original
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts, captured_before
 from repl_fx.tracing.parts.finders import Finder, by_options, finder_of, without_patterns
 from repl_fx.tracing.parts.part_repeats import find_again, find_in_parts
@@ -107,7 +106,7 @@ def transform(
         if finder is not None:
             finder_of(finder)
     require_capturable(model, given)
-    _require_original(model)
+    require_original(model)
     if weights is not None:
         model, copy = with_weights(model, weights), False
     if not allow_nan:
@@ -129,16 +128,6 @@ def transform(
         if wanted and result.in_place.model is None:
             raise BadInput(f"{option} needs the model in place, which is refused: {result.in_place.reason}")
     return result
-
-
-def _require_original(model: nn.Module) -> None:
-    """Refuse a model whose surrogates are made from blocks that would go now."""
-    made = next((path for path, module in model.named_modules() if isinstance(module, Synthesis)), None)
-    if made is not None:
-        raise BadInput(
-            f"{type(model).__name__} has surrogates already, such as {made}; transform the original by another plan, "
-            "or what repl_fx.fold makes of the rewritten module"
-        )
 
 
 def rewrite(

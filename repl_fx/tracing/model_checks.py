@@ -23,6 +23,7 @@ from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, in_mode
+from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.tracing.asking import is_models_code
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
@@ -98,6 +99,20 @@ def require_finite(model: nn.Module) -> None:
         raise BadInput(
             f"{type(model).__name__} has weights that are no numbers: {'; '.join(found[:3])}{more}; "
             "mend them, or go on all the same with --allow-nan (allow_nan=True)"
+        )
+
+
+def require_original(model: nn.Module) -> None:
+    """Refuse a model whose surrogates are made from blocks that would go now.
+
+    Raises:
+        BadInput: names one.
+    """
+    made = next((path for path, module in model.named_modules() if isinstance(module, Synthesis)), None)
+    if made is not None:
+        raise BadInput(
+            f"{type(model).__name__} has surrogates already, such as {made}; transform the original by another plan, "
+            "or what repl_fx.fold makes of the rewritten module"
         )
 
 

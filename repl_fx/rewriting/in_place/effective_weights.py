@@ -11,7 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from repl_fx._torch import is_in_shards
+from repl_fx._torch import is_flattened, is_in_shards
 from repl_fx.errors import CallRefused
 from repl_fx.graph.captured import attribute
 
@@ -42,7 +42,7 @@ def weight_now(model: nn.Module, path: str) -> Any:
         module: Any = attribute(model, owner) if owner else model
         own = module._parameters.get(name)
         # Nearly always; to ask for attributes that are not there takes longer than all else here.
-        if type(own) is nn.Parameter and not own.is_meta and not hasattr(own, "_fsdp_flattened"):
+        if type(own) is nn.Parameter and not own.is_meta and not is_flattened(own):
             return own
         value = getattr(module, name)
     except AttributeError as problem:
@@ -58,7 +58,7 @@ def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
             f"a surrogate is made from {path}, which {type(module).__name__} has as a method; quantise a model whose "
             "surrogates are folded: repl_fx.fold(result.module)"
         )
-    if hasattr(value, "_fsdp_flattened") or (type(value) is Tensor and name not in module._buffers):
+    if is_flattened(value) or (type(value) is Tensor and name not in module._buffers):
         _require_whole(model, path)
     if module._forward_pre_hooks and name not in module._parameters:
         value = _made_by_hook(module, name, value)
@@ -103,8 +103,7 @@ def _made_by_hook(module: nn.Module, name: str, value: Any) -> Any:
 
 def _require_whole(model: nn.Module, path: str) -> None:
     """Refuse a weight that the first FSDP has sharded: outside of its module a part is there, or freed memory."""
-    names = path.split(".")
-    if any(is_in_shards(attribute(model, ".".join(names[:depth]))) for depth in range(1, len(names))):
+    if any(is_in_shards(module) for module, _ in _around(model, path)):
         raise CallRefused(
             f"a surrogate is made from {path}, which FullyShardedDataParallel keeps in shards; use FSDP2: "
             "torch.distributed.fsdp.fully_shard, or fsdp_version=2 of accelerate and its Trainer"
@@ -113,16 +112,23 @@ def _require_whole(model: nn.Module, path: str) -> None:
 
 def _offloaded(model: nn.Module, path: str, value: Tensor) -> Tensor:
     """The tensor that a hook of accelerate will load before the layer, or a module around it, runs; or the value."""
-    names = path.split(".")
-    for depth in reversed(range(len(names))):
-        hook = _offloading_hook(attribute(model, ".".join(names[:depth])) if depth else model)
+    for module, name in _around(model, path):
+        hook = _offloading_hook(module)
         try:
             if hook is not None:
-                loaded: Tensor = hook.weights_map[".".join(names[depth:])].to(hook.execution_device)
+                # Asked once: to ask whether it is there would read it from a disk, too.
+                loaded: Tensor = hook.weights_map[name].to(hook.execution_device)
                 return loaded
         except KeyError:
             continue
     return value
+
+
+def _around(model: nn.Module, path: str) -> Iterator[tuple[nn.Module, str]]:
+    """The modules around what lies at a path, from the innermost one out, and the path from each."""
+    names = path.split(".")
+    for depth in reversed(range(len(names))):
+        yield model.get_submodule(".".join(names[:depth])), ".".join(names[depth:])
 
 
 def _offloading_hook(module: nn.Module) -> Any:

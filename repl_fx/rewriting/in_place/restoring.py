@@ -86,7 +86,7 @@ class _ReplacedBlock:
         known = {self.named(path): value for path, value in self._learned(site).items()}
         if isinstance(self.surrogate, SwappedBlock) and not known:
             stand_in = self.surrogate._stand_in
-            made = stand_in.compute(self.surrogate, stand_in.state(), {})
+            made = stand_in.compute(self.surrogate, stand_in.state(next(self.surrogate.parameters(), None)), {})
             return {f"{self.place}.{name}": value for name, value in zip(stand_in.names, made, strict=True)}
         silent = set() if known else {self.named(path) for path in silencing_parameters(site)}
         means = dict(self._means(site))

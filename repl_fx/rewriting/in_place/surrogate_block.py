@@ -258,9 +258,14 @@ class StandIn(RefersToModules):
         structure_code_(alike)
         self.code = function_of(alike)
 
-    def state(self) -> list[Any]:
-        """The parameters, buffers and flags outside of the block, as they are now."""
-        return [weight_now(self.around[0], path) for path in self.elsewhere]
+    def state(self, own: Tensor | None) -> list[Any]:
+        """The parameters, buffers and flags outside of the block, as they are now.
+
+        Args:
+            own: a parameter of the surrogate, to whose device they are brought: blocks of one model may lie on several.
+        """
+        found = [weight_now(self.around[0], path) for path in self.elsewhere]
+        return found if own is None else [_brought(value, own.device) for value in found]
 
     def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of the graph."""
@@ -364,15 +369,10 @@ class SurrogateBlock(nn.Module):
         if (node := as_leaf(self, args, kwargs)) is not None:
             return node
         own = next(self.parameters(), None)
-        if own is not None and own.is_meta:
-            with loaded(self):
-                return self._run_surrogate(self._state_here(), args, kwargs)
-        return self._run_surrogate(self._state_here(), args, kwargs)
-
-    def _state_here(self) -> list[Any]:
-        """The state of other blocks, on the device of the surrogate's own: blocks of one model may lie on several."""
-        own, state = next(self.parameters(), None), self._stand_in.state()
-        return state if own is None else [_brought(value, own.device) for value in state]
+        if own is None or not own.is_meta:
+            return self._run_surrogate(self._stand_in.state(own), args, kwargs)
+        with loaded(self):
+            return self._run_surrogate(self._stand_in.state(next(self.parameters())), args, kwargs)
 
     def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return self._stand_in.run(self, state, type(self)._bind(*args, **kwargs))
