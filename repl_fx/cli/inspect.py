@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from repl_fx.costs.counted import Costs
     from repl_fx.finding.blocks import Repeat
-    from repl_fx.reporting.model_graph.document import Document
+    from repl_fx.reporting.report import Report
     from repl_fx.sources import Purpose
     from repl_fx.tracing.parts.capture import CapturedParts
     from repl_fx.training.data.kinds import Data, UserData
@@ -77,8 +77,6 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
         repl-fx inspect model.py --weights trained.safetensors --data digits
         repl-fx inspect out --svg out.svg
     """
-    import msgspec
-
     from repl_fx import capture_parts
     from repl_fx.costs import counted as costs
     from repl_fx.finding.repeats import repeats_table
@@ -132,13 +130,9 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
         inside = own_inside(found_in_parts or ())
         document |= _shown_scores(terminal, captured, samples_from, config, flags, inside)
     if pictures:
-        made = report_on(target, spec, terminal, captured, found_in_parts)
-        if "scores" in document:
-            made = replace(made, document=msgspec.structs.replace(made.document, scores=document["scores"]))
+        report = report_on(target, spec, terminal, captured, found_in_parts)
         terminal.stage("draw")
-        if flags.html is not None:
-            common.write_whole(flags.html, made.page)
-        _draw(made.document, flags)
+        _draw(report, document.get("scores"), flags)
         terminal.show(*(f"written: {file}" for file in pictures))
         document["written"] = [str(file) for file in pictures]
     terminal.document(document)
@@ -233,13 +227,19 @@ def _shown_scores(
     return {"data": changes, "scores": documents.scores_document(found)}
 
 
-def _draw(shown: Document, flags: InspectFlags) -> None:
-    """Write the pictures of a model, after its transform where it was transformed."""
+def _draw(report: Report, scores: Mapping[str, Any] | None, flags: InspectFlags) -> None:
+    """Write the pictures of a model with the scores of its blocks, after its transform where it was transformed."""
+    import msgspec
+
     from repl_fx.reporting.pictures.dot import dot_of
     from repl_fx.reporting.pictures.folded import fold_document
     from repl_fx.reporting.pictures.svg import svg_of
 
-    folded = fold_document(shown)
+    if scores is not None:
+        report = replace(report, document=msgspec.structs.replace(report.document, scores=scores))
+    if flags.html is not None:
+        common.write_whole(flags.html, report.page)
+    folded = fold_document(report.document)
     for file, text_of in ((flags.svg, svg_of), (flags.dot, dot_of)):
         if file is not None:
             common.write_whole(file, text_of(folded))
