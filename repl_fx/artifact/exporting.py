@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import onnx_ir as ir
 from repl_fx.artifact.changing import changing
 from repl_fx.artifact.places import BENCH, CHART, PROOF
 from repl_fx.artifact.store import Artifact
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, CaptureError
 from repl_fx.export import CachedDecoder, Verification, onnx_name
+from repl_fx.export.evaluating import captured_in_evaluation
 from repl_fx.export.onnx_model import export_program, write_program
 from repl_fx.export.verifying import verify_file
 from repl_fx.export.weights import read_model
@@ -56,7 +58,9 @@ def export_artifact(
     with_cache: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, OnnxFile]:
-    """Write the rewritten parts of an artifact as ONNX, their surrogates folded, and verify the files.
+    """Write the model of an artifact as ONNX, its surrogates folded, and verify the file.
+
+    A model in parts that is no graph in evaluation mode, either, gives a file for each part that was rewritten.
 
     The result of the verification goes into the artifact, as verify.json, whether it is good or bad; of a file that was
     found equivalent the manifest keeps the digest.
@@ -70,16 +74,21 @@ def export_artifact(
         progress: called with the name of each stage as it begins.
 
     Returns:
-        The files, by the path of their part; one with an empty path where the model is a single graph.
+        The files, by the path of their part, which is empty for that of the whole model.
 
     Raises:
-        BadInput: one file for a model in parts, or a cache where no decoder is.
+        BadInput: one file for a model that gives several, or a cache where no decoder is.
         ExportError, OutputError: see `export_onnx`.
     """
-    directory, parts, whole = artifact.directory, artifact.result.parts, artifact.result.captured_parts.whole
+    directory, parts = artifact.directory, artifact.result.parts
     if with_cache:
         progress("capture a step")
-        parts, whole = (_step(artifact),), True
+        parts = (_step(artifact),)
+    elif not artifact.result.captured_parts.whole:
+        progress("capture in evaluation mode")
+        with suppress(CaptureError):
+            parts = (captured_in_evaluation(artifact.module, artifact.inputs),)
+    whole = [part.path for part in parts] == [""]
     if output is not None and not whole:
         paths = ", ".join(part.path for part in parts)
         raise BadInput(f"{directory} was captured in parts ({paths}) and gives a file for each; leave out -o")

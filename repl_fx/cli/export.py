@@ -32,8 +32,8 @@ class ExportFlags(ArtifactFlags, frozen=True, kw_only=True):
 def export_command(terminal: common.Terminal, flags: ExportFlags, directory: common.DirectoryArgument) -> None:
     """Fold the surrogates, write the model as ONNX, and verify the file; the result goes to DIR/verify.json.
 
-    Of a model that was captured in parts, each rewritten part is written, as DIR/PART.onnx; the code around the parts
-    has no ONNX form.
+    A model that was captured in parts is written as it computes in evaluation mode. Where that is no graph either,
+    each rewritten part is written, as DIR/PART.onnx; the code around the parts has no ONNX form.
 
     Examples:
         repl-fx export out
@@ -49,9 +49,6 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
         common.require_free_file(flags.output, force=flags.force)
     terminal.stage("load")
     artifact = load_artifact(directory, flags.model, trust_remote_code=flags.trust_remote_code)
-    whole = artifact.result.captured_parts.whole or flags.with_cache
-    if not whole:
-        terminal.show("captured in parts: each rewritten part becomes a file; the code around them has no ONNX form")
     found = export_artifact(
         artifact,
         flags.output,
@@ -61,6 +58,11 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
         with_cache=flags.with_cache,
         progress=terminal.stage,
     )
+    whole = "" in found
+    if not whole:
+        terminal.show("captured in parts: each rewritten part is a file; the code around them has no ONNX form")
+    elif not artifact.result.captured_parts.whole and not flags.with_cache:
+        terminal.show("captured in parts: the file is of evaluation mode, in which the model is one graph")
     results = {path: one.verification for path, one in found.items() if one.verification is not None}
     terminal.show(*map(verification_table, results.values()))
     terminal.show(*(f"written: {one.file}" for one in found.values()))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from repl_fx.cli import common
 from repl_fx.cli.flags import SpecFlags, Switch
 from repl_fx.cli.group import CheckFailed
-from repl_fx.errors import BadInput, close_matches
+from repl_fx.errors import BadInput, CaptureError, close_matches
 from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class VerifyFlags(SpecFlags, frozen=True, kw_only=True):
     Attributes:
         rtol: Relative tolerance; by default it depends on the precision.
         atol: Absolute tolerance, as a fraction of the size of the output.
-        part: The part of DIR to compare; by default the one FILE is named for.
+        part: The part of DIR to compare; by default the one FILE is named for, or the model.
         batch: Batch sizes, such as 1,2,5; by default three of them.
         per_layer: Compare inner values too, layer by layer.
     """
@@ -92,13 +93,22 @@ def verify_command(
 
 
 def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs, str]:
-    """The module to compare the file with, its inputs and its path: the model, or one part of an artifact."""
+    """The module to compare the file with, its inputs and its path: the model, or one part of an artifact.
+
+    Of a model in parts, a file that has the name of none is of the whole model in evaluation mode.
+    """
     if target.artifact is None or target.artifact.result.captured_parts.whole:
         if part is not None:
             raise BadInput("--part names a part of a model that was captured in parts; this one is whole, leave it out")
         return target.module, target.inputs, ""
+    from repl_fx.export.evaluating import captured_in_evaluation
+
     parts = {found.path: found for found in target.artifact.result.parts}
     name = onnx.name.removesuffix(".onnx") if part is None else part
+    if part is None and name not in parts:
+        with suppress(CaptureError):
+            whole = captured_in_evaluation(target.module, target.inputs)
+            return whole.graph_module, whole.inputs, whole.path
     if name not in parts:
         close = close_matches(name, parts)
         raise BadInput(

@@ -75,3 +75,22 @@ def test_transform_inspect_export_and_verify(run: Run, finder: Path, tmp_path: P
     assert other.exit_code == 2 and "'head' is none; say which with --part body" in other.stderr
     misplaced = run("export", place, "-o", tmp_path / "one.onnx")
     assert misplaced.exit_code == 2 and "was captured in parts (body)" in misplaced.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_trains_in_parts_alone_is_one_file(run: Run, tmp_path: Path) -> None:
+    place, file = tmp_path / "out", tmp_path / "masked.py"
+    drawn = "y * torch.from_numpy(numpy.random.random(len(y))).to(y)[:, None] if self.training else y"
+    ending = "[y[i] for i, score in enumerate(y.sum(1).tolist()) if score > 0]"
+    file.write_text("import numpy\n" + MODEL.replace(ending, drawn))
+    assert "captured in 1 part" in run("transform", file, "-o", place).stdout
+    exported = run("export", place)
+    assert exported.exit_code == 0, exported.stderr
+    assert "captured in parts: the file is of evaluation mode" in exported.stdout
+    assert sorted(place.glob("*.onnx")) == [place / "model.onnx"]
+    for options in ([], ["--per-layer"]):
+        verified = run("verify", place, place / "model.onnx", *options)
+        assert verified.exit_code == 0 and "is the file that export verified" in verified.stdout
+    with_part = run("verify", place, place / "model.onnx", "--part", "model")
+    assert with_part.exit_code == 2 and "'model' is none; say which with --part body" in with_part.stderr
+    assert run("report", place).exit_code == 0
