@@ -264,8 +264,10 @@ def _windows(site: Site, given: Tensor, ratio: float) -> Windows:
     for attention in attentions:
         if isinstance(attention, str):
             raise Unfit(attention)
-        if not attention.batch_first:
-            raise Unfit(f"{attention.core.name} has positions before examples (nn.MultiheadAttention)", attention.core)
+        # Within it examples and positions are in either order; where they are as many, nothing tells them apart.
+        examples, _, positions, _ = map(str, attention.core.meta["val"].shape)
+        if examples == positions or [examples, positions] != [*map(str, given.shape[:2])]:
+            raise Unfit(f"{attention.core.name} does not attend to the positions of {site.input.name}", attention.core)
         if not sees_all_positions(attention):
             raise Unfit(f"{attention.core.name} does not attend to all positions alike", attention.core)
     if not attentions:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.surrogates.coarse import ZeroWeights
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
-from repl_fx.surrogates.shared.windows import PictureWindows, add_windows, window_means
+from repl_fx.surrogates.shared.windows import PictureWindows, TokenWindows, add_windows, window_means
 from tests.nets import (
     ConvNet,
     TokenNet,
@@ -296,12 +296,34 @@ class _Placed(nn.Module):
         return made
 
 
-def test_attention_with_positions_first_is_refused_in_a_line() -> None:
-    layers: list[nn.Module] = [
-        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(3)
-    ]
-    with pytest.raises(repl_fx.NothingToReplace, match=r"has positions before examples \(nn.MultiheadAttention\)"):
-        _coarse(_Placed(layers, 6, 8), torch.randn(2, 6, 8))
+@pytest.mark.parametrize(("positions", "heads"), [(6, 2), (6, 6), (12, 12)])
+def test_attention_with_positions_before_examples_inside_is_the_docstring(positions: int, heads: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.TransformerEncoderLayer(12, heads, 24, 0.0, batch_first=True, norm_first=True) for _ in range(3)]
+    model, x = _Placed([*layers], positions, 12), torch.randn(2, positions, 12)
+    result = rewritten(model, x, "coarse", {"ratio": 0.5, "weights": "own"})
+    gm, own = result.graph_module, copy.deepcopy(layers[1])
+    as_after_training(gm)
+    (made,) = (module for module in gm.modules() if isinstance(module, ZeroWeights))
+    with torch.no_grad():
+        ends = ("self_attn.out_proj.weight", "linear2.weight", "self_attn.out_proj.bias", "linear2.bias")
+        for name, value in zip(ends, made.values, strict=True):
+            own.get_parameter(name).copy_(value)
+    x = torch.randn(3, positions, 12)
+    stream = layers[0](x + model.places)
+    window = torch.tensor(TokenWindows.of(x, 0.5).window)
+    mean = torch.stack([stream[:, window == number].mean(1) for number in range(int(window.max()) + 1)], 1)
+    wanted = layers[2](stream + (own(mean) - mean)[:, window])
+    torch.testing.assert_close(gm(x), wanted)
+    torch.testing.assert_close(result.model(x), wanted)
+
+
+@pytest.mark.parametrize("batch", [3, 4, 6])
+def test_positions_before_examples_are_refused(batch: int) -> None:
+    layers: list[nn.Module] = [nn.TransformerEncoderLayer(8, 2, 16, norm_first=True) for _ in range(3)]
+    x = torch.randn(6, batch, 8)
+    with pytest.raises(repl_fx.NothingToReplace, match="does not attend to the positions of"):
+        repl_fx.transform(nn.Sequential(*layers), (x,), surrogate="coarse", fixed=["input.0", "input.1"])
 
 
 def test_trials_at_other_sizes_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -65,19 +65,23 @@ def _equal(node: fx.Node, positions: int) -> Iterator[tuple[Place, str]]:
         while hasattr(kind, "getElementType"):
             kind = kind.getElementType()
         for at, value in enumerate(given) if isinstance(given, list | tuple) else [(None, given)]:
-            if type(value) is int and value == positions:
+            size = value.meta["val"] if isinstance(value, fx.Node) else value
+            symbolic = isinstance(size, torch.SymInt) and str(size // positions * positions) == str(size)
+            if symbolic or (type(size) is int and size == positions):
                 yield (key, at), kind.kind()
 
 
 def _replaced(node: fx.Node, places: Sequence[Place], size: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a node with another size at some places."""
+    """The arguments of a node with another size at some places; what was calculated there follows from the others."""
     args, kwargs = list(node.args), dict(node.kwargs)
     for key, at in places:
         holder: Any = args if isinstance(key, int) else kwargs
         if at is None:
             holder[key] = size
         else:
-            holder[key] = [size if i == at else value for i, value in enumerate(holder[key])]
+            holder[key] = [
+                value if i != at else -1 if isinstance(value, fx.Node) else size for i, value in enumerate(holder[key])
+            ]
     return tuple(args), kwargs
 
 
