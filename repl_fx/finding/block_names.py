@@ -61,6 +61,9 @@ class BlockNames:
         """Module paths of a copy's nodes; of those with parameters, as additions often stand in the module around."""
         return [self.table.paths[i] for i in copy if self.table.sizes[i]] or [self.table.paths[i] for i in copy]
 
-    def is_module(self, path: str, nodes: Iterable[fx.Node]) -> bool:
-        """Tell whether the block of these nodes is all that a module computes, dropout and the like left out."""
-        return self.under.get(path) == set(nodes)
+    def module_of(self, path: str, nodes: Iterable[fx.Node]) -> str | None:
+        """The module at a path, or around it, that computes just these nodes, dropout and the like left out."""
+        block = set(nodes)
+        while path and self.under.get(path) != block:
+            path = path.rpartition(".")[0]
+        return path or None

@@ -157,7 +157,7 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
     """The block of the nodes at these positions, which are those that all copies have and any parametric others."""
     # Behind the sign is what tells the block from another of the same module, in an exact and a similar repeat.
     path = name.partition("#")[0]
-    whole = named.is_module(path, (table.nodes[i] for i in members))
+    module_path = named.module_of(path, (table.nodes[i] for i in members))
     parameters = tuple(path for i in members for path in table.parameters[i])
     root = table.nodes[members[0]].graph.owning_module
     assert root is not None  # blocks are of the graph of a module
@@ -166,7 +166,7 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
         name=name,
         **vars(bounds),
         parameters=parameters,
-        module_path=path if whole else None,
+        module_path=module_path,
         sizes={id(tensor): tensor.numel() for tensor in tensors},
     )
 

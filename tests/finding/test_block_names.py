@@ -43,8 +43,11 @@ def test_no_name_is_given_twice() -> None:
     assert named.similar([[1], [2]]) == ("similar_1", ["net.1#similar_1", "net.2"])
 
 
-def test_a_block_is_a_module_when_it_is_all_that_the_module_computes() -> None:
-    named, nodes = _chain("net.0.up", "net.0.down", "net.1.up")
-    assert named.is_module("net.0", nodes[:2])
-    assert not named.is_module("net.0", nodes[:1]) and not named.is_module("net.0", nodes)
-    assert not named.is_module("net.2", nodes[2:])
+def test_the_module_of_a_block_is_the_one_that_computes_all_of_it() -> None:
+    named, nodes = _chain("net.0.up", "net.0.up", "net.0", "net.1.up")
+    assert named.module_of("net.0.up", nodes[:2]) == "net.0.up"
+    # Convolutions name the block, and the addition behind them stands in the module around.
+    assert named.module_of("net.0.up", nodes[:3]) == "net.0"
+    assert named.module_of("net.0", nodes[:2]) is None
+    assert named.module_of("net.0", nodes) == "net"
+    assert named.module_of("net.2", nodes[3:]) is None
