@@ -13,8 +13,9 @@ from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.in_place.cutting import Cut, NotInPlace
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, parting
+from repl_fx.rewriting.in_place.placing import places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
-from repl_fx.rewriting.in_place.surrogate_block import OWN, SurrogateBlock, SwappedBlock
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.other_sizes import other_sizes_of
@@ -102,24 +103,23 @@ def _put(
     refusals: list[Refusal] = []
     fits_others: set[str] = set()
     for part in parts:
-        for replacement in plan.replacements:
-            if replacement.block not in part.blocks:
-                continue
-            block = part.blocks[replacement.block]
-            path = qualified_name(part.path, block.module_path or "")
+        for place in places_of(part, plan):
+            path, replaced = qualified_name(part.path, place.path or ""), place.replacements
             try:
-                cut = Cut(graphs[part.path], part, replacement, captured.source, own_code=path not in by_graph)
-                # The block is one that can have a surrogate in its place.
-                fits_others.add(replacement.block)
+                cut = Cut(graphs[part.path], part, place, captured.source, own_code=path not in by_graph)
+                # The blocks are some that can have a surrogate in their place.
+                fits_others.update(replacement.block for replacement in replaced)
                 made = cut.made()
             except NotInPlace as problem:
-                refusals.append(Refusal(replacement.block, replacement.repeat, str(problem)))
-            else:
-                blocks[path] = made
-                prefixes[f"{qualified_name(part.path, surrogate_path(block.name))}."] = f"{path}.{OWN}."
-                if cut.most:
-                    shapes = {place: node.meta["val"].shape for node, place in cut.given.items() if is_tensor(node)}
-                    own[path] = OwnCode(made, cut.most, shapes, replacement)
+                refusals += [Refusal(replacement.block, replacement.repeat, str(problem)) for replacement in replaced]
+                continue
+            blocks[path] = made
+            for replacement in replaced:
+                name = surrogate_path(part.blocks[replacement.block].name)
+                prefixes[f"{qualified_name(part.path, name)}."] = f"{path}.{place.own(replacement.block)}."
+            if cut.most:
+                shapes = {place: node.meta["val"].shape for node, place in cut.given.items() if is_tensor(node)}
+                own[path] = OwnCode(made, cut.most, shapes, replaced)
     if refusals:
         open_ = frozenset(fits_others & {refusal.block for refusal in refusals})
         return InPlace(None, tuple(refusals), open=open_), {}

@@ -1,4 +1,4 @@
-"""Cut surrogates out of a rewritten graph, each behind the signature of the module that it stands for.
+"""Cut surrogates out of a rewritten graph, behind the signatures of the modules that they stand for.
 
     graph     add_7 [into blocks.3: x] -> narrow -> linear(_, synthesised) -> add -> add_9 [out of blocks.3]
     in place  blocks.3(x, mask=None): narrow(x) -> linear(_, synthesised) -> add -> x'
@@ -40,11 +40,10 @@ from repl_fx.graph.runtime import SizeCheck
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
-from repl_fx.plan import Replacement
 from repl_fx.rewriting.in_place.arguments_read import Left, arguments_read, lines_of
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
+from repl_fx.rewriting.in_place.placing import OWN, Place, place_of
 from repl_fx.rewriting.in_place.surrogate_block import (
-    OWN,
     Argument,
     Constant,
     Made,
@@ -77,14 +76,14 @@ class NotInPlace(Exception):
 
 
 class Cut:
-    """The surrogate of one block, cut out of a graph.
+    """What stands in one place, cut out of a graph: the surrogate of a block, or several with the code around them.
 
     Args:
         gm: the rewritten graph, with syntheses one by one.
         part: the repeats of the graph before.
-        replacement: the block and its surrogate.
+        place: the module, and the blocks with their surrogates.
         source: the model that the graph is of, or is a part of.
-        own_code: whether the block's own code may run, where the surrogate swaps parameters alone.
+        own_code: whether the module's own code may run, where the surrogates swap parameters alone.
 
     Attributes:
         most: where parameters are swapped for others of other sizes, the largest size of those of the block; else 0.
@@ -98,29 +97,36 @@ class Cut:
         self,
         gm: fx.GraphModule,
         part: PartRepeats,
-        replacement: Replacement,
+        place: Place,
         source: nn.Module,
         *,
         own_code: bool = True,
     ) -> None:
-        self.gm, self.part, self.replacement = gm, part, replacement
-        self.block = part.blocks[replacement.block]
-        if self.block.module_path is None:
+        self.gm, self.part, self.place = gm, part, place
+        self.blocks = [part.blocks[replacement.block] for replacement in place.replacements]
+        if place.path is None:
             raise NotInPlace("it is no call of a single module")
-        if any(is_choice(node) for node in self.block.nodes):
-            # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
-            raise NotInPlace("it may be skipped in training")
-        self.path = self.block.module_path
+        self.path = place.path
         self.source = source.get_submodule(qualified_name(part.path, self.path))
         self.model = source
-        self.surrogate = make_surrogate(replacement.surrogate, replacement.settings)
-        if self.surrogate.traits.changes_neighbours:
-            raise NotInPlace(f"it changes a layer of {replacement.before}, which stays the model's own")
-        self.own = f"{surrogate_path(self.block.name)}."
-        self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
+        surrogates = [make_surrogate(replacement.surrogate, replacement.settings) for replacement in place.replacements]
+        self.traits = [surrogate.traits for surrogate in surrogates]
+        if any(traits.changes_neighbours for traits in self.traits):
+            raise NotInPlace(f"it changes a layer of {place.replacements[0].before}, which stays the model's own")
+        self.own = {
+            f"{surrogate_path(block.name)}.": f"{place.own(replacement.block)}."
+            for block, replacement in zip(self.blocks, place.replacements, strict=True)
+        }
+        nodes = {block.name: {node for node in gm.graph.nodes if block_of(node) == block.name} for block in self.blocks}
+        self.inside = set().union(*nodes.values())
+        if any(block.module_path != self.path for block in self.blocks):
+            self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
+        if any(is_choice(node) for node in (*self.inside, *(node for block in self.blocks for node in block.nodes))):
+            # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
+            raise NotInPlace("it may be skipped in training")
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
-        noted = any(STANDS_FOR.of(node) for node in self.inside)
-        self.swaps = self.surrogate.traits.keeps_nodes and noted and own_code
+        noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
+        self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
@@ -213,8 +219,12 @@ class Cut:
         block.training = self.gm.training
         if has_attribute(block, OWN):
             raise NotInPlace(f"the module {self.path} has an attribute {OWN} already")
-        if has_attribute(self.gm, self.own[:-1]):
-            block._modules[OWN] = share_tensors(self.gm.get_submodule(self.own[:-1]))
+        for path, own in self.own.items():
+            if has_attribute(self.gm, path[:-1]):
+                *holder, name = own[:-1].split(".")
+                where = block if not holder else block._modules.setdefault(OWN, nn.Module())
+                assert where is not None
+                where._modules[name] = share_tensors(self.gm.get_submodule(path[:-1]))
         block._pinned = within(self.path, self.gm.meta.get("pinned", {}))
         # By which a checkpoint of the source is loaded (`repl_fx.sources.checkpoints.source_state`).
         block.meta = {SOURCE_STATE: within(self.path, self.gm.meta[SOURCE_STATE])}
@@ -254,8 +264,8 @@ class Cut:
 
     def _read(self, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
         """The arguments that have to be as in the trace; see `arguments_read`."""
-        before = lines_of(self.block.nodes)
-        if not self.surrogate.traits.reads_stream_alone:
+        before = lines_of(node for block in self.blocks for node in block.nodes)
+        if not all(traits.reads_stream_alone for traits in self.traits):
             return tuple(arguments_read(self.source, Left(set(self.source.modules()), before, before)))
         stays = [node for node in needed if REPLACES.of(node) is None]
         # Layers by their calls and their parameters; what is between them by the modules whose code it is.
@@ -269,8 +279,8 @@ class Cut:
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""
-        before = self.replacement.before
-        path = self.part.blocks[before].module_path if before else None
+        before = self.place.replacements[0].before
+        path = self.part.blocks[before].module_path if before and self.blocks[0].module_path == self.path else None
         if path is None or len(inspect.signature(self.source.forward).parameters) < 2:
             return None
         try:
@@ -328,8 +338,9 @@ class Cut:
 
     def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
         """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""
-        repeat = next(repeat for repeat in self.part.inside if self.block in repeat.blocks)
-        inside = tuple(f"{block.module_path}." for block in repeat.blocks if block.module_path)
+        repeats = [repeat for repeat in self.part.inside if not {*self.blocks}.isdisjoint(repeat.blocks)]
+        paths = {place_of(self.part, block) for repeat in repeats for block in repeat.blocks}
+        inside = tuple(f"{path}." for path in paths if path)
         for _, check in size_checks(self.gm.graph):
             if check.limit or not any(f"{path}.".startswith(inside) for path in check.within):
                 continue
@@ -389,7 +400,7 @@ class Cut:
 
     def _local(self, target: str) -> str | None:
         """The path in the module of what is at a path of the graph; None where that is outside of the block."""
-        for prefix, place in ((f"{self.path}.", ""), (self.own, f"{OWN}.")):
+        for prefix, place in ((f"{self.path}.", ""), *self.own.items()):
             if target.startswith(prefix):
                 return place + target.removeprefix(prefix)
         return None

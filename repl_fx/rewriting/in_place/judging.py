@@ -42,13 +42,13 @@ class OwnCode:
         block: the surrogate.
         most: the largest size of a parameter of the block.
         shapes: the sizes in the trace of the tensors that the block is handed, by place.
-        replacement: the one that makes the surrogate.
+        replacements: those that make the surrogate.
     """
 
     block: SurrogateBlock
     most: int
     shapes: Mapping[tuple[Any, ...], Sequence[Any]]
-    replacement: Replacement
+    replacements: tuple[Replacement, ...]
 
 
 class Judged:
@@ -62,7 +62,7 @@ class Judged:
 
     def of(self, source: nn.Module, model: nn.Module, own: Mapping[str, OwnCode], inputs: ExampleInputs) -> set[str]:
         """See `compute_with_sizes`."""
-        keys = {path: (path, repr(one.replacement)) for path, one in own.items()}
+        keys = {path: (path, repr(one.replacements)) for path, one in own.items()}
         new = {path: one for path, one in own.items() if keys[path] not in self._found}
         by_graph = compute_with_sizes(source, model, new, inputs)
         self._found.update({keys[path]: path in by_graph for path in new})

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.rewriting.in_place.surrogate_block import OWN, SurrogateBlock, SwappedBlock
+from repl_fx.rewriting.in_place.placing import Place, places_of
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.branch_edits import silencing_parameters
 from repl_fx.surrogates.shared.site import Site
 from repl_fx.tracing.parts.capture import qualified_name
-from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
+from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 
 @torch.no_grad()
@@ -48,8 +49,10 @@ def restored_state(source: nn.Module, model: nn.Module, parts: Sequence[PartRepe
     """
     now = model.state_dict()
     made: dict[str, Tensor] = {}
-    for replacement in plan.replacements:
-        made.update(_ReplacedBlock(model, part_of(parts, replacement.block), replacement).values())
+    for part in parts:
+        for place in places_of(part, plan):
+            for replacement in place.replacements:
+                made.update(_ReplacedBlock(model, part, place, replacement).values())
     own = source.state_dict(keep_vars=True)
     # A tensor of the block that is tied to a kept one has the value of that.
     kept = {id(tensor) for name, tensor in own.items() if name in now}
@@ -66,14 +69,15 @@ class _ReplacedBlock:
     Args:
         model: the model.
         part: the graph that the block is of.
+        place: of its surrogate.
         replacement: its surrogate.
     """
 
-    def __init__(self, model: nn.Module, part: PartRepeats, replacement: Replacement) -> None:
+    def __init__(self, model: nn.Module, part: PartRepeats, place: Place, replacement: Replacement) -> None:
         self.model, self.part, self.replacement = model, part, replacement
-        block = part.blocks[replacement.block]
-        assert block.module_path is not None
-        self.place = qualified_name(part.path, block.module_path)
+        assert place.path is not None
+        self.place = qualified_name(part.path, place.path)
+        self.own = place.own(replacement.block)
         found = model.get_submodule(self.place)
         assert isinstance(found, SurrogateBlock)
         self.surrogate = found
@@ -98,7 +102,7 @@ class _ReplacedBlock:
         surrogate = make_surrogate(self.replacement.surrogate, self.replacement.settings)
         match = self.part.matches.of(surrogate, site)
         assert not isinstance(match, Refusal)
-        own = getattr(self.surrogate, OWN, nn.Module())
+        own = attribute(self.surrogate, self.own) if has_attribute(self.surrogate, self.own) else nn.Module()
         return surrogate.whole_weights(match, own, lambda path: attribute(self.model, self.named(path)))
 
     def _means(self, site: Site) -> Iterator[tuple[str, Tensor]]:

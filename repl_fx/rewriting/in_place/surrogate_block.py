@@ -24,6 +24,7 @@ from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, is_cache, this_thread
 from repl_fx.rewriting.in_place.effective_weights import loaded, weight_now
+from repl_fx.rewriting.in_place.placing import OWN
 from repl_fx.rewriting.in_place.wrapped_forward import as_leaf
 from repl_fx.running.opaque_outputs import PLAIN
 
@@ -120,10 +121,6 @@ class ResultForm(RefersToModules):
     def __getstate__(self) -> dict[str, Any]:
         # Calls belong to this process.
         return {"_by_thread": {}}
-
-
-# The submodule that holds the surrogate's own modules.
-OWN = "surrogate"
 
 
 class Swap:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.rewriting.in_place.surrogate_block import OWN, Argument, SurrogateBlock, surrogate_class, surrogate_graphs
+from repl_fx.rewriting.in_place.placing import OWN
+from repl_fx.rewriting.in_place.surrogate_block import Argument, SurrogateBlock, surrogate_class, surrogate_graphs
 from tests.captures import transformed
 from tests.nets import TokenNet, TransformerBlock
 

@@ -1,0 +1,135 @@
+"""Surrogates of parts of a module, in the place of the module."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.errors import CallRefused
+from repl_fx.rewriting.in_place.placing import OWN, place_of, places_of
+from repl_fx.rewriting.in_place.restoring import restored_state
+from tests.captures import transformed
+
+X = torch.randn(2, 5, 8)
+
+
+class _Pair(nn.Module):
+    """A mixer, which all of a kind have alike, and layers of one of two kinds."""
+
+    def __init__(self, odd: bool) -> None:
+        super().__init__()
+        self.norm, self.mix, self.drop = nn.LayerNorm(8), nn.Linear(8, 8), nn.Dropout(0.1)
+        self.mlp = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU() if odd else nn.ReLU(), nn.Linear(16, 8))
+        self.odd = odd
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = x + self.drop(self.mix(self.norm(x))) * scale
+        y = self.mlp(x)
+        return x + (torch.tanh(y) if self.odd else y)
+
+
+class _Net(nn.Module):
+    """Blocks that repeat in halves alone: no two of a kind stand a fixed distance apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Pair(i in (1, 2, 5)) for i in range(6))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+def _result(surrogate: str) -> repl_fx.TransformResult:
+    return transformed(_Net(), (X,), surrogate=surrogate)
+
+
+def _steps(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients in both modes; the order of parameters differs in place."""
+    outputs, gradients = list[Tensor](), list[Tensor]()
+    for training in (False, True):
+        model.train(training).zero_grad()
+        torch.manual_seed(0)
+        outputs.append(model(X))
+        outputs[-1].square().sum().backward()
+        found = (p.grad for p in model.parameters() if p.grad is not None)
+        gradients += sorted(found, key=lambda gradient: (gradient.numel(), gradient.norm().item()))
+    return outputs, gradients
+
+
+@pytest.mark.parametrize("surrogate", ["auto", "blend", "linear", "narrow"])
+def test_the_model_in_place_computes_what_the_graph_does(surrogate: str, tmp_path: Path) -> None:
+    result = _result(surrogate)
+    (part,) = result.found
+    places = {place.path: [r.block for r in place.replacements] for place in places_of(part, result.plan)}
+    if surrogate != "narrow":
+        # Both halves of one layer, of others one half.
+        assert places["layers.3"] == ["layers.3#similar_1", "layers.3.mlp"]
+        assert places["layers.1"] == ["layers.1#similar_1"] and places["layers.2"] == ["layers.2.mlp"]
+    assert isinstance(result.model, _Net) and all(isinstance(layer, _Pair) for layer in result.model.layers)
+    outputs, gradients = _steps(result.graph_module)
+    for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
+        ours = _steps(model)
+        assert all(map(torch.equal, ours[0], outputs))
+        # A weight that is read three times has its gradients added in another order.
+        torch.testing.assert_close(ours[1], gradients)
+    repl_fx.save(result, tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", model=_Net())(X), result.model.eval()(X))
+
+
+def test_each_block_has_its_own_surrogate_and_what_stays_its_layers() -> None:
+    result = _result("bottleneck")
+    both, half = result.model.get_submodule("layers.3"), result.model.get_submodule("layers.2")
+    assert [name for name, _ in both.get_submodule(OWN).named_children()] == ["0", "1"]
+    assert half.get_submodule("mix") is not None
+    assert half.get_parameter("mix.weight") is result.graph_module.get_parameter("layers.2.mix.weight")
+
+
+def test_arguments_of_what_stays_are_those_of_the_trace() -> None:
+    model: Any = _result("bottleneck").model.eval()
+    assert torch.equal(model.layers[2](X, 1.0), model.layers[2](X))
+    with pytest.raises(CallRefused, match=r"captured with scale = 1.0, and is called with 2.0"):
+        model.layers[2](X, 2.0)
+    # Blends run the code of the module.
+    blended: Any = _result("blend").model.eval()
+    assert not torch.equal(blended.layers[2](X, 2.0), blended.layers[2](X))
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow"])
+def test_blocks_are_whole_again(surrogate: str) -> None:
+    result = _result(surrogate)
+    with torch.no_grad():
+        for parameter in result.model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    whole = _Net().eval()
+    whole.load_state_dict(restored_state(result.captured_parts.source, result.model, result.found, result.plan))
+    torch.testing.assert_close(whole(X), result.model.eval()(X))
+
+
+class _Twos(nn.Module):
+    """Blocks of two layers each, in a row of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(_Pair(i % 2 == 1) for i in range(6)))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layers(x)
+
+
+def test_a_module_with_other_blocks_of_the_repeat_is_no_place() -> None:
+    result = transformed(_Twos(), (X,), surrogate="identity")
+    (part,) = result.found
+    (replaced,) = result.plan.replacements
+    assert replaced.block == "layers.2-3"
+    assert place_of(part, part.blocks[replaced.block]) is None
+    assert result.in_place.reason == "layers.2-3: it is no call of a single module"
