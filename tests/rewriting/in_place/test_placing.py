@@ -60,7 +60,7 @@ def _steps(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         model.train(training).zero_grad()
         torch.manual_seed(0)
         outputs.append(model(X))
-        outputs[-1].square().sum().backward()
+        outputs[-1].square().sum().backward()  # type: ignore[no-untyped-call]
         found = (p.grad for p in model.parameters() if p.grad is not None)
         gradients += sorted(found, key=lambda gradient: (gradient.numel(), gradient.norm().item()))
     return outputs, gradients
