@@ -50,7 +50,8 @@ class Detection(Task):
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
         try:
-            self.boxes, self.masks = MeanAveragePrecision(iou_type="bbox"), MeanAveragePrecision(iou_type="segm")
+            # Of masks alone torchmetrics leaves out pictures with none, and so what is found there by mistake.
+            self.boxes, self.masks = MeanAveragePrecision(), MeanAveragePrecision(iou_type=("bbox", "segm"))
         except ModuleNotFoundError as missing:
             raise BadInput("detection needs torchvision and pycocotools; pip install 'repl-fx[zoo,train]'") from missing
         for metric in (self.boxes, self.masks):
@@ -92,17 +93,17 @@ class Detection(Task):
         )
         if all("masks" in one for one in (*outputs, *targets)):
             self.masks.update(
-                [{**_of(one, "labels", "scores"), "masks": one["masks"].squeeze(1) > _THRESHOLD} for one in outputs],
-                [{**_of(one, "labels", "iscrowd"), "masks": one["masks"].bool()} for one in targets],
+                [{**_of(one, *_PREDICTED), "masks": one["masks"].squeeze(1) > _THRESHOLD} for one in outputs],
+                [{**_of(one, "boxes", "labels", "iscrowd"), "masks": one["masks"].bool()} for one in targets],
             )
 
     def compute(self) -> dict[str, Tensor]:
         """Mean average precision of boxes, and of masks where there are any."""
         figures: dict[str, Tensor] = {}
-        for prefix, metric in (("", self.boxes), ("mask_", self.masks)):
+        for prefix, kind, metric in (("", "", self.boxes), ("mask_", "segm_", self.masks)):
             if metric.update_called:
                 found = metric.compute()
-                figures |= {f"{prefix}{name}": found[name] for name in ("map", "map_50")}
+                figures |= {f"{prefix}{name}": found[f"{kind}{name}"] for name in ("map", "map_50")}
                 metric.reset()
         if figures and float(figures["map"]) < 0:
             raise BadInput("no held-out picture has a box, so that there is no precision; give some that have")
