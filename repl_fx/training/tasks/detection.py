@@ -110,7 +110,7 @@ class Detection(Task):
         return figures
 
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
-        """Refuse what does not find boxes with labels and scores in each picture, or knows fewer classes."""
+        """Refuse what does not find boxes with labels and scores, knows fewer classes, or learns what is not there."""
         called = type(model).__name__
         listed = isinstance(outputs, Sequence) and len(outputs) == len(batch[0])
         if not listed or not all(isinstance(one, Mapping) and set(_PREDICTED) <= one.keys() for one in outputs):
@@ -118,6 +118,10 @@ class Detection(Task):
                 f"{called} returns {in_words(outputs)}; wanted is a list with a dict of {', '.join(_PREDICTED)} for "
                 "each picture, as torchvision's detection models give it"
             )
+        for kind in ("masks", "keypoints"):
+            # Models of torchvision that find them want them in all targets.
+            if any(kind in one for one in outputs) and not all(kind in one for one in batch[1]):
+                raise BadInput(f"{called} finds {kind}, and {name} has none to learn from; take a model of boxes alone")
         known = self.classes_in(model, outputs)
         if known and known < self.classes:
             raise BadInput(f"{called} tells {known} classes apart, and {name} has {self.classes}, with the background")

@@ -103,6 +103,11 @@ def test_what_does_not_fit_is_a_line() -> None:
     for outputs, said in ((torch.zeros(1, 3), "a tensor"), ([_target(BOX)], "a list"), ([], "a list")):
         with pytest.raises(BadInput, match=f"Net returns {said}; wanted is a list with a dict of boxes"):
             Detection(3).require_fit(Net(), outputs, batch, "mine")
+    for kind in ("masks", "keypoints"):
+        with pytest.raises(BadInput, match=f"_Fixed finds {kind}, and mine has none to learn from"):
+            Detection(3).require_fit(_Fixed(), [_found() | {kind: PICTURE}], batch, "mine")
+        with_them = ([PICTURE], [_target(BOX) | {kind: PICTURE}])
+        Detection(3).require_fit(_Fixed(), [_found() | {kind: PICTURE}], with_them, "mine")
 
 
 @pytest.mark.parametrize(
