@@ -86,7 +86,7 @@ class Names:
     any_attribute: bool
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65536)
 def names_in(code: CodeType) -> Names:
     """The names in some code."""
     found: dict[str, set[str]] = {kind: set() for kind in ("globals", "attributes", "imports", "stored")}
@@ -148,7 +148,7 @@ def use_of(code: CodeType, name: str) -> int:
     return WRITTEN if uses is None else uses.get(name, WRITTEN)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65536)
 def _uses_in(code: CodeType) -> Mapping[str, int] | None:
     """The uses that code makes of the values under its names; None where its source is not to be had."""
     try:

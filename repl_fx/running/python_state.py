@@ -128,8 +128,9 @@ class _Space:
     Attributes:
         content: what all its attributes were.
         by_attribute: the code names its attributes, and not only globals of its file.
-        named: the attributes that are named.
-        whole: all of them are.
+        named: the globals that are named.
+        seen: what was looked at.
+        whole: all that there is was.
         all_stored: the code may bind any of them anew.
     """
 
@@ -138,6 +139,7 @@ class _Space:
     content: dict[str, Any]
     by_attribute: bool = False
     named: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
     whole: bool = False
     all_stored: bool = False
 
@@ -194,13 +196,26 @@ class PythonState:
             self._open(Spot(kind.__qualname__, "", of_library=not is_own_code(kind)), kind, vars(kind))
         for name, value in values.items():
             self._look(Spot(name, name, ours=True), value)
-        while self._unread or self._large:
-            if self._unread:
-                self._read(self._unread.pop())
-            else:
-                self._enter_large(*self._large.pop())
+        self._follow()
         arrays = [(place, owner) for place, owner, _ in self._holders if isinstance(owner, np.ndarray)]
         self.unseen += [place.path for place, owner in arrays if self._is_written(place, owner)]
+
+    def _follow(self) -> None:
+        """Look at what the code names that is found on the way, until there is no more."""
+        looked_for: tuple[int, bool] | None = None
+        while True:
+            named = len(self._attributes), self._any_attribute
+            if self._unread:
+                self._read(self._unread.pop())
+            elif named != looked_for:
+                # Once for all functions read: a library in the user's folder has thousands, and as many classes.
+                looked_for = named
+                for space in [space for space in self._spaces.values() if space.by_attribute]:
+                    self._look_in(space, self._attributes)
+            elif self._large:
+                self._enter_large(*self._large.pop())
+            else:
+                return
 
     def changes(self, later: PythonState) -> list[PythonChange]:
         """The differences of a later state of the same model; an object in the place of an equal one is none."""
@@ -245,10 +260,12 @@ class PythonState:
         for cell, value in self._cells:
             if content_of_cell(cell) is not value:
                 cell.cell_contents = value
+        attributes = self._attributes & self._stored
         for space in self._spaces.values():
             every = space.all_stored or (space.by_attribute and self._any_attribute)
             now = content_now(space.owner)
-            for name in (now.keys() | space.content.keys()) if every else (space.named & self._stored):
+            stored = (space.named & self._stored) | (attributes if space.by_attribute else set())
+            for name in (now.keys() | space.content.keys()) if every else stored:
                 before = space.content.get(name, GONE)
                 if before is not now.get(name, GONE):
                     bind(space.owner, name, before)
@@ -308,6 +325,7 @@ class PythonState:
             # Many functions name a file, which is copied once.
             space = self._spaces[id(owner)] = _Space(place, owner, dict(content))
         if named is not None:
+            space.named |= named
             self._look_in(space, named)
         elif not space.by_attribute:
             space.by_attribute = True
@@ -320,9 +338,9 @@ class PythonState:
             # A library's own computed names are those of values.
             library = isinstance(space.owner, type) and not is_own_code(space.owner)
             names = names | {n for n, v in space.content.items() if not (library and isinstance(v, _CODE))}
-        new = names - space.named
-        space.named |= new
-        for name in sorted(new & space.content.keys()):
+        new = (names & space.content.keys()) - space.seen
+        space.seen |= new
+        for name in sorted(new):
             value = space.content[name]
             if isinstance(value, property):
                 value = (value.fget, value.fset, value.fdel)
@@ -363,13 +381,8 @@ class PythonState:
         for name in sorted(names.imports):
             for imported in filter(None, (sys.modules.get(name), sys.modules.get(f"{package}.{name}".rstrip(".")))):
                 self._look(Spot(name, name, of_library=library), imported)
-        new = names.attributes - self._attributes
-        self._attributes |= new
-        if new or (names.any_attribute and not self._any_attribute):
-            self._any_attribute = self._any_attribute or names.any_attribute
-            for space in list(self._spaces.values()):
-                if space.by_attribute:
-                    self._look_in(space, new)
+        self._attributes |= names.attributes
+        self._any_attribute = self._any_attribute or names.any_attribute
 
     def _is_followed(self, part: type | FunctionType) -> bool:
         """Tell whether the code of a class or a function counts: it is the user's, or in one of the model's files."""

@@ -197,3 +197,23 @@ def test_a_container_of_its_own_kind_is_not_touched() -> None:
     model.table = Makes(a=1)
     capture(model, (torch.randn(3, 8),))
     assert made == []
+
+
+def test_a_library_in_the_users_folder_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    number, looks, look_in = 100, [0], PythonState._look_in
+    parts = (
+        f"class Kind{i}:\n    size = {i}\n"
+        f"def function{i}(x):\n    Kind{i}.size, x.attribute{i}\n    return function{i + 1}(x)\n"
+        for i in range(number)
+    )
+    library: dict[str, Any] = {"__name__": "library_of_the_user"}
+    exec("".join(parts), library)
+
+    def counted(self: PythonState, *args: Any) -> None:
+        looks[0] += 1
+        look_in(self, *args)
+
+    monkeypatch.setattr(PythonState, "_look_in", counted)
+    state = PythonState(Held(library["function0"]))
+    assert f"Kind{number - 1}.size" in state._values
+    assert looks[0] < 10 * number

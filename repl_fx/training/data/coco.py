@@ -50,6 +50,11 @@ class _Annotation(msgspec.Struct, frozen=True, gc=False):
     # Polygons or runs; decoded with the picture.
     segmentation: msgspec.Raw = msgspec.Raw()
 
+    @property
+    def has_outline(self) -> bool:
+        """Tell whether there is an outline: tools that draw boxes alone write an empty list, or null."""
+        return bytes(self.segmentation).strip(b"[] \t\r\n") not in (b"", b"null")
+
 
 class _Category(msgspec.Struct, frozen=True, gc=False):
     id: int
@@ -127,7 +132,7 @@ def load_coco(request: DataRequest) -> Data:
     labels = {number: place for place, (number, _) in enumerate(train, 1)}
     if len(labels) < len(train) or not labels:
         raise BadInput(f"{files[_SPLITS[0]]}: {len(train)} categories with {len(labels)} numbers; number each")
-    outlined = all(bytes(one.segmentation) for found in instances.values() for one in found.annotations)
+    outlined = all(one.has_outline for found in instances.values() for one in found.annotations)
     splits: dict[str, BoxedPictures] = {}
     for split, found in instances.items():
         if not (path / split).is_dir():

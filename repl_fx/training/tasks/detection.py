@@ -50,7 +50,8 @@ class Detection(Task):
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
         try:
-            self.boxes, self.masks = MeanAveragePrecision(iou_type="bbox"), MeanAveragePrecision(iou_type="segm")
+            # Of masks alone torchmetrics leaves out pictures with none, and so what is found there by mistake.
+            self.boxes, self.masks = MeanAveragePrecision(), MeanAveragePrecision(iou_type=("bbox", "segm"))
         except ModuleNotFoundError as missing:
             raise BadInput("detection needs torchvision and pycocotools; pip install 'repl-fx[zoo,train]'") from missing
         for metric in (self.boxes, self.masks):
@@ -92,24 +93,24 @@ class Detection(Task):
         )
         if all("masks" in one for one in (*outputs, *targets)):
             self.masks.update(
-                [{**_of(one, "labels", "scores"), "masks": one["masks"].squeeze(1) > _THRESHOLD} for one in outputs],
-                [{**_of(one, "labels", "iscrowd"), "masks": one["masks"].bool()} for one in targets],
+                [{**_of(one, *_PREDICTED), "masks": one["masks"].squeeze(1) > _THRESHOLD} for one in outputs],
+                [{**_of(one, "boxes", "labels", "iscrowd"), "masks": one["masks"].bool()} for one in targets],
             )
 
     def compute(self) -> dict[str, Tensor]:
         """Mean average precision of boxes, and of masks where there are any."""
         figures: dict[str, Tensor] = {}
-        for prefix, metric in (("", self.boxes), ("mask_", self.masks)):
+        for prefix, kind, metric in (("", "", self.boxes), ("mask_", "segm_", self.masks)):
             if metric.update_called:
                 found = metric.compute()
-                figures |= {f"{prefix}{name}": found[name] for name in ("map", "map_50")}
+                figures |= {f"{prefix}{name}": found[f"{kind}{name}"] for name in ("map", "map_50")}
                 metric.reset()
         if figures and float(figures["map"]) < 0:
             raise BadInput("no held-out picture has a box, so that there is no precision; give some that have")
         return figures
 
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
-        """Refuse what does not find boxes with labels and scores in each picture, or knows fewer classes."""
+        """Refuse what does not find boxes with labels and scores, knows fewer classes, or learns what is not there."""
         called = type(model).__name__
         listed = isinstance(outputs, Sequence) and len(outputs) == len(batch[0])
         if not listed or not all(isinstance(one, Mapping) and set(_PREDICTED) <= one.keys() for one in outputs):
@@ -117,6 +118,10 @@ class Detection(Task):
                 f"{called} returns {in_words(outputs)}; wanted is a list with a dict of {', '.join(_PREDICTED)} for "
                 "each picture, as torchvision's detection models give it"
             )
+        for kind in ("masks", "keypoints"):
+            # Models of torchvision that find them want them in all targets.
+            if any(kind in one for one in outputs) and not all(kind in one for one in batch[1]):
+                raise BadInput(f"{called} finds {kind}, and {name} has none to learn from; take a model of boxes alone")
         known = self.classes_in(model, outputs)
         if known and known < self.classes:
             raise BadInput(f"{called} tells {known} classes apart, and {name} has {self.classes}, with the background")

@@ -100,6 +100,13 @@ def test_without_outlines_there_are_no_masks(folder: Path) -> None:
     assert set(read(folder)[1][0][1]) == {"boxes", "labels", "iscrowd"}
 
 
+@pytest.mark.parametrize("outline", [[], [[]], None])
+def test_an_empty_outline_is_none(folder: Path, outline: object) -> None:
+    change(folder, _set(segmentation=outline))
+    _, target = read(folder)[1][0]
+    assert set(target) == {"boxes", "labels", "iscrowd"}
+
+
 @pytest.mark.parametrize(
     ("by", "said"),
     [

@@ -70,6 +70,16 @@ def test_crowds_and_masks_count_too() -> None:
     assert figures == {"map": 0, "map_50": 0, "mask_map": 1, "mask_map_50": 1}
 
 
+def test_masks_count_in_pictures_with_none() -> None:
+    mask = torch.zeros(1, 20, 20, dtype=torch.uint8)
+    mask[:, 2:8, 2:6] = 1
+    one, none = {**_target(BOX), "masks": mask}, {**_target(), "masks": mask[:0]}
+    found, nothing = {**_found(BOX), "masks": mask[:, None]}, {**_found(), "masks": mask[:0, None]}
+    by_mistake = {**_found(BOX, score=0.95), "masks": mask[:, None]}
+    assert _figures((found, one), (by_mistake, none))["mask_map"] == pytest.approx(0.5, abs=1e-3)
+    assert _figures((nothing, one))["mask_map"] == 0
+
+
 class _Fixed(nn.Module):
     """Finds the same in each picture, and knows three classes."""
 
@@ -93,6 +103,11 @@ def test_what_does_not_fit_is_a_line() -> None:
     for outputs, said in ((torch.zeros(1, 3), "a tensor"), ([_target(BOX)], "a list"), ([], "a list")):
         with pytest.raises(BadInput, match=f"Net returns {said}; wanted is a list with a dict of boxes"):
             Detection(3).require_fit(Net(), outputs, batch, "mine")
+    for kind in ("masks", "keypoints"):
+        with pytest.raises(BadInput, match=f"_Fixed finds {kind}, and mine has none to learn from"):
+            Detection(3).require_fit(_Fixed(), [_found() | {kind: PICTURE}], batch, "mine")
+        with_them = ([PICTURE], [_target(BOX) | {kind: PICTURE}])
+        Detection(3).require_fit(_Fixed(), [_found() | {kind: PICTURE}], with_them, "mine")
 
 
 @pytest.mark.parametrize(
