@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import fx, nn
 
@@ -11,10 +12,11 @@ from repl_fx.graph.captured import is_tensor
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
-from repl_fx.rewriting.in_place.cutting import Cut, NotInPlace
+from repl_fx.rewriting.in_place.cutting import Cut
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, parting
 from repl_fx.rewriting.in_place.placing import places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
+from repl_fx.rewriting.in_place.rows import NotInPlace
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
@@ -70,7 +72,7 @@ def put_in_place(
         checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
     judged = judged or Judged()
-    made, own = _put(captured, parts, plan, graphs, {})
+    made, own = _put(captured, parts, plan, graphs, set())
     if made.model is not None and (by_graph := judged.of(captured.source, made.model, own, inputs)):
         made, _ = _put(captured, parts, plan, graphs, by_graph)
     if made.model is None:
@@ -94,7 +96,7 @@ def _put(
     parts: Sequence[PartRepeats],
     plan: Plan,
     graphs: Mapping[str, fx.GraphModule],
-    by_graph: Collection[str],
+    by_graph: Set[str],
 ) -> tuple[InPlace, dict[str, OwnCode]]:
     """The model in place, and what of it runs a block's own code on other sizes; that of `by_graph` does not."""
     own: dict[str, OwnCode] = {}
@@ -104,28 +106,30 @@ def _put(
     fits_others: set[str] = set()
     for part in parts:
         for place in places_of(part, plan):
-            path, replaced = qualified_name(part.path, place.path or ""), place.replacements
+            named, replaced = partial(qualified_name, part.path), place.replacements
             try:
-                cut = Cut(graphs[part.path], part, place, captured.source, own_code=path not in by_graph)
+                own_code = by_graph.isdisjoint(map(named, place.paths))
+                cut = Cut(graphs[part.path], part, place, captured.source, own_code=own_code)
                 # The blocks are some that can have a surrogate in their place.
                 fits_others.update(replacement.block for replacement in replaced)
                 made = cut.made()
             except NotInPlace as problem:
                 refusals += [Refusal(replacement.block, replacement.repeat, str(problem)) for replacement in replaced]
                 continue
-            blocks[path] = made
+            path = named(cut.path)
+            blocks.update({named(inside): one for inside, one in made.items()})
             for replacement in replaced:
                 name = surrogate_path(part.blocks[replacement.block].name)
-                prefixes[f"{qualified_name(part.path, name)}."] = f"{path}.{place.own(replacement.block)}."
+                prefixes[f"{named(name)}."] = f"{path}.{place.own(replacement.block)}."
             if cut.most:
                 shapes = {place: node.meta["val"].shape for node, place in cut.given.items() if is_tensor(node)}
-                own[path] = OwnCode(made, cut.most, shapes, replaced)
+                own[path] = OwnCode(blocks[path], cut.most, shapes, replaced)
     if refusals:
         open_ = frozenset(fits_others & {refusal.block for refusal in refusals})
         return InPlace(None, tuple(refusals), open=open_), {}
     model = assemble(captured.source, blocks)
-    for made in blocks.values():
-        stand_in = made._stand_in
+    for block in blocks.values():
+        stand_in = block._stand_in
         stand_in.around = (model,)
         for layer in stand_in.borrowed:
             watch(model.get_submodule(layer.kept.path), layer.kept)

@@ -43,6 +43,7 @@ from repl_fx.passes.replace_blocks import block_of
 from repl_fx.rewriting.in_place.arguments_read import Left, arguments_read, lines_of
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
 from repl_fx.rewriting.in_place.placing import OWN, Place, place_of
+from repl_fx.rewriting.in_place.rows import NotInPlace, main_of, ways_of
 from repl_fx.rewriting.in_place.surrogate_block import (
     Argument,
     Constant,
@@ -69,10 +70,6 @@ _COMPUTED = ("call_function", "get_attr")
 _SIZES = (("out_features", "in_features"), ("out_channels", "in_channels"), ("nx", "nf"))
 # The arguments of `RecomputedAttention` before the map.
 _OWN_OF_LAYER = 5
-
-
-class NotInPlace(Exception):
-    """A surrogate that cannot stand in the source's own tree; the message is the reason."""
 
 
 class Cut:
@@ -104,10 +101,8 @@ class Cut:
     ) -> None:
         self.gm, self.part, self.place = gm, part, place
         self.blocks = [part.blocks[replacement.block] for replacement in place.replacements]
-        if place.path is None:
+        if not place.paths:
             raise NotInPlace("it is no call of a single module")
-        self.path = place.path
-        self.source = source.get_submodule(qualified_name(part.path, self.path))
         self.model = source
         surrogates = [make_surrogate(replacement.surrogate, replacement.settings) for replacement in place.replacements]
         self.traits = [surrogate.traits for surrogate in surrogates]
@@ -119,14 +114,16 @@ class Cut:
         }
         nodes = {block.name: {node for node in gm.graph.nodes if block_of(node) == block.name} for block in self.blocks}
         self.inside = set().union(*nodes.values())
-        if any(block.module_path != self.path for block in self.blocks):
+        self.path = main_of(place.paths, self.inside)
+        self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if len(place.paths) > 1 else {}
+        if not self.ways and any(block.module_path != self.path for block in self.blocks):
             self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
         if any(is_choice(node) for node in (*self.inside, *(node for block in self.blocks for node in block.nodes))):
             # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
             raise NotInPlace("it may be skipped in training")
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
         noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
-        self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code
+        self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code and not self.ways
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
@@ -136,11 +133,11 @@ class Cut:
         self.arguments: dict[fx.Node, Argument] = {}
         self.borrowed: dict[fx.Node, BorrowedAttention] = {}
 
-    def made(self) -> SurrogateBlock:
-        """The surrogate as a module with the arguments and results of the block."""
+    def made(self) -> dict[str, SurrogateBlock]:
+        """The modules with the arguments and results of those whose places they take, by their paths."""
         swaps, form = self.swaps, self.call.result
         assert form is not None
-        block = self._without_work()
+        block = self._without_work(self.path)
         names = self._swapped(block) if swaps else {}
         leaves = () if swaps else tuple(self._leaf(number) for number in range(form.num_leaves))
         results = [*names.values(), *dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
@@ -156,12 +153,25 @@ class Cut:
             form,
             tuple(self._made(leaf, results) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
             dict(self.call.given),
-            () if swaps else self._read(needed),
+            () if swaps else self._read(self.path, needed),
             None if swaps else self._neighbour(),
             tuple(names),
         )
         if swaps:
             block._stand_in.swap.install(block, names)
+        return {self.path: block, **{path: self._handing_on(path, needed) for path in self.ways if path != self.path}}
+
+    def _handing_on(self, path: str, needed: Collection[fx.Node]) -> SurrogateBlock:
+        """A module of the row that returns what streams into it."""
+        call, way, graph = self._only_call(path), self.ways[path], fx.Graph()
+        assert call.result is not None
+        leaves: list[Any] = [Constant(call.constants.get(number)) for number in range(call.result.num_leaves)]
+        leaves[way.leaf] = Passed(way.place)
+        graph.output(())
+        block, given = self._without_work(path), dict(call.given)
+        known: Any = {"known": given, "read": self._read(path, needed)}
+        name = qualified_name(self.part.path, path)
+        block._stand_in = StandIn(name, graph, (), (), (), call.result, tuple(leaves), **known)
         return block
 
     def _made(self, result: fx.Node, results: Sequence[fx.Node]) -> Made:
@@ -178,7 +188,7 @@ class Cut:
         Raises:
             NotInPlace: the module is called several times, or no call of it was seen.
         """
-        calls = {boundary.call for _, boundary in at_boundaries(self.gm.graph, path)}
+        calls = {boundary.call for _, boundary in at_boundaries(self.part.graph_module.graph, path)}
         if not calls:
             raise NotInPlace(f"no call of the module {path} was seen in the trace")
         call = calls.pop()
@@ -197,37 +207,47 @@ class Cut:
                 results[boundary.leaf] = node
             else:
                 given.setdefault(node, boundary.argument)
+        if self.ways:
+            first, *_, last = self.ways
+            way = self.ways[self.path]
+            entering, leaving = (at_boundaries(self.gm.graph, path) for path in (first, last))
+            given |= {node: way.place for node, boundary in entering if boundary.argument == self.ways[first].place}
+            results.update((way.leaf, node) for node, boundary in leaving if boundary.leaf == self.ways[last].leaf)
         # Sizes come from the first value that has them: the streamed one mostly, and not a mask that may be broadcast.
-        names = list(inspect.signature(self.source.forward).parameters)
+        names = list(inspect.signature(self._source(self.path).forward).parameters)
         return {node: given[node] for node in sorted(given, key=lambda node: names.index(given[node][0]))}, results
 
-    def _without_work(self) -> SurrogateBlock:
-        """The module with what stays of the block, its hooks and plain attributes, and the surrogate's modules."""
-        kind = surrogate_class(type(self.source), self.swaps)
+    def _source(self, path: str) -> nn.Module:
+        """The module of the model before."""
+        return self.model.get_submodule(qualified_name(self.part.path, path))
+
+    def _without_work(self, path: str) -> SurrogateBlock:
+        """The module with what stays of it, its hooks and plain attributes, and the surrogate's modules."""
+        kind = surrogate_class(type(self._source(path)), self.swaps)
         block = kind.__new__(kind)
         # A copy whose lists of modules and methods are its own.
-        source = vars(assemble(self.source, {}))
+        source = vars(assemble(self._source(path), {}))
         if self.swaps:
             block.__dict__.update(source)
         else:
             left = nn.Module()
-            if has_attribute(self.gm, self.path):
-                left = share_tensors(self.gm.get_submodule(self.path))
+            if has_attribute(self.gm, path):
+                left = share_tensors(self.gm.get_submodule(path))
             plain = {n: v for n, v in source.items() if n not in OWN_ATTRIBUTES and not _holds_modules(v)}
             hooks = {n: v for n, v in source.items() if n in OWN_ATTRIBUTES and n not in _STATE}
             block.__dict__.update({**plain, **hooks, **{n: v for n, v in vars(left).items() if n in _STATE}})
         block.training = self.gm.training
         if has_attribute(block, OWN):
-            raise NotInPlace(f"the module {self.path} has an attribute {OWN} already")
-        for path, own in self.own.items():
-            if has_attribute(self.gm, path[:-1]):
+            raise NotInPlace(f"the module {path} has an attribute {OWN} already")
+        for made, own in self.own.items() if path == self.path else ():
+            if has_attribute(self.gm, made[:-1]):
                 *holder, name = own[:-1].split(".")
                 where = block if not holder else block._modules.setdefault(OWN, nn.Module())
                 assert where is not None
-                where._modules[name] = share_tensors(self.gm.get_submodule(path[:-1]))
-        block._pinned = within(self.path, self.gm.meta.get("pinned", {}))
+                where._modules[name] = share_tensors(self.gm.get_submodule(made[:-1]))
+        block._pinned = within(path, self.gm.meta.get("pinned", {}))
         # By which a checkpoint of the source is loaded (`repl_fx.sources.checkpoints.source_state`).
-        block.meta = {SOURCE_STATE: within(self.path, self.gm.meta[SOURCE_STATE])}
+        block.meta = {SOURCE_STATE: within(path, self.gm.meta[SOURCE_STATE])}
         return block
 
     def _swapped(self, block: SurrogateBlock) -> dict[str, fx.Node]:
@@ -262,26 +282,27 @@ class Cut:
             return Constant(None)
         return Passed(self.given[node]) if node in self.given else node
 
-    def _read(self, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
-        """The arguments that have to be as in the trace; see `arguments_read`."""
+    def _read(self, path: str, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
+        """The arguments of a module that have to be as in the trace; see `arguments_read`."""
+        source, given = self._source(path), self._only_call(path).given
         before = lines_of(node for block in self.blocks for node in block.nodes)
         if not all(traits.reads_stream_alone for traits in self.traits):
-            return tuple(arguments_read(self.source, Left(set(self.source.modules()), before, before)))
+            return tuple(arguments_read(source, Left(set(source.modules()), before, before)))
         stays = [node for node in needed if REPLACES.of(node) is None]
         # Layers by their calls and their parameters; what is between them by the modules whose code it is.
         places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
-        inside = self.source.named_modules()
-        modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(self.path, name)}.") for p in places)}
+        inside = source.named_modules()
+        modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(path, name)}.") for p in places)}
         # Objects such as caches are read and changed, and say nothing by their kind.
-        objects = {place[0] for place, value in self.call.given.items() if _is_object(value)}
-        read = arguments_read(self.source, Left(modules, before, lines_of(stays)))
+        objects = {place[0] for place, value in given.items() if _is_object(value)}
+        read = arguments_read(source, Left(modules, before, lines_of(stays)))
         return tuple(place for place in read if place[0] not in objects)
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""
         before = self.place.replacements[0].before
         path = self.part.blocks[before].module_path if before and self.blocks[0].module_path == self.path else None
-        if path is None or len(inspect.signature(self.source.forward).parameters) < 2:
+        if path is None or len(inspect.signature(self._source(self.path).forward).parameters) < 2:
             return None
         try:
             form = self._only_call(path).result
@@ -339,8 +360,8 @@ class Cut:
     def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
         """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""
         repeats = [repeat for repeat in self.part.inside if not {*self.blocks}.isdisjoint(repeat.blocks)]
-        paths = {place_of(self.part, block) for repeat in repeats for block in repeat.blocks}
-        inside = tuple(f"{path}." for path in paths if path)
+        standing = (place_of(self.part, block) for repeat in repeats for block in repeat.blocks)
+        inside = tuple({f"{path}." for paths in standing for path in paths})
         for _, check in size_checks(self.gm.graph):
             if check.limit or not any(f"{path}.".startswith(inside) for path in check.within):
                 continue
@@ -381,8 +402,8 @@ class Cut:
         path = qualified_name(self.part.path, source.module)
         if isinstance(self.model.get_submodule(path), nn.MultiheadAttention):
             raise NotInPlace(f"it mixes by the attention map of {path}, which keeps it to itself")
-        kept = KeptCall(source, path)
-        return BorrowedAttention(layer, kept, qualified_name(self.part.path, self.path), layer_index(self.source))
+        kept, index = KeptCall(source, path), layer_index(self._source(self.path))
+        return BorrowedAttention(layer, kept, qualified_name(self.part.path, self.path), index)
 
     def _place(self, node: fx.Node, block: SurrogateBlock) -> None:
         """Put a node of the graph into the new one."""

@@ -2,13 +2,14 @@
 
     layers.2 is a block                                         a surrogate stands in the place of layers.2
     x + attn(norm(x)) is, which is half of layers.0             a surrogate and the other half do in that of layers.0
+    layers.4 and layers.5 are, one behind the other             a surrogate does in that of one; the other hands on
 
-What of such a module is no block runs as the graph has it: its layers are called, and its own code is not.
+What of a module is no block runs as the graph has it: its layers are called, and its own code is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from repl_fx._torch import module_stack
@@ -26,11 +27,12 @@ class Place:
     """A module of a part that stands for replaced blocks, and for what of it they do not compute.
 
     Attributes:
-        path: of the module in the part; None for a block that is in no single one.
+        paths: of the module in the part; of several that are called one behind another; empty for a block that has no
+            place.
         replacements: of the blocks.
     """
 
-    path: str | None
+    paths: tuple[str, ...]
     replacements: tuple[Replacement, ...]
 
     def own(self, block: str) -> str:
@@ -42,28 +44,44 @@ class Place:
 
 def places_of(part: PartRepeats, plan: Plan) -> Iterator[Place]:
     """The places of the blocks of a part that a plan replaces, in the order of the plan."""
-    paths = {r.block: place_of(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
-    around = [path for block, path in paths.items() if path and part.blocks[block].module_path is None]
-    found: dict[str, Place] = {}
+    places = {r.block: place_of(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
+    halves = [paths[0] for block, paths in places.items() if _is_half(part.blocks[block], paths)]
+    found: dict[tuple[str, ...], Place] = {}
     for replacement in plan.replacements:
-        if replacement.block not in paths:
+        if replacement.block not in places:
             continue
-        path = paths[replacement.block]
+        paths = places[replacement.block]
         # One within another, where the outer one is a graph and does not call it.
-        outer = [place for place in around if path is not None and f"{path}.".startswith(f"{place}.")]
-        path = min(outer, key=len, default=path)
-        key = replacement.block if path is None else f"{path}."
+        outer = [place for place in halves if paths and f"{paths[0]}.".startswith(f"{place}.")]
+        paths = (min(outer, key=len),) if outer else paths
+        key = paths or ("", replacement.block)
         before = found[key].replacements if key in found else ()
-        found[key] = Place(path, (*before, replacement))
+        found[key] = Place(paths, (*before, replacement))
     yield from found.values()
 
 
-def place_of(part: PartRepeats, block: Block) -> str | None:
-    """The module that a block is, or the smallest one around it that has no other block of its repeat in it."""
+def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
+    """The module that a block is; or the smallest one around it, without others of its repeat; or a row of modules."""
     if block.module_path is not None:
-        return block.module_path
-    first, *others = (module_stack(node) for node in block.nodes if is_tensor(node))
-    around = [path for path in first if all(path in stack for stack in others)]
+        return (block.module_path,)
+    stacks = [module_stack(node) for node in sorted(block.nodes) if is_tensor(node)]
+    around = tuple(path for path in stacks[0] if all(path in stack for stack in stacks))
     repeat = next(repeat for repeat in part.inside if block in repeat.blocks)
     nodes = (node for other in repeat.blocks if other is not block for node in other.nodes)
-    return None if not around or any(around[-1] in module_stack(node) for node in nodes) else around[-1]
+    if around and not any(around[-1] in module_stack(node) for node in nodes):
+        return around[-1:]
+    return _row(part, block, len(around), stacks)
+
+
+def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The modules, called one after another, that are all of a block; empty where there are no such ones."""
+    one_stream = len(block.inputs) == len(block.outputs) == 1 and not block.side_outputs
+    if not one_stream or any(len(stack) <= depth for stack in stacks):
+        return ()
+    paths = tuple(dict.fromkeys(stack[depth] for stack in stacks))
+    inside = (node for node in part.graph_module.graph.nodes if is_tensor(node) and node.op != "get_attr")
+    return () if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside) else paths
+
+
+def _is_half(block: Block, paths: tuple[str, ...]) -> bool:
+    return len(paths) == 1 and block.module_path is None

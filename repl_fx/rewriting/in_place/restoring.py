@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.rewriting.in_place.placing import Place, places_of
+from repl_fx.rewriting.in_place.placing import OWN, Place, places_of
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.branch_edits import silencing_parameters
@@ -75,8 +75,8 @@ class _ReplacedBlock:
 
     def __init__(self, model: nn.Module, part: PartRepeats, place: Place, replacement: Replacement) -> None:
         self.model, self.part, self.replacement = model, part, replacement
-        assert place.path is not None
-        self.place = qualified_name(part.path, place.path)
+        paths = [qualified_name(part.path, path) for path in place.paths]
+        self.place = next((path for path in paths if has_attribute(model, f"{path}.{OWN}")), paths[0])
         self.own = place.own(replacement.block)
         found = model.get_submodule(self.place)
         assert isinstance(found, SurrogateBlock)

@@ -70,7 +70,7 @@ def _steps(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
 def test_the_model_in_place_computes_what_the_graph_does(surrogate: str, tmp_path: Path) -> None:
     result = _result(surrogate)
     (part,) = result.found
-    places = {place.path: [r.block for r in place.replacements] for place in places_of(part, result.plan)}
+    places = {place.paths[0]: [r.block for r in place.replacements] for place in places_of(part, result.plan)}
     if surrogate != "narrow":
         # Both halves of one layer, of others one half.
         assert places["layers.3"] == ["layers.3#similar_1", "layers.3.mlp"]
@@ -126,10 +126,35 @@ class _Twos(nn.Module):
         return self.layers(x)
 
 
-def test_a_module_with_other_blocks_of_the_repeat_is_no_place() -> None:
-    result = transformed(_Twos(), (X,), surrogate="identity")
+@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "linear"])
+def test_one_of_a_row_of_modules_has_the_surrogate(surrogate: str, tmp_path: Path) -> None:
+    result = transformed(_Twos(), (X,), surrogate=surrogate)
     (part,) = result.found
     (replaced,) = result.plan.replacements
     assert replaced.block == "layers.2-3"
-    assert place_of(part, part.blocks[replaced.block]) is None
-    assert result.in_place.reason == "layers.2-3: it is no call of a single module"
+    assert place_of(part, part.blocks[replaced.block]) == ("layers.2", "layers.3")
+    outputs, gradients = _steps(result.graph_module)
+    for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
+        assert isinstance(model, _Twos) and all(isinstance(layer, _Pair) for layer in model.layers)
+        ours = _steps(model)
+        assert all(map(torch.equal, ours[0], outputs))
+        torch.testing.assert_close(ours[1], gradients)
+    repl_fx.save(result, tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", model=_Twos())(X), result.model.eval()(X))
+    if surrogate != "bottleneck":
+        whole = _Twos().eval()
+        whole.load_state_dict(restored_state(result.captured_parts.source, result.model, result.found, result.plan))
+        torch.testing.assert_close(whole(X), result.model.eval()(X))
+
+
+def test_the_others_of_a_row_hand_on() -> None:
+    model: Any = transformed(_Twos(), (X,), surrogate="bottleneck").model.eval()
+    assert model.layers[2].get_submodule(OWN) is not None
+    assert model.layers[3](X) is X
+    # What it keeps of the block is read there: the norm of the last branch.
+    assert "mlp.0.bias" in dict(model.layers[3].named_parameters())
+
+
+def test_blocks_whose_layers_are_in_several_modules_of_a_row_have_no_place() -> None:
+    result = transformed(_Twos(), (X,), surrogate="blend")
+    assert "layers.2-3: it calls layers.3.norm, which is outside of layers.2" in result.in_place.reason
