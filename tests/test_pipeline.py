@@ -264,7 +264,7 @@ def test_a_model_with_surrogates_is_not_rewritten_again() -> None:
     x = tokens(2)
     result = transformed(TokenNet(depth=5), (x,), surrogate="bottleneck")
     for module in (result.model, result.graph_module):
-        with pytest.raises(repl_fx.BadInput, match=r"TokenNet has surrogates already, such as .*blocks.1.*; transform"):
+        with pytest.raises(repl_fx.BadInput, match=r"TokenNet has surrogates already, such as .*blocks.1.*; give"):
             repl_fx.transform(module, (x,), surrogate="identity")
     again = transformed(repl_fx.fold(result.module), (x,), surrogate="identity")
     assert again.plan.replacements

@@ -49,7 +49,7 @@ from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
-from repl_fx.tracing.model_checks import describe_inputs, require_capturable
+from repl_fx.tracing.model_checks import describe_inputs, require_capturable, require_original
 from repl_fx.tracing.parts.capture import CapturedParts, capture_as_called, capture_parts
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin
@@ -206,6 +206,7 @@ def load_artifact(
     require_path(directory, "the directory of an artifact")
     if model is not None and not isinstance(model, str):
         require_module("load", model, name="model")
+        require_original(model)
     given = None if args is None and kwargs is None else ExampleInputs.of(() if args is None else args, kwargs)
     tell("read the files")
     files = _read(Path(directory))

@@ -295,7 +295,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise SourceError(f"no file {file}; nothing is downloaded, so save the model's config.json and give its path")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"), object_hook=_number_or_object)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{file} is not JSON: {describe(error)}") from error
     if not isinstance(values, dict) or ("model_type" not in values and "auto_map" not in values):
@@ -305,6 +305,11 @@ def _read(file: Path) -> dict[str, Any]:
     # Attention is written out, whatever kernel the file prefers; a kernel may be code that has to be fetched. Fusions
     # are made while weights are loaded, and are no part of the model without them.
     return {k: value for k, value in values.items() if k.lstrip("_") not in ("attn_implementation", "fusion_config")}
+
+
+def _number_or_object(values: dict[str, Any]) -> Any:
+    """The number that an object of transformers stands for, where JSON has none: infinity, NaN; any other object."""
+    return float(values["__float__"]) if values.keys() == {"__float__"} else values
 
 
 def _own_config_class(transformers: Any, values: Mapping[str, Any], code: Code, file: Path) -> Any:

@@ -30,7 +30,7 @@ def build(request: Request) -> Built:
     """Execute a model file and call its factory.
 
     The file is executed anew each time, under a module name of its own; while it and its functions run, its directory
-    is on `sys.path`, so that it can import what lies beside it.
+    is on `sys.path`, so that it can import what lies beside it. A file of a package may import relative to itself.
 
     Returns:
         The model, its inputs, the file and the files of its directory that it imported.
@@ -104,24 +104,36 @@ def _importable(directory: Path) -> Iterator[None]:
         sys.modules.pop(name, None)
     _siblings.clear()
     importlib.invalidate_caches()
-    entry, before = str(directory), set(sys.modules)
+    before, packages = set(sys.modules), _packages_of(directory)
+    # A package is imported from the directory that it lies in.
+    entries = dict.fromkeys([str(directory), *(str(one.parent) for one in packages[:1])])
     # A module that a path of the process itself already leads to is the process's own, and stays imported.
-    passing = entry not in sys.path
-    sys.path.insert(0, entry)
+    passing = [entry for entry in entries if entry not in sys.path]
+    sys.path[:0] = entries
     try:
         yield
     finally:
-        # The file may have changed sys.path itself; only the entry made here goes.
-        if entry in sys.path:
-            sys.path.remove(entry)
-        if passing:
-            _siblings.update(name for name in set(sys.modules) - before if _lies_in(sys.modules[name], directory))
+        # The file may have changed sys.path itself; only the entries made here go.
+        for entry in entries:
+            if entry in sys.path:
+                sys.path.remove(entry)
+        for name in set(sys.modules) - before:
+            top = next((one for one in packages[:1] if name.split(".")[0] == one.name), None)
+            if str(top.parent if top else directory) in passing and _lies_in(sys.modules[name], top or directory):
+                _siblings.add(name)
+
+
+def _packages_of(directory: Path) -> list[Path]:
+    """The directories of the packages that a directory is in, itself last where it is one."""
+    if not (directory / "__init__.py").is_file():
+        return []
+    return [*_packages_of(directory.parent), directory]
 
 
 def _lies_in(module: ModuleType, directory: Path) -> bool:
     # Packages may lie below the directory too, in a virtual environment or as a checkout of repl-fx; they stay.
     file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or module.__name__.startswith(_PREFIX) or module.__name__.split(".")[0] == "repl_fx":
+    if not isinstance(file, str) or _PREFIX in module.__name__ or module.__name__.split(".")[0] == "repl_fx":
         return False
     path = Path(file).resolve()
     return path.is_relative_to(directory) and "site-packages" not in path.parts
@@ -132,7 +144,8 @@ _PREFIX = "repl_fx_source_"
 
 def _execute(path: Path) -> tuple[ModuleType, str]:
     """Run the file as a module that `sys.modules` holds, as dataclasses, pickle and inspect expect; and its SHA-256."""
-    name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    packages = [one.name for one in _packages_of(path.parent)]
+    name = ".".join([*packages, f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"])
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise SourceError(f"{path} cannot be loaded as a Python module")

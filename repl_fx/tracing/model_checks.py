@@ -111,8 +111,8 @@ def require_original(model: nn.Module) -> None:
     made = next((path for path, module in model.named_modules() if isinstance(module, Synthesis)), None)
     if made is not None:
         raise BadInput(
-            f"{type(model).__name__} has surrogates already, such as {made}; transform the original by another plan, "
-            "or what repl_fx.fold makes of the rewritten module"
+            f"{type(model).__name__} has surrogates already, such as {made}; give the original, or what repl_fx.fold "
+            "makes of the rewritten module"
         )
 
 

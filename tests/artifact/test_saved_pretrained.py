@@ -68,6 +68,20 @@ def test_what_save_pretrained_wrote_is_loaded_without_any_other_argument(tmp_pat
         repl_fx.load(tmp_path / "other")
 
 
+def test_a_model_that_is_converted_afterwards_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    source = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+    model: Any = repl_fx.transform(source, (), {"input_ids": TOKENS}).model.to(torch.bfloat16)
+    with torch.no_grad():
+        for step in range(2):
+            model.save_pretrained(tmp_path / f"net{step}")
+            again = repl_fx.load(tmp_path / f"net{step}")
+            assert torch.equal(_logits(again), _logits(model))
+            assert _logits(again).dtype == torch.bfloat16
+            model = again
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_from_pretrained_refuses_what_it_would_load_half(tmp_path: Path) -> None:

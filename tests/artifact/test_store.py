@@ -111,6 +111,8 @@ def test_models_given_in_python(tmp_path: Path) -> None:
     assert torch.equal(again(x), result.graph_module.eval()(x))
     # The model that was handed over keeps its own weights.
     assert all(t.equal(before[n]) for n, t in model.state_dict().items())
+    with pytest.raises(repl_fx.BadInput, match=r"has surrogates already, such as .*; give the original"):
+        repl_fx.load(tmp_path / "out", result.model)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,15 @@ def test_transformers_config_files_that_are_none(tmp_path: Path, text: str, mess
         load_source(f"hf:{tmp_path}")
 
 
+def test_numbers_that_json_has_none_for_are_read_as_transformers_writes_them(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "num_heads": 4, "head_dim": 8, "n_groups": 1}
+    made: Any = load_source("hf:mamba2", options=sizes).model.config
+    made.save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    read: Any = load_source(f"hf:{tmp_path}").model.config
+    assert tuple(read.time_step_limit) == tuple(made.time_step_limit)
+
+
 def test_transformers_misspelt_option_and_input() -> None:
     with pytest.raises(BadInput, match=r"BertConfig has no option 'hiden_size'; did you mean hidden_size"):
         load_source("hf:bert", options={"hiden_size": 32})

@@ -80,6 +80,23 @@ def test_files_beside_it_can_be_imported_and_do_not_leak_into_the_next(write: Wr
     assert sys.path == path
 
 
+def test_a_file_of_a_package_imports_relative_to_itself(write: Write) -> None:
+    line = "from . import h_sizes\nfrom ..h_layers import WIDTH\n"
+    code = MODEL.replace("import torch\n", f"import torch\n{line}", 1).replace("width=8", "width=WIDTH + h_sizes.MORE")
+    first, second = (write(code, f"{place}/h_package/inner/model.py") for place in "ab")
+    others = [write("", f"{place}/h_package/{name}__init__.py") for place in "ab" for name in ("", "inner/")]
+    for place, width in (("a", 3), ("b", 5)):
+        others.append(write(f"WIDTH = {width}\n", f"{place}/h_package/h_layers.py"))
+        others.append(write("MORE = 1\n", f"{place}/h_package/inner/h_sizes.py"))
+    path = list(sys.path)
+    for file, shape in ((first, (2, 4)), (second, (2, 6))):
+        source = load_source(str(file))
+        assert run(source).shape == shape
+        package = file.parents[1]
+        assert {*source.files} == {file, *(other for other in others if other.is_relative_to(package))}
+    assert sys.path == path
+
+
 def test_a_changed_file_is_read_anew(write: Write) -> None:
     path = write(MODEL)
     assert run(load_source(str(path))).shape == (2, 8)

@@ -82,7 +82,7 @@ def put_in_place(
         # What is cut out of the graph asks for the mode where the graph does.
         own_code = any(isinstance(one, SwappedBlock) for one in made.model.modules())
         trials = [([*filter(None, [other]), inputs], False), *([([inputs], True)] if own_code else [])]
-        if differs := parting(made.model, module, *trials):
+        if differs := parting(made.model, module, *trials, source=captured.source):
             return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
     if checkpoint_blocks:
         for path in _kept_modules(parts, plan):

@@ -213,7 +213,7 @@ class BorrowedAttention:
             stream: the first tensor among them.
             x, weight_in, weight_out, bias_in, bias_out: see `RecomputedAttention`.
         """
-        call = self.kept.take(stream)
+        call, x = self.kept.take(stream), as_precise(x, stream)
         layer, given = self._layer(call), self._given(call, x)
         cache, keys = _cache_in(arguments), given[0] if call.keys is None else given[1]
         reach = keys.shape[-1] if call.keys is None else keys.shape[-2]
@@ -266,6 +266,17 @@ class BorrowedAttention:
         if mask is not None and mask.ndim > 2 and mask.shape[-3] != 1:
             mask = source.queries.of(mask if mask.ndim > 3 else mask.unsqueeze(0))
         return source.queries.of(queries), source.keys.of(call.keys), mask, call.dropout
+
+
+def as_precise(value: Tensor, given: Tensor) -> Tensor:
+    """A value in the precision of the argument whose it was in the trace.
+
+    A block that ends a norm in `x.to(hidden.dtype)` was traced with the one precision, which a model that is converted
+    afterwards has no more. (Under autocast the precisions of a block's values differ by themselves.)
+    """
+    if value.dtype == given.dtype or torch.is_autocast_enabled(given.device.type):
+        return value
+    return value.to(given.dtype)
 
 
 def layer_index(block: nn.Module) -> int | None:

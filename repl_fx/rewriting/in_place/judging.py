@@ -176,12 +176,18 @@ def _larger(own: OwnCode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     return found
 
 
-def parting(model: nn.Module, module: nn.Module, *trials: tuple[Sequence[ExampleInputs], bool]) -> str:
+def parting(
+    model: nn.Module,
+    module: nn.Module,
+    *trials: tuple[Sequence[ExampleInputs], bool],
+    source: nn.Module | None = None,
+) -> str:
     """Say how a model in place differs from its rewritten module; empty where it does not, to the bit.
 
     Args:
         model, module: they are not changed.
-        trials: inputs, of which the first serve that the module takes, and whether to run in training.
+        trials: inputs, of which the first serve that both take, and whether to run in training.
+        source: the model in place need not take what this does not: its own code may look at values, as no graph does.
     """
     state = (*module.parameters(), *module.buffers())
     sides = SideBySide(model, module) if isinstance(module, fx.GraphModule) else None
@@ -189,18 +195,21 @@ def parting(model: nn.Module, module: nn.Module, *trials: tuple[Sequence[Example
         known = [given for given in choices if not any(tensor.is_meta for tensor in (*given.tensors, *state))]
         if sides is not None and _returned(sides, module, known, training):
             continue
-        outcomes = ((given, outcome_of(module, given, training)) for given in known)
-        inputs, theirs = next((one for one in outcomes if one[1].problem is None), (None, None))
-        if inputs is None or theirs is None:
-            continue
-        run: Callable[[nn.Module], Any] = partial(outcome_of, inputs=inputs, training=training)
-        ours = run(model)
         mode = "training" if training else "evaluation"
-        if ours.problem is not None:
-            return f"in {mode} it fails where the graph does not: {first_line(ours.problem)}"
-        # A module that is not the same twice says nothing.
-        if not _same(ours.outputs, theirs.outputs) and _same(run(module).outputs, theirs.outputs):
-            return f"in {mode} it computes otherwise there than in the graph"
+        for inputs in known:
+            run: Callable[[nn.Module], Any] = partial(outcome_of, inputs=inputs, training=training)
+            theirs = run(module)
+            if theirs.problem is not None:
+                continue
+            ours = run(model)
+            if ours.problem is not None:
+                if source is not None and run(source).problem is not None:
+                    continue
+                return f"in {mode} it fails where the graph does not: {first_line(ours.problem)}"
+            # A module that is not the same twice says nothing.
+            if not _same(ours.outputs, theirs.outputs) and _same(run(module).outputs, theirs.outputs):
+                return f"in {mode} it computes otherwise there than in the graph"
+            break
     return ""
 
 

@@ -12,7 +12,10 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from repl_fx.graph.kinds import dtype_name
 
 
 class SavePretrained:
@@ -22,7 +25,8 @@ class SavePretrained:
         model: a model in place, whose class has such a method.
 
     Attributes:
-        captured: options of its config that a loop of training changes, as they were when the model was captured.
+        captured: options of its config that a loop of training or a conversion changes, as they were when the model was
+            captured.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,6 +37,8 @@ class SavePretrained:
             "use_cache": getattr(config, "use_cache", None),
         }
         self.captured = {name: value for name, value in known.items() if value is not None}
+        if isinstance(dtype := getattr(model, "dtype", None), torch.dtype):
+            self.captured["dtype"] = dtype_name(dtype)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # By its public name: artifacts are made of what this room makes, and are there whenever somebody saves.

@@ -22,7 +22,7 @@ from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
-from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, is_cache, this_thread
+from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, as_precise, is_cache, this_thread
 from repl_fx.rewriting.in_place.effective_weights import loaded, weight_now
 from repl_fx.rewriting.in_place.placing import OWN
 from repl_fx.rewriting.in_place.wrapped_forward import as_leaf
@@ -284,7 +284,7 @@ class StandIn(RefersToModules):
         if isinstance(leaf, Constant):
             return leaf.value
         value = made[leaf.number]
-        return value if leaf.like is None else _as_precise(value, _at(arguments, self.arguments[leaf.like].place))
+        return value if leaf.like is None else as_precise(value, _at(arguments, self.arguments[leaf.like].place))
 
     def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
@@ -478,17 +478,6 @@ def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:
         else:
             value = getattr(value, str(key), None)
     return value
-
-
-def _as_precise(value: Tensor, given: Tensor) -> Tensor:
-    """A result in the precision of the argument whose it was in the trace.
-
-    A block that ends a norm in `x.to(hidden.dtype)` was traced with the one precision, which a model that is converted
-    afterwards has no more. (Under autocast the precisions of a block's values differ by themselves.)
-    """
-    if value.dtype == given.dtype or torch.is_autocast_enabled(given.device.type):
-        return value
-    return value.to(given.dtype)
 
 
 def _as_known(was: Any, value: Any) -> bool:

@@ -53,11 +53,12 @@ class _Recomputed(nn.Module):
 
     def with_normalised(self, x: Tensor, *read: Any) -> tuple[Tensor, Tensor]:
         """Map x as `forward` does; also the normalised input, which is the one value that the backward pass keeps."""
+        kind = _compute_dtype(x)
+        # A model that was converted after its trace may hand x on in the precision of the trace.
+        cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
         if not runs_plainly() or not torch.is_grad_enabled():
             n = self.normalised(x)[0]
-            return self.mixed(n, *read), n
-        kind = _compute_dtype(x)
-        cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
+            return self.mixed(n, *cast), n
         untyped: Any = _Recompute
         # Of no norm the function keeps its input, which is then in the precision of the product.
         taken = x.to(kind) if self.norm == "none" else x

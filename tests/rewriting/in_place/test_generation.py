@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -101,3 +102,15 @@ def test_the_cache_changes_nothing_in_what_auto_takes() -> None:
     source, inputs = _gpt2()
     chosen = [repl_fx.transform(source, (), {**inputs, "use_cache": use}).plan.replacements for use in (True, False)]
     assert chosen[0] == chosen[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_is_converted_afterwards_generates() -> None:
+    model, _, inputs = _in_place(_llama)
+    converted = copy.deepcopy(model).to(torch.bfloat16)
+    with torch.no_grad():
+        whole = converted(**inputs, use_cache=False).logits
+        first = converted(_TOKENS[:, :4], use_cache=True)
+        second = converted(_TOKENS[:, 4:], use_cache=True, past_key_values=first.past_key_values).logits
+    torch.testing.assert_close(whole.float(), model(**inputs).logits, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(torch.cat([first.logits, second], 1), whole, rtol=0.1, atol=0.1)

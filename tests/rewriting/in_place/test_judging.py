@@ -72,6 +72,20 @@ def test_inputs_that_the_graph_takes_serve_where_it_takes_no_others() -> None:
     assert "computes otherwise" in parting(_Scaled(2.0), _Short(3.0), ([longer, INPUTS], False))
 
 
+def test_inputs_that_the_source_refuses_by_their_values_say_nothing() -> None:
+    class Checking(_Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[0] == 5:
+                raise ValueError("no picture in the text")
+            return super().forward(x)
+
+    longer = ExampleInputs.of((torch.randn(5, 3),))
+    given = ([longer, INPUTS], False)
+    assert parting(Checking(2.0), _Scaled(2.0), given, source=Checking(1.0)) == ""
+    assert "computes otherwise" in parting(Checking(3.0), _Scaled(2.0), given, source=Checking(1.0))
+    assert "fails where the graph does not" in parting(Checking(2.0), _Scaled(2.0), given, source=_Scaled(1.0))
+
+
 def test_modules_that_are_not_the_same_twice_and_those_without_values_say_nothing() -> None:
     assert parting(_Random(), _Random(), ([INPUTS], False)) == ""
     without = INPUTS.map(lambda tensor: tensor.to("meta"))

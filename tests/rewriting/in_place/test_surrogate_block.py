@@ -211,3 +211,5 @@ def test_a_model_that_is_converted_afterwards_has_one_precision(dtype: torch.dty
     torch.testing.assert_close(made.float(), wanted, rtol=0.05, atol=0.05)
     made.sum().backward()
     assert all(p.grad is None or p.grad.dtype == dtype for p in model.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(x.to(dtype)), made)
