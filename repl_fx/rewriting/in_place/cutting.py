@@ -116,7 +116,8 @@ class Cut:
         self.inside = set().union(*nodes.values())
         self.path = main_of(place.paths, self.inside)
         self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if len(place.paths) > 1 else {}
-        if not self.ways and any(block.module_path != self.path for block in self.blocks):
+        self.is_half = not self.ways and any(block.module_path != self.path for block in self.blocks)
+        if self.is_half:
             self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
         if any(is_choice(node) for node in (*self.inside, *(node for block in self.blocks for node in block.nodes))):
             # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
@@ -286,16 +287,22 @@ class Cut:
         """The arguments of a module that have to be as in the trace; see `arguments_read`."""
         source, given = self._source(path), self._only_call(path).given
         before = lines_of(node for block in self.blocks for node in block.nodes)
-        if not all(traits.reads_stream_alone for traits in self.traits):
-            return tuple(arguments_read(source, Left(set(source.modules()), before, before)))
-        stays = [node for node in needed if REPLACES.of(node) is None]
-        # Layers by their calls and their parameters; what is between them by the modules whose code it is.
-        places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
-        inside = source.named_modules()
-        modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(path, name)}.") for p in places)}
-        # Objects such as caches are read and changed, and say nothing by their kind.
         objects = {place[0] for place, value in given.items() if _is_object(value)}
-        read = arguments_read(source, Left(modules, before, lines_of(stays)))
+        alone = all(traits.reads_stream_alone for traits in self.traits)
+        if alone:
+            stays = [node for node in needed if REPLACES.of(node) is None]
+            # Layers by their calls and their parameters; what is between them by the modules whose code it is.
+            places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
+            inside = source.named_modules()
+            modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(path, name)}.") for p in places)}
+            read = arguments_read(source, Left(modules, before, lines_of(stays)))
+        else:
+            read = arguments_read(source, Left(set(source.modules()), before, before))
+        used = [place[0] for place in read if place[0] in objects]
+        if used and (self.is_half or not alone):
+            # A cache, mostly, in which the graph would neither look nor leave anything.
+            raise NotInPlace(f"what stays of {path} reads and changes {used[0]}, which a graph does not")
+        # Else they are read and changed where the block was, and say nothing by their kind.
         return tuple(place for place in read if place[0] not in objects)
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
@@ -402,8 +409,20 @@ class Cut:
         path = qualified_name(self.part.path, source.module)
         if isinstance(self.model.get_submodule(path), nn.MultiheadAttention):
             raise NotInPlace(f"it mixes by the attention map of {path}, which keeps it to itself")
-        kept, index = KeptCall(source, path), layer_index(self._source(self.path))
-        return BorrowedAttention(layer, kept, qualified_name(self.part.path, self.path), index)
+        removed = self._source(self._like(source.module))
+        return BorrowedAttention(
+            layer, KeptCall(source, path), qualified_name(self.part.path, self.path), layer_index(removed)
+        )
+
+    def _like(self, path: str) -> str:
+        """The module of the block that plays the part of the one, of the kept block before, that has a path in it."""
+        if not self.ways:
+            return self.path
+        before = place_of(self.part, self.part.blocks[self.place.replacements[0].before])
+        numbers = [number for number, own in enumerate(before) if f"{path}.".startswith(f"{own}.")]
+        if len(before) != len(self.ways) or len(numbers) != 1:
+            raise NotInPlace(f"which layer of it mixes by the map of {path} is not told")
+        return list(self.ways)[numbers[0]]
 
     def _place(self, node: fx.Node, block: SurrogateBlock) -> None:
         """Put a node of the graph into the new one."""

@@ -75,8 +75,7 @@ def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
 
 def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The modules, called one after another, that are all of a block; empty where there are no such ones."""
-    one_stream = len(block.inputs) == len(block.outputs) == 1 and not block.side_outputs
-    if not one_stream or any(len(stack) <= depth for stack in stacks):
+    if len(block.inputs) > 1 or any(len(stack) <= depth for stack in stacks):
         return ()
     paths = tuple(dict.fromkeys(stack[depth] for stack in stacks))
     inside = (node for node in part.graph_module.graph.nodes if is_tensor(node) and node.op != "get_attr")

@@ -41,6 +41,15 @@ def _gpt_neo() -> tuple[nn.Module, dict[str, Any]]:
     return transformers.GPTNeoForCausalLM(config), {"input_ids": _TOKENS}
 
 
+def _gemma(layers: int = 8) -> tuple[nn.Module, dict[str, Any]]:
+    """Layers that see a window and layers that see all by turns: a block is two of them, or half of one where few."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8, "sliding_window": 5}
+    config = transformers.Gemma2Config(
+        num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=1, **sizes, **_NAMED
+    )
+    return transformers.Gemma2ForCausalLM(config), {"input_ids": _TOKENS}
+
+
 @functools.cache
 def _in_place(make: Any) -> tuple[Any, Any, dict[str, Any]]:
     """The model in place, the rewritten graph and the inputs; surrogates as if trained."""
@@ -63,7 +72,7 @@ def _in_place(make: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [_gpt2, _gpt_neo, _llama, _t5])
+@pytest.mark.parametrize("make", [_gpt2, _gpt_neo, _llama, _t5, _gemma])
 @pytest.mark.filterwarnings("ignore")
 def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
     model, graph_module, inputs = _in_place(make)
@@ -114,3 +123,22 @@ def test_a_model_that_is_converted_afterwards_generates() -> None:
         second = converted(_TOKENS[:, 4:], use_cache=True, past_key_values=first.past_key_values).logits
     torch.testing.assert_close(whole.float(), model(**inputs).logits, rtol=0.1, atol=0.1)
     torch.testing.assert_close(torch.cat([first.logits, second], 1), whole, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "surrogate", "block"),
+    [(8, "bottleneck", "model.layers.3-4"), (8, "blend", "model.layers.3-4"), (6, "bottleneck", "model.layers.1")],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_graph_is_no_place_for_attention_with_a_cache(layers: int, surrogate: str, block: str) -> None:
+    """A graph leaves nothing in a cache: attention that stays, in a blend or beside half a block, has no place in it."""
+    source, inputs = _gemma(layers)
+    result = repl_fx.transform(source.eval(), (), inputs, surrogate=surrogate)
+    assert result.plan.replacements[0].block == block
+    has_place = (layers, surrogate) == (8, "bottleneck")
+    assert (result.in_place.model is not None) == has_place
+    if not has_place:
+        assert "reads and changes" in result.in_place.reason or "is outside of" in result.in_place.reason
+    else:
+        made = [result.model.generate(**inputs, use_cache=cached, max_new_tokens=9) for cached in (True, False)]
+        assert torch.equal(*made)
