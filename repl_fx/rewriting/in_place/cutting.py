@@ -42,7 +42,7 @@ from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.rewriting.in_place.arguments_read import Left, arguments_read, lines_of
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
-from repl_fx.rewriting.in_place.placing import OWN, Place, place_of
+from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, place_of
 from repl_fx.rewriting.in_place.rows import NotInPlace, main_of, ways_of
 from repl_fx.rewriting.in_place.surrogate_block import (
     Argument,
@@ -73,7 +73,7 @@ _OWN_OF_LAYER = 5
 
 
 class Cut:
-    """What stands in one place, cut out of a graph: the surrogate of a block, or several with the code around them.
+    """The surrogates of one place, cut out of a graph, with what of the module is around them.
 
     Args:
         gm: the rewritten graph, with syntheses one by one.
@@ -94,7 +94,7 @@ class Cut:
         self,
         gm: fx.GraphModule,
         part: PartRepeats,
-        place: Place,
+        place: ModulePlace,
         source: nn.Module,
         *,
         own_code: bool = True,

@@ -23,7 +23,7 @@ OWN = "surrogate"
 
 
 @dataclass(frozen=True)
-class Place:
+class ModulePlace:
     """A module of a part that stands for replaced blocks, and for what of it they do not compute.
 
     Attributes:
@@ -42,11 +42,11 @@ class Place:
         return f"{OWN}.{[replacement.block for replacement in self.replacements].index(block)}"
 
 
-def places_of(part: PartRepeats, plan: Plan) -> Iterator[Place]:
+def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
     """The places of the blocks of a part that a plan replaces, in the order of the plan."""
     places = {r.block: place_of(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
     halves = [paths[0] for block, paths in places.items() if _is_half(part.blocks[block], paths)]
-    found: dict[tuple[str, ...], Place] = {}
+    found: dict[tuple[str, ...], ModulePlace] = {}
     for replacement in plan.replacements:
         if replacement.block not in places:
             continue
@@ -56,7 +56,7 @@ def places_of(part: PartRepeats, plan: Plan) -> Iterator[Place]:
         paths = (min(outer, key=len),) if outer else paths
         key = paths or ("", replacement.block)
         before = found[key].replacements if key in found else ()
-        found[key] = Place(paths, (*before, replacement))
+        found[key] = ModulePlace(paths, (*before, replacement))
     yield from found.values()
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.rewriting.in_place.placing import OWN, Place, places_of
+from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, places_of
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.branch_edits import silencing_parameters
@@ -73,7 +73,7 @@ class _ReplacedBlock:
         replacement: its surrogate.
     """
 
-    def __init__(self, model: nn.Module, part: PartRepeats, place: Place, replacement: Replacement) -> None:
+    def __init__(self, model: nn.Module, part: PartRepeats, place: ModulePlace, replacement: Replacement) -> None:
         self.model, self.part, self.replacement = model, part, replacement
         paths = [qualified_name(part.path, path) for path in place.paths]
         self.place = next((path for path in paths if has_attribute(model, f"{path}.{OWN}")), paths[0])

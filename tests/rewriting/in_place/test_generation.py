@@ -131,14 +131,15 @@ def test_a_model_that_is_converted_afterwards_generates() -> None:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_graph_is_no_place_for_attention_with_a_cache(layers: int, surrogate: str, block: str) -> None:
-    """A graph leaves nothing in a cache: attention that stays, in a blend or beside half a block, has no place in it."""
+    """A graph leaves nothing in a cache: attention that stays, in a blend or beside half a block, has no place."""
     source, inputs = _gemma(layers)
     result = repl_fx.transform(source.eval(), (), inputs, surrogate=surrogate)
+    model: Any = result.model
     assert result.plan.replacements[0].block == block
     has_place = (layers, surrogate) == (8, "bottleneck")
     assert (result.in_place.model is not None) == has_place
     if not has_place:
         assert "reads and changes" in result.in_place.reason or "is outside of" in result.in_place.reason
     else:
-        made = [result.model.generate(**inputs, use_cache=cached, max_new_tokens=9) for cached in (True, False)]
+        made = [model.generate(**inputs, use_cache=cached, max_new_tokens=9) for cached in (True, False)]
         assert torch.equal(*made)
