@@ -18,7 +18,6 @@ from repl_fx.planning.choose_surrogates import next_choices, without_policies
 from repl_fx.planning.make_plan import plan_by, planner_of, require_replacements
 from repl_fx.planning.options import Options, policy_among, require_known
 from repl_fx.planning.replacement_costs import Graphs
-from repl_fx.rewriting.in_place.judging import Judged
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.rewriting.settling import Settling, forms_of
 from repl_fx.running.alone import alone
@@ -166,17 +165,16 @@ def rewrite(
         found = find_in_parts(captured, by_options(captured, blocks or (), finder))
         # A pattern names the blocks of a repeat, and none to go.
         options: Options = {**plan, "blocks": without_patterns(blocks)}
-        judged = Judged()
 
         def graphs() -> Graphs:
             stage("measure what blocks cost")
-            how: Any = {"judged": judged, "graph": graph, "checkpoint_blocks": checkpoint_blocks}
+            how: Any = {"graph": graph, "checkpoint_blocks": checkpoint_blocks}
             forms = partial(forms_of, captured, found, inputs, **how)
             return Graphs(model, captured.module, captured.parts, forms)
 
         stage("plan")
         planner, choices = planner_of(found, options, graphs), partial(next_choices, found, policy_among(options))
-        settling = Settling(captured, found, inputs, options.get("seed", 0), check=check, judged=judged)
+        settling = Settling(captured, found, inputs, options.get("seed", 0), check=check)
         while True:
             wanted = plan_by(planner, found, model)
             if required:

@@ -283,6 +283,8 @@ class BudgetPlanner:
                 self.refusals += each[-1][1]
         self.costs = costs()
         self._changed: set[Way] = set()
+        # What is left of the costs together, of those that were counted so.
+        self._measured: dict[tuple[tuple[int, int, int], ...], Mapping[str, float]] = {}
         # The surrogate of each block in the last plan.
         self._numbers: dict[str, int] = {}
 
@@ -317,6 +319,7 @@ class BudgetPlanner:
                 if len(self.refusals) == count and choices == self.replacements:
                     raise
                 return self.plan()
+            self._measured[best.gone] = expected
             over = {name: expected[name] - limit for name, limit in self.budget.limits.items()}
             if max(over.values()) <= 0:
                 timed = str(device_of(self.graphs.model)) if LATENCY in names else ""
@@ -497,7 +500,9 @@ class BudgetPlanner:
 
     def _nobody_can(self, nearest: Packing) -> str:
         """The line that says that no plan is under the budget, and which is nearest."""
-        shown = {name: _rounded_up(share) for name, _, share in self._shares(nearest)}
+        alone = {name: share for name, _, share in self._shares(nearest)}
+        left: Mapping[str, Any] = self._measured.get(nearest.gone) or alone
+        shown = {name: _rounded_up(Fraction(left[name])) for name in self.budget.limits}
         asked = " and ".join(f"{name} at or below {limit:g}" for name, limit in self.budget.limits.items())
         gone, every = len(nearest.gone), len({block for block, _ in self.replacements})
         least = shown[next(iter(shown))] if len(shown) == 1 else ", ".join(f"{n} {share}" for n, share in shown.items())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -43,7 +42,6 @@ class Settling:
         inputs: its example inputs.
         seed: of the surrogates' initial values.
         check: whether plans are tried in a training step.
-        judged: see `put_in_place`.
     """
 
     def __init__(
@@ -54,9 +52,8 @@ class Settling:
         seed: int,
         *,
         check: bool,
-        judged: Judged | None = None,
     ) -> None:
-        self.judged = judged or Judged()
+        self.judged = Judged()
         self.captured, self.found, self.inputs, self.check = captured, tuple(found), inputs, check
         self.trials = Trials(captured, found, seed, inputs)
         self._placed: list[tuple[Rewritten, InPlace]] = []
@@ -130,7 +127,6 @@ def forms_of(
     plan: Plan,
     rewritten: Rewritten,
     *,
-    judged: Judged,
     graph: bool,
     checkpoint_blocks: bool,
 ) -> tuple[nn.Module, nn.Module]:
@@ -139,8 +135,9 @@ def forms_of(
     if graph:
         return graphs, graphs
     # What is counted alone need not be compared.
-    options: Any = {"judged": judged, "checkpoint_blocks": checkpoint_blocks}
-    placed = put_in_place(captured, found, plan, rewritten.one_by_one, None, inputs, **options)
+    placed = put_in_place(
+        captured, found, plan, rewritten.one_by_one, None, inputs, checkpoint_blocks=checkpoint_blocks
+    )
     return placed.model or graphs, graphs
 
 

@@ -66,15 +66,15 @@ def put_in_place(
         plan: the plan that was applied.
         graphs: the rewritten graphs with syntheses one by one, by the path of their part; the model in place shares
             their tensors.
-        module: the rewritten model, which the model in place is compared with; None compares with none.
+        module: the rewritten model, which the model in place is compared with; None where costs alone are asked for.
         inputs: the example inputs of the model.
         judged: what is known of replacements in other plans for this model, with this seed and these inputs.
         checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
-    judged = judged or Judged()
     made, own = _put(captured, parts, plan, graphs, set())
-    if made.model is not None and (by_graph := judged.of(captured.source, made.model, own, inputs)):
-        made, _ = _put(captured, parts, plan, graphs, by_graph)
+    if module is not None and made.model is not None:
+        by_graph = (judged or Judged()).of(captured.source, made.model, own, inputs)
+        made, _ = _put(captured, parts, plan, graphs, by_graph) if by_graph else (made, own)
     if made.model is None:
         return made
     if module is not None:
