@@ -43,6 +43,13 @@ def _gpt() -> nn.Module:
     return net
 
 
+def _turns() -> nn.Module:
+    """Blocks of two kinds by turns: two are replaced together, and one of these has the surrogate in place."""
+    net = TokenNet(depth=6)
+    net.blocks = nn.Sequential(*(CausalBlock(16) if i % 2 else TransformerBlock(16) for i in range(6)))
+    return net
+
+
 def _convnext() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *(Scaled(8) for _ in range(5)), nn.Flatten())
 
@@ -51,6 +58,7 @@ def _convnext() -> nn.Module:
 NETS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "vit": lambda: (Patches(depth=5), tokens(length=GRID)),
     "gpt": lambda: (_gpt(), tokens()),
+    "turns": lambda: (_turns(), tokens()),
     "resnet": lambda: (ConvNet(depth=5), images()),
     "convnext": lambda: (_convnext(), images()),
 }
@@ -111,6 +119,8 @@ _IN_PLACE: Mapping[str, tuple[str, str, bool]] = {
     "vit blend, in place, half": ("vit", "blend", True),
     "gpt reuse, in place": ("gpt", "reuse", False),
     "gpt reuse, in place, half": ("gpt", "reuse", True),
+    "turns reuse, in place": ("turns", "reuse", False),
+    "turns bottleneck, in place": ("turns", "bottleneck", False),
     "resnet slim, in place": ("resnet", "slim", False),
 }
 
@@ -126,7 +136,8 @@ def _task_in_place(case: str) -> Task:
     net, surrogate, half = _IN_PLACE[case]
     result, x = _rewritten(net, surrogate)
     assert result.in_place.model is not None
-    return _of(case, copy.deepcopy(result.model), tuple(f"blocks.{i}" for i in range(5)), x, half)
+    units = tuple(f"blocks.{name}" for name, _ in result.model.get_submodule("blocks").named_children())
+    return _of(case, copy.deepcopy(result.model), units, x, half)
 
 
 @functools.cache

@@ -59,6 +59,7 @@ from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.borrowed_maps import BORROWS
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
+from repl_fx.surrogates.shared.sharded_weights import whole
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import assemble, qualified_name
 from repl_fx.tracing.parts.part_repeats import PartRepeats
@@ -432,6 +433,9 @@ class Cut:
             made_of[node] = self.extract.graph.call_function(_call, (made_of[node], *given))
             return
         if node in made_of:
+            if node.op == "get_attr" and str(node.target).startswith(tuple(f"{path}." for path in self.ways)):
+                # Another module of the row has it, which FSDP2 gathers for that alone.
+                made_of[node] = self.extract.graph.call_function(whole, (made_of[node],))
             return
         local = self._local(str(node.target)) if node.op in ("get_attr", "call_module") else None
         if node.op == "call_module" and (local is None or not has_attribute(block, local)):
