@@ -14,7 +14,7 @@ from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.in_place.cutting import Cut
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, parting
-from repl_fx.rewriting.in_place.placing import places_of
+from repl_fx.rewriting.in_place.placing import ModulePlace, half_of, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
 from repl_fx.rewriting.in_place.rows import NotInPlace
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
@@ -105,7 +105,8 @@ def _put(
     refusals: list[Refusal] = []
     fits_others: set[str] = set()
     for part in parts:
-        for place in places_of(part, plan):
+        places = tuple(places_of(part, plan))
+        for place in places:
             named, replaced = partial(qualified_name, part.path), place.replacements
             try:
                 own_code = by_graph.isdisjoint(map(named, place.paths))
@@ -113,6 +114,7 @@ def _put(
                 # The blocks are some that can have a surrogate in their place.
                 fits_others.update(replacement.block for replacement in replaced)
                 made = cut.made()
+                _require_watched(cut, part, places)
             except NotInPlace as problem:
                 refusals += [Refusal(replacement.block, replacement.repeat, str(problem)) for replacement in replaced]
                 continue
@@ -137,6 +139,19 @@ def _put(
             path, _, form = stand_in.neighbour
             model.get_submodule(path).register_forward_hook(form)
     return InPlace(model, (), prefixes), own
+
+
+def _require_watched(cut: Cut, part: PartRepeats, places: Sequence[ModulePlace]) -> None:
+    """Refuse a surrogate that mixes by the map of an attention which a graph computes, and no module.
+
+    Raises:
+        NotInPlace: names the attention.
+    """
+    graphs = {named for place in places if (named := half_of(part, place))}
+    for layer in cut.borrowed.values():
+        path = layer.kept.path
+        if any(f"{path}.".startswith(f"{qualified_name(part.path, around)}.") for around in graphs):
+            raise NotInPlace(f"it mixes by the attention map of {path}, beside which another block is replaced")
 
 
 def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:

@@ -82,5 +82,11 @@ def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str
     return () if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside) else paths
 
 
+def half_of(part: PartRepeats, place: ModulePlace) -> str:
+    """The path of a place of which the blocks are a part; empty for others."""
+    blocks = (part.blocks[replacement.block] for replacement in place.replacements)
+    return place.paths[0] if any(_is_half(block, place.paths) for block in blocks) else ""
+
+
 def _is_half(block: Block, paths: tuple[str, ...]) -> bool:
     return len(paths) == 1 and block.module_path is None

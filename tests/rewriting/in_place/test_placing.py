@@ -158,3 +158,26 @@ def test_the_others_of_a_row_hand_on() -> None:
 def test_blocks_whose_layers_are_in_several_modules_of_a_row_have_no_place() -> None:
     result = transformed(_Twos(), (X,), surrogate="blend")
     assert "layers.2-3: it calls layers.3.norm, which is outside of layers.2" in result.in_place.reason
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_map_that_a_graph_makes_is_not_taken() -> None:
+    """Of local layers half is replaced, beside attention whose map a surrogate of another block would mix by."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 2,
+        "local_attention": 8,
+    }
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    source = transformers.ModernBertModel(transformers.ModernBertConfig(vocab_size=50, **sizes, **special)).eval()
+    inputs = {"input_ids": torch.arange(3, 21).reshape(2, 9)}
+    result = repl_fx.transform(source, (), inputs)
+    assert result.in_place.model is not None
+    reasons = [replacement.why for replacement in result.plan.replacements if replacement.why]
+    assert any("beside which another block is replaced" in reason for reason in reasons)
+    made, graph = result.model.eval()(**inputs), result.graph_module.eval()(**inputs)
+    assert torch.equal(made.last_hidden_state, graph["last_hidden_state"])
