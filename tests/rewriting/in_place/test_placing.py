@@ -13,26 +13,10 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import CallRefused
-from repl_fx.rewriting.in_place.placing import OWN, place_of, places_of
+from repl_fx.rewriting.in_place.placing import OWN, places_of
 from repl_fx.rewriting.in_place.restoring import restored_state
 from tests.captures import transformed
-
-X = torch.randn(2, 5, 8)
-
-
-class _Pair(nn.Module):
-    """A mixer, which all of a kind have alike, and layers of one of two kinds."""
-
-    def __init__(self, odd: bool) -> None:
-        super().__init__()
-        self.norm, self.mix, self.drop = nn.LayerNorm(8), nn.Linear(8, 8), nn.Dropout(0.1)
-        self.mlp = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU() if odd else nn.ReLU(), nn.Linear(16, 8))
-        self.odd = odd
-
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        x = x + self.drop(self.mix(self.norm(x))) * scale
-        y = self.mlp(x)
-        return x + (torch.tanh(y) if self.odd else y)
+from tests.rewriting.in_place.pairs import Pair, X, steps
 
 
 class _Net(nn.Module):
@@ -40,7 +24,7 @@ class _Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Pair(i in (1, 2, 5)) for i in range(6))
+        self.layers = nn.ModuleList(Pair(i in (1, 2, 5)) for i in range(6))
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Any:
@@ -53,19 +37,6 @@ def _result(surrogate: str) -> repl_fx.TransformResult:
     return transformed(_Net(), (X,), surrogate=surrogate)
 
 
-def _steps(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and gradients in both modes; the order of parameters differs in place."""
-    outputs, gradients = list[Tensor](), list[Tensor]()
-    for training in (False, True):
-        model.train(training).zero_grad()
-        torch.manual_seed(0)
-        outputs.append(model(X))
-        outputs[-1].square().sum().backward()  # type: ignore[no-untyped-call]
-        found = (p.grad for p in model.parameters() if p.grad is not None)
-        gradients += sorted(found, key=lambda gradient: (gradient.numel(), gradient.norm().item()))
-    return outputs, gradients
-
-
 @pytest.mark.parametrize("surrogate", ["auto", "blend", "linear", "narrow"])
 def test_the_model_in_place_computes_what_the_graph_does(surrogate: str, tmp_path: Path) -> None:
     result = _result(surrogate)
@@ -75,10 +46,10 @@ def test_the_model_in_place_computes_what_the_graph_does(surrogate: str, tmp_pat
         # Both halves of one layer, of others one half.
         assert places["layers.3"] == ["layers.3#similar_1", "layers.3.mlp"]
         assert places["layers.1"] == ["layers.1#similar_1"] and places["layers.2"] == ["layers.2.mlp"]
-    assert isinstance(result.model, _Net) and all(isinstance(layer, _Pair) for layer in result.model.layers)
-    outputs, gradients = _steps(result.graph_module)
+    assert isinstance(result.model, _Net) and all(isinstance(layer, Pair) for layer in result.model.layers)
+    outputs, gradients = steps(result.graph_module)
     for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
-        ours = _steps(model)
+        ours = steps(model)
         assert all(map(torch.equal, ours[0], outputs))
         # A weight that is read three times has its gradients added in another order.
         torch.testing.assert_close(ours[1], gradients)
@@ -113,51 +84,6 @@ def test_blocks_are_whole_again(surrogate: str) -> None:
     whole = _Net().eval()
     whole.load_state_dict(restored_state(result.captured_parts.source, result.model, result.found, result.plan))
     torch.testing.assert_close(whole(X), result.model.eval()(X))
-
-
-class _Twos(nn.Module):
-    """Blocks of two layers each, in a row of layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*(_Pair(i % 2 == 1) for i in range(6)))
-
-    def forward(self, x: Tensor) -> Any:
-        return self.layers(x)
-
-
-@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "linear"])
-def test_one_of_a_row_of_modules_has_the_surrogate(surrogate: str, tmp_path: Path) -> None:
-    result = transformed(_Twos(), (X,), surrogate=surrogate)
-    (part,) = result.found
-    (replaced,) = result.plan.replacements
-    assert replaced.block == "layers.2-3"
-    assert place_of(part, part.blocks[replaced.block]) == ("layers.2", "layers.3")
-    outputs, gradients = _steps(result.graph_module)
-    for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
-        assert isinstance(model, _Twos) and all(isinstance(layer, _Pair) for layer in model.layers)
-        ours = _steps(model)
-        assert all(map(torch.equal, ours[0], outputs))
-        torch.testing.assert_close(ours[1], gradients)
-    repl_fx.save(result, tmp_path / "out")
-    assert torch.equal(repl_fx.load(tmp_path / "out", model=_Twos())(X), result.model.eval()(X))
-    if surrogate != "bottleneck":
-        whole = _Twos().eval()
-        whole.load_state_dict(restored_state(result.captured_parts.source, result.model, result.found, result.plan))
-        torch.testing.assert_close(whole(X), result.model.eval()(X))
-
-
-def test_the_others_of_a_row_hand_on() -> None:
-    model: Any = transformed(_Twos(), (X,), surrogate="bottleneck").model.eval()
-    assert model.layers[2].get_submodule(OWN) is not None
-    assert model.layers[3](X) is X
-    # What it keeps of the block is read there: the norm of the last branch.
-    assert "mlp.0.bias" in dict(model.layers[3].named_parameters())
-
-
-def test_blocks_whose_layers_are_in_several_modules_of_a_row_have_no_place() -> None:
-    result = transformed(_Twos(), (X,), surrogate="blend")
-    assert "layers.2-3: it calls layers.3.norm, which is outside of layers.2" in result.in_place.reason
 
 
 @pytest.mark.slow
