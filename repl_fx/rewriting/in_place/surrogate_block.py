@@ -61,7 +61,7 @@ class Argument:
             # Of a loader, mostly, whose last batch is not full.
             advice = (
                 "capture the model with such inputs"
-                if value.ndim != self.dims or batch in (None, value.shape[0])
+                if value.ndim != self.dims or batch in (None, 1, value.shape[0])
                 else f"give it batches of {batch}: drop_last=True, or --full-batches --batch-size {batch}"
             )
             raise CallRefused(

@@ -213,3 +213,11 @@ def test_a_model_that_is_converted_afterwards_has_one_precision(dtype: torch.dty
     assert all(p.grad is None or p.grad.dtype == dtype for p in model.parameters())
     with torch.no_grad():
         assert torch.equal(model(x.to(dtype)), made)
+
+
+def test_a_size_of_one_is_no_batch_to_give() -> None:
+    """Tables for all examples (rotary ones) have a first dimension of 1."""
+    argument = Argument(("tables",), {0: 1}, 2)
+    assert argument.of({"tables": torch.ones(1, 3)}, "layers.1").shape == (1, 3)
+    with pytest.raises(repl_fx.ReplFxError, match=r"called with \(2, 3\); capture the model with such inputs"):
+        argument.of({"tables": torch.ones(2, 3)}, "layers.1")
