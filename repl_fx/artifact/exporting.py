@@ -80,14 +80,7 @@ def export_artifact(
         BadInput: one file for a model that gives several, or a cache where no decoder is.
         ExportError, OutputError: see `export_onnx`.
     """
-    directory, parts = artifact.directory, artifact.result.parts
-    if with_cache:
-        progress("capture a step")
-        parts = (_step(artifact),)
-    elif not artifact.result.captured_parts.whole:
-        progress("capture in evaluation mode")
-        with suppress(CaptureError):
-            parts = (captured_in_evaluation(artifact.module, artifact.inputs),)
+    directory, parts = artifact.directory, _parts(artifact, with_cache, progress)
     whole = [part.path for part in parts] == [""]
     if output is not None and not whole:
         paths = ", ".join(part.path for part in parts)
@@ -131,6 +124,18 @@ def digest_of(file: Path) -> str:
 def _proof(found: Mapping[str, OnnxFile], *, whole: bool) -> Any:
     proofs = {path: one.to_json()["verification"] for path, one in found.items()}
     return proofs[""] if whole else {"parts": proofs}
+
+
+def _parts(artifact: Artifact, with_cache: bool, progress: Callable[[str], None]) -> tuple[Part, ...]:
+    """The graphs to write: of the whole model, where it has one, else of the parts that were rewritten."""
+    if with_cache:
+        progress("capture a step")
+        return (_step(artifact),)
+    if not artifact.result.captured_parts.whole:
+        progress("capture in evaluation mode")
+        with suppress(CaptureError):
+            return (captured_in_evaluation(artifact.module, artifact.inputs),)
+    return artifact.result.parts
 
 
 def _step(artifact: Artifact) -> Part:

@@ -14,7 +14,7 @@ from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.in_place.cutting import Cut
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, parting
-from repl_fx.rewriting.in_place.placing import ModulePlace, half_of, places_of
+from repl_fx.rewriting.in_place.placing import ModulePlace, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
 from repl_fx.rewriting.in_place.rows import NotInPlace
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
@@ -147,7 +147,7 @@ def _require_watched(cut: Cut, part: PartRepeats, places: Sequence[ModulePlace])
     Raises:
         NotInPlace: names the attention.
     """
-    graphs = {named for place in places if (named := half_of(part, place))}
+    graphs = [place.paths[0] for place in places if place.is_half]
     for layer in cut.borrowed.values():
         path = layer.kept.path
         if any(f"{path}.".startswith(f"{qualified_name(part.path, around)}.") for around in graphs):

@@ -40,7 +40,7 @@ from repl_fx.graph.runtime import SizeCheck
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
-from repl_fx.rewriting.in_place.arguments_read import Left, arguments_read, lines_of
+from repl_fx.rewriting.in_place.arguments_read import Left, Line, arguments_read, lines_of
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
 from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, place_of
 from repl_fx.rewriting.in_place.rows import NotInPlace, main_of, ways_of
@@ -117,8 +117,7 @@ class Cut:
         self.inside = set().union(*nodes.values())
         self.path = main_of(place.paths, self.inside)
         self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if len(place.paths) > 1 else {}
-        self.is_half = not self.ways and any(block.module_path != self.path for block in self.blocks)
-        if self.is_half:
+        if place.is_half:
             self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
         if any(is_choice(node) for node in (*self.inside, *(node for block in self.blocks for node in block.nodes))):
             # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
@@ -287,24 +286,25 @@ class Cut:
     def _read(self, path: str, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
         """The arguments of a module that have to be as in the trace; see `arguments_read`."""
         source, given = self._source(path), self._only_call(path).given
-        before = lines_of(node for block in self.blocks for node in block.nodes)
         objects = {place[0] for place, value in given.items() if _is_object(value)}
         alone = all(traits.reads_stream_alone for traits in self.traits)
-        if alone:
-            stays = [node for node in needed if REPLACES.of(node) is None]
-            # Layers by their calls and their parameters; what is between them by the modules whose code it is.
-            places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
-            inside = source.named_modules()
-            modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(path, name)}.") for p in places)}
-            read = arguments_read(source, Left(modules, before, lines_of(stays)))
-        else:
-            read = arguments_read(source, Left(set(source.modules()), before, before))
+        before = lines_of(node for block in self.blocks for node in block.nodes)
+        all_stays = Left(set(source.modules()), before, before)
+        read = arguments_read(source, self._left(path, needed, before) if alone else all_stays)
         used = [place[0] for place in read if place[0] in objects]
-        if used and (self.is_half or not alone):
+        if used and (self.place.is_half or not alone):
             # A cache, mostly, in which the graph would neither look nor leave anything.
             raise NotInPlace(f"what stays of {path} reads and changes {used[0]}, which a graph does not")
         # Else they are read and changed where the block was, and say nothing by their kind.
         return tuple(place for place in read if place[0] not in objects)
+
+    def _left(self, path: str, needed: Collection[fx.Node], before: Collection[Line]) -> Left:
+        """The rest of a module behind surrogates of its stream alone."""
+        # Layers by their calls and their parameters; what is between them by the modules whose code it is.
+        places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
+        inside = self._source(path).named_modules()
+        modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(path, name)}.") for p in places)}
+        return Left(modules, before, lines_of(node for node in needed if REPLACES.of(node) is None))
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""

@@ -30,10 +30,12 @@ class ModulePlace:
         paths: of the module in the part; of several that are called one behind another; empty for a block that has no
             place.
         replacements: of the blocks.
+        is_half: whether the module does more than its replaced blocks, so that the rest is the graph's.
     """
 
     paths: tuple[str, ...]
     replacements: tuple[Replacement, ...]
+    is_half: bool = False
 
     def own(self, block: str) -> str:
         """The path, in the module, of the modules of a block's surrogate."""
@@ -45,7 +47,7 @@ class ModulePlace:
 def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
     """The places of the blocks of a part that a plan replaces, in the order of the plan."""
     places = {r.block: place_of(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
-    halves = [paths[0] for block, paths in places.items() if _is_half(part.blocks[block], paths)]
+    halves = [paths[0] for block, paths in places.items() if len(paths) == 1 and part.blocks[block].module_path is None]
     found: dict[tuple[str, ...], ModulePlace] = {}
     for replacement in plan.replacements:
         if replacement.block not in places:
@@ -56,7 +58,7 @@ def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
         paths = (min(outer, key=len),) if outer else paths
         key = paths or ("", replacement.block)
         before = found[key].replacements if key in found else ()
-        found[key] = ModulePlace(paths, (*before, replacement))
+        found[key] = ModulePlace(paths, (*before, replacement), bool(outer))
     yield from found.values()
 
 
@@ -80,13 +82,3 @@ def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str
     paths = tuple(dict.fromkeys(stack[depth] for stack in stacks))
     inside = (node for node in part.graph_module.graph.nodes if is_tensor(node) and node.op != "get_attr")
     return () if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside) else paths
-
-
-def half_of(part: PartRepeats, place: ModulePlace) -> str:
-    """The path of a place of which the blocks are a part; empty for others."""
-    blocks = (part.blocks[replacement.block] for replacement in place.replacements)
-    return place.paths[0] if any(_is_half(block, place.paths) for block in blocks) else ""
-
-
-def _is_half(block: Block, paths: tuple[str, ...]) -> bool:
-    return len(paths) == 1 and block.module_path is None
