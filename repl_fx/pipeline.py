@@ -17,9 +17,8 @@ from repl_fx.planning.budgets import budget_among
 from repl_fx.planning.choose_surrogates import next_choices, without_policies
 from repl_fx.planning.make_plan import plan_by, planner_of, require_replacements
 from repl_fx.planning.options import Options, policy_among, require_known
-from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.rewriting.result import TransformResult
-from repl_fx.rewriting.settling import Settling, forms_of
+from repl_fx.rewriting.settling import Form, Settling, forms_of
 from repl_fx.running.alone import alone
 from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
@@ -114,15 +113,17 @@ def transform(
         stage("capture")
         paths = None if plan is None else plan.parts
         known = capture_parts(model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
-        inputs = known.parts[0].inputs if known.whole else widen_batch(model, given)
     else:
-        inputs = widen_batch(model, given)
-        before = None if copy else captured_before(captured, model, inputs)
+        before = None if copy else captured_before(captured, model, widen_batch(model, given))
         if before is None:
             raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
         known = before
-    form: Any = {"graph": graph, "in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
-    result = rewrite(known, plan or options, inputs, stage, check=check, finder=finder, **form)
+    form = Form(graph=graph, in_place=in_place, checkpoint_blocks=checkpoint_blocks)
+    if plan is None:
+        result = rewrite(known, options, stage, form=form, check=check, finder=finder)
+    else:
+        result = rewrite_again(known, plan, stage, check=check)
+    result = replace(result, graph=graph, checkpoint_blocks=checkpoint_blocks)
     for option, wanted in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
         if wanted and result.in_place.model is None:
             raise BadInput(f"{option} needs the model in place, which is refused: {result.in_place.reason}")
@@ -131,18 +132,54 @@ def transform(
 
 def rewrite(
     captured: CapturedParts,
-    plan: Plan | Options,
-    inputs: ExampleInputs,
+    options: Options,
+    stage: Callable[[str], None] = tell,
+    *,
+    form: Form | None = None,
+    check: bool = True,
+    finder: str | Finder | None = None,
+) -> TransformResult:
+    """Make a plan of options, and apply it; `stage` gets the name of each stage as it begins.
+
+    Args:
+        form: that in which the model will be given, by which costs are counted and surrogates chosen.
+        check, finder: see `transform`.
+
+    Raises:
+        NothingToReplace: see `transform`.
+    """
+    form = form or Form()
+    with collection_paused():
+        stage("find repeats")
+        blocks = options.get("blocks")
+        found = find_in_parts(captured, by_options(captured, blocks or (), finder))
+        # A pattern names the blocks of a repeat, and none to go.
+        options = {**options, "blocks": without_patterns(blocks)}
+        stage("plan" if options.get("budget") is None else "measure what blocks cost")
+        planner = planner_of(found, options, partial(forms_of, found, form=form))
+        choices = partial(next_choices, found, policy_among(options))
+        settling = Settling(found, options.get("seed", 0), check=check)
+        while True:
+            wanted = plan_by(planner, found)
+            require_replacements(found, wanted)
+            stage("replace")
+            settled = settling.settle(wanted, choices, in_place=form.in_place)
+            # What stays, or costs more than was thought, is made up for by others.
+            if not planner.learn(wanted, settled):
+                break
+        require_replacements(found, settled)
+        return replace(settling.result(settled), scores=dict(options.get("scores") or {}))
+
+
+def rewrite_again(
+    captured: CapturedParts,
+    plan: Plan,
     stage: Callable[[str], None] = tell,
     *,
     check: bool = True,
-    graph: bool = False,
-    in_place: bool = False,
-    checkpoint_blocks: bool = False,
     required: bool = True,
-    finder: str | Finder | None = None,
 ) -> TransformResult:
-    """Apply a plan, or make one of options and apply it; `stage` gets the name of each stage as it begins.
+    """Apply a plan that was made before.
 
     A plan that replaces nothing gives the model as it was, where that is not refused: where `required` is false.
 
@@ -151,42 +188,15 @@ def rewrite(
     """
     with collection_paused():
         stage("find repeats")
-        if isinstance(plan, Plan):
-            found = find_again(captured, plan)
-            stage("plan")
-            if required:
-                require_replacements(captured, found, plan)
-            plan = without_policies(found, plan)
-            stage("replace")
-            settling = Settling(captured, found, inputs, plan.seed, check=check)
-            settling.require(plan)
-            return replace(settling.result(plan, checkpoint_blocks=checkpoint_blocks, scores={}), graph=graph)
-        blocks, model = plan.get("blocks"), captured.source
-        found = find_in_parts(captured, by_options(captured, blocks or (), finder))
-        # A pattern names the blocks of a repeat, and none to go.
-        options: Options = {**plan, "blocks": without_patterns(blocks)}
-
-        def graphs() -> Graphs:
-            stage("measure what blocks cost")
-            how: Any = {"graph": graph, "checkpoint_blocks": checkpoint_blocks}
-            forms = partial(forms_of, captured, found, inputs, **how)
-            return Graphs(model, captured.module, captured.parts, forms)
-
+        found = find_again(captured, plan)
         stage("plan")
-        planner, choices = planner_of(found, options, graphs), partial(next_choices, found, policy_among(options))
-        settling = Settling(captured, found, inputs, options.get("seed", 0), check=check)
-        while True:
-            wanted = plan_by(planner, found, model)
-            if required:
-                require_replacements(captured, found, wanted)
-            stage("replace")
-            settled = settling.settle(wanted, choices, in_place=in_place)
-            # What stays, or costs more than was thought, is made up for by others.
-            if not planner.learn(wanted, settled):
-                break
-        require_replacements(captured, found, settled)
-        known: Any = {"checkpoint_blocks": checkpoint_blocks, "scores": options.get("scores") or {}}
-        return replace(settling.result(settled, **known), graph=graph)
+        if required:
+            require_replacements(found, plan)
+        plan = without_policies(found, plan)
+        stage("replace")
+        settling = Settling(found, plan.seed, check=check)
+        settling.require(plan)
+        return settling.result(plan)
 
 
 def unreplaced(result: TransformResult, why: str) -> TransformResult:
@@ -195,6 +205,5 @@ def unreplaced(result: TransformResult, why: str) -> TransformResult:
     It is saved and loaded like any other: where blocks were made whole again, an artifact holds the model so.
     """
     gone = tuple(Refusal(r.block, r.repeat, why) for r in result.plan.replacements)
-    kept = replace(result.plan, replacements=(), refusals=(*result.plan.refusals, *gone))
-    plan = replace(kept, expected={}, timed_on="")
-    return rewrite(result.captured_parts, plan, result.inputs, check=False, required=False)
+    kept = replace(result.plan, replacements=(), refusals=(*result.plan.refusals, *gone), expected={}, timed_on="")
+    return rewrite_again(result.captured_parts, kept, check=False, required=False)

@@ -20,11 +20,11 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx._torch import pytree
 from repl_fx.benchmarking.training import kept_bytes
-from repl_fx.pipeline import rewrite
+from repl_fx.pipeline import rewrite, rewrite_again
 from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.capture import CapturedParts
 
 _PLAIN = (bool, int, float, str, type(None), type, torch.dtype, torch.device, FunctionType, BuiltinFunctionType)
 _TENSORS = ("_parameters", "_buffers", "_modules")
@@ -53,7 +53,7 @@ def captured(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, An
     # Copied, it has the tensors of this model in the places of those of the model that was traced.
     memo: dict[int, Any] = {id(tensor): own[name] for name, tensor in _tensors(graph).items() if name in own}
     made = copy.deepcopy(graph, memo)
-    return CapturedParts(model, made, (Part("", made, inputs),))
+    return CapturedParts.of_graph(made, inputs, model)
 
 
 def captured_graph(
@@ -75,7 +75,8 @@ def transformed(
 ) -> repl_fx.TransformResult:
     """What `repl_fx.transform` returns; `options` are those of `repl_fx.planning.options.Options`."""
     inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
-    return rewrite(captured(model, inputs.args, inputs.kwargs), plan or options, inputs, check=check)
+    known = captured(model, inputs.args, inputs.kwargs)
+    return rewrite(known, options, check=check) if plan is None else rewrite_again(known, plan, check=check)
 
 
 def _structure(model: nn.Module) -> Hashable:

@@ -49,7 +49,7 @@ def compress(case: Case, record: Record, place: Path, last: str, heavy: Any) -> 
             record.parts = [part_of_record(part) for part in captured.parts]
             repeats = [repeat for part in captured.parts for repeat in repl_fx.find_repeats(part.graph_module)]
             try:
-                possible = rewrite(captured, Options(), inputs, check=False)
+                possible = rewrite(captured, Options(), check=False)
             except repl_fx.NothingToReplace as nothing:
                 record.nothing_repeats = True
                 record.reason = why_nothing(captured.parts, repeats, nothing)
@@ -93,7 +93,7 @@ def planned(
     for share in SHARES:
         options = Options(budget={"params": share}, scores=worth, ignore=unscored, surrogate=surrogate)
         try:
-            return share, rewrite(captured, options, inputs, check=False)
+            return share, rewrite(captured, options, check=False)
         except repl_fx.NothingToReplace:
             return None
         except BadInput as problem:

@@ -113,7 +113,7 @@ def sized(case: Case, record: Record, place: Path, last: str, heavy: Any) -> Non
             _require_good(trials, [*forms, TRAINED])
         with stage(record, place, "replaced", last), torch.enable_grad():
             try:
-                result = rewrite(captured, Options(), inputs)
+                result = rewrite(captured, Options())
             except repl_fx.NothingToReplace as nothing:
                 record.nothing_repeats = True
                 record.reason = why_nothing(captured.parts, repl_fx.find_repeats(graph), nothing)

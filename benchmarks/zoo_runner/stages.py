@@ -42,6 +42,7 @@ from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.rewriting.result import TransformResult
+from repl_fx.rewriting.settling import Form
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import seed_everything
 from repl_fx.surrogates.shared.site import surrogate_path
@@ -194,7 +195,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
         with stage(record, place, "replaced", last):
             try:
                 # What `repl_fx.transform` does after the capture.
-                result = rewrite(captured, Options(), ExampleInputs(args, kwargs))
+                result = rewrite(captured, Options())
             except repl_fx.NothingToReplace as nothing:
                 if any(len(repeat) > 2 and not repeat.shared and not repeat.similar for repeat in repeats):
                     raise
@@ -214,7 +215,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             if result.in_place.model is None:
                 # Without the blocks that have no place the others are tried in theirs.
                 with suppress(repl_fx.NothingToReplace):
-                    result = rewrite(captured, Options(), ExampleInputs(args, kwargs), in_place=True)
+                    result = rewrite(captured, Options(), form=Form(in_place=True))
             if result.in_place.model is not None:
                 record.in_place = len(result.plan.replacements)
                 require_same_in_place(result, args, kwargs)

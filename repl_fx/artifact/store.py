@@ -35,7 +35,7 @@ from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.state import parameter_count
 from repl_fx.passes.driver import run_passes
-from repl_fx.pipeline import rewrite
+from repl_fx.pipeline import rewrite_again
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_scores
 from repl_fx.rewriting.in_place.pretrained import with_own_names
@@ -399,10 +399,10 @@ class _Applying:
                 f"{f'what differs first: {differs}; ' * bool(differs)}{advice}transform it again"
             ) from problem
 
-    def to(self, captured: CapturedParts, inputs: ExampleInputs) -> TransformResult:
+    def to(self, captured: CapturedParts) -> TransformResult:
         """The plan applied to graphs; one that replaces nothing is of blocks that were made whole again in training."""
         plan = self.files.plan
-        return rewrite(captured, plan, inputs, check=False, required=bool(plan.replacements))
+        return rewrite_again(captured, plan, check=False, required=bool(plan.replacements))
 
     def fitting(self, model: nn.Module) -> TransformResult:
         """The plan applied to a model as it is, as it was, or as other versions of libraries trace it."""
@@ -423,13 +423,13 @@ class _Applying:
             require_capturable(model, self.inputs)
             inputs = widen_batch(model, self.inputs)
             of_model: Any = {"copy": self.copy, "paths": plan.parts, "fixed": manifest.fixed}
-            return self.to(capture_parts(model, inputs.args, inputs.kwargs, **of_model), inputs)
+            return self.to(capture_parts(model, inputs.args, inputs.kwargs, **of_model))
         calls, tracers = self.calls(model), {part.path: part.tracer for part in manifest.parts}
         try:
-            captured = capture_as_called(self.source(model), calls, tracers, manifest.fixed)
+            captured = capture_as_called(self.source(model), self.inputs, calls, tracers, manifest.fixed)
         except (CaptureError, BadInput) as problem:
             raise PlanMismatch(str(problem)) from problem
-        return self.to(replace(captured, eager=manifest.eager), self.inputs)
+        return self.to(replace(captured, eager=manifest.eager))
 
     def stored(self, model: nn.Module) -> TransformResult | None:
         """The plan applied to the graphs that the artifact holds; None where the model has to be traced.
@@ -449,7 +449,7 @@ class _Applying:
         else:
             calls = self.calls(model)
         try:
-            captured = read_data(files.captured, self.source(model), calls, manifest.fixed)
+            captured = read_data(files.captured, self.source(model), inputs, calls, manifest.fixed)
         except ValueError as problem:
             raise ArtifactError(
                 f"{files.directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
@@ -457,7 +457,7 @@ class _Applying:
         # A trace has the last word, and says what differs.
         with suppress(PlanMismatch):
             if captured is not None:
-                made = self.to(replace(captured, eager=manifest.eager), inputs)
+                made = self.to(replace(captured, eager=manifest.eager))
                 return replace(made, compared=manifest.in_place)
         return None
 

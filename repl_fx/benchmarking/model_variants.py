@@ -22,7 +22,7 @@ from torch import fx, nn
 from repl_fx.benchmarking.results import CHECKPOINTED, ORIGINAL, PRUNED, REWRITTEN, UNFOLDED
 from repl_fx.errors import BadInput
 from repl_fx.finding.blocks import Repeat
-from repl_fx.pipeline import rewrite
+from repl_fx.pipeline import rewrite_again
 from repl_fx.rewriting.folding import fold
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.result import TransformResult
@@ -75,7 +75,7 @@ def _unfolded(result: TransformResult, model: nn.Module) -> Variant:
 
 
 def _pruned(result: TransformResult) -> Variant:
-    pruned = rewrite(result.captured_parts, result.plan.without_surrogates(), result.inputs, check=False)
+    pruned = rewrite_again(result.captured_parts, result.plan.without_surrogates(), check=False)
     # In the form of the rewritten model, so that the two differ in nothing but the surrogates.
     module = pruned.model if _form(result) == "in place" else pruned.module
     form = _form(pruned) if _form(result) == "in place" else "graph"

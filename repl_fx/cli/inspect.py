@@ -82,7 +82,7 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     from repl_fx.finding.repeats import repeats_table
     from repl_fx.reporting import documents, tables
     from repl_fx.tracing.parts.finders import by_options
-    from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside, repeats_of
+    from repl_fx.tracing.parts.part_repeats import find_in_parts
 
     reading = {name: given.pop(name) for name in READING}
     scored = reading["data"] is not None
@@ -96,15 +96,15 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
         samples_from, config, purpose = _samples(spec, flags, reading)
     terminal.stage("load")
     target = common.load_target(spec, flags, ModelSettings().changed(**given), purpose=purpose)
-    found_in_parts = None
+    found = None
     if target.artifact is not None:
         captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
     else:
         terminal.stage("capture")
         captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
         terminal.stage("find repeats")
-        found_in_parts = find_in_parts(captured, by_options(captured, patterns, flags.finder))
-        repeats = repeats_of(found_in_parts)
+        found = find_in_parts(captured, by_options(captured, patterns, flags.finder))
+        repeats = found.repeats
     terminal.stage("measure costs")
     after = None
     if target.artifact is None:
@@ -127,10 +127,10 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
         from repl_fx.training.loading import prepared
 
         samples_from = prepared(samples_from, target.preprocessing, config)
-        inside = own_inside(found_in_parts or ())
+        inside = None if found is None else found.own or None
         document |= _shown_scores(terminal, captured, samples_from, config, flags, inside)
     if pictures:
-        report = report_on(target, spec, terminal, captured, found_in_parts)
+        report = report_on(target, spec, terminal, found)
         terminal.stage("draw")
         _draw(report, document.get("scores"), flags)
         terminal.show(*(f"written: {file}" for file in pictures))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,7 @@ from repl_fx.planning.settings import ModelSettings
 
 if TYPE_CHECKING:
     from repl_fx.reporting.report import Report
-    from repl_fx.tracing.parts.capture import CapturedParts
-    from repl_fx.tracing.parts.part_repeats import PartRepeats
+    from repl_fx.tracing.parts.part_repeats import ModelRepeats
 
 
 class ReportFlags(SpecFlags, frozen=True, kw_only=True):
@@ -80,17 +78,16 @@ def report_on(
     target: common.Target,
     spec: str,
     terminal: common.Terminal,
-    captured: CapturedParts | None = None,
-    found: Sequence[PartRepeats] | None = None,
+    found: ModelRepeats | None = None,
 ) -> Report:
-    """The report on a target; a model is captured, and its repeats found, unless that was done before."""
+    """The report on a target; a model is captured, unless its repeats were found before."""
     from repl_fx import capture_parts, report
 
-    if target.artifact is None and captured is None:
+    model: Any = target.artifact or found
+    if model is None:
         terminal.stage("capture")
-        captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
-    model: Any = target.artifact or captured
-    return report(model, title=spec, notes=target.notes, found=found, progress=terminal.stage)
+        model = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
+    return report(model, title=spec, notes=target.notes, progress=terminal.stage)
 
 
 def name_of(spec: str) -> str:

@@ -28,7 +28,6 @@ from repl_fx.surrogates.shared.fitted_starts import (
     WholeMap,
 )
 from repl_fx.surrogates.shared.site import surrogate_path
-from repl_fx.tracing.parts.part_repeats import part_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +142,7 @@ def ends_of_stretches(plan: Plan) -> tuple[Replacement, ...]:
 
 
 def _stand_in(result: TransformResult, replacement: Replacement) -> GraphStandIn:
-    part = part_of(result.found, replacement.block)
+    part = result.found.part_of(replacement.block)
     block, graph = part.blocks[replacement.block], result.one_by_one[part.path]
     nodes = tuple(node for node in graph.graph.nodes if block_of(node) == block.name)
     named = {node.name: node for node in part.graph_module.graph.nodes}

@@ -187,6 +187,7 @@ def dimensions_of(gm: fx.GraphModule) -> list[Dimension]:
     axes = captured_axes(gm)
     names: dict[str, list[str]] = {axis.input: [] for axis in axes}
     alike: dict[tuple[str, str], list[Axis]] = {}
+    varying = {axis.name for axis in axes if axis.symbol is not None}
     for axis in axes:
         names[axis.input].append(axis.name)
         if axis.symbol is not None:
@@ -196,7 +197,9 @@ def dimensions_of(gm: fx.GraphModule) -> list[Dimension]:
         # Operators want the channels and features that weights have; a number that Python asks for is a surprise.
         if axis.name in VARYING or reason == ASKED or reason.startswith(" ("):
             reason = reason or (", as in the example inputs" if axis.size == 1 else "")
-            alike.setdefault((axis.name, f"{axis.size} alone{reason}"), []).append(axis)
+            # Two inputs of one kind need not share a size: the nodes of a graph, and the ends of its edges.
+            name = f"{axis.input}_{axis.name}" if axis.name in varying else axis.name
+            alike.setdefault((name, f"{axis.size} alone{reason}"), []).append(replace(axis, name=name))
     limits = limits_by_axis(gm.graph, names)
     return [
         Dimension(

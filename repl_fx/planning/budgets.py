@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cache
@@ -33,14 +33,13 @@ from repl_fx.planning.choose_blocks import candidates, keeps_size, with_neighbou
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
 from repl_fx.planning.knapsack import LARGEST, Item, Packing, PlaceRow, TooMany, front_of, whole
 from repl_fx.planning.policies import Mix, Policy
-from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts, folded_latency
+from repl_fx.planning.replacement_costs import COUNTED, LATENCY, ReplacementCosts, folded_latency
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.timing import Share
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.parts.capture import Part
 from repl_fx.tracing.parts.finders import without_patterns
-from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
 
 COSTS = (*COUNTED, LATENCY)
 # The errors of a surrogate that cannot be built.
@@ -190,32 +189,21 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def budget_planner(
-    graphs: Graphs,
-    found: Sequence[PartRepeats],
-    policy: Policy,
-    budget: Budget,
-    ignore: Sequence[str],
-    seed: int,
-) -> BudgetPlanner:
+def budget_planner(costs: ReplacementCosts, policy: Policy, budget: Budget, ignore: Sequence[str]) -> BudgetPlanner:
     """The planner for the first form of a policy that has a plan under the budget, or else for the nearest.
 
     Each form has what the one before could not do, so that no more of them are tried than halving takes.
 
     Args:
-        graphs, found, budget, ignore, seed: see `BudgetPlanner`.
+        costs, budget, ignore: see `BudgetPlanner`.
         policy: what stands in for blocks.
     """
     forms = policy.forms()
     excess: dict[int, float] = {}
 
     @cache
-    def costs() -> ReplacementCosts:
-        return ReplacementCosts(graphs, found, budget.limits, seed)
-
-    @cache
     def planner(number: int) -> BudgetPlanner:
-        return BudgetPlanner(graphs, found, forms[number], budget, ignore, seed, costs)
+        return BudgetPlanner(costs, forms[number], budget, ignore)
 
     def meets(number: int) -> bool:
         try:
@@ -236,32 +224,20 @@ class BudgetPlanner:
     """Makes plans under a budget, and better ones when a block turns out not to go as was thought.
 
     Args:
-        graphs: the model.
-        found: the repeats of its parts.
+        costs: those of replacements in the model, which forms of a policy share.
         mix: what stands in for blocks, each block by one of them.
         budget: what may be left.
         ignore: see `candidates`.
-        seed: of the surrogates' initial values.
-        costs: those of replacements in this model, made when first asked for; forms of a policy share them.
 
     Raises:
         UnknownBlock: a score of a block that the model does not have.
         BadInput: a block without a score, or a cost that is unknown of this model.
     """
 
-    def __init__(
-        self,
-        graphs: Graphs,
-        found: Sequence[PartRepeats],
-        mix: Mix,
-        budget: Budget,
-        ignore: Sequence[str],
-        seed: int,
-        costs: Callable[[], ReplacementCosts],
-    ) -> None:
-        self.found, self.mix, self.budget, self.seed = found, mix, budget, seed
-        self.graphs = graphs
-        self.repeats = repeats_of(found)
+    def __init__(self, costs: ReplacementCosts, mix: Mix, budget: Budget, ignore: Sequence[str]) -> None:
+        self.costs, self.mix, self.budget = costs, mix, budget
+        self.found, self.seed = costs.found, costs.seed
+        self.repeats = costs.found.repeats
         may_go = candidates(
             self.repeats,
             ignore,
@@ -276,12 +252,13 @@ class BudgetPlanner:
         # Each on its own: together they may be stretches.
         for place in places:
             chosen = with_neighbours([place], one_sided=True).chosen
-            each = [choose_surrogates(found, chosen, policy) for policy in mix]
+            each = [choose_surrogates(self.found, chosen, policy) for policy in mix]
             ways = {(r.block, number): r for number, (some, _) in enumerate(each) for r in some}
             self.replacements |= ways
             if not ways:
                 self.refusals += each[-1][1]
-        self.costs = costs()
+        # Counted once it is known that scores fit.
+        self._before = costs.before
         self._changed: set[Way] = set()
         # What is left of the costs together, of those that were counted so.
         self._measured: dict[tuple[tuple[int, int, int], ...], Mapping[str, float]] = {}
@@ -322,7 +299,7 @@ class BudgetPlanner:
             self._measured[best.gone] = expected
             over = {name: expected[name] - limit for name, limit in self.budget.limits.items()}
             if max(over.values()) <= 0:
-                timed = str(device_of(self.graphs.model)) if LATENCY in names else ""
+                timed = str(device_of(self.found.captured.module)) if LATENCY in names else ""
                 done = tuple(replacements), tuple(self.refusals), "", self.seed
                 return Plan(*done, expected=expected, timed_on=timed)
             # What surrogates of others save may be less together than one by one.
@@ -493,7 +470,7 @@ class BudgetPlanner:
 
     def _shares(self, choice: Packing) -> list[tuple[str, float, Fraction]]:
         """Each cost with its limit, and what a choice leaves of it."""
-        before = self.costs.before
+        before = self._before
         limits = self.budget.limits.items()
         each = zip(limits, choice.saved, strict=True)
         return [(name, limit, Fraction(before[name] - saved, before[name])) for (name, limit), saved in each]

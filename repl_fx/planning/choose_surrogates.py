@@ -17,14 +17,14 @@ from repl_fx.planning.choose_blocks import NONE_KEPT, Chosen, with_neighbours
 from repl_fx.planning.policies import Policy, policy_of
 from repl_fx.surrogates import Match, Site, Surrogate, make_surrogate
 from repl_fx.tracing.hooks import hooks_within
-from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 
 def choose_surrogates(
-    parts: Sequence[PartRepeats], chosen: Sequence[Chosen], policy: Policy
+    found: ModelRepeats, chosen: Sequence[Chosen], policy: Policy
 ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
     """Choose what stands in for each block, by the policy that was asked for; where nothing can, the block stays."""
-    lone = {pick.block.name for pick in chosen if _stands_alone(parts, pick.block.name, policy)}
+    lone = {pick.block.name for pick in chosen if _stands_alone(found, pick.block.name, policy)}
     if lone:
         # Blocks that stay in part are neighbours of others.
         picked = [(pick.repeat, pick.repeat.blocks.index(pick.block)) for pick in chosen]
@@ -34,7 +34,7 @@ def choose_surrogates(
     for pick in chosen:
         block, repeat = pick.block.name, pick.repeat.name
         before, after = pick.around
-        part, site = _site(parts, block, before, after)
+        part, site = _site(found, block, before, after)
         choice = _first(part, site, policy) or policy.choices(site)[-1]
         if (before and after) or choice.traits.source == "block":
             refusal = _refusal(part, site, choice)
@@ -45,7 +45,7 @@ def choose_surrogates(
         else:
             refusals.append(replace(refusal, block=block, repeat=repeat))
     if policy.traits.source == "stream":
-        replacements = by_stretch(parts, chosen, replacements, {replacement.block for replacement in replacements})
+        replacements = by_stretch(found, chosen, replacements, {replacement.block for replacement in replacements})
     return tuple(replacements), tuple(refusals)
 
 
@@ -54,16 +54,16 @@ def _first(part: PartRepeats, site: Site, policy: Policy) -> Surrogate[Any, Any]
     return next((one for one in policy.choices(site) if isinstance(part.matches.of(one, site), Match)), None)
 
 
-def _stands_alone(parts: Sequence[PartRepeats], block: str, policy: Policy) -> bool:
+def _stands_alone(found: ModelRepeats, block: str, policy: Policy) -> bool:
     """Tell whether the first surrogate that can stand in for a block is made from the block alone."""
     if policy.traits.source != "block":
         return False
-    first = _first(*_site(parts, block, "", ""), policy)
+    first = _first(*_site(found, block, "", ""), policy)
     return first is not None and first.traits.source == "block"
 
 
 def by_stretch(
-    parts: Sequence[PartRepeats],
+    found: ModelRepeats,
     chosen: Sequence[Chosen],
     replacements: Sequence[Replacement],
     in_stretches: Collection[str],
@@ -77,10 +77,10 @@ def by_stretch(
     # Blocks that hand their stream to one that goes too.
     going = [pick for pick in chosen if pick.block.name in in_stretches]
     inner = {pick.block.name: last for pick in going if (last := _behind(pick)) in in_stretches}
-    found = []
+    stretched = []
     for one in replacements:
         if one.block in inner:
-            part, site = _site(parts, one.block, one.before, one.after)
+            part, site = _site(found, one.block, one.before, one.after)
             # A map between sizes can take what a block took that changes them.
             between = make_surrogate(one.surrogate, one.settings).traits.changes_sizes
             ways = [identity, opening] if between else [identity]
@@ -88,8 +88,8 @@ def by_stretch(
             if way is not None:
                 why = f"{inner[one.block]} stands for it too"
                 one = replace(one, surrogate=way.key, settings=way.settings(), why=why)
-        found.append(one)
-    return found
+        stretched.append(one)
+    return stretched
 
 
 def _behind(pick: Chosen) -> str | None:
@@ -100,9 +100,9 @@ def _behind(pick: Chosen) -> str | None:
     return blocks[place].name if follows else None
 
 
-def next_choices(parts: Sequence[PartRepeats], policy: Policy, replaced: Replacement) -> Iterator[Replacement]:
+def next_choices(found: ModelRepeats, policy: Policy, replaced: Replacement) -> Iterator[Replacement]:
     """Other surrogates that may stand in for a block in place of the one that does not train, most preferred first."""
-    part, site = _site(parts, replaced.block, replaced.before, replaced.after)
+    part, site = _site(found, replaced.block, replaced.before, replaced.after)
     for choice in policy.choices(site):
         if choice.traits.source != "block" and not (replaced.before and replaced.after):
             continue
@@ -110,22 +110,22 @@ def next_choices(parts: Sequence[PartRepeats], policy: Policy, replaced: Replace
             yield replace(replaced, surrogate=choice.key, settings=choice.settings())
 
 
-def without_policies(parts: Sequence[PartRepeats], plan: Plan) -> Plan:
+def without_policies(found: ModelRepeats, plan: Plan) -> Plan:
     """A plan with what policies such as `auto` choose in the place of those that it names."""
 
     def chosen(one: Replacement) -> Replacement:
         policy = policy_of(one.surrogate, one.settings)
         if len(policy.candidates) == 1:
             return one
-        choice = _first(*_site(parts, one.block, one.before, one.after), policy) or policy.candidates[-1]
+        choice = _first(*_site(found, one.block, one.before, one.after), policy) or policy.candidates[-1]
         return replace(one, surrogate=choice.key, settings=choice.settings())
 
     return replace(plan, replacements=tuple(map(chosen, plan.replacements)))
 
 
-def _site(parts: Sequence[PartRepeats], block: str, before: str, after: str) -> tuple[PartRepeats, Site]:
+def _site(found: ModelRepeats, block: str, before: str, after: str) -> tuple[PartRepeats, Site]:
     """The part that a block is in, and its site there, from the names that they have in the model."""
-    part = part_of(parts, block)
+    part = found.part_of(block)
     return part, part.matches.site(block, before, after)
 
 

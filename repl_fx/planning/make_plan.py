@@ -6,10 +6,10 @@ budget=…            the plan with the highest score       BudgetPlanner
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, Unpack
 
-from torch import fx, nn
+from torch import fx
 
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
@@ -19,12 +19,13 @@ from repl_fx.planning.budgets import budget_among, budget_planner
 from repl_fx.planning.choose_blocks import choose_blocks
 from repl_fx.planning.choose_surrogates import choose_surrogates
 from repl_fx.planning.options import Options, policy_among, require_known
-from repl_fx.planning.replacement_costs import Graphs
+from repl_fx.planning.replacement_costs import Forms, ReplacementCosts
 from repl_fx.rewriting.settling import completed
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import example_inputs_of
-from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.tracing.parts.finders import require_repeats
-from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, find_in_parts
 
 
 class PlanMaker(Protocol):
@@ -40,7 +41,7 @@ class PlanMaker(Protocol):
 class PlanByChoice:
     """The plan of blocks that were chosen one by one, or by their places."""
 
-    def __init__(self, found: Sequence[PartRepeats], options: Options) -> None:
+    def __init__(self, found: ModelRepeats, options: Options) -> None:
         self.found, self.options = found, options
 
     def plan(self) -> Plan:
@@ -48,7 +49,7 @@ class PlanByChoice:
         options, policy = self.options, policy_among(self.options)
         # Globs and numbers mean the model, and surrogates the graph.
         choice = choose_blocks(
-            repeats_of(self.found),
+            self.found.repeats,
             every=options.get("every", 2),
             blocks=options.get("blocks"),
             ignore=options.get("ignore", ()),
@@ -62,12 +63,12 @@ class PlanByChoice:
         return False
 
 
-def planner_of(found: Sequence[PartRepeats], options: Options, graphs: Callable[[], Graphs]) -> PlanMaker:
+def planner_of(found: ModelRepeats, options: Options, forms: Forms) -> PlanMaker:
     """The planner of some options.
 
     Args:
-        found: the repeats of a model, by part.
-        graphs: makes the model whose costs a budget limits.
+        found: the repeats of a model.
+        forms: makes the model whose costs a budget limits.
 
     Raises:
         UnknownSurrogate, UnknownBlock, BadInput: see `make_plan`.
@@ -76,13 +77,13 @@ def planner_of(found: Sequence[PartRepeats], options: Options, graphs: Callable[
     if budget is None:
         return PlanByChoice(found, options)
     ignore, seed = options.get("ignore", ()), options.get("seed", 0)
-    return budget_planner(graphs(), found, policy_among(options), budget, ignore, seed)
+    return budget_planner(ReplacementCosts(found, forms, budget.limits, seed), policy_among(options), budget, ignore)
 
 
-def plan_by(planner: PlanMaker, found: Sequence[PartRepeats], model: nn.Module | None) -> Plan:
+def plan_by(planner: PlanMaker, found: ModelRepeats) -> Plan:
     """The plan of a planner, with its fingerprint and parts; see `completed`."""
     plan = planner.plan()
-    return completed(found, plan, plan.replacements, (), model)
+    return completed(found, plan, plan.replacements, ())
 
 
 def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[Options]) -> Plan:
@@ -102,32 +103,28 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
     require_known("make_plan", options)
     require_module("make_plan", gm, graph=True)
     require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
-    found = (PartRepeats.of("", gm, require_repeats(gm, repeats)),)
-
-    def graphs() -> Graphs:
-        parts = (Part("", gm, example_inputs_of(gm)),)
-        return Graphs(gm, gm, parts, lambda _, rewritten: (rewritten.graphs[""], rewritten.graphs[""]))
-
-    return plan_by(planner_of(found, options, graphs), found, None)
+    inputs = ExampleInputs() if budget_among(options) is None else example_inputs_of(gm)
+    found = find_in_parts(CapturedParts.of_graph(gm, inputs), lambda _: require_repeats(gm, repeats))
+    return plan_by(planner_of(found, options, lambda _, rewritten: (rewritten.graphs[""],) * 2), found)
 
 
-def require_replacements(captured: CapturedParts, found: Sequence[PartRepeats], plan: Plan) -> None:
+def require_replacements(found: ModelRepeats, plan: Plan) -> None:
     """Refuse a plan that replaces nothing, or a block that there is not.
 
     Raises:
         NothingToReplace: says what was found, and why each block stays.
         PlanMismatch: names the block.
     """
-    repeats = repeats_of(found)
     if not plan.replacements:
-        raise NothingToReplace(_summary(captured, repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
-    known = {block.name for repeat in repeats for block in repeat.blocks}
+        raise NothingToReplace(_summary(found), [f"{r.block}: {r.reason}" for r in plan.refusals])
+    known = {block.name for repeat in found.repeats for block in repeat.blocks}
     missing = next((r.block for r in plan.replacements if r.block not in known), None)
     if missing is not None:
         raise PlanMismatch(f"the plan names block {missing}, which this model does not have; make a new plan")
 
 
-def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:
+def _summary(found: ModelRepeats) -> str:
+    captured, repeats = found.captured, found.repeats
     where = (
         "" if captured.whole else f" in {', '.join(part.path for part in captured.parts)}, which alone were captured"
     )

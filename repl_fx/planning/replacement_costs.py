@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 from torch import fx, nn
@@ -27,7 +27,7 @@ from repl_fx.plan import Plan, Replacement
 from repl_fx.rewriting.apply import Rewritten, apply_plan
 from repl_fx.running.timing import Share
 from repl_fx.tracing.parts.capture import Part
-from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
+from repl_fx.tracing.parts.part_repeats import ModelRepeats
 
 LATENCY, PARAMETERS = "latency", "params"
 # The costs that are counted, by the names that budgets have for them.
@@ -38,21 +38,8 @@ COUNTED: Mapping[str, Callable[[Costs], int | None]] = {
 }
 
 
-@dataclass(frozen=True)
-class Graphs:
-    """A model whose parts are graphs.
-
-    Attributes:
-        source: the model itself.
-        model: the model with the graphs in it.
-        parts: the graphs.
-        forms: of a plan and the graphs that it makes, the model as its users have it, and with the graphs in it.
-    """
-
-    source: nn.Module
-    model: nn.Module
-    parts: tuple[Part, ...]
-    forms: Callable[[Plan, Rewritten], tuple[nn.Module, nn.Module]]
+# Of a plan and the graphs that it makes: the model as its users have it, and with the graphs in it.
+Forms = Callable[[Plan, Rewritten], tuple[nn.Module, nn.Module]]
 
 
 def folded_latency(parts: Sequence[Part], graphs: Mapping[str, fx.GraphModule]) -> Share:
@@ -73,31 +60,39 @@ class ReplacementCosts:
     """The savings of replacements, of the costs that a budget names.
 
     Args:
-        graphs: the model.
-        found: the repeats of its parts.
+        found: the repeats of the model.
+        forms: makes the model of a plan.
         names: of the costs; of `COUNTED`, or latency.
         seed: of the surrogates' initial values.
-
-    Raises:
-        BadInput: a cost that is unknown, because the model does not run on shapes alone.
     """
 
-    def __init__(self, graphs: Graphs, found: Sequence[PartRepeats], names: Collection[str], seed: int) -> None:
-        self.graphs, self.found, self.names, self.seed = graphs, found, tuple(names), seed
-        counted = measure_form(graphs.source, graphs.model, graphs.parts)
-        self.before = {name: value for name, cost in COUNTED.items() if (value := cost(counted)) is not None}
-        for name in names:
-            if name in COUNTED and name not in self.before:
+    def __init__(self, found: ModelRepeats, forms: Forms, names: Collection[str], seed: int) -> None:
+        self.found, self.forms, self.names, self.seed = found, forms, tuple(names), seed
+        self._saved: dict[Hashable, dict[str, int]] = {}
+        self._left: dict[tuple[str, ...], dict[str, float]] = {}
+
+    @cached_property
+    def before(self) -> dict[str, int]:
+        """The costs of the original: those that are known of the counted ones, and its time where that is named.
+
+        Raises:
+            BadInput: a named cost is unknown, because the model does not run on shapes alone.
+        """
+        captured = self.found.captured
+        counted = measure_form(captured.source, captured.module, captured.parts)
+        before = {name: value for name, cost in COUNTED.items() if (value := cost(counted)) is not None}
+        for name in self.names:
+            if name in COUNTED and name not in before:
                 raise BadInput(
                     f"a budget of {name} is for models that run on shapes alone, and this one does not "
                     f"({counted.unknown}); give --budget params=… or latency=…"
                 )
-            if not self.before.get(name, 1):
+            if not before.get(name, 1):
                 raise BadInput(f"a budget of {name} is for a model that has any; leave {name} out")
-        if LATENCY in names:
-            self.before[LATENCY] = sum(sum(times.values()) for times in self._times.values())
-        self._saved: dict[Hashable, dict[str, int]] = {}
-        self._left: dict[tuple[str, ...], dict[str, float]] = {}
+        if LATENCY in self.names:
+            # Graphs that take turns on a device must not wait for one another's memory.
+            before[LATENCY] = sum(sum(node_times({"": part})[""].values()) for part in captured.parts)
+        return before
 
     def saved(self, *replacements: Replacement) -> dict[str, int]:
         """The savings of a replacement, or those of a stretch, of each cost named; below 0 where they cost more.
@@ -109,7 +104,7 @@ class ReplacementCosts:
         if kind not in self._saved:
             rewritten = self.rewritten(replacements)
             # Which form a plan of several has is not known yet: the better one here, and `left` tells.
-            model, graphs = self.graphs.forms(self._plan(replacements), rewritten)
+            model, graphs = self.forms(self._plan(replacements), rewritten)
             saved = self._least_counted_saved(model, graphs)
             if LATENCY in self.names:
                 saved[LATENCY] = self._time_saved(replacements, rewritten.graphs)
@@ -128,10 +123,10 @@ class ReplacementCosts:
 
     def _found_left(self, replacements: Sequence[Replacement]) -> dict[str, float]:
         rewritten = self.rewritten(replacements)
-        after = self._counted(*self.graphs.forms(self._plan(replacements), rewritten))
+        after = self._counted(*self.forms(self._plan(replacements), rewritten))
         left = {name: number / self.before[name] for name, number in after.items() if self.before[name]}
         if LATENCY in self.names:
-            share = folded_latency(self.graphs.parts, rewritten.graphs)
+            share = folded_latency(self.found.captured.parts, rewritten.graphs)
             left[LATENCY] = share.value if share.wide else share.upper
         return left
 
@@ -147,7 +142,7 @@ class ReplacementCosts:
         return Plan(tuple(replacements), (), "", self.seed)
 
     def _counted(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
-        costs = measure_form(model, graphs, self.graphs.parts)
+        costs = measure_form(model, graphs, self.found.captured.parts)
         return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
 
     def _least_counted_saved(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
@@ -169,7 +164,7 @@ class ReplacementCosts:
     def _block_costs(self) -> dict[str, Hashable]:
         """Costs of each block, by the block's name: what tells kinds of blocks apart."""
         costs: dict[str, Hashable] = {}
-        inputs = {part.path: part.inputs for part in self.graphs.parts}
+        inputs = {part.path: part.inputs for part in self.found.captured.parts}
         for part in self.found:
             gm, given = part.graph_module, inputs[part.path]
             flops = {n.name: number for n, number in (flops_by_node(gm, given.args, given.kwargs) or {}).items()}
@@ -187,16 +182,10 @@ class ReplacementCosts:
                 costs[name] = sizes, tied, numbers, len(block.nodes), len(block.side_outputs)
         return costs
 
-    @cached_property
-    def _times(self) -> dict[str, dict[str, int]]:
-        """Nanoseconds of each node, by the path of its part and its name."""
-        # Graphs that take turns on a device must not wait for one another's memory.
-        return {part.path: node_times({"": part})[""] for part in self.graphs.parts}
-
     def _time_saved(self, replacements: Sequence[Replacement], graphs: Mapping[str, fx.GraphModule]) -> int:
         """Nanoseconds that replacements in one part save, in blocks and neighbours, folded as for inference."""
-        part = part_of(self.found, replacements[0].block)
-        (given,) = (one.inputs for one in self.graphs.parts if one.path == part.path)
+        part = self.found.part_of(replacements[0].block)
+        (given,) = (one.inputs for one in self.found.captured.parts if one.path == part.path)
         folded = _folded(graphs[part.path])
         sides = {"before": Part("", part.graph_module, given), "after": Part("", folded, given)}
         times = node_times(sides)

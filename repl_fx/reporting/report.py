@@ -22,7 +22,7 @@ from repl_fx.reporting.documents import scores_document
 from repl_fx.reporting.model_graph.document import Document
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
-from repl_fx.tracing.parts.part_repeats import PartRepeats
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, find_in_parts
 
 # Of a page in the cell of a notebook.
 _HEIGHT = 720
@@ -62,24 +62,23 @@ class Report:
 
 @shown("report")
 def report(
-    model: TransformResult | HoldsResult | CapturedParts | nn.Module,
+    model: TransformResult | HoldsResult | ModelRepeats | CapturedParts | nn.Module,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     title: str | None = None,
     notes: Sequence[str] = (),
-    found: Sequence[PartRepeats] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Show a model: a picture that opens down to its nodes, its costs, and what is known of plan, scores and figures.
 
     Args:
         model: what `transform`, `compress` or `load_artifact` returned, for before and after side by side; or
-            what `capture_parts` returned, or a model.
+            what `capture_parts` returned, or a model. Its repeats are those of `find_repeats`, unless they are given
+            with it.
         args, kwargs: example inputs of a model.
         title: the words for the model; its class by default.
         notes: remarks on it, a line each.
-        found: the repeats of a captured model, where they are not those of `find_repeats`.
         progress: called with the name of each stage as it begins, in place of a bar (`REPL_FX_PROGRESS`).
 
     Raises:
@@ -99,7 +98,7 @@ def report(
     if isinstance(model, Artifact):
         stage("lay out")
         return Report(document_of_artifact(model, title or str(model.directory), notes))
-    if not isinstance(model, CapturedParts):
+    if not isinstance(model, CapturedParts | ModelRepeats):
         result, module = result_and_model(model)
         if result is not None:
             stage("lay out")
@@ -111,4 +110,5 @@ def report(
         stage("capture")
         model = capture_parts(module, args, kwargs)
     stage("lay out")
-    return Report(document_of_model(model, title or type(model.source).__name__, notes, found))
+    found = model if isinstance(model, ModelRepeats) else find_in_parts(model)
+    return Report(document_of_model(found, title or type(found.captured.source).__name__, notes))

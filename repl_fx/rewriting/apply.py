@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -30,7 +30,7 @@ class Rewritten:
     one_by_one: Mapping[str, fx.GraphModule] = field(default_factory=dict)
 
 
-def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> Rewritten:
+def apply_plan(parts: Iterable[PartRepeats], plan: Plan) -> Rewritten:
     """The graphs that a plan makes."""
     graphs, one_by_one = dict[str, fx.GraphModule](), dict[str, fx.GraphModule]()
     for part in parts:

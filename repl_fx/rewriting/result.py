@@ -24,7 +24,7 @@ from repl_fx.running.holders import ORIGIN
 from repl_fx.tracing.parts.capture import CapturedParts, Part
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Captured, Origin
-from repl_fx.tracing.parts.part_repeats import PartRepeats, lines_made
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, lines_made
 from repl_fx.tracing.parts.stored import as_data
 from repl_fx.tracing.size_questions import refused_sizes
 
@@ -36,16 +36,13 @@ class TransformResult(HasInputs):
     Attributes:
         module: the rewritten model: a graph module where the whole model is one graph, else a module of the source's
             class with rewritten graphs in it.
-        captured_parts: the captured graphs, which share tensors with `module`.
+        found: the repeats of the model before, with the captured graphs.
         parts: the rewritten graphs, those alone in which a block was replaced.
-        repeats: of all parts; names begin with the path of the part they were found in.
         plan: the plan that was applied.
         report: the outcome for each block of each repeat, in program order.
-        inputs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
         structure: the text of what was captured (`repl_fx.tracing.fingerprint`), of which the plan holds the hash.
         made: the text of the code of `module`, as it was then.
         code: hash of the code of the user's own classes in the model, as it was then.
-        found: the repeats of each part, in the graphs before.
         one_by_one: the rewritten graphs with each synthesis on its own, by the path of their part, without code: the
             model in place computes what they do, to the bit, and `module` adds up gradients in another order.
         placed: the surrogates in the model's own tree, where the plan was settled by them; without checkpoints.
@@ -56,22 +53,34 @@ class TransformResult(HasInputs):
     """
 
     module: nn.Module
-    captured_parts: CapturedParts
+    found: ModelRepeats = field(repr=False)
     parts: tuple[Part, ...]
-    repeats: Repeats
     plan: Plan
     report: tuple[BlockReport, ...]
-    inputs: ExampleInputs
     structure: tuple[str, ...]
     made: tuple[str, ...]
     code: str
-    found: tuple[PartRepeats, ...] = field(repr=False)
     one_by_one: Mapping[str, fx.GraphModule] = field(repr=False)
     placed: InPlace | None = field(default=None, repr=False)
     checkpoint_blocks: bool = False
     scores: Mapping[str, float] = field(default_factory=dict, repr=False)
     compared: bool = False
     graph: bool = False
+
+    @property
+    def captured_parts(self) -> CapturedParts:
+        """The captured graphs, which share tensors with `module`."""
+        return self.found.captured
+
+    @property
+    def repeats(self) -> Repeats:
+        """The repeats of all parts; names begin with the path of the part they were found in."""
+        return self.found.repeats
+
+    @property
+    def inputs(self) -> ExampleInputs:
+        """The example inputs of the capture, which have a batch of 2 or more where they are tensors."""
+        return self.captured_parts.inputs
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -105,7 +114,7 @@ class TransformResult(HasInputs):
         elif made is None or (made.model is not None and self.checkpoint_blocks):
             # What was placed before, without checkpoints, has been compared.
             module = self.module if made is None and not self.compared else None
-            known = self.captured_parts, self.found, self.plan, self.one_by_one, module, self.inputs
+            known = self.found, self.plan, self.one_by_one, module
             made = put_in_place(*known, checkpoint_blocks=self.checkpoint_blocks)
         # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
         model = made.model or self.module

@@ -5,8 +5,8 @@ Where a block has several surrogates to choose from, one goes that has a place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -17,45 +17,35 @@ from repl_fx.rewriting.in_place.judging import Judged
 from repl_fx.rewriting.report import reports_of
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.rewriting.trials import Trials
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.fingerprint import code_of, fingerprint
-from repl_fx.tracing.parts.capture import CapturedParts
-from repl_fx.tracing.parts.part_repeats import (
-    PartRepeats,
-    lines_made,
-    own_repeats_of,
-    parts_of_plan,
-    repeats_of,
-    structure_of,
-)
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, lines_made
 
 # The other surrogates that may stand in for a block, most preferred first.
 Choices = Callable[[Replacement], Iterator[Replacement]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form in which a result gives its model; see the options of `repl_fx.transform`."""
+
+    graph: bool = False
+    in_place: bool = False
+    checkpoint_blocks: bool = False
 
 
 class Settling:
     """Plans for the repeats of a captured model, each applied, tried in a training step and put in place.
 
     Args:
-        captured: the model.
-        found: its repeats, by part.
-        inputs: its example inputs.
+        found: the repeats of the model.
         seed: of the surrogates' initial values.
         check: whether plans are tried in a training step.
     """
 
-    def __init__(
-        self,
-        captured: CapturedParts,
-        found: Sequence[PartRepeats],
-        inputs: ExampleInputs,
-        seed: int,
-        *,
-        check: bool,
-    ) -> None:
+    def __init__(self, found: ModelRepeats, seed: int, *, check: bool) -> None:
         self.judged = Judged()
-        self.captured, self.found, self.inputs, self.check = captured, tuple(found), inputs, check
-        self.trials = Trials(captured, found, seed, inputs)
+        self.found, self.check = found, check
+        self.trials = Trials(found, seed)
         self._placed: list[tuple[Rewritten, InPlace]] = []
 
     def require(self, plan: Plan) -> None:
@@ -77,9 +67,9 @@ class Settling:
         trains = self._trains(plan, choices)
         return settle_places(trains, choices, self._trains, self._put, required=in_place)
 
-    def result(self, plan: Plan, *, checkpoint_blocks: bool, scores: Mapping[str, float]) -> TransformResult:
+    def result(self, plan: Plan) -> TransformResult:
         """The result of a final plan; see `TransformResult`."""
-        captured, rewritten = self.captured, self.trials.rewritten(plan)
+        captured, rewritten = self.found.captured, self.trials.rewritten(plan)
         graphs = rewritten.graphs
         paths = graphs if plan.replacements else plan.parts
         used = [part for part in captured.parts if part.path in paths]
@@ -89,80 +79,54 @@ class Settling:
         module = captured.with_graphs(graphs) if graphs else captured.module
         return TransformResult(
             module=module,
-            captured_parts=captured,
             parts=tuple(replace(part, graph_module=graphs.get(part.path, part.graph_module)) for part in used),
-            repeats=repeats_of(self.found),
             plan=plan,
             report=tuple(report),
-            inputs=self.inputs,
-            structure=structure_of(parts_of_plan(self.found, plan), captured.source),
+            structure=self.found.structure(plan.parts),
             made=lines_made(module),
             code=code_of(captured.source),
             found=self.found,
             one_by_one=rewritten.one_by_one,
             placed=next((placed for of, placed in self._placed if of is rewritten), None),
-            checkpoint_blocks=checkpoint_blocks,
-            scores=dict(scores),
         )
 
     def _trains(self, plan: Plan, choices: Choices) -> Plan:
         kept = self.trials.settle(plan, choices) if self.check and plan.replacements else (plan.replacements, ())
-        return completed(self.found, plan, *kept, self.captured.source)
+        return completed(self.found, plan, *kept)
 
     def _put(self, plan: Plan) -> InPlace:
         """The surrogates of a plan in the model's own tree, which the result has, if these are its graphs."""
         rewritten = self.trials.rewritten(plan)
-        module = self.captured.with_graphs(rewritten.graphs)
-        placed = put_in_place(
-            self.captured, self.found, plan, rewritten.one_by_one, module, self.inputs, judged=self.judged
-        )
+        module = self.found.captured.with_graphs(rewritten.graphs)
+        placed = put_in_place(self.found, plan, rewritten.one_by_one, module, judged=self.judged)
         self._placed.append((rewritten, placed))
         return placed
 
 
-def forms_of(
-    captured: CapturedParts,
-    found: Sequence[PartRepeats],
-    inputs: ExampleInputs,
-    plan: Plan,
-    rewritten: Rewritten,
-    *,
-    graph: bool,
-    checkpoint_blocks: bool,
-) -> tuple[nn.Module, nn.Module]:
+def forms_of(found: ModelRepeats, plan: Plan, rewritten: Rewritten, form: Form) -> tuple[nn.Module, nn.Module]:
     """The model to train that a plan makes, and the one with graphs in it; to count their costs."""
+    captured = found.captured
     graphs = captured.with_graphs(rewritten.graphs) if rewritten.graphs else captured.module
-    if graph:
+    if form.graph:
         return graphs, graphs
     # What is counted alone need not be compared.
-    placed = put_in_place(
-        captured, found, plan, rewritten.one_by_one, None, inputs, checkpoint_blocks=checkpoint_blocks
-    )
+    placed = put_in_place(found, plan, rewritten.one_by_one, None, checkpoint_blocks=form.checkpoint_blocks)
     return placed.model or graphs, graphs
 
 
 def completed(
-    found: Sequence[PartRepeats],
-    plan: Plan,
-    replacements: tuple[Replacement, ...],
-    refusals: tuple[Refusal, ...],
-    model: nn.Module | None,
+    found: ModelRepeats, plan: Plan, replacements: tuple[Replacement, ...], refusals: tuple[Refusal, ...]
 ) -> Plan:
-    """A plan with these replacements, with more refusals, and with the fingerprint of the model that it is for.
-
-    Args:
-        found: the repeats of the model, by part.
-        model: None where the whole model is one graph.
-    """
+    """A plan with these replacements, with more refusals, and with the fingerprint of the model that it is for."""
     # Parts that stay as they are need not be captured to apply the plan again.
-    used = [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
+    used = tuple(part.path for part in found if any(r.block in part.blocks for r in replacements))
     return replace(
         plan,
         replacements=replacements,
         refusals=tuple(dict.fromkeys((*plan.refusals, *refusals))),
-        fingerprint=fingerprint(structure_of(used or found, model)),
-        parts=tuple(part.path for part in used) or ("",),
-        repeats=own_repeats_of(found),
+        fingerprint=fingerprint(found.structure(used)),
+        parts=used or ("",),
+        repeats=found.described,
     )
 
 

@@ -10,21 +10,20 @@ from repl_fx.passes.replace_blocks import CutStretch
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.rewriting.apply import Rewritten, apply_plan
 from repl_fx.rewriting.check_training import TrainingCheck
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.site import surrogate_path
-from repl_fx.tracing.parts.capture import CapturedParts
-from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
+from repl_fx.tracing.parts.part_repeats import ModelRepeats
 
 
 class Trials:
     """Applies plans to the parts of a model, and takes a training step with what they make."""
 
-    def __init__(self, captured: CapturedParts, parts: Sequence[PartRepeats], seed: int, inputs: ExampleInputs) -> None:
-        self.captured, self.parts, self.seed, self.inputs = captured, parts, seed, inputs
+    def __init__(self, found: ModelRepeats, seed: int) -> None:
+        self.found, self.seed = found, seed
+        captured = found.captured
         self._reasons: dict[tuple[str, ...], str | None] = {}
         self._made: tuple[tuple[Replacement, ...], Rewritten] = (), Rewritten()
-        self._check = TrainingCheck(captured.module, inputs)
+        self._check = TrainingCheck(captured.module, captured.inputs)
         if captured.check is not None and not captured.check.training:
             # The model does not run in training mode.
             self._check.possible = False
@@ -35,7 +34,7 @@ class Trials:
         if replacements == plan.replacements:
             return rewritten
         try:
-            rewritten = apply_plan(self.parts, plan)
+            rewritten = apply_plan(self.found, plan)
         except ForeignError as failed:
             raise failed.problem from None
         self._made = plan.replacements, rewritten
@@ -97,7 +96,7 @@ class Trials:
         # A surrogate of a package that cannot be built here is refused like one that cannot be trained; where one of
         # repl-fx's own cannot, that is a defect.
         try:
-            rewritten = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
+            rewritten = apply_plan(self.found, Plan(replacements, (), "", self.seed))
         except ForeignError as problem:
             return f"{keys} cannot be built here: {problem}"
         except CutStretch as problem:
@@ -108,12 +107,12 @@ class Trials:
             return f"{keys} cannot be built here: {one_line(problem)}"
         removed, made = {}, {}
         for name in (replacement.block for replacement in replacements):
-            part = part_of(self.parts, name)
+            part = self.found.part_of(name)
             block, after = part.blocks[name], rewritten.graphs[part.path]
             removed[name] = [part.graph_module.get_parameter(path) for path in block.parameters]
             place = f"{surrogate_path(block.name)}."
             made[name] = [p for path, p in after.named_parameters() if path.startswith(place)]
-        problem_found, culprits = self._check.run(self.captured.with_graphs(rewritten.graphs), made, removed)
+        problem_found, culprits = self._check.run(self.found.captured.with_graphs(rewritten.graphs), made, removed)
         if problem_found is not None:
             return f"{keys} fails in a training step: {problem_found}"
         for replacement in replacements:

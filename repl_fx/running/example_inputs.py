@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -63,7 +63,11 @@ class ExampleInputs:
 class HasInputs:
     """A result that has example inputs: their arguments are attributes of its own."""
 
-    inputs: ExampleInputs
+    if TYPE_CHECKING:
+
+        @property
+        def inputs(self) -> ExampleInputs:
+            """The example inputs; at run time the class of the result has them."""
 
     @property
     def args(self) -> tuple[Any, ...]:

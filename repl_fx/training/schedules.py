@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import rewrite, unreplaced
+from repl_fx.pipeline import rewrite_again, unreplaced
 from repl_fx.rewriting.in_place.restoring import restored_state
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.training.config import TrainConfig
@@ -129,13 +129,13 @@ def _next(before: _PhaseModel, result: TransformResult, checkpoint: Path, name: 
     if name == REWRITTEN:
         # Into the tensors that the captured graphs share.
         source.load_state_dict(trained_weights(saved))
-        made = rewrite(result.captured_parts, result.plan, result.inputs)
+        made = rewrite_again(result.captured_parts, result.plan)
         return _PhaseModel(replace(made, checkpoint_blocks=result.checkpoint_blocks))
     model, averaged = before.result.model.cpu(), averaged_weights(saved)
 
     def restored(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         model.load_state_dict(weights)
-        return restored_state(source, model, result.found, result.plan)
+        return restored_state(result.found, model, result.plan)
 
     averages = None if averaged is None else restored(averaged)
     state, whole = restored(trained_weights(saved)), unreplaced(result, _RESTORED)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,8 @@ def test_what_cannot_be_written_leaves_the_artifact(place: Path, monkeypatch: py
     with pytest.raises(ExportError):
         export_artifact(artifact)
     assert read_manifest(place) == before
-    bare = dataclasses.replace(artifact, result=dataclasses.replace(artifact.result, inputs=ExampleInputs()))
+    found = artifact.result.found
+    without_inputs = replace(found, captured=replace(found.captured, inputs=ExampleInputs()))
+    bare = replace(artifact, result=replace(artifact.result, found=without_inputs))
     with pytest.raises(BadInput, match="has no input_ids among its example inputs"):
         export_artifact(bare, with_cache=True)

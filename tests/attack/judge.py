@@ -214,7 +214,7 @@ class Judge:
                 with self.quiet(f"transform by {key}"):
                     options = Options(every=every, surrogate=key, settings=settings)
                     free = _free_sizes(captured)
-                    result = rewrite(captured, options, ExampleInputs(args, kwargs))
+                    result = rewrite(captured, options)
                     require(free == _free_sizes(captured), "the rewrite fixed a size of the captured graph")
                 start = Snapshot(result.module)
                 self.judge_rewritten(key, result)

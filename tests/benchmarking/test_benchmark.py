@@ -88,7 +88,7 @@ def test_a_variant_that_cannot_be_made_or_run_is_a_row_with_the_reason(monkeypat
     def no_compiler(*_: Any, **__: Any) -> None:
         raise RuntimeError("\nno C++ compiler\nfound")
 
-    monkeypatch.setattr("repl_fx.benchmarking.model_variants.rewrite", refuse)
+    monkeypatch.setattr("repl_fx.benchmarking.model_variants.rewrite_again", refuse)
     monkeypatch.setattr(torch, "compile", no_compiler)
     monkeypatch.setattr(benchmarks, "_LONGEST", 40)
     result = transformed(_net(), (X,), surrogate="bottleneck")

@@ -95,3 +95,17 @@ def test_dimensions_that_weights_fix_are_left_out_unless_they_could_vary() -> No
     ]
     gm = capture(nn.Conv2d(3, 4, 3, padding=1), (torch.randn(2, 3, 1, 8),))
     assert [one.takes for one in dimensions_of(gm)] == ["any", "1 alone, as in the example inputs", "any"]
+
+
+def test_a_fixed_size_beside_a_free_one_of_the_same_kind_is_of_its_input() -> None:
+    class Messages(nn.Module):
+        """Adds to each node of a graph what the nodes at the other ends of its edges have."""
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            source, target = edges
+            return x.index_add(0, target, x[source])
+
+    gm = capture(Messages(), (torch.randn(5, 4), torch.randint(0, 5, (2, 9))))
+    line = Messages.forward.__code__.co_firstlineno + 1
+    fixed = f"edges_batch 2 alone (test_axes.py, line {line})"
+    assert list(map(str, dimensions_of(gm))) == ["batch any", "length any", fixed, "edges_length any"]

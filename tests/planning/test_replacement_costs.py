@@ -11,19 +11,22 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Replacement
-from repl_fx.planning.replacement_costs import COUNTED, Graphs, ReplacementCosts
+from repl_fx.planning.replacement_costs import COUNTED, ReplacementCosts
 from repl_fx.rewriting.apply import Rewritten
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import Part
-from repl_fx.tracing.parts.part_repeats import PartRepeats, find_in_parts
+from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.captures import captured
 from tests.nets import MlpBlock
 
 
 def costs_of(model: nn.Module, x: Tensor, *names: str) -> ReplacementCosts:
-    parts = captured(model, (x,))
-    graphs = Graphs(parts.module, parts.module, parts.parts, in_graphs)
-    return ReplacementCosts(graphs, find_in_parts(parts), names, 0)
+    return ReplacementCosts(find_in_parts(captured(model, (x,))), in_graphs, names, 0)
+
+
+def costs_of_graph(gm: fx.GraphModule, x: Tensor, name: str) -> ReplacementCosts:
+    parts = CapturedParts.of_graph(gm, ExampleInputs((x,)))
+    return ReplacementCosts(find_in_parts(parts, lambda part: ()), in_graphs, (name,), 0)
 
 
 def in_graphs(plan: Plan, made: Rewritten) -> tuple[nn.Module, nn.Module]:
@@ -77,17 +80,13 @@ def test_costs_that_are_unknown_are_refused() -> None:
         graph.graph.call_function(_item, (given,))
     graph.recompile()
     # Where there are values, the graph is run.
-    part = Part("", graph, ExampleInputs((torch.randn(2, 4),)))
-    known = ReplacementCosts(Graphs(graph, graph, (part,), in_graphs), (PartRepeats.of("", graph, ()),), ("flops",), 0)
-    assert known.before["flops"] == 64
-    part = Part("", graph.to("meta"), ExampleInputs((torch.randn(2, 4, device="meta"),)))
-    found = (PartRepeats.of("", graph, ()),)
-
+    assert costs_of_graph(graph, torch.randn(2, 4), "flops").before["flops"] == 64
+    graph, shapes = graph.to("meta"), torch.randn(2, 4, device="meta")
     with pytest.raises(
         BadInput, match=r"a budget of flops is for models that run on shapes alone, .*give --budget params=…"
     ):
-        ReplacementCosts(Graphs(graph, graph, (part,), in_graphs), found, ("flops",), 0)
-    assert ReplacementCosts(Graphs(graph, graph, (part,), in_graphs), found, ("params",), 0).before == {"params": 20}
+        assert costs_of_graph(graph, shapes, "flops").before
+    assert costs_of_graph(graph, shapes, "params").before == {"params": 20}
 
 
 def _item(x: Tensor) -> bool:

@@ -67,7 +67,9 @@ def test_costs_are_told_for_one_sample_too() -> None:
 def test_parts_and_what_stays_eager() -> None:
     gm = _traced()
     gm.meta["capture"] = CaptureInfo("Sequential", "torch.fx", ())
-    captured = CapturedParts(gm, gm, (Part("body", gm, ExampleInputs()),), (Eager("", "Net", "it branches"),))
+    captured = CapturedParts(
+        gm, gm, (Part("body", gm, ExampleInputs()),), ExampleInputs(), (Eager("", "Net", "it branches"),)
+    )
     assert parts_document(captured) == {
         "captured": [{"path": "body", "class": "Sequential", "tracer": "torch.fx", "sizes": []}],
         "eager": [{"path": "", "class": "Net", "reason": "it branches"}],

@@ -88,7 +88,7 @@ def test_plans_that_differ_in_settings_alone_are_tried_each(monkeypatch: pytest.
 
     model, x = nn.Sequential(*(Perceptron() for _ in range(5))), torch.randn(4, 16)
     result = repl_fx.transform(model, (x,), surrogate="bottleneck", settings={"ratio": 0.25}, blocks=["1"])
-    trials = Trials(result.captured_parts, result.found, 0, result.inputs)
+    trials = Trials(result.found, 0)
     monkeypatch.setattr(TrainingCheck, "run", counted)
     (one,) = result.plan.replacements
     for ratio in (0.25, 0.25, 0.5):

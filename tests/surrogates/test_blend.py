@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
 from tests.captures import transformed
 from tests.nets import ConvBlock, ConvNet, TokenNet, images, tokens
@@ -68,12 +67,12 @@ def test_recurrent_layers(recurrent: type[nn.RNNBase], tmp_path: Path) -> None:
             return out
 
     model, x = nn.Sequential(*(Recurrent() for _ in range(3))), torch.randn(2, 6, 8)
-    captured, inputs = repl_fx.capture_parts(model, (x,)), ExampleInputs((x,))
-    result = rewrite(captured, Options(surrogate="blend"), inputs)
+    captured = repl_fx.capture_parts(model, (x,))
+    result = rewrite(captured, Options(surrogate="blend"))
     assert [len(repeat) for repeat in result.repeats] == [3]
     assert [r.surrogate for r in result.plan.replacements] == ["blend"]
     # `auto` comes to the same.
-    assert rewrite(captured, Options(), inputs).plan.replacements == result.plan.replacements
+    assert rewrite(captured, Options()).plan.replacements == result.plan.replacements
     gm = result.graph_module
     gm(x).square().mean().backward()
     assert all(p.grad is not None for n, p in gm.named_parameters() if n.startswith("surrogates"))

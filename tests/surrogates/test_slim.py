@@ -15,7 +15,6 @@ from repl_fx.graph.axes import captured_axes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.slim import _order
 from tests.captures import captured_graph, transformed
@@ -151,7 +150,7 @@ def test_sizes_of_the_capture_that_vary_stay_free() -> None:
     captured = repl_fx.capture_parts(model, (x,))
     gm = captured.parts[0].graph_module
     free = [axis.name for axis in captured_axes(gm) if axis.symbol is not None]
-    rewrite(captured, Options(surrogate="slim"), ExampleInputs((x,)))
+    rewrite(captured, Options(surrogate="slim"))
     assert free == [axis.name for axis in captured_axes(gm) if axis.symbol is not None] == ["batch", "height", "width"]
 
 

@@ -113,7 +113,7 @@ def _check_surrogate(case: Case, captured: CapturedParts, surrogate: str, inputs
     """A transformed model trains, reloads, folds, exports and verifies."""
     args, kwargs = inputs.args, inputs.kwargs
     total = sum(p.numel() for p in captured.source.parameters())
-    result = rewrite(captured, Options(surrogate=surrogate), inputs)
+    result = rewrite(captured, Options(surrogate=surrogate))
     gm = result.graph_module
     assert len(result.plan.replacements) == case.going(surrogate)
     assert sum(p.numel() for p in gm.parameters()) < total

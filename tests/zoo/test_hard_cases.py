@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 import repl_fx
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 from tests.exporting import Exported
 
@@ -211,7 +210,7 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
     x = torch.randn(2, 4, WIDTH)
     captured = repl_fx.capture_parts(model, (x,))
     _check_exact(model, captured.module, x)
-    result = rewrite(captured, Options(), ExampleInputs((x,)))
+    result = rewrite(captured, Options())
     assert [len(repeat) for repeat in result.repeats] == [DEPTH]
     assert len(result.plan.replacements) == 1
     rewritten = result.graph_module
@@ -237,7 +236,7 @@ def test_half_precision_is_exact_and_exported(dtype: torch.dtype, tmp_path: Path
     x = torch.randn(2, 4, WIDTH, dtype=dtype)
     captured = repl_fx.capture_parts(model, (x,))
     _check_exact(model, captured.module, x)
-    rewritten = rewrite(captured, Options(), ExampleInputs((x,))).graph_module.eval()
+    rewritten = rewrite(captured, Options()).graph_module.eval()
     exported = Exported(rewritten, tmp_path / "model.onnx", (x,))
     if dtype is torch.bfloat16:
         # A valid file, which ONNX Runtime has no CPU kernels for.

@@ -34,7 +34,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, untouched
 from repl_fx.tracing.parts.capture import CapturedParts, Part
 from repl_fx.tracing.parts.finders import require_repeats
-from repl_fx.tracing.parts.part_repeats import PartRepeats, find_in_parts, repeats_of
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats, find_in_parts
 
 
 @shown("score blocks")
@@ -82,7 +82,7 @@ def score_blocks(
         )
     stage = progress or tell
     stage("score blocks")
-    scoring = _Scoring(captured, found, asked, loss)
+    scoring = _Scoring(found, asked, loss)
     with untouched(captured.source):
         for number, batch in enumerate(given, start=1):
             tell(f"batch {number}")
@@ -94,17 +94,15 @@ def score_blocks(
 class _Scoring:
     """The scores of one model in the making."""
 
-    def __init__(
-        self, captured: CapturedParts, found: Sequence[PartRepeats], asked: Sequence[Kind], loss: Loss | None
-    ) -> None:
+    def __init__(self, found: ModelRepeats, asked: Sequence[Kind], loss: Loss | None) -> None:
         self.found, self.asked, self.loss = found, asked, loss
         self.samples, self.total = 0, 0.0
         self.gradients = "gradient" in asked
         # By the names of the blocks in the model; empty where the loss alone is asked for.
         self.statistics: dict[tuple[str, ...], RepeatStatistics] = {}
         graphs = {part.path: self._observed(part) for part in found}
-        self.observed = captured.with_graphs(graphs).eval()
-        self.skipping = Skipping(captured, found)
+        self.observed = found.captured.with_graphs(graphs).eval()
+        self.skipping = Skipping(found)
         without = self.skipping.one_by_one() if "loss" in asked else {}
         self.evaluation = Evaluation(self.observed)
         self.alone = None if loss is None else MeanLosses(without, loss, self.evaluation)
@@ -187,12 +185,12 @@ class _Scoring:
         alone = self.alone.means if self.alone is not None else {}
         blocks = [
             self._block_score(name, repeat.name, alone.get(name), order)
-            for repeat in repeats_of(self.found)
+            for repeat in self.found.repeats
             for name in (block.name for block in repeat.blocks)
         ]
         stretches = []
         if "influence" in self.asked:
-            named = {block.name: repeat.name for repeat in repeats_of(self.found) for block in repeat.blocks}
+            named = {block.name: repeat.name for repeat in self.found.repeats for block in repeat.blocks}
             for names, statistics in self.statistics.items():
                 for (first, last), alike in sorted(statistics.alike.items()):
                     if first < last and (influence := alike.influence) is not None:
@@ -252,19 +250,19 @@ def _captured(given: CapturedParts | fx.GraphModule) -> CapturedParts:
             "give result.captured_parts"
         )
     require_module("score_blocks", given, graph=True)
-    return CapturedParts(given, given, (Part("", given, ExampleInputs()),))
+    return CapturedParts.of_graph(given, ExampleInputs())
 
 
-def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[PartRepeats, ...]:
+def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> ModelRepeats:
     """The parts of a model, with the repeats whose blocks are scored."""
     if repeats is not None and any(isinstance(repeat, Repeat) and repeat.own for repeat in repeats):
         return find_in_parts(captured, lambda part: require_repeats(part.graph_module, _within(part, repeats)))
-    parts = find_in_parts(captured)
-    known = {repeat.name for repeat in repeats_of(parts)}
+    found = find_in_parts(captured)
+    known = {repeat.name for repeat in found.repeats}
     if not known:
         raise BadInput("nothing repeats in this model, so that there are no blocks to score")
     if repeats is None:
-        return parts
+        return found
     if not repeats or not all(isinstance(repeat, Repeat) for repeat in repeats):
         raise BadInput("score_blocks takes for repeats what repl_fx.find_repeats(gm) returned, or some of it")
     wanted = {repeat.name for repeat in repeats}
@@ -272,7 +270,7 @@ def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[P
         raise BadInput(
             f"no repeat {sorted(wanted - known)[0]!r}; the repeats of this model are {', '.join(sorted(known))}"
         )
-    return tuple(_with(part, wanted) for part in parts)
+    return ModelRepeats(captured, tuple(_with(part, wanted) for part in found))
 
 
 def _within(part: Part, repeats: Sequence[Repeat]) -> list[Repeat]:

@@ -15,8 +15,7 @@ from repl_fx.planning.choose_surrogates import choose_surrogates
 from repl_fx.planning.policies import policy_of
 from repl_fx.rewriting.apply import apply_plan
 from repl_fx.running.batches import Batch, Evaluation, Loss, loss_of
-from repl_fx.tracing.parts.capture import CapturedParts
-from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
+from repl_fx.tracing.parts.part_repeats import ModelRepeats
 
 
 class Skipping:
@@ -26,14 +25,14 @@ class Skipping:
         refusals: why a block cannot be skipped, by name.
     """
 
-    def __init__(self, captured: CapturedParts, found: Sequence[PartRepeats]) -> None:
-        self.captured, self.found = captured, found
+    def __init__(self, found: ModelRepeats) -> None:
+        self.found = found
         self.refusals: dict[str, str] = {}
 
     def one_by_one(self) -> dict[str, nn.Module]:
         """The models without one block, by the name of the block; those at the ends of a repeat too."""
         made = {}
-        for repeat in repeats_of(self.found):
+        for repeat in self.found.repeats:
             for number, name in enumerate(block.name for block in repeat.blocks):
                 model = self._without([_alone(repeat, number)])
                 if isinstance(model, nn.Module):
@@ -46,7 +45,7 @@ class Skipping:
         """The candidates that a plan may take out besides `gone`, each with all blocks that it takes out then."""
         found = {}
         for name in candidates:
-            choice = choose_blocks(repeats_of(self.found), blocks=[*gone, name])
+            choice = choose_blocks(self.found.repeats, blocks=[*gone, name])
             if not choice.refusals:
                 found[name] = choice.chosen
         return found
@@ -65,7 +64,7 @@ class Skipping:
             graphs = apply_plan(self.found, Plan(replacements, (), "")).graphs
         except ForeignError as failed:
             raise failed.problem from None
-        return self.captured.with_graphs(graphs).eval()
+        return self.found.captured.with_graphs(graphs).eval()
 
 
 def _alone(repeat: Repeat, number: int) -> Chosen:

@@ -15,6 +15,7 @@ import repl_fx
 from repl_fx.artifact.provenance import with_origin
 from repl_fx.artifact.store import Artifact
 from repl_fx.costs.counted import Costs, measure_form
+from repl_fx.finding.blocks import Repeat
 from repl_fx.graph.captured import copy_graph
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.write_in_place import write_in_place_
@@ -42,26 +43,23 @@ from repl_fx.reporting.model_graph.node_facts import NodeCosts
 from repl_fx.reporting.model_graph.reading import read_evidence
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.tracing.parts.capture import CapturedParts, Part, qualified_name
-from repl_fx.tracing.parts.part_repeats import PartRepeats, find_in_parts, repeats_of
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 
-def document_of_model(
-    captured: CapturedParts, spec: str, notes: Sequence[str] = (), found: Sequence[PartRepeats] | None = None
-) -> Document:
+def document_of_model(found: ModelRepeats, spec: str, notes: Sequence[str] = ()) -> Document:
     """The document of a model that is not transformed.
 
     Args:
-        captured: from `capture_parts`.
+        found: the repeats of the model.
         spec: the words for the model.
         notes: remarks on it, a line each.
-        found: its repeats, where they are not those that `find_repeats` finds.
     """
-    return _document(captured, find_in_parts(captured) if found is None else found, None, spec, notes)
+    return _document(found, None, spec, notes)
 
 
 def document_of_result(result: TransformResult, spec: str, notes: Sequence[str] = ()) -> Document:
     """The document of a model before a transform and after it; see `document_of_model`."""
-    return _document(result.captured_parts, result.found, result, spec, notes)
+    return _document(result.found, result, spec, notes)
 
 
 def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = ()) -> Document:
@@ -75,13 +73,8 @@ def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = (
     return msgspec.structs.replace(document_of_result(artifact.result, spec, notes), **known)
 
 
-def _document(
-    captured: CapturedParts,
-    found: Sequence[PartRepeats],
-    result: TransformResult | None,
-    spec: str,
-    notes: Sequence[str],
-) -> Document:
+def _document(found: ModelRepeats, result: TransformResult | None, spec: str, notes: Sequence[str]) -> Document:
+    captured = found.captured
     # One layout for all groups that look the same.
     layouts: dict[GroupShape, str] = {}
     inputs = {part.path: part for part in captured.parts}
@@ -107,7 +100,7 @@ def _document(
         totals=Totals(captured.parts[0].inputs.batch, *totals),
         views=Views(View(before), None if result is None else View(after)),
         layouts={key: lay_out(outline) for outline, key in layouts.items()},
-        repeats=tuple(_repeat_rows(found)),
+        repeats=tuple(_repeat_rows(found.repeats)),
         plan=None if result is None else _plan_table(result, before, after),
     )
 
@@ -155,7 +148,7 @@ def _inputs(graphs: Sequence[Graph], parts: Sequence[Part]) -> Iterator[Input]:
                 yield Input(qualified_name(graph.id, name), graph.values[node.value].text, tuple(sizes))
 
 
-def _repeat_rows(found: Sequence[PartRepeats]) -> list[RepeatRow]:
+def _repeat_rows(repeats: Sequence[Repeat]) -> list[RepeatRow]:
     return [
         RepeatRow(
             repeat.name,
@@ -164,7 +157,7 @@ def _repeat_rows(found: Sequence[PartRepeats]) -> list[RepeatRow]:
             repeat.size,
             "shared" if repeat.shared else "similar" if repeat.similar else "exact",
         )
-        for repeat in repeats_of(found)
+        for repeat in repeats
     ]
 
 

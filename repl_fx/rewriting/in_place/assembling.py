@@ -18,11 +18,10 @@ from repl_fx.rewriting.in_place.placing import ModulePlace, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
 from repl_fx.rewriting.in_place.rows import NotInPlace
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.other_sizes import other_sizes_of
-from repl_fx.tracing.parts.capture import CapturedParts, assemble, qualified_name
-from repl_fx.tracing.parts.part_repeats import PartRepeats
+from repl_fx.tracing.parts.capture import assemble, qualified_name
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,10 @@ class InPlace:
 
 
 def put_in_place(
-    captured: CapturedParts,
-    parts: Sequence[PartRepeats],
+    found: ModelRepeats,
     plan: Plan,
     graphs: Mapping[str, fx.GraphModule],
     module: nn.Module | None,
-    inputs: ExampleInputs,
     *,
     judged: Judged | None = None,
     checkpoint_blocks: bool = False,
@@ -61,20 +58,19 @@ def put_in_place(
     """Put surrogates into a copy of the source's module tree; one that then computes otherwise is refused.
 
     Args:
-        captured: the model.
-        parts: its repeats, by part.
+        found: the repeats of the model.
         plan: the plan that was applied.
         graphs: the rewritten graphs with syntheses one by one, by the path of their part; the model in place shares
             their tensors.
         module: the rewritten model, which the model in place is compared with; None where costs alone are asked for.
-        inputs: the example inputs of the model.
-        judged: what is known of replacements in other plans for this model, with this seed and these inputs.
+        judged: what is known of replacements in other plans for this model, with this seed.
         checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
-    made, own = _put(captured, parts, plan, graphs, set())
+    captured, inputs = found.captured, found.captured.inputs
+    made, own = _put(found, plan, graphs, set())
     if module is not None and made.model is not None:
         by_graph = (judged or Judged()).of(captured.source, made.model, own, inputs)
-        made, _ = _put(captured, parts, plan, graphs, by_graph) if by_graph else (made, own)
+        made, _ = _put(found, plan, graphs, by_graph) if by_graph else (made, own)
     if made.model is None:
         return made
     if module is not None:
@@ -85,32 +81,29 @@ def put_in_place(
         if differs := parting(made.model, module, *trials, source=captured.source):
             return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
     if checkpoint_blocks:
-        for path in _kept_modules(parts, plan):
+        for path in _kept_modules(found, plan):
             CheckpointedForward.put_on(made.model.get_submodule(path))
     complete_(made.model)
     return made
 
 
 def _put(
-    captured: CapturedParts,
-    parts: Sequence[PartRepeats],
-    plan: Plan,
-    graphs: Mapping[str, fx.GraphModule],
-    by_graph: Set[str],
+    found: ModelRepeats, plan: Plan, graphs: Mapping[str, fx.GraphModule], by_graph: Set[str]
 ) -> tuple[InPlace, dict[str, OwnCode]]:
     """The model in place, and what of it runs a block's own code on other sizes; that of `by_graph` does not."""
+    source = found.captured.source
     own: dict[str, OwnCode] = {}
     blocks: dict[str, SurrogateBlock] = {}
     prefixes: dict[str, str] = {}
     refusals: list[Refusal] = []
     fits_others: set[str] = set()
-    for part in parts:
+    for part in found:
         places = tuple(places_of(part, plan))
         for place in places:
             named, replaced = partial(qualified_name, part.path), place.replacements
             try:
                 own_code = by_graph.isdisjoint(map(named, place.paths))
-                cut = Cut(graphs[part.path], part, place, captured.source, own_code=own_code)
+                cut = Cut(graphs[part.path], part, place, source, own_code=own_code)
                 # The blocks are some that can have a surrogate in their place.
                 fits_others.update(replacement.block for replacement in replaced)
                 made = cut.made()
@@ -129,7 +122,7 @@ def _put(
     if refusals:
         open_ = frozenset(fits_others & {refusal.block for refusal in refusals})
         return InPlace(None, tuple(refusals), open=open_), {}
-    model = assemble(captured.source, blocks)
+    model = assemble(source, blocks)
     for block in blocks.values():
         stand_in = block._stand_in
         stand_in.around = (model,)
@@ -154,13 +147,11 @@ def _require_watched(cut: Cut, part: PartRepeats, places: Sequence[ModulePlace])
             raise NotInPlace(f"it mixes by the attention map of {path}, beside which another block is replaced")
 
 
-def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:
+def _kept_modules(found: ModelRepeats, plan: Plan) -> list[str]:
     """The paths of the modules that are kept blocks of a repeat in which others were replaced."""
     gone = {replacement.block for replacement in plan.replacements}
-    found: dict[str, None] = {}
-    for part in parts:
-        for repeat in part.repeats:
-            if gone.isdisjoint(block.name for block in repeat.blocks):
-                continue
-            found.update({b.module_path: None for b in repeat.blocks if b.module_path and b.name not in gone})
-    return list(found)
+    kept: dict[str, None] = {}
+    for repeat in found.repeats:
+        if not gone.isdisjoint(block.name for block in repeat.blocks):
+            kept.update({b.module_path: None for b in repeat.blocks if b.module_path and b.name not in gone})
+    return list(kept)

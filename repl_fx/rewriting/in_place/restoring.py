@@ -19,7 +19,7 @@ Never touches: the model; all that is returned is a copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -34,26 +34,25 @@ from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.branch_edits import silencing_parameters
 from repl_fx.surrogates.shared.site import Site
 from repl_fx.tracing.parts.capture import qualified_name
-from repl_fx.tracing.parts.part_repeats import PartRepeats
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 
 @torch.no_grad()
-def restored_state(source: nn.Module, model: nn.Module, parts: Sequence[PartRepeats], plan: Plan) -> dict[str, Tensor]:
+def restored_state(found: ModelRepeats, model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     """The `state_dict` of the model before, with the weights of now and whole blocks made from the surrogates.
 
     Args:
-        source: the model before; what nothing else gives a value is as it is there.
+        found: the repeats of the model before; what nothing else gives a value is as it is there.
         model: the model in place.
-        parts: the repeats of the graphs before.
         plan: the plan that was applied.
     """
     now = model.state_dict()
     made: dict[str, Tensor] = {}
-    for part in parts:
+    for part in found:
         for place in places_of(part, plan):
             for replacement in place.replacements:
                 made.update(_ReplacedBlock(model, part, place, replacement).values())
-    own = source.state_dict(keep_vars=True)
+    own = found.captured.source.state_dict(keep_vars=True)
     # A tensor of the block that is tied to a kept one has the value of that.
     kept = {id(tensor) for name, tensor in own.items() if name in now}
     return {

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -73,6 +73,7 @@ class CapturedParts:
         source: the model, or the copy of it that the parts share their tensors with.
         module: the model with graphs in place of the modules that were captured; the graph where it is one.
         parts: the graphs, in the order of their first calls.
+        inputs: the example inputs of the model.
         eager: modules that were tried and stay eager, with the reason; empty where the model is one graph.
         check: the comparison of source and `module`; None where none was made.
         fixed: names of dimensions that stay as in the example, because they were asked to.
@@ -82,10 +83,16 @@ class CapturedParts:
     source: nn.Module
     module: nn.Module
     parts: tuple[Part, ...]
+    inputs: ExampleInputs
     eager: tuple[Eager, ...] = ()
     check: CaptureCheck | None = None
     fixed: tuple[str, ...] = ()
     stored: str = ""
+
+    @classmethod
+    def of_graph(cls, gm: fx.GraphModule, inputs: ExampleInputs, source: nn.Module | None = None) -> CapturedParts:
+        """A graph that was captured before, of `source`, or by itself."""
+        return cls(source or gm, gm, (Part("", gm, inputs),), inputs)
 
     @property
     def whole(self) -> bool:
@@ -160,7 +167,7 @@ def capture_parts(
             obstacles = problem.obstacles
         else:
             require_known(names, [gm])
-            return CapturedParts(source, gm, (Part("", gm, inputs),), fixed=names)
+            return CapturedParts(source, gm, (Part("", gm, inputs),), inputs, fixed=names)
     inputs = widen_batch(source, given)
     reference, calls, methods = _observe(source, inputs)
     search = Search(source, calls, methods, names)
@@ -185,7 +192,7 @@ def capture_parts(
     if check.differences:
         lines = [f"with graphs in it, it differs in {line}" for line in check.differences]
         raise CaptureError(type(model).__name__, lines)
-    return CapturedParts(source, module, parts, tuple(eager), check, names)
+    return CapturedParts(source, module, parts, inputs, tuple(eager), check, names)
 
 
 def captured_before(
@@ -193,20 +200,25 @@ def captured_before(
 ) -> CapturedParts | None:
     """The capture of a model that was made before; None where it is of another, or of a copy."""
     if isinstance(captured, CapturedParts):
-        return captured if captured.source is model else None
+        return replace(captured, inputs=inputs) if captured.source is model else None
     require_module("transform", captured, graph=True, name="captured")
     info, own = captured.meta.get("capture"), dict(model.named_parameters(remove_duplicate=False))
     shares = all(own.get(name) is parameter for name, parameter in captured.named_parameters())
     known = info is not None and info.model == type(model).__name__ and shares
-    return CapturedParts(model, captured, (Part("", captured, inputs),)) if known else None
+    return CapturedParts.of_graph(captured, inputs, model) if known else None
 
 
 def capture_as_called(
-    model: nn.Module, calls: Mapping[str, ExampleInputs], tracers: Mapping[str, str], fixed: Sequence[str] = ()
+    model: nn.Module,
+    inputs: ExampleInputs,
+    calls: Mapping[str, ExampleInputs],
+    tracers: Mapping[str, str],
+    fixed: Sequence[str] = (),
 ) -> CapturedParts:
     """Capture modules of a model on inputs that are known already: the model is not run, and nothing is compared.
 
-    Each is given, by path, with its inputs and with the name of the tracer that took it before; `fixed` as it was then.
+    Each is given, by path, with its inputs and with the name of the tracer that took it before; `fixed` as it was then,
+    and `inputs` are those of the model.
 
     Raises:
         CaptureError: a module cannot be captured on these inputs.
@@ -222,7 +234,7 @@ def capture_as_called(
         keep_attributes(module, gm)
         parts.append(Part(path, gm, inputs))
     graphs = {part.path: part.graph_module for part in parts}
-    return CapturedParts(model, assemble(model, graphs), tuple(parts), fixed=tuple(fixed))
+    return CapturedParts(model, assemble(model, graphs), tuple(parts), inputs, fixed=tuple(fixed))
 
 
 def assemble(source: nn.Module, instead: Mapping[str, nn.Module]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -61,12 +61,56 @@ class PartRepeats:
         return tuple(lines_of_graph(self.graph_module))
 
 
-def find_in_parts(captured: CapturedParts, find: Find = by_structure) -> tuple[PartRepeats, ...]:
+@dataclass(frozen=True, eq=False)
+class ModelRepeats:
+    """The repeats of a captured model, part by part.
+
+    Attributes:
+        captured: the model.
+        parts: the repeats of each of its parts, or of some.
+    """
+
+    captured: CapturedParts
+    parts: tuple[PartRepeats, ...]
+
+    def __iter__(self) -> Iterator[PartRepeats]:
+        return iter(self.parts)
+
+    @cached_property
+    def repeats(self) -> Repeats:
+        """The repeats of all parts, under the names that they have in the model."""
+        return Repeats(repeat for part in self.parts for repeat in part.repeats)
+
+    @property
+    def own(self) -> list[Repeat]:
+        """The repeats that the user made, under the names that they have in the graphs."""
+        return [repeat for part in self.parts for repeat in part.inside if repeat.own]
+
+    @property
+    def described(self) -> tuple[OwnRepeat, ...]:
+        """The repeats that the user made, as a plan holds them."""
+        return tuple(described(repeat, part.path) for part in self.parts for repeat in part.inside if repeat.own)
+
+    def part_of(self, block: str) -> PartRepeats:
+        """The part that a block is in, by the name that the block has in the model."""
+        return next(part for part in self.parts if block in part.blocks)
+
+    def structure(self, paths: Collection[str] = ()) -> tuple[str, ...]:
+        """The text of the parts at some paths, or of all where none is there, and of the model around them.
+
+        It is that of the graph where the whole model is one.
+        """
+        used = [part for part in self.parts if part.path in paths] or self.parts
+        return _text({part.path: part.lines for part in used}, self.captured.source)
+
+
+def find_in_parts(captured: CapturedParts, find: Find = by_structure) -> ModelRepeats:
     """The repeats of each part, as `find` says (`repl_fx.tracing.parts.finders`)."""
-    return tuple(PartRepeats.of(part.path, part.graph_module, find(part)) for part in captured.parts)
+    parts = (PartRepeats.of(part.path, part.graph_module, find(part)) for part in captured.parts)
+    return ModelRepeats(captured, tuple(parts))
 
 
-def find_again(captured: CapturedParts, plan: Plan) -> tuple[PartRepeats, ...]:
+def find_again(captured: CapturedParts, plan: Plan) -> ModelRepeats:
     """The repeats that a plan is for, of the model that it was made for.
 
     Raises:
@@ -75,44 +119,18 @@ def find_again(captured: CapturedParts, plan: Plan) -> tuple[PartRepeats, ...]:
     try:
         found = find_in_parts(captured, by_plan(plan))
     except BadInput as problem:
-        bare = [PartRepeats.of(part.path, part.graph_module, ()) for part in captured.parts]
-        _require_made_for(plan, bare, captured.source)
+        _require_made_for(plan, find_in_parts(captured, lambda part: ()))
         raise PlanMismatch(f"a repeat of the plan does not hold: {problem}; make a new plan") from problem
-    _require_made_for(plan, found, captured.source)
+    _require_made_for(plan, found)
     return found
 
 
-def _require_made_for(plan: Plan, found: Sequence[PartRepeats], model: nn.Module) -> None:
+def _require_made_for(plan: Plan, found: ModelRepeats) -> None:
     if plan.fingerprint:
-        structure = structure_of(parts_of_plan(found, plan), model)
+        structure = found.structure(plan.parts)
         if plan.fingerprint != fingerprint(structure):
-            name = type(model).__name__
+            name = type(found.captured.source).__name__
             raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan", structure)
-
-
-def own_repeats_of(parts: Iterable[PartRepeats]) -> tuple[OwnRepeat, ...]:
-    """The repeats that the user made, as a plan holds them."""
-    return tuple(described(repeat, part.path) for part in parts for repeat in part.inside if repeat.own)
-
-
-def own_inside(parts: Iterable[PartRepeats]) -> list[Repeat] | None:
-    """The repeats that the user made, as `score_blocks` takes them; None where there are none."""
-    return [repeat for part in parts for repeat in part.inside if repeat.own] or None
-
-
-def repeats_of(parts: Iterable[PartRepeats]) -> Repeats:
-    """The repeats of all parts of a model, under the names that they have in it."""
-    return Repeats(repeat for part in parts for repeat in part.repeats)
-
-
-def part_of(parts: Iterable[PartRepeats], block: str) -> PartRepeats:
-    """The part that a block is in, by the name that the block has in the model."""
-    return next(part for part in parts if block in part.blocks)
-
-
-def parts_of_plan(parts: Sequence[PartRepeats], plan: Plan) -> Sequence[PartRepeats]:
-    """The parts that a plan is for; all of them where it names others."""
-    return [part for part in parts if part.path in plan.parts] or parts
 
 
 def _named_from(path: str, repeat: Repeat) -> Repeat:
@@ -129,13 +147,6 @@ def _named_from(path: str, repeat: Repeat) -> Repeat:
     )
     children = tuple(_named_from(path, child) for child in repeat.children)
     return replace(repeat, name=qualified_name(path, repeat.name), blocks=blocks, children=children)
-
-
-def structure_of(parts: Sequence[PartRepeats], model: nn.Module | None) -> tuple[str, ...]:
-    """The text of all parts, and of the model around them; that of the graph where the whole model is one."""
-    if model is None:
-        return parts[0].lines
-    return _text({part.path: part.lines for part in parts}, model)
 
 
 def lines_made(module: nn.Module) -> tuple[str, ...]:

@@ -133,12 +133,17 @@ def _others(gm: fx.GraphModule, source: nn.Module, made: Collection[str], switch
 
 
 def read_data(
-    text: str, model: nn.Module, calls: Mapping[str, ExampleInputs], fixed: tuple[str, ...] = ()
+    text: str,
+    model: nn.Module,
+    inputs: ExampleInputs,
+    calls: Mapping[str, ExampleInputs],
+    fixed: tuple[str, ...] = (),
 ) -> CapturedParts | None:
     """The capture of a model that was written as text; None where the model has to be traced.
 
     Args:
         model: a model of the same source; the graphs share its tensors.
+        inputs: its example inputs.
         calls: the inputs that each part was captured with, by path.
         fixed: as it was captured.
 
@@ -163,7 +168,7 @@ def read_data(
         return None
     parts = tuple(Part(path, gm, calls[path]) for path, gm in graphs.items())
     module = graphs[""] if list(graphs) == [""] else assemble(model, graphs)
-    return CapturedParts(model, module, parts, fixed=fixed, stored=text)
+    return CapturedParts(model, module, parts, inputs, fixed=fixed, stored=text)
 
 
 def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleInputs) -> CapturedModule:

@@ -32,7 +32,7 @@ from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
 from repl_fx.tracing.parts.finders import by_options
-from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside
+from repl_fx.tracing.parts.part_repeats import find_in_parts
 from repl_fx.training.calibration import calibration, require_loaders, score_on_data
 from repl_fx.training.command import RunRequest, begin as begin_training, train_directory
 from repl_fx.training.compression.config import CompressConfig, settings_to_compress
@@ -212,7 +212,7 @@ def _cut_captured(run: _CompressRun, source: Source, data: Data | UserData, capt
     if scores is None:
         blocks = config.planning_options().get("blocks") or ()
         found = find_in_parts(captured, by_options(captured, blocks, config.finder))
-        options: Any = {"samples": config.samples, "progress": run.progress, "repeats": own_inside(found)}
+        options: Any = {"samples": config.samples, "progress": run.progress, "repeats": found.own or None}
         scores = score_on_data(captured, data, config, config.score, **options)
         state.write_scores(scores)
 

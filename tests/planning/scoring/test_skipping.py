@@ -14,8 +14,7 @@ from tests.planning.scoring.nets import Plane, mean_square
 
 
 def _skipping(net: nn.Module, x: Tensor) -> Skipping:
-    found = captured(net.eval(), (x,))
-    return Skipping(found, find_in_parts(found))
+    return Skipping(find_in_parts(captured(net.eval(), (x,))))
 
 
 def test_each_block_can_be_skipped_alone_the_ends_too() -> None:

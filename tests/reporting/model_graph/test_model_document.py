@@ -18,7 +18,7 @@ from repl_fx.planning.options import Options
 from repl_fx.reporting.model_graph.document import Document
 from repl_fx.reporting.model_graph.model_document import document_of_artifact, document_of_model, document_of_result
 from repl_fx.reporting.page.sections import sections_of
-from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.captures import captured, transformed
 from tests.model_graphs import TOKENS, require_tree, small_document
 from tests.nets import ConvNet, MlpNet, TokenNet
@@ -86,7 +86,7 @@ def test_equal_blocks_share_a_layout() -> None:
 
 def test_a_model_alone_has_no_view_after() -> None:
     torch.manual_seed(0)
-    document = document_of_model(captured(TokenNet(depth=3), (TOKENS,)), "net.py", ["random weights"])
+    document = document_of_model(find_in_parts(captured(TokenNet(depth=3), (TOKENS,))), "net.py", ["random weights"])
     assert (document.views.after, document.plan, document.totals.after) == (None, None, None)
     assert document.model.notes == ("random weights", "sizes: batch any; length any")
     require_tree(document.views.before.graphs[0])
@@ -111,7 +111,7 @@ def test_a_model_in_parts_has_a_graph_for_each() -> None:
     torch.manual_seed(0)
     parts = repl_fx.capture_parts(_InParts(), (TOKENS,), paths=["trunk", "last"])
     options: Options = {"surrogate": "identity"}
-    result = rewrite(parts, options, ExampleInputs.of((TOKENS,)), check=False)
+    result = rewrite(parts, options, check=False)
     document = document_of_result(result, "net.py")
     assert document.views.after is not None and document.totals.after is not None
     for view in (document.views.before, document.views.after):

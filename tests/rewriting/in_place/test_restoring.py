@@ -30,7 +30,7 @@ def _trained(model: nn.Module, x: Tensor, surrogate: str, every: int = 2, **sett
 
 
 def _restored(result: repl_fx.TransformResult, model: nn.Module) -> nn.Module:
-    state = restored_state(result.captured_parts.source, result.model, result.found, result.plan)
+    state = restored_state(result.found, result.model, result.plan)
     assert list(state) == list(model.state_dict())
     model.load_state_dict(state)
     return model
@@ -129,7 +129,7 @@ def test_a_tensor_that_is_tied_to_a_kept_one_has_its_value() -> None:
     net = TokenNet(depth=3)
     net.blocks[1].fc2.bias = net.blocks[0].fc2.bias  # type: ignore[union-attr]
     result = _trained(net, TOKENS, "bottleneck")
-    state = restored_state(result.captured_parts.source, result.model, result.found, result.plan)
+    state = restored_state(result.found, result.model, result.plan)
     missing = set(net.state_dict()) - set(state)
     assert missing <= {"blocks.1.fc2.bias"}
     net.load_state_dict(state, strict=False)

@@ -14,7 +14,6 @@ from repl_fx.graph.roles import LINEAR
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
-from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
@@ -24,8 +23,7 @@ def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
     captured = repl_fx.capture_parts(TokenNet(depth=5), (tokens(),))
     (part,) = captured.parts
     before = part.graph_module.print_readable(print_output=False)
-    inputs = ExampleInputs((tokens(),))
-    results = [rewrite(captured, Options(surrogate=key), inputs) for key in ("reuse", "blend", "reuse")]
+    results = [rewrite(captured, Options(surrogate=key)) for key in ("reuse", "blend", "reuse")]
     assert part.graph_module.print_readable(print_output=False) == before
     first, _, again = (result.graph_module for result in results)
     assert str(first.graph) == str(again.graph)

@@ -19,7 +19,7 @@ from repl_fx.artifact import load_artifact
 from repl_fx.export import export_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.tracing.parts.part_repeats import find_in_parts, repeats_of
+from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.exporting import Exported
 from tests.tracing.parts.nets import sensible
 
@@ -335,7 +335,7 @@ def test_modules_and_methods_kept_in_attributes_lead_to_the_parts() -> None:
 
 
 def test_repeats_have_the_names_of_the_model(result: repl_fx.TransformResult) -> None:
-    repeats = repeats_of(find_in_parts(result.captured_parts))
+    repeats = find_in_parts(result.captured_parts).repeats
     assert [repeat.name.split(".")[0] for repeat in repeats] == ["body", "head"]
     assert [len(repeat) for repeat in repeats] == [3, 3]
     assert [repeat.name for repeat in result.repeats] == [repeat.name for repeat in repeats]

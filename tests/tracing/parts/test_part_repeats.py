@@ -6,7 +6,9 @@ import torch
 from torch import fx, nn
 
 import repl_fx
-from repl_fx.tracing.parts.part_repeats import PartRepeats, lines_made, structure_of
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats, find_in_parts, lines_made
 from tests.captures import captured_graph
 from tests.nets import TokenNet, tokens
 
@@ -30,20 +32,22 @@ def test_a_whole_model_has_no_prefix() -> None:
     assert part.repeats == part.inside and list(part.blocks) == [f"blocks.{i}" for i in range(4)]
 
 
-def _part(layer: nn.Module) -> PartRepeats:
-    return PartRepeats.of("body", fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), layer)), ())
+def _found(layer: nn.Module, path: str, source: nn.Module) -> ModelRepeats:
+    gm = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), layer))
+    captured = CapturedParts(source, source, (Part(path, gm, ExampleInputs()),), ExampleInputs())
+    return find_in_parts(captured, lambda part: ())
 
 
 def test_a_whole_model_is_the_text_of_its_graph() -> None:
-    part = _part(nn.ReLU())
-    assert structure_of((part,), None) == part.lines
-    assert structure_of((_part(nn.Tanh()),), None) != part.lines
+    found = _found(nn.ReLU(), "", nn.Identity())
+    (part,) = found
+    assert found.structure() == found.structure(["other"]) == part.lines
+    assert _found(nn.Tanh(), "", nn.Identity()).structure() != part.lines
 
 
 def test_parts_stand_under_their_path_and_the_model_around_them() -> None:
-    part = _part(nn.ReLU())
-    around = nn.ModuleDict({"body": nn.Identity(), "head": nn.Dropout(0.25)})
-    lines = structure_of((part,), around)
+    found = _found(nn.ReLU(), "body", nn.ModuleDict({"body": nn.Identity(), "head": nn.Dropout(0.25)}))
+    (part,), lines = found, found.structure(["body"])
     inside = [line for line in lines if line.startswith("body: ")]
     assert inside == [f"body: {line}" for line in part.lines]
     assert any("head" in line and "p=0.25" in line for line in lines)

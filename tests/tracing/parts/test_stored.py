@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import capture_parts
 from repl_fx.tracing.parts.stored import as_data, read_data
 from tests.nets import TokenNet
@@ -15,12 +16,12 @@ def test_a_capture_comes_back_for_the_same_model_alone() -> None:
     captured = capture_parts(model, (x,))
     text = as_data(captured, {part.path for part in captured.parts})
     calls = {part.path: part.inputs for part in captured.parts}
-    again = read_data(text, model, calls)
+    again = read_data(text, model, captured.inputs, calls)
     assert again is not None
     assert torch.equal(again.module.eval()(x), captured.module.eval()(x))
-    assert read_data(text, TokenNet(depth=4), calls) is None
+    assert read_data(text, TokenNet(depth=4), captured.inputs, calls) is None
 
 
 def test_another_text_is_refused() -> None:
     with pytest.raises(ValueError, match="Error"):
-        read_data("{}", TokenNet(depth=3), {})
+        read_data("{}", TokenNet(depth=3), ExampleInputs(), {})
