@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import fx
+from torch import Tensor, fx
 
 from repl_fx.display.html import ShownInNotebooks
 
@@ -54,6 +54,15 @@ class Block(ShownInNotebooks):
     def output(self) -> fx.Node:
         """The streamed value that the block makes, the first of several."""
         return self.outputs[0]
+
+    @property
+    def keeps_size(self) -> bool:
+        """Tell whether the streamed values that the block makes have the shapes of those that it takes."""
+        for given, made in zip(self.inputs, self.outputs, strict=True):
+            ours, theirs = given.meta.get("val"), made.meta.get("val")
+            if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) != str(theirs.shape):
+                return False
+        return True
 
     @cached_property
     def node_set(self) -> frozenset[fx.Node]:

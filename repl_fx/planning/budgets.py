@@ -29,7 +29,7 @@ from repl_fx.costs.counted import Costs
 from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, close_matches, one_line
 from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.planning.choose_blocks import candidates, keeps_size, with_neighbours
+from repl_fx.planning.choose_blocks import candidates, with_neighbours
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
 from repl_fx.planning.knapsack import LARGEST, Item, Packing, PlaceRow, TooMany, front_of, whole
 from repl_fx.planning.policies import Mix, Policy
@@ -338,7 +338,7 @@ class BudgetPlanner:
         missing = [block for block in self.places if block not in given]
         for block in tuple(missing):
             repeat, i = self.places[block]
-            if not keeps_size(repeat.blocks[i]):
+            if not repeat.blocks[i].keeps_size:
                 # Most kinds of scores compare what leaves a block with what enters it.
                 missing.remove(block)
                 del self.places[block]

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from torch import Tensor, fx
+from torch import fx
 
 from repl_fx.errors import BadInput, UnknownBlock
 from repl_fx.finding.blocks import Block, Repeat
@@ -173,13 +173,13 @@ def _inner(repeat: Repeat, settled: set[fx.Node], changes_sizes: bool = False) -
     if not repeat.similar:
         return list(inner)
     free = [i for i in inner if settled.isdisjoint(repeat.blocks[i].nodes)]
-    return [i for i in free if changes_sizes or keeps_size(repeat.blocks[i])]
+    return [i for i in free if changes_sizes or repeat.blocks[i].keeps_size]
 
 
 def _ends(repeat: Repeat, taken: Mapping[fx.Node, str], changes_sizes: bool = False) -> list[int]:
     """The first and the last block; of a similar repeat, where they keep sizes, or may not; none that is taken."""
     ends = [i for i in (0, len(repeat) - 1) if taken.keys().isdisjoint(repeat.blocks[i].nodes)]
-    return [i for i in ends if not repeat.similar or changes_sizes or keeps_size(repeat.blocks[i])]
+    return [i for i in ends if not repeat.similar or changes_sizes or repeat.blocks[i].keeps_size]
 
 
 def _spread(candidates: Iterable[int], every: int) -> list[int]:
@@ -189,15 +189,6 @@ def _spread(candidates: Iterable[int], every: int) -> list[int]:
         if i - (picked[-1] if picked else -1) >= every:
             picked.append(i)
     return picked
-
-
-def keeps_size(block: Block) -> bool:
-    """Tell whether the streamed values that a block makes have the shapes of those that it takes."""
-    for given, made in zip(block.inputs, block.outputs, strict=True):
-        ours, theirs = given.meta.get("val"), made.meta.get("val")
-        if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) != str(theirs.shape):
-            return False
-    return True
 
 
 def _named(repeats: Sequence[Repeat], blocks: Sequence[str | int]) -> set[str]:

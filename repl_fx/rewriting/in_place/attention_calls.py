@@ -30,6 +30,10 @@ from repl_fx.surrogates.shared.recompute import RecomputedAttention
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 # Where attention modules of transformers keep the number of their layer in a cache.
 _LAYERS = ("layer_idx", "layer_id")
+# On a layer of a cache: its values are known to be a surrogate's.
+_OWN_VALUES = "_has_values_of_surrogate"
+# The dimensions of values in a cache that stay as they are: batch, heads and features.
+_KEPT = (0, 1, -1)
 
 
 @dataclass(frozen=True)
@@ -222,13 +226,17 @@ class BorrowedAttention:
             if reach * batch * x.shape[-1] != x.numel():
                 raise CallRefused(
                     f"{self.kept.path} attends to {reach} positions, and the surrogate of {self.block} has values of "
-                    f"{x.numel() // x.shape[-1] // batch}; run without a cache, or with one of transformers"
+                    f"{x.numel() // x.shape[-1] // batch}; run without a cache, or with a dynamic or static one of "
+                    "transformers (generate, and not generate_batch)"
                 )
             mixed: Tensor = layer(x, weight_in, weight_out, bias_in, bias_out, *given)
             return mixed
         if self.index is None:
             raise CallRefused(f"the surrogate of {self.block} has no place in a {type(cache).__name__}; run without")
-        first = cache.get_seq_length(self.index) == 0 and reach * batch * x.shape[-1] == x.numel()
+        length = cache.get_seq_length(self.index)
+        # A cache of fixed size counts in a tensor, which a trace cannot ask.
+        asked = not (isinstance(length, Tensor) and torch.compiler.is_compiling())
+        first = asked and reach * batch * x.shape[-1] == x.numel() and bool(length == 0)
         if first:
             # As without a cache, to the last bit of the gradients.
             mixed, n = layer.with_normalised(x, weight_in, weight_out, bias_in, bias_out, *given)
@@ -236,8 +244,38 @@ class BorrowedAttention:
             n = layer.normalised(x)[0]
         thin = F.linear(n, weight_in.to(n.dtype), bias_in if bias_in is None else bias_in.to(n.dtype))
         values = layer.values(thin, batch, call.queries.shape[-2])
-        known: Tensor = cache.update(values, values, self.index)[1]
-        return mixed if first else F.linear(layer.mix(known[..., :reach, :], thin.shape, *given), weight_out, bias_out)
+        kept = self._as_kept(cache, values)
+        known: Tensor = cache.update(kept, kept, self.index)[1]
+        if first:
+            return mixed
+        known = known[:, : values.shape[1], :reach, : values.shape[-1]]
+        return F.linear(layer.mix(known, thin.shape, *given), weight_out, bias_out)
+
+    def _as_kept(self, cache: Any, values: Tensor) -> Tensor:
+        """The thin values as the cache keeps them: padded where it has room for the removed block's already.
+
+        Raises:
+            CallRefused: keys and values of another model are there. The surrogate puts the same for both.
+        """
+        layers = getattr(cache, "layers", ())
+        layer = layers[self.index] if self.index is not None and self.index < len(layers) else None
+        held = [getattr(layer, name, None) for name in ("keys", "values")]
+        if not all(isinstance(one, Tensor) and one.numel() for one in held):
+            return values
+        keys, known = held
+        more = [keys.shape[i] - values.shape[i] for i in _KEPT]
+        if hasattr(layer, "max_cache_len") and more[0] == 0 and min(more) >= 0:
+            values, more = F.pad(values, (0, more[2], 0, 0, 0, more[1])), [0]
+        known_own = torch.compiler.is_compiling() or getattr(layer, _OWN_VALUES, False)
+        # Asked once: on a GPU, an answer from values waits for all that runs there.
+        if any(more) or not (known_own or torch.equal(keys[..., :1, :], known[..., :1, :])):
+            raise CallRefused(
+                f"the cache has keys and values of another model in layer {self.index}, where the surrogate of "
+                f"{self.block} keeps its own; start with an empty cache, without prefixes such as those of PEFT"
+            )
+        if not known_own:
+            setattr(layer, _OWN_VALUES, True)
+        return values
 
     def _layer(self, call: AttentionCall) -> RecomputedAttention:
         key = call.causal, call.scale

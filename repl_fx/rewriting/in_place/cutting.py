@@ -341,7 +341,10 @@ class Cut:
     def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], block: SurrogateBlock) -> None:
         """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
         ordered = [node for node in self.gm.graph.nodes if node in needed]
-        checks = () if self.swaps else tuple(self._size_checks())
+        # What depends on a stream alone, and gives it back in its size, is the same whichever way the block would go.
+        alone = not self.place.is_half and all(traits.reads_stream_alone for traits in self.traits)
+        no_way = self.swaps or (alone and all(block.keeps_size for block in self.blocks))
+        checks = () if no_way else tuple(self._size_checks())
         read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
         for node in (*read, *results, *(node for _, taken in checks for node in taken)):
             argument = node if node in self.given else self.extract.size(node)

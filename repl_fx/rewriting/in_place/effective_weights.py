@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ def weight_now(model: nn.Module, path: str) -> Any:
     offloaded is where its layer would run, and one that torchao quantised has the values that its layer computes with.
 
     Raises:
-        CallRefused: an adapter whose part cannot be added to the weight, a quantised layer, which has none, a shard, or
-            a layer that is gone.
+        CallRefused: an adapter whose part cannot be added to the weight, or that differs by rows, a quantised layer,
+            which has none, a shard, or a layer that is gone.
     """
     owner, _, name = path.rpartition(".")
     try:
@@ -61,6 +62,7 @@ def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
     if is_flattened(value) or (type(value) is Tensor and name not in module._buffers):
         _require_whole(model, path)
     if module._forward_pre_hooks and name not in module._parameters:
+        _require_one_adapter(module, path)
         value = _made_by_hook(module, name, value)
     if isinstance(value, Tensor) and value.is_meta:
         value = _offloaded(model, path, value)
@@ -87,6 +89,21 @@ def _adapted(module: Any, path: str, value: Tensor) -> Tensor:
         if path.endswith(".weight"):
             value = value + module.get_delta_weight(adapter)
     return value
+
+
+def _require_one_adapter(module: Any, path: str) -> None:
+    """Refuse a call in which PEFT takes another adapter for each row, or one behind some positions alone.
+
+    For such a call it hands its layers the names of the adapters, by a hook; no weight is that of the layer then.
+    """
+    for hook in module._forward_pre_hooks.values():
+        named = hook.keywords if isinstance(hook, partial) else {}
+        active = getattr(module, "active_adapters", ())
+        if "alora_offsets" in named or ("adapter_names" in named and {*named["adapter_names"]} != {*active}):
+            raise CallRefused(
+                f"a surrogate is made from {path}, whose adapters this call chooses by rows or positions; make one "
+                f"active with set_adapter and call the model without, or exclude_modules={path.rpartition('.')[0]!r}"
+            )
 
 
 def _made_by_hook(module: nn.Module, name: str, value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -74,6 +75,25 @@ def test_an_adapter_is_added_until_it_is_merged() -> None:
     adapter.lora_A, adapter.ia3_l = {}, {"default": None}
     with pytest.raises(CallRefused, match=r"the adapter default \(ia3_l\) .*, or exclude_modules='fc'"):
         weight_now(net, "fc.weight")
+
+
+def _name_adapters(module: Any, args: Any, kwargs: dict[str, Any], **names: Any) -> Any:
+    return args, {**kwargs, **names}
+
+
+def test_a_call_that_chooses_its_adapters_by_rows_is_refused() -> None:
+    net = _net()
+    base = net["fc"]
+    adapter: Any = _Adapter(base)
+    net["fc"], adapter.active_adapters = adapter, ["default"]
+    for names in ({"adapter_names": ["default", "other"]}, {"alora_offsets": [None, 3]}):
+        handle = adapter.register_forward_pre_hook(partial(_name_adapters, **names), with_kwargs=True)
+        with pytest.raises(CallRefused, match=r"fc.weight, whose adapters this call chooses .* exclude_modules='fc'"):
+            weight_now(net, "fc.weight")
+        handle.remove()
+    hook = partial(_name_adapters, adapter_names=["default", "default"])
+    adapter.register_forward_pre_hook(hook, with_kwargs=True)
+    assert torch.equal(weight_now(net, "fc.weight"), base.weight + 1)
 
 
 def test_a_quantised_layer_has_no_weight_to_make_another_from() -> None:

@@ -105,6 +105,60 @@ def test_gradients_are_the_same_with_a_cache_and_without(make: Any) -> None:
     torch.testing.assert_close(split, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_cache_with_room_for_the_removed_block_holds_thin_values_too() -> None:
+    model, _, _ = _in_place(_llama)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=9)
+    cache.early_initialization(2, 2, 4, torch.float32, "cpu")
+    with torch.no_grad():
+        whole = model(input_ids=_TOKENS, use_cache=False).logits
+        steps = [model(input_ids=ids, past_key_values=cache).logits for ids in _TOKENS.split((4, 1, 2), dim=1)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole)
+    # As transformers exports it.
+    static = {"cache_implementation": "static", "max_length": 9, "cache_config": {"batch_size": 1, "max_cache_len": 9}}
+    exported = copy.deepcopy(model)
+    exported.generation_config = transformers.GenerationConfig(use_cache=True, **static)
+    executorch = pytest.importorskip("transformers.integrations.executorch")
+    exporter = executorch.TorchExportableModuleForDecoderOnlyLM(exported, batch_size=1, max_cache_len=9, device="cpu")
+    program = exporter.export(input_ids=_TOKENS[:1, :1], cache_position=torch.tensor([0]))
+    step = program.module()(input_ids=_TOKENS[:1, :1], cache_position=torch.tensor([0]))
+    torch.testing.assert_close(step, whole[:1, :1])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("surrogate", ["auto", "identity"])
+def test_layers_that_see_all_before_layers_that_see_a_window_generate(surrogate: str) -> None:
+    kinds = ["full_attention"] * 3 + ["sliding_attention"] * 3
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6, "layer_types": kinds}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 5}
+    source = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads, **_NAMED))
+    result = repl_fx.transform(source.eval(), (), {"input_ids": _TOKENS}, surrogate=surrogate)
+    model: Any = result.model.eval()
+    # A mask is made for more positions than the window alone, so that each kind of layer asks for the length.
+    assert [r.block for r in result.plan.replacements] == ["model.layers.1", "model.layers.4"]
+    made = [model.generate(_TOKENS, max_new_tokens=4, do_sample=False, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*made)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cache_that_another_model_filled_is_refused() -> None:
+    model, _, _ = _in_place(_llama)
+    theirs, ours = transformers.DynamicCache(), transformers.DynamicCache()
+    source = transformers.LlamaForCausalLM(model.config)
+    with torch.no_grad():
+        source(input_ids=_TOKENS[:, :4], past_key_values=theirs)
+        with pytest.raises(repl_fx.errors.CallRefused, match="keys and values of another model in layer 1"):
+            model(input_ids=_TOKENS[:, 4:], past_key_values=theirs)
+        model(input_ids=_TOKENS[:, :4], past_key_values=ours)
+        # Of the same sizes, they are told apart by what they are.
+        theirs = transformers.DynamicCache()
+        for number, layer in enumerate(ours.layers):
+            theirs.update(torch.randn_like(layer.keys), torch.randn_like(layer.values), number)
+        with pytest.raises(repl_fx.errors.CallRefused, match="start with an empty cache"):
+            model(input_ids=_TOKENS[:, 4:], past_key_values=theirs)
+        assert model(input_ids=_TOKENS[:, 4:], past_key_values=copy.deepcopy(ours)).logits.isfinite().all()
+
+
 @pytest.mark.slow
 def test_the_cache_changes_nothing_in_what_auto_takes() -> None:
     torch.manual_seed(0)
