@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from repl_fx._torch import module_stack
@@ -350,7 +351,10 @@ def matching_blocks(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, i
 
 def node_key(node: fx.Node) -> tuple[Any, ...]:
     """The traits that make two nodes the same: all but literals."""
-    shape = tuple(isinstance(a, fx.Node) for a in node.args) if node.op != "output" else ()
+    shape: tuple[Any, ...] = tuple(isinstance(a, fx.Node) for a in node.args) if node.op != "output" else ()
+    if node.target is torch.ops.aten.sym_size.int and isinstance(given := node.args[0], fx.Node):
+        # Which sizes are asked for is up to the sizes that a trace leaves free.
+        shape = (str(given.target) if given.op == "placeholder" else given.op, node.args[1])
     # Packers of outputs are made anew for each trace.
     target = getattr(node.target, "__name__", node.target)
     return (node.op, str(target), module_stack(node)[-1:], shape)

@@ -82,18 +82,27 @@ class Distillation:
         config: weights of the parts, and the temperature.
 
     Raises:
-        BadInput: values are asked for, and no replaced block of the student is a module of the teacher.
+        BadInput: values are asked for, or are all that the task has to learn from, and no replaced block of the student
+            is a module of the teacher.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, task: Task, config: TrainConfig) -> None:
         self.teacher, self.task, self.config = teacher.eval(), task, config
         self.places = places_in(student) if config.teacher_values else ()
+        # Detection models have losses of their own, and boxes that are no two models' the same.
+        self.logits = config.teacher_logits if task.has_logits else 0.0
         self._runs: list[WatchedRuns] = []
         self._seen: dict[str, Tensor] = {}
         if config.teacher_values and not self.places:
             raise BadInput(
                 f"{type(student).__name__} has no replaced block that is a module of the original, behind which "
                 "values could be compared; give --teacher-values 0"
+            )
+        if not task.has_logits and not self.places:
+            raise BadInput(
+                f"models for {task.key} return no logits, so that the values behind replaced blocks are all to learn "
+                f"from the original, and none of {type(student).__name__} are compared; use repl-fx train, without "
+                "--teacher"
             )
         for gm in dict.fromkeys(place.graph for place in self.places if place.graph is not None):
             notes = {p.node: partial(self._note, p.path) for p in self.places if p.graph is gm and p.node is not None}
@@ -111,12 +120,13 @@ class Distillation:
         ours, self._seen = {**ours, **self._seen}, {}
         with torch.no_grad(), _values_behind(self.teacher, self.places) as theirs:
             taught = self.task.outputs(self.teacher, batch)
-        loss = self.task.logits(outputs).new_zeros((), dtype=torch.float32)
-        if self.config.teacher_logits:
-            soft = self._soft(self.task.logits(outputs), self.task.logits(taught))
-            loss = loss + self.config.teacher_logits * soft
+        like = self.task.logits(outputs) if self.task.has_logits else pytree.tree_leaves(outputs)[0]
+        loss = like.new_zeros((), dtype=torch.float32)
+        if self.logits:
+            loss = loss + self.logits * self._soft(self.task.logits(outputs), self.task.logits(taught))
         # A layer that this batch skips by a draw has no value.
-        far = [_distance(ours[p.path], theirs[p.path]) for p in self.places if p.path in ours and p.path in theirs]
+        seen = [place.path for place in self.places if place.path in ours and place.path in theirs]
+        far = [_distance(ours[path], theirs[path], path) for path in seen]
         if far:
             loss = loss + self.config.teacher_values * torch.stack(far).mean()
         return outputs, loss
@@ -127,6 +137,8 @@ class Distillation:
         Args:
             outputs: of the student, in evaluation mode.
         """
+        if not self.task.has_logits:
+            return
         ours = self.task.logits(outputs)
         with torch.no_grad():
             theirs = self.task.logits(self.task.outputs(self.teacher.to(ours.device), batch))
@@ -155,7 +167,13 @@ class Distillation:
         return heat**2 * apart.mean()
 
 
-def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
+def _distance(ours: Tensor, theirs: Tensor, path: str) -> Tensor:
+    if ours.shape != theirs.shape:
+        # A detection model may scale pictures by a draw in training.
+        raise BadInput(
+            f"the values behind {path} have shape {tuple(ours.shape)}, and those of the original "
+            f"{tuple(theirs.shape)}; give --teacher-values 0, or a model that scales its inputs the same in both modes"
+        )
     size = theirs.float().square().mean().clamp_min(torch.finfo(torch.float32).tiny)
     return (ours.float() - theirs.float()).square().mean() / size
 

@@ -12,6 +12,7 @@ from repl_fx.running.untouched import in_mode
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.targets import has_targets
 from repl_fx.training.distributed import device_of
 from repl_fx.training.loading import DataModule
 from repl_fx.training.module import Training
@@ -48,7 +49,8 @@ def evaluate(
         # Nothing is learned, and any model has its figures, with surrogates in place or without.
         config = config.changed(teacher_values=0.0, teacher_logits=1.0)
         batches = DataModule(data, config, device_of(ALONE, accelerator), trainer)
-        module = module_of(model, data, config, 1, batches.first(), teacher)
+        first = batches.first()
+        module = module_of(model, data, config, 1, first, None if has_targets(first[1]) else teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)
         trainer.validate(module, verbose=False, datamodule=batches)

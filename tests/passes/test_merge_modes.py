@@ -328,6 +328,23 @@ def test_a_size_that_training_knows_earlier_serves_evaluation(dimension: int, sw
     assert torch.equal(run(gm, False), (-x).exp() * (2 + dimension))
 
 
+def test_sizes_of_other_dimensions_are_no_counterparts() -> None:
+    def scaled(*dimensions: int) -> Build:
+        """One mode may leave a size free, and ask for it, that the other fixes."""
+
+        def build(g: fx.Graph, x: fx.Node) -> Any:
+            sizes = {dimension: g.call_function(aten.sym_size.int, (x, dimension)) for dimension in dimensions}
+            for dimension, size in sizes.items():
+                size.meta["val"] = 2 + dimension
+            return g.call_function(torch.mul, (g.call_function(torch.neg, (x,)), sizes[0]))
+
+        return build
+
+    gm, literals, switches = merged(scaled(0), scaled(1, 0))
+    assert (literals, switches) == (0, 0)
+    assert torch.equal(run(gm, False), torch.full((2, 3), -2.0))
+
+
 class _Picks(nn.Module):
     """Goes on with the rows that are above zero, and copies them in evaluation alone."""
 

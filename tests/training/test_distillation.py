@@ -18,8 +18,9 @@ from repl_fx.training.config import TrainConfig
 from repl_fx.training.distillation import Distillation, places_in
 from repl_fx.training.run import train_once
 from repl_fx.training.tasks import Classification
+from repl_fx.training.tasks.detection import Detection
 from tests.captures import transformed
-from tests.training.runs import Net, pictures
+from tests.training.runs import Net, Spots, SpottedPictures, pictures, spots, spots_net
 
 BATCH = (torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
 
@@ -131,3 +132,30 @@ def test_what_cannot_be_taught_is_a_line(tmp_path: Path) -> None:
         train_once(student, pictures(), config, tmp_path, teacher=Net(5))
     with pytest.raises(BadInput, match="teaches nothing"):
         TrainConfig().changed(teacher="original", teacher_logits=0.0)
+
+
+def test_a_detection_model_learns_the_values_behind_its_surrogates_alone() -> None:
+    torch.manual_seed(0)
+    teacher, student = Spots(), spots_net()
+    healed = repl_fx.heal(student, spots(8, 4), original=teacher, device="cpu", steps=1, batch_size=4)
+    assert healed.trained.figures.keys() == healed.before.keys() >= {"map"}
+    config = TrainConfig().changed(teacher="original", teacher_values=1.0)
+    data = [SpottedPictures(0, 4)[index] for index in range(4)]
+    batch = [image for image, _ in data], [target for _, target in data]
+    taught = Distillation(teacher, student.train(), Detection(3), config)
+    outputs, loss = taught.step(student, batch)
+    assert outputs.keys() == {"boxes", "labels"} and 0 < float(loss.detach()) < 10
+    loss.backward()  # type: ignore[no-untyped-call]
+    # Nothing of the head is taught.
+    assert student.get_parameter("stem.weight").grad is not None and student.get_parameter("box.weight").grad is None
+    with pytest.raises(BadInput, match="none of Spots are compared; use repl-fx train, without --teacher"):
+        Distillation(teacher, Spots(), Detection(3), config.changed(teacher_values=0.0))
+
+
+def test_values_of_other_sizes_than_the_originals_are_refused() -> None:
+    teacher, student = _pair()
+    config = TrainConfig().changed(teacher="original", teacher_values=1.0, teacher_logits=0.0)
+    taught = Distillation(teacher, student, Classification(3), config)
+    teacher.register_forward_pre_hook(lambda module, args: (args[0][:2],))
+    with pytest.raises(BadInput, match=r"behind blocks.1 have shape \(4, .*, and those of the original \(2, "):
+        taught.step(student, BATCH)

@@ -259,10 +259,9 @@ class BorrowedAttention:
         """
         layers = getattr(cache, "layers", ())
         layer = layers[self.index] if self.index is not None and self.index < len(layers) else None
-        held = [getattr(layer, name, None) for name in ("keys", "values")]
-        if not all(isinstance(one, Tensor) and one.numel() for one in held):
+        keys, known = (getattr(layer, name, None) for name in ("keys", "values"))
+        if not (isinstance(keys, Tensor) and isinstance(known, Tensor) and keys.numel()):
             return values
-        keys, known = held
         more = [keys.shape[i] - values.shape[i] for i in _KEPT]
         if hasattr(layer, "max_cache_len") and more[0] == 0 and min(more) >= 0:
             values, more = F.pad(values, (0, more[2], 0, 0, 0, more[1])), [0]

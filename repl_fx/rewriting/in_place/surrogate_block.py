@@ -335,6 +335,8 @@ class StandIn(RefersToModules):
 
 # Flags of transformers that change nothing of what a block computes; the structure of its result is compared anyway.
 _SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidden_states", "return_dict"})
+# Methods of blocks that fuse their layers for inference, as `timm.utils.reparameterize_model` calls them.
+_TO_DEPLOY = ("fuse", "reparameterize", "switch_to_deploy")
 _NUMBERS = tuple(SYMBOLIC.items())
 _CLASSES: dict[tuple[type[nn.Module], bool], type[SurrogateBlock]] = {}
 
@@ -425,8 +427,24 @@ def _new_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     own = {"forward": forward, "_source": source, "_bind": staticmethod(_binder(signature))}
+    # The layers of a block that swaps parameters have none, and are fused by themselves where the block is not.
+    own |= {name: _to_deploy for name in _TO_DEPLOY if swaps or callable(getattr(source, name, None))}
     named = {"__module__": source.__module__, "__doc__": f"A surrogate in the place of a {source.__name__}."}
     return type(f"{source.__name__}Surrogate", (SwappedBlock if swaps else SurrogateBlock, source), {**own, **named})
+
+
+def _to_deploy(self: SurrogateBlock) -> SurrogateBlock:
+    """Stay as it is, where no weight of a layer is read that is another one then.
+
+    Raises:
+        CallRefused: the surrogate is made from weights of other layers.
+    """
+    if self._stand_in.elsewhere:
+        raise CallRefused(
+            f"the surrogate of {self._stand_in.block} is made from weights of other layers, which are others where "
+            "layers are fused for inference; fold the model instead: repl_fx.fold(result.module)"
+        )
+    return self
 
 
 def surrogate_graphs(model: nn.Module) -> dict[str, fx.Graph]:

@@ -45,6 +45,7 @@ class Detection(Task):
     """
 
     key = "detection"
+    has_logits = False
     best = "map"
 
     def __init__(self, classes: int) -> None:
@@ -64,8 +65,8 @@ class Detection(Task):
         return model(images, targets) if model.training else model(images)
 
     def logits(self, outputs: Any) -> Tensor:
-        """Refused: there is nothing for a teacher to compare."""
-        raise BadInput("detection models return no logits; leave out --teacher")
+        """Refused: there are none."""
+        raise BadInput("detection models return no logits, which could stand for targets; give data with targets")
 
     def classes_in(self, model: nn.Module, outputs: Any) -> int:
         """The classes that the head of a model of torchvision counts, with the background; 0 for other models."""

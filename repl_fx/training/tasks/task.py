@@ -32,12 +32,14 @@ class Task(nn.Module, ABC):
         best: the figure that says how good a model is.
         higher_is_better: whether more of it is better.
         class_dimension: of the logits.
+        has_logits: whether a model returns any, by which it can learn from another one.
     """
 
     key: ClassVar[str]
     best: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     class_dimension: ClassVar[int] = -1
+    has_logits: ClassVar[bool] = True
 
     def __init__(self, classes: int, **metrics: Metric) -> None:
         super().__init__()

@@ -112,7 +112,7 @@ def test_a_cache_with_room_for_the_removed_block_holds_thin_values_too() -> None
     cache.early_initialization(2, 2, 4, torch.float32, "cpu")
     with torch.no_grad():
         whole = model(input_ids=_TOKENS, use_cache=False).logits
-        steps = [model(input_ids=ids, past_key_values=cache).logits for ids in _TOKENS.split((4, 1, 2), dim=1)]
+        steps = [model(input_ids=ids, past_key_values=cache).logits for ids in torch.split(_TOKENS, [4, 1, 2], 1)]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole)
     # As transformers exports it.
     static = {"cache_implementation": "static", "max_length": 9, "cache_config": {"batch_size": 1, "max_cache_len": 9}}

@@ -221,3 +221,39 @@ def test_a_size_of_one_is_no_batch_to_give() -> None:
     assert argument.of({"tables": torch.ones(1, 3)}, "layers.1").shape == (1, 3)
     with pytest.raises(repl_fx.ReplFxError, match=r"called with \(2, 3\); capture the model with such inputs"):
         argument.of({"tables": torch.ones(2, 3)}, "layers.1")
+
+
+class _Branched(nn.Module):
+    """Two layers side by side, which are one for inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.act = nn.Linear(8, 8), nn.ReLU()
+        self.other: nn.Module | None = nn.Linear(8, 8)
+
+    def reparameterize(self) -> None:
+        made = nn.Linear(8, 8)
+        assert isinstance(self.other, nn.Linear)
+        made.weight.data = self.one.weight + self.other.weight
+        made.bias.data = self.one.bias + self.other.bias
+        self.one, self.other = made, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x) if self.other is None else self.one(x) + self.other(x)
+        return x + self.act(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "blend"])
+def test_layers_that_are_fused_for_inference_are_no_surrogates(surrogate: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8)
+    model: Any = transformed(nn.Sequential(*(_Branched() for _ in range(3))), (x,), surrogate=surrogate).model.eval()
+    before = model(x)
+    with torch.no_grad():
+        model[0].reparameterize()
+        if surrogate == "identity":
+            assert model[1].reparameterize() is model[1]
+            torch.testing.assert_close(model(x), before)
+        else:
+            with pytest.raises(repl_fx.errors.CallRefused, match=r"the surrogate of 1 is made .*; fold the model"):
+                model[1].reparameterize()
