@@ -157,6 +157,7 @@ class Cut:
             () if swaps else self._read(self.path, needed),
             None if swaps else self._neighbour(),
             tuple(names),
+            frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
         )
         if swaps:
             block._stand_in.swap.install(block, names)
@@ -404,6 +405,12 @@ class Cut:
         if path not in self.elsewhere:
             self.elsewhere[path] = self.extract.take(node, node.name)
         self.extract.made[node] = self.elsewhere[path]
+
+    def _is_unbiased(self, path: str) -> bool:
+        """Tell whether a path in the model is that of the weight of a layer that could have a bias and has none."""
+        owner, _, name = path.rpartition(".")
+        parameters = self.model.get_submodule(owner)._parameters if name == "weight" else {}
+        return "bias" in parameters and parameters["bias"] is None
 
     def _borrow(self, node: fx.Node) -> BorrowedAttention:
         """The layer of a node that mixes by a map made elsewhere."""

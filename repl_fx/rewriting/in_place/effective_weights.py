@@ -25,8 +25,13 @@ _ADDED = frozenset(
 )
 
 
-def weight_now(model: nn.Module, path: str) -> Any:
+def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
     """The parameter, buffer or flag at a path, as the module there would use it.
+
+    Args:
+        model: the model in place.
+        path: of the tensor.
+        unbiased: whether it is the weight of a layer that had no bias when it was captured.
 
     The path is followed at each call, so that the value is the one of now: after a swap of tensors
     (`torch.func.functional_call`), of modules (wrappers hand attributes on), or of the model's precision. Where an
@@ -36,12 +41,17 @@ def weight_now(model: nn.Module, path: str) -> Any:
 
     Raises:
         CallRefused: an adapter whose part cannot be added to the weight, or that differs by rows, a quantised layer,
-            which has none, a shard, or a layer that is gone.
+            which has none, a shard, a layer that is gone, or one that a norm was fused into.
     """
     owner, _, name = path.rpartition(".")
     try:
         module: Any = attribute(model, owner) if owner else model
         own = module._parameters.get(name)
+        if unbiased and module._parameters.get("bias") is not None:
+            raise CallRefused(
+                f"a surrogate is made from {path}, whose layer has a bias now, as where a norm is fused into it; fold "
+                "the model instead: repl_fx.fold(result.module)"
+            )
         # Nearly always; to ask for attributes that are not there takes longer than all else here.
         if type(own) is nn.Parameter and not own.is_meta and not is_flattened(own):
             return own

@@ -230,6 +230,7 @@ class StandIn(RefersToModules):
             block reads, or what stays of it where the surrogate depends on the stream alone.
         neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
         names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
+        unbiased: those of the paths of state elsewhere that are weights of layers without a bias.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
         swap: the values in the place of these parameters.
     """
@@ -245,6 +246,7 @@ class StandIn(RefersToModules):
     read: Collection[tuple[str, ...]]
     neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
     names: tuple[str, ...] = ()
+    unbiased: frozenset[str] = frozenset()
     around: tuple[nn.Module, ...] = ()
     swap: Swap = field(default_factory=Swap, repr=False)
     code: Callable[..., Any] = field(init=False, repr=False)
@@ -261,7 +263,7 @@ class StandIn(RefersToModules):
         Args:
             own: a parameter of the surrogate, to whose device they are brought: blocks of one model may lie on several.
         """
-        found = [weight_now(self.around[0], path) for path in self.elsewhere]
+        found = [weight_now(self.around[0], path, unbiased=path in self.unbiased) for path in self.elsewhere]
         return found if own is None else [_brought(value, own.device) for value in found]
 
     def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:

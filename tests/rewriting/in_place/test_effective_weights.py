@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.effective_weights import weight_now
+from tests.captures import transformed
 
 
 class _Adapter(nn.Module):
@@ -145,3 +147,28 @@ def test_a_weight_that_torchao_quantised_has_the_values_that_its_layer_computes_
     net = _net()
     net["fc"].weight = nn.Parameter(torch.full((2, 2), 1.7).as_subclass(Quantised))
     assert torch.equal(weight_now(net, "fc.weight"), torch.full((2, 2), 2.0))
+
+
+class _ConvBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.relu(self.bn(self.conv(x)))
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "identity"])
+def test_a_norm_that_is_fused_into_a_layer_makes_another_weight_of_it(surrogate: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 5, 5)
+    model: Any = transformed(nn.Sequential(*(_ConvBlock() for _ in range(3))), (x,), surrogate=surrogate).model
+    model(x)
+    before = model.eval()(x)
+    for block in (model[0], model[2]):
+        block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    if surrogate == "identity":
+        torch.testing.assert_close(model(x), before)
+    else:
+        with pytest.raises(CallRefused, match=r"0.conv.weight, whose layer has a bias now, .*; fold the model instead"):
+            model(x)
