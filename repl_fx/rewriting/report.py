@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,7 @@ class BlockReport:
         parameters_before, parameters_after: elements of its own parameters.
         made_from: of a replaced block, the blocks that weights or values of its surrogate come from.
         left: what is left of a block that stands in for itself in a smaller size; empty for any other.
+        layers: of a block that has the name of a module and is a part of that, the children of it that the block has.
     """
 
     block: str
@@ -41,6 +42,12 @@ class BlockReport:
     parameters_after: int
     made_from: tuple[str, ...] | None = None
     left: str = ""
+    layers: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> str:
+        """The block's name, with its layers where the module of that name has others."""
+        return f"{self.block} ({', '.join(self.layers)})" if self.layers else self.block
 
     @property
     def how(self) -> str:
@@ -79,15 +86,28 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
                 after = sum(size for path, size in rest.items() if path in own or path.startswith(place))
             elif refusal := refused.get(name, refused.get(repeat.name)):
                 status, reason = "refused", refusal.reason
-            rows.append(BlockReport(name, repeat.name, status, key, reason, before, after, made_from, left))
+            layers = _layers_within(block.name, block.parameters, sizes)
+            rows.append(BlockReport(name, repeat.name, status, key, reason, before, after, made_from, left, layers))
     return rows
+
+
+def _layers_within(block: str, parameters: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
+    """The children of the module with the name of a block that are in the block; none where it has all of them."""
+    prefix = f"{block.partition('#')[0]}."
+    if not all(path.startswith(prefix) for path in parameters):
+        return ()
+    own, there = (
+        dict.fromkeys(path.removeprefix(prefix).split(".")[0] for path in paths if path.startswith(prefix))
+        for paths in (parameters, every)
+    )
+    return tuple(own) if own.keys() < there.keys() else ()
 
 
 def blocks_table(report: Sequence[BlockReport]) -> Table:
     """The fate of each block, numbered as `--blocks` takes them, and the reason."""
     sizes = numbers("parameters\nbefore", "parameters\nafter")
     rows = [
-        (str(number), row.block, row.status, count(row.parameters_before), count(row.parameters_after), row.how)
+        (str(number), row.named, row.status, count(row.parameters_before), count(row.parameters_after), row.how)
         for number, row in enumerate(report, start=1)
     ]
     return Table("Blocks", (*numbers("#"), *words("block", "status"), *sizes, *words("how, or why not")), rows)

@@ -57,7 +57,7 @@ def structure_of(module: nn.Module, owners: Mapping[int, int]) -> Any:
         inside[id(part)] = inside.get(id(part), 0) + 1
         structure.append((path, seen.setdefault(id(part), path), type(part)))
         hooks = [hook for name in _HOOKS for hook in (getattr(part, name, None) or {}).values()]
-        if hooks and not _only_capturing(hooks):
+        if hooks and not _only_capturing(hooks, wanted=False):
             structure.append(tuple(map(id, hooks)))
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             where = f"{path}.{name}"
@@ -82,12 +82,18 @@ def names_of(model: nn.Module) -> dict[int, int]:
     return counts
 
 
-def _only_capturing(hooks: Iterable[Any]) -> bool:
-    """Tell whether hooks are those by which transformers hands out inner values, and nobody wants any."""
+def hands_out(module: nn.Module) -> bool:
+    """Tell whether transformers collects inner values of a module in the call that runs: each call has its own."""
+    hooks = (hook for part in module.modules() for hook in part._forward_hooks.values())
+    return any(_only_capturing([hook], wanted=True) for hook in hooks)
+
+
+def _only_capturing(hooks: Iterable[Any], *, wanted: bool) -> bool:
+    """Tell whether hooks are those by which transformers hands out inner values, and whether somebody wants some."""
     library: Any = sys.modules.get("transformers.utils.output_capturing")
     if library is None or any(getattr(hook, "__module__", None) != library.__name__ for hook in hooks):
         return False
-    return not library._active_collector.get()
+    return bool(library._active_collector.get()) is wanted
 
 
 def attributes_of_tree(module: nn.Module, aside: AttributesAside | None = None) -> Attributes:

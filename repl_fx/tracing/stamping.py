@@ -45,6 +45,7 @@ from repl_fx.tracing.alike import (
     asks_for_gradients,
     attributes_of_tree,
     differences,
+    hands_out,
     kind_of_call,
     names_of,
     plain,
@@ -242,7 +243,7 @@ class Stamps:
         if module not in self._families or any(map(self._calls.has_others, module.modules())):
             return None
         kind = kind_of_call(args, kwargs, gradients=asks_for_gradients(module))
-        if kind is None:
+        if kind is None or hands_out(module):
             return None
         key, tensors = kind
         ways = tuple((part.training, self._calls.stands_aside(part)) for part in module.modules())

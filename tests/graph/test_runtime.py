@@ -43,6 +43,16 @@ def test_runtime_checks() -> None:
         check_items([1, 2], 3, "argument 'x'")
 
 
+def test_a_graph_is_not_traced_once_more_by_fx() -> None:
+    class Checked(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            check_shape(x, (None, 3), "argument 'x'")
+            return x
+
+    with pytest.raises(BadInput, match=r"torch.fx traces Python code, and this is a graph already; .*result.model"):
+        fx.symbolic_trace(Checked())
+
+
 def test_plain_values_are_the_same_in_kind_and_value() -> None:
     alike = [(math.nan, float("nan")), (2, 2), ("a", "a"), (None, None), (torch.float16, torch.half), ((1,), (1,))]
     unlike = [(True, 1), (1, 1.0), (0.0, -0.0), (None, 0), (2.0, torch.tensor(2.0)), (2.0, np.float64(2.0)), ("a", "b")]

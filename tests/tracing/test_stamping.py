@@ -413,3 +413,14 @@ def test_an_attribute_that_is_read_past_the_ways_of_python_is_not_put_aside() ->
 
     model, x = Chain(*(Odd(number) for number in range(3))), torch.randn(2, 3, 8)
     assert check_capture(model, capture(model, (x,)), (x,))
+
+
+def test_layers_whose_values_are_handed_out_by_hooks_are_traced_each() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    source = transformers.Dinov2Backbone(transformers.Dinov2Config(out_features=["stage1", "stage3"], **sizes)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    gm = capture(source, (x,)).eval()
+    with torch.no_grad():
+        ours, theirs = (module(x).feature_maps for module in (gm, source))
+    assert len(ours) == 2 and all(map(torch.equal, ours, theirs))

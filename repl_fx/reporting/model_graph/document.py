@@ -271,6 +271,7 @@ class BlockRow(_Record, frozen=True):
         number: as `--blocks` takes it.
         neighbours: the blocks that its surrogate is made from.
         left: what is left of a block that stands in for itself in a smaller size.
+        layers: of a block that is a part of the module with its name, the children that it has.
         score: the score of the block that the plan was made from.
     """
 
@@ -283,6 +284,7 @@ class BlockRow(_Record, frozen=True):
     surrogate: str | None = None
     neighbours: tuple[str, ...] = ()
     left: str = ""
+    layers: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
     reason: str | None = None
     flops_before: int | None = None

@@ -129,9 +129,10 @@ def _plan(document: Document) -> Section | None:
 
 
 def _how(row: BlockRow) -> str:
-    """The blocks that a surrogate is made from and its settings, and the reason; each where there is one."""
+    """The layers of a block that is part of a module, what its surrogate is made from and how, and the reason."""
+    part = f"{', '.join(row.layers)} alone" if row.layers else ""
     made = f"made from {' and '.join(row.neighbours)}" if row.neighbours else ""
-    return "; ".join(filter(None, (made, row.left, _plain(row.settings or {}), row.reason)))
+    return "; ".join(filter(None, (part, made, row.left, _plain(row.settings or {}), row.reason)))
 
 
 def _scores(document: Document) -> Section | None:

@@ -57,6 +57,14 @@ def test_the_model_in_place_computes_what_the_graph_does(surrogate: str, tmp_pat
     assert torch.equal(repl_fx.load(tmp_path / "out", model=_Net())(X), result.model.eval()(X))
 
 
+def test_a_block_that_is_part_of_the_module_with_its_name_is_shown_with_its_layers() -> None:
+    result = _result("linear")
+    named = {row.block: row.named for row in result.report}
+    assert named["layers.3"] == "layers.3" and named["layers.0.mlp"] == "layers.0.mlp"
+    assert named["layers.5"] == "layers.5 (norm, mix)"
+    assert named["layers.3#similar_1"] == "layers.3#similar_1 (norm, mix)"
+
+
 def test_each_block_has_its_own_surrogate_and_what_stays_its_layers() -> None:
     result = _result("bottleneck")
     both, half = result.model.get_submodule("layers.3"), result.model.get_submodule("layers.2")
