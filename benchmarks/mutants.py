@@ -112,7 +112,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/passes/test_replace_blocks.py",
     ),
     "repl_fx/surrogates/shared/site.py": (
-        "tests/surrogates/shared/test_registry.py",
+        "tests/surrogates/shared/test_surrogate.py",
         "tests/surrogates/test_blend.py",
         "tests/surrogates/test_coarse.py",
     ),

@@ -33,12 +33,12 @@ from benchmarks.training.models import vit
 from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.errors import ReplFxError
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import load_data
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.data.standardising import channel_scale
 from repl_fx.training.run import train_once
 from repl_fx.training.schedules import train_in_phases
+from repl_fx.training.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADING = "## Schedules"

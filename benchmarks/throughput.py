@@ -38,10 +38,10 @@ import repl_fx
 from benchmarks.training.models import resnet, vit
 from repl_fx.benchmarking.hardware import device_name, of_device
 from repl_fx.training import callbacks
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import CropAndFlip, Data, Tensors, load_data
 from repl_fx.training.module import Schedule, optimizer_of
 from repl_fx.training.run import train_once
+from repl_fx.training.train_config import TrainConfig
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {

@@ -74,7 +74,7 @@ from .fitting.compression import (
 from .fitting.fit import (
     fit as fit,
 )
-from .fitting.results import (
+from .fitting.fitted import (
     Fit as Fit,
     FittedSurrogate as FittedSurrogate,
 )
@@ -127,7 +127,7 @@ from .tracing.capture import (
     capture as capture,
     check_capture as check_capture,
 )
-from .tracing.parts.capture import (
+from .tracing.parts.capture_parts import (
     CapturedParts as CapturedParts,
     capture_parts as capture_parts,
 )

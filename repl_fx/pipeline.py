@@ -22,11 +22,11 @@ from repl_fx.rewriting.settling import Form, Settling, forms_of
 from repl_fx.running.alone import alone
 from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import with_weights
+from repl_fx.sources.checkpoints.weight_files import Weights
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite, require_original
-from repl_fx.tracing.parts.capture import CapturedParts, capture_parts, captured_before
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts, captured_before
 from repl_fx.tracing.parts.finders import Finder, by_options, finder_of, without_patterns
 from repl_fx.tracing.parts.part_repeats import find_again, find_in_parts
 

@@ -24,7 +24,7 @@ from repl_fx.pipeline import rewrite, rewrite_again
 from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 
 _PLAIN = (bool, int, float, str, type(None), type, torch.dtype, torch.device, FunctionType, BuiltinFunctionType)
 _TENSORS = ("_parameters", "_buffers", "_modules")

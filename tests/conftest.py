@@ -18,7 +18,7 @@ import torch
 from hypothesis import settings
 
 import repl_fx
-from repl_fx.surrogates.shared import registry
+from repl_fx.surrogates.shared import surrogate as registry
 
 # A terminal is not for the bars of a thousand calls.
 os.environ["REPL_FX_PROGRESS"] = "0"

@@ -17,8 +17,8 @@ from repl_fx.export.layers import choose_nodes
 from repl_fx.planning.budgets import Budget
 from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.surrogates import make_surrogate
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.tasks import task_of
+from repl_fx.training.train_config import TrainConfig
 from tests.planning.scoring.test_scores import SCORES
 
 

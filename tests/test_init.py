@@ -24,7 +24,7 @@ COMPILER = {
 }
 # What `repl-fx inspect` imports.
 INSPECT = (
-    "tracing.parts.capture",
+    "tracing.parts.capture_parts",
     "costs.counted",
     "finding.repeats",
     "reporting.documents",

@@ -19,12 +19,12 @@ from repl_fx.costs.counted import measure_costs
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import Scores
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
 from repl_fx.training.calibration import calibration
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.data_set import Data
 from repl_fx.training.run import train_once
 from repl_fx.training.tasks import task_of
+from repl_fx.training.train_config import TrainConfig
 
 SAMPLES = 512
 

@@ -21,8 +21,8 @@ from benchmarks import throughput
 from benchmarks.gpu_pieces.networks import network
 from benchmarks.gpu_pieces.setting import Record, Setting
 from benchmarks.training.step import cross_entropy
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import Data, Tensors, load_data
+from repl_fx.training.train_config import TrainConfig
 
 STEPS, TIMED = 6, 10
 

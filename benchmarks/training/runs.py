@@ -22,10 +22,10 @@ from benchmarks.training.variants import FULL, STOCHASTIC, Variant, pruned, rewr
 from repl_fx.benchmarking import hardware
 from repl_fx.errors import BadInput
 from repl_fx.planning.policies import policy_of
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, length
+from repl_fx.training.data.data_set import Data, length
 from repl_fx.training.loading import loaders
 from repl_fx.training.run import LOGS, STATE, train_once
+from repl_fx.training.train_config import TrainConfig
 
 WHOLE = {"full": FULL, "stochastic-depth": STOCHASTIC}
 SURROGATES = (

@@ -11,8 +11,8 @@ from torch import nn
 
 from benchmarks.training.data import TEXT, load, thinned
 from benchmarks.training.models import convnext, gpt, resnet, vit
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import Data
+from repl_fx.training.train_config import TrainConfig
 
 # Most inputs to train on, and held out; None for all.
 Limits = tuple[int | None, int | None]

@@ -28,7 +28,7 @@ from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 
 COMPRESSING = ("captured", "scored", "planned", "fitted")
 # Shares of the parameters, the first of which that a plan can meet is the budget.

@@ -47,7 +47,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import seed_everything
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.check import compare_modes
-from repl_fx.tracing.parts.capture import Part, qualified_name
+from repl_fx.tracing.parts.capture_parts import Part, qualified_name
 
 FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained", "placed")
 SECOND = ("reloaded", "folded", "exported", "verified")

@@ -25,7 +25,7 @@ from repl_fx.export.weights import read_model
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import capture, widen_batch
-from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.capture_parts import Part
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import describe_inputs, require_capturable, require_original
-from repl_fx.tracing.parts.capture import CapturedParts, capture_as_called, capture_parts
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_as_called, capture_parts
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin
 from repl_fx.tracing.parts.stored import read_data

@@ -19,7 +19,7 @@ from repl_fx.graph.captured import copy_model, is_traced_constant
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.state import address
 from repl_fx.running.untouched import device_of
-from repl_fx.tracing.parts.capture import graphs_in, qualified_name
+from repl_fx.tracing.parts.capture_parts import graphs_in, qualified_name
 
 # How far a constant may be from the one that was saved, as a fraction of the largest of its values. A sine of a large
 # angle has lost this much where another machine computes the angle, and a constant that was changed differs by more.

@@ -26,7 +26,7 @@ from repl_fx.pipeline import rewrite_again
 from repl_fx.rewriting.folding import fold
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.result import TransformResult
-from repl_fx.tracing.parts.capture import CapturedParts, qualified_name
+from repl_fx.tracing.parts.capture_parts import CapturedParts, qualified_name
 
 
 @dataclass(frozen=True, eq=False)

@@ -166,7 +166,7 @@ class Benchmark:
         return html_of(*self._shown())
 
     def _shown(self) -> list[str | Table]:
-        from repl_fx.benchmarking.tables import bench_parts
+        from repl_fx.benchmarking.bench_tables import bench_parts
 
         return bench_parts(self.to_json())
 

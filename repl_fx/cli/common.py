@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from repl_fx.costs.counted import Costs
     from repl_fx.running.example_inputs import ExampleInputs
     from repl_fx.sources import Purpose
-    from repl_fx.tracing.parts.capture import CapturedParts
+    from repl_fx.tracing.parts.capture_parts import CapturedParts
     from repl_fx.tracing.parts.origin import Preprocessing
 
 

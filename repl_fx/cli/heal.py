@@ -8,7 +8,7 @@ from typing import Any
 from repl_fx.cli import common
 from repl_fx.cli.flags import RunFlags
 from repl_fx.cli.train import in_a_run, show_run
-from repl_fx.training.config import HEALING, NOT_TO_HEAL, TrainConfig
+from repl_fx.training.train_config import HEALING, NOT_TO_HEAL, TrainConfig
 
 
 @common.command(RunFlags, TrainConfig, without=NOT_TO_HEAL, defaults=HEALING)

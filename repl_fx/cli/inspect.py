@@ -13,7 +13,7 @@ from repl_fx.cli.flags import File, Sections, SpecFlags, Switch
 from repl_fx.cli.report import report_on, require_renderer
 from repl_fx.errors import BadInput
 from repl_fx.planning.settings import ModelSettings, given_among
-from repl_fx.training.config import READING, TrainConfig
+from repl_fx.training.train_config import READING, TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from repl_fx.finding.blocks import Repeat
     from repl_fx.reporting.report import Report
     from repl_fx.sources import Purpose
-    from repl_fx.tracing.parts.capture import CapturedParts
-    from repl_fx.training.data.kinds import Data, UserData
+    from repl_fx.tracing.parts.capture_parts import CapturedParts
+    from repl_fx.training.data.data_set import Data, UserData
 
 
 class InspectFlags(SpecFlags, frozen=True, kw_only=True):
@@ -195,7 +195,7 @@ def _shown_costs(
     if target.artifact is None or after is None:
         terminal.show(*common.costs_lines(before))
         return {"costs": documents.costs_document(before)}
-    from repl_fx.rewriting.report import blocks_table
+    from repl_fx.rewriting.block_reports import blocks_table
 
     done = target.artifact.result.report
     terminal.show(blocks_table(done), *common.costs_lines(before, after), *tables.grown_lines(before, after))

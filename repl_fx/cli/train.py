@@ -10,7 +10,7 @@ import typer
 from repl_fx.cli import common
 from repl_fx.cli.flags import RunFlags
 from repl_fx.display.shell import typed
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from repl_fx.training.command import TrainingRun

@@ -121,7 +121,7 @@ def _results(
     from repl_fx.finding.repeats import repeats_table
     from repl_fx.planning.budgets import budget_lines, shares_of
     from repl_fx.reporting import documents, tables
-    from repl_fx.rewriting.report import blocks_table
+    from repl_fx.rewriting.block_reports import blocks_table
 
     captured, (before, after) = result.captured_parts, result.costs()
     notes, flops = [*source.notes, *captured.notes], flops_of_parts(captured.parts)

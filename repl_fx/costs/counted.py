@@ -30,7 +30,7 @@ from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, own_randomness, untouched
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.capture_parts import Part
 
 Measured = TypeVar("Measured")
 

@@ -17,7 +17,7 @@ from repl_fx.costs.counted import Interpreter, positional
 from repl_fx.errors import BadInput, foreign_code, one_line
 from repl_fx.running.timing import Mark, Share, Timer, interleaved, latency
 from repl_fx.running.untouched import device_of, in_mode, seeded, untouched
-from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.capture_parts import Part
 
 _WARM_UP = 3
 # Rounds of nodes, at least and at most, and seconds that they take in between.

@@ -10,7 +10,7 @@ from repl_fx.errors import CaptureError
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import capture, check_capture, widen_batch
-from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.capture_parts import Part
 
 
 class Evaluating(nn.Module):

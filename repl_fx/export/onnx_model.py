@@ -36,7 +36,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.hushed import hushed
 from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
-from repl_fx.tracing.parts.capture import graphs_in
+from repl_fx.tracing.parts.capture_parts import graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
 INLINE_LIMIT = 1536 * 2**20

@@ -21,20 +21,20 @@ from repl_fx.display.html import html_of
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
-from repl_fx.fitting.results import Fit
+from repl_fx.fitting.fitted import Fit
 from repl_fx.graph.captured import copy_model
 from repl_fx.pipeline import transform
 from repl_fx.planning.budgets import shares_of
 from repl_fx.planning.options import Options, require_known
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import Kind, Scores
-from repl_fx.rewriting.report import blocks_table
+from repl_fx.rewriting.block_reports import blocks_table
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given, Loss
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, in_mode
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
 from repl_fx.tracing.parts.finders import Finder
 
 Figures = Mapping[str, float] | float

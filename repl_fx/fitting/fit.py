@@ -21,11 +21,11 @@ from repl_fx.arguments import require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.fitting.channel_terms import ChannelFit
+from repl_fx.fitting.fitted import Fit, FittedSurrogate
 from repl_fx.fitting.last_layer import LayerFit, layer_of
 from repl_fx.fitting.maps import MapFit, require_objective
 from repl_fx.fitting.networks import Network
 from repl_fx.fitting.norm_statistics import ChannelStatistics, Distance
-from repl_fx.fitting.results import Fit, FittedSurrogate
 from repl_fx.fitting.solving import ridge_for
 from repl_fx.fitting.stand_ins import GraphStandIn, silence_, stand_ins
 from repl_fx.fitting.units import UnitMoments

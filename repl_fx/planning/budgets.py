@@ -38,7 +38,7 @@ from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.timing import Share
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates import make_surrogate
-from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.capture_parts import Part
 from repl_fx.tracing.parts.finders import without_patterns
 
 COSTS = (*COUNTED, LATENCY)

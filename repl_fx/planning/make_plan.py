@@ -23,7 +23,7 @@ from repl_fx.planning.replacement_costs import Forms, ReplacementCosts
 from repl_fx.rewriting.settling import completed
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import example_inputs_of
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 from repl_fx.tracing.parts.finders import require_repeats
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, find_in_parts
 

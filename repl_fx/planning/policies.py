@@ -26,7 +26,7 @@ from repl_fx.surrogates.coarse import Coarse, CoarseConfig, streams_sequence
 from repl_fx.surrogates.linear import Linear, LinearConfig
 from repl_fx.surrogates.narrow import Narrow, NarrowConfig
 from repl_fx.surrogates.reuse import Reuse, ReuseConfig
-from repl_fx.surrogates.shared.registry import Traits
+from repl_fx.surrogates.shared.surrogate import Traits
 from repl_fx.surrogates.slim import Slim, SlimConfig
 
 __all__ = ["Auto", "AutoConfig", "Mix", "Policy", "Trained", "TrainedConfig", "known_surrogates", "policy_of"]

@@ -26,7 +26,7 @@ from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Plan, Replacement
 from repl_fx.rewriting.apply import Rewritten, apply_plan
 from repl_fx.running.timing import Share
-from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.capture_parts import Part
 from repl_fx.tracing.parts.part_repeats import ModelRepeats
 
 LATENCY, PARAMETERS = "latency", "params"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from repl_fx.costs.counted import Costs
     from repl_fx.plan import Plan
     from repl_fx.planning.scoring.scores import Scores
-    from repl_fx.rewriting.report import BlockReport
-    from repl_fx.tracing.parts.capture import CapturedParts
+    from repl_fx.rewriting.block_reports import BlockReport
+    from repl_fx.tracing.parts.capture_parts import CapturedParts
 
 
 def parts_document(captured: CapturedParts) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from repl_fx.fitting.compression import Compression
 from repl_fx.reporting.documents import scores_document
 from repl_fx.reporting.model_graph.document import Document
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
-from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, find_in_parts
 
 # Of a page in the cell of a notebook.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from repl_fx.planning.scoring.scores import Scores
     from repl_fx.reporting.model_graph.document import VariantOutcome
     from repl_fx.rewriting.in_place.assembling import InPlace
-    from repl_fx.tracing.parts.capture import CapturedParts
+    from repl_fx.tracing.parts.capture_parts import CapturedParts
 
 
 # Inputs that are named of those with a dimension in common: a cache has two for each layer.

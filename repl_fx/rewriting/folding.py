@@ -12,7 +12,7 @@ from repl_fx.graph.captured import own_tensors_
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.rewriting.in_place.surrogate_block import surrogate_graphs
-from repl_fx.tracing.parts.capture import assemble, graphs_in
+from repl_fx.tracing.parts.capture_parts import assemble, graphs_in
 
 
 @overload

@@ -16,12 +16,12 @@ from repl_fx.display.numbers import change, count
 from repl_fx.finding.repeats import Repeats, repeats_table
 from repl_fx.graph.state import parameter_count
 from repl_fx.plan import Plan, Refusal
+from repl_fx.rewriting.block_reports import BlockReport, blocks_table
 from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
 from repl_fx.rewriting.in_place.pretrained import has_from_pretrained
-from repl_fx.rewriting.report import BlockReport, blocks_table
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import ORIGIN
-from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Captured, Origin
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, lines_made

@@ -12,9 +12,9 @@ from torch import nn
 
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.rewriting.apply import Rewritten
+from repl_fx.rewriting.block_reports import reports_of
 from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
 from repl_fx.rewriting.in_place.judging import Judged
-from repl_fx.rewriting.report import reports_of
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.rewriting.trials import Trials
 from repl_fx.tracing.fingerprint import code_of, fingerprint

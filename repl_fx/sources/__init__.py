@@ -32,8 +32,8 @@ from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import seeded
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
-from repl_fx.sources.checkpoints.files import Weights
 from repl_fx.sources.checkpoints.fitting import load_weights_
+from repl_fx.sources.checkpoints.weight_files import Weights
 from repl_fx.sources.input_shapes import parse_input_shape, written_shapes
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
 from repl_fx.sources.source import Built, Purpose, Request, Source, as_given
@@ -82,7 +82,7 @@ def load_source(
         options: keyword arguments of the factory, of the zoo's constructor or of the transformers config, which have
             to be serialisable as JSON.
         weights: load the weights of `hf:DIR`; without them (False), they are random and need not be there. Or a
-            checkpoint of any model: a file, a directory or a state dict (`repl_fx.sources.checkpoints.files`).
+            checkpoint of any model: a file, a directory or a state dict (`repl_fx.sources.checkpoints.weight_files`).
         pretrained: take the weights that timm or torchvision have for the model, from their cache or downloaded; not
             where `weights` is False.
         purpose: the data that the model is for: models of a zoo and of a transformers type get their classes, channels

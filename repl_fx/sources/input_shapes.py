@@ -27,7 +27,7 @@ from torch import Tensor
 from repl_fx.errors import BadInput, close_matches
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 
 _DTYPES = {
     dtype_name(dtype): dtype

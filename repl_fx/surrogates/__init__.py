@@ -2,7 +2,8 @@
 
 from repl_fx.surrogates import blend, bottleneck, coarse, identity, linear, narrow, reuse, slim
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import (
+from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.surrogate import (
     Match,
     Surrogate,
     Traits,
@@ -10,7 +11,6 @@ from repl_fx.surrogates.shared.registry import (
     make_surrogate,
     register_surrogate,
 )
-from repl_fx.surrogates.shared.site import Site
 from repl_fx.surrogates.shared.synthesis import Synthesis, shared_synthesis
 
 __all__ = [

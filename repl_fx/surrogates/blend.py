@@ -29,8 +29,8 @@ from repl_fx.surrogates.shared.blended_weights import (
     on_state,
 )
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, unfit_is_refused
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, register_surrogate
 
 _GRANULARITIES = ("tensor", "channel")
 

@@ -43,8 +43,8 @@ from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.norms import PreNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm, fresh_norm
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
-from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.synthesis import OwnWeights
 from repl_fx.surrogates.shared.thin_layer import ThinShape, ThinSynthesis, WeightForm, thin_weights
 

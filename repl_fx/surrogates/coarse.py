@@ -48,8 +48,8 @@ from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import FittedStart, LastLayer
 from repl_fx.surrogates.shared.norms import fitted_norm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.position_sizes import with_positions
-from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown, unfit_is_refused
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.surrogates.shared.windows import PictureWindows, TokenWindows, Windows
 

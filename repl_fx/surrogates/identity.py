@@ -17,8 +17,8 @@ from torch import Tensor, fx
 from repl_fx.errors import BadInput
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, register_surrogate
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import WholeMap
 from repl_fx.surrogates.shared.norms import norm_at
-from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.sampling import Sampling, sampling_of
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 _FORMS = ("full", "scale")

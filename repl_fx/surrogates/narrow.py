@@ -36,8 +36,8 @@ from repl_fx.surrogates.shared.cut_layers import StayingUnits, cut_layers, longe
 from repl_fx.surrogates.shared.fitted_starts import CutLayer, CutVector, KeptUnits, LastLayer, UnitsOf
 from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
 from repl_fx.surrogates.shared.norms import fresh_norm
-from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.synthesis import OwnWeights
 
 # A half where nobody says how many.

@@ -46,8 +46,8 @@ from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm
 from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention
-from repl_fx.surrogates.shared.registry import Match, Surrogate, Traits, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, OwnWeights, length, random_values
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 

@@ -39,8 +39,8 @@ from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, LastLayer, Term
 from repl_fx.surrogates.shared.norms import ThinNorm, fitted_norm, fresh_norm, norm_at
-from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.thin_block import SlimSynthesis, WeightCut, slim_weights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.

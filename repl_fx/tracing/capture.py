@@ -1,7 +1,7 @@
 """Capture a model as one graph in normal form: right in training and in evaluation mode, on any device.
 
 Tracers: torch.export first, then `fx.Tracer`. Each tracer that fails says why in one line. The last tracer, which takes
-the largest modules inside a model that can be captured, is `repl_fx.tracing.parts.capture`.
+the largest modules inside a model that can be captured, is `repl_fx.tracing.parts.capture_parts`.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.data.user_code import called
 from repl_fx.training.distillation import Distillation
 from repl_fx.training.module import Training, optimizers_of
 from repl_fx.training.tasks import Batch, Classification, LanguageModelling, Task, task_of
+from repl_fx.training.train_config import TrainConfig
 
 DEFAULT = "Module"
 

@@ -21,8 +21,7 @@ from repl_fx.planning.settings import flag_of, given_among
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
 from repl_fx.training.comparing import Member, VariantOutcome, members, write_comparison
-from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.healing import Healed, heal
 from repl_fx.training.loading import batch_of, changes_of, kept_preprocessing, prepared, purpose_of, read_data
@@ -41,6 +40,7 @@ from repl_fx.training.run import (
 from repl_fx.training.safe_checkpoints import last_whole
 from repl_fx.training.schedules import require_schedule
 from repl_fx.training.train import train
+from repl_fx.training.train_config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.variants import VARIANTS, Models
 
 

@@ -30,9 +30,9 @@ from repl_fx.graph.boundaries import at_boundaries
 from repl_fx.graph.recording import WatchedRuns
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.running.holders import ORIGIN
-from repl_fx.tracing.parts.capture import graphs_in
-from repl_fx.training.config import TrainConfig
+from repl_fx.tracing.parts.capture_parts import graphs_in
 from repl_fx.training.tasks import Batch, Task
+from repl_fx.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,11 @@ from torch import nn
 from repl_fx.artifact.provenance import versions
 from repl_fx.errors import BadInput
 from repl_fx.running.holders import ORIGIN
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, UserData, length
+from repl_fx.training.data.data_set import Data, UserData, length
 from repl_fx.training.processes import Processes, on_cuda
 from repl_fx.training.safe_checkpoints import WholeCheckpoints
 from repl_fx.training.sharding import ShardedStrategy, to_shard, whole_weights
+from repl_fx.training.train_config import TrainConfig
 
 # Files may lie elsewhere on another node.
 _OF_A_NODE = ("data_dir",)

@@ -10,14 +10,14 @@ from torch import nn
 from repl_fx.running.hushed import hushed
 from repl_fx.running.untouched import in_mode
 from repl_fx.training.building import module_of
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.distributed import device_of
 from repl_fx.training.loading import DataModule
 from repl_fx.training.module import Training
 from repl_fx.training.processes import ALONE
 from repl_fx.training.run import BARE, NOISY, NOISY_LOGGERS, PRECISIONS, figures_of, require_available
+from repl_fx.training.train_config import TrainConfig
 
 
 def evaluate(

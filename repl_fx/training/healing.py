@@ -26,8 +26,8 @@ from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, needing
 from repl_fx.graph.captured import copy_model
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
-from repl_fx.training.config import HEALING, TrainConfig
 from repl_fx.training.train import data_of, settings_for, train
+from repl_fx.training.train_config import HEALING, TrainConfig
 
 if TYPE_CHECKING:
     from repl_fx.training.run import TrainingResult

@@ -15,9 +15,8 @@ from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import Purpose, tokenizer_of
 from repl_fx.tracing.parts.origin import Preprocessing
-from repl_fx.training.config import TrainConfig, names_python_file
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data, Split, Tensors, UserData, rows_of
+from repl_fx.training.data.data_set import Data, Split, Tensors, UserData, rows_of
 from repl_fx.training.data.loaders import WORKERS, BatchLoader
 from repl_fx.training.data.passes import reading
 from repl_fx.training.data.pictures import Pictures
@@ -27,6 +26,7 @@ from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.user_loaders import UserLoader, loaders_of
 from repl_fx.training.processes import ALONE, Processes
 from repl_fx.training.tasks import Task
+from repl_fx.training.train_config import TrainConfig, names_python_file
 
 # Tasks whose batches are changed on their device; pictures of detection are, one by one, where they are read.
 _CHANGED = ("classification", "segmentation")

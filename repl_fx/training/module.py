@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.distillation import Distillation
 from repl_fx.training.tasks import Batch, Task
+from repl_fx.training.train_config import TrainConfig
 
 BETAS = (0.9, 0.95)
 

@@ -27,7 +27,7 @@ import __main__
 from repl_fx._torch import end_with_parent
 from repl_fx.errors import BadInput, Stopped, first_line, not_ours
 from repl_fx.running.hushed import hushed
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.train_config import TrainConfig
 
 _GRACE = 3.0  # Seconds in which the others end by themselves when one has failed.
 # Longer than any capture.

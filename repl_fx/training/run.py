@@ -38,9 +38,8 @@ from repl_fx.running.hushed import hushed
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, ToldSteps, peak_mib
 from repl_fx.training.compiling import compile_
-from repl_fx.training.config import TrainConfig, read_config, require_said
 from repl_fx.training.data.content import content_of, require_content
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.data.passes import lost_worker
 from repl_fx.training.distributed import (
     Sharding,
@@ -58,6 +57,7 @@ from repl_fx.training.phases import Phase
 from repl_fx.training.processes import Processes, join, lost_peer
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, discard_all, header_of, last_whole
 from repl_fx.training.sharding import FullySharded
+from repl_fx.training.train_config import TrainConfig, read_config, require_said
 
 CONFIG, CHECKPOINT, DATA = "config.yaml", "last.ckpt", "data.sha256"
 # What Lightning and its metrics say of themselves.

@@ -22,12 +22,12 @@ from repl_fx.errors import BadInput
 from repl_fx.pipeline import rewrite_again, unreplaced
 from repl_fx.rewriting.in_place.restoring import restored_state
 from repl_fx.rewriting.result import TransformResult
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.neighbours import treated
 from repl_fx.training.phases import Phase, averaged_weights, phase_of, trained_weights
 from repl_fx.training.run import CHECKPOINT, STATE, TrainingResult, train_once
 from repl_fx.training.safe_checkpoints import read_checkpoint
+from repl_fx.training.train_config import TrainConfig
 
 ORIGINAL, REWRITTEN, RESTORED = "original", "rewritten", "restored"
 _RESTORED = "it was replaced for a part of the training, and is whole again"

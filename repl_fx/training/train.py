@@ -15,9 +15,9 @@ from repl_fx.arguments import require_module, require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, needing
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
-from repl_fx.training.config import MAKING, TrainConfig
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.data.user_code import as_data
+from repl_fx.training.train_config import MAKING, TrainConfig
 
 if TYPE_CHECKING:
     from repl_fx.training.run import TrainingResult

@@ -14,8 +14,8 @@ from repl_fx.plan import Plan
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Purpose, Source, load_source
 from repl_fx.sources.input_shapes import shape_at_batch
-from repl_fx.tracing.parts.capture import CapturedParts
-from repl_fx.training.config import FROM_SPEC, TrainConfig
+from repl_fx.tracing.parts.capture_parts import CapturedParts
+from repl_fx.training.train_config import FROM_SPEC, TrainConfig
 
 VARIANTS = (ORIGINAL, PRUNED, REWRITTEN)
 

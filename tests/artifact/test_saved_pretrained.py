@@ -18,7 +18,7 @@ import repl_fx
 from repl_fx.artifact.manifest import MANIFEST, read_manifest, sealed
 from repl_fx.artifact.store import WEIGHTS
 from repl_fx.sources import load_source
-from repl_fx.sources.checkpoints.files import read_weights
+from repl_fx.sources.checkpoints.weight_files import read_weights
 from tests.nets import MlpNet
 
 transformers = pytest.importorskip("transformers")

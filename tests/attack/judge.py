@@ -38,7 +38,7 @@ from repl_fx.planning.options import Options
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.attack import networks
 from tests.attack.files import FileDiffers, judge_file
 from tests.attack.pruning import prune

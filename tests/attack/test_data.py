@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from repl_fx.training.calibration import calibration
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.loading import changes_of, loaders, read_data
+from repl_fx.training.train_config import TrainConfig
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)

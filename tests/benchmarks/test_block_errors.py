@@ -9,7 +9,7 @@ import pytest
 from benchmarks import block_errors
 from benchmarks.training.models import vit
 from benchmarks.training.tasks import Task
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.train_config import TrainConfig
 
 TASK = Task(
     "digits/vit",

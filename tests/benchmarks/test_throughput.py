@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import throughput
 from benchmarks.training.models import vit
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import Data, Tensors, load_data
+from repl_fx.training.train_config import TrainConfig
 
 
 def test_both_sides_are_measured_from_the_same_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from benchmarks.compression.trained_report import write_report
 from benchmarks.training.models import vit
 from benchmarks.training.tasks import Task
 from repl_fx.planning.budgets import NoPlan
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.train_config import TrainConfig
 
 TASK = Task(
     "digits/vit",

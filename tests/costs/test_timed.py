@@ -10,7 +10,7 @@ from repl_fx.costs import timed
 from repl_fx.costs.timed import latency_share, node_times
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.capture_parts import Part
 from tests.captures import captured_graph
 
 

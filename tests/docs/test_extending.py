@@ -18,7 +18,7 @@ from repl_fx.cli import app
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.sources import registry as source_registry
 from repl_fx.surrogates import make_surrogate
-from repl_fx.surrogates.shared import registry as surrogate_registry
+from repl_fx.surrogates.shared import surrogate as surrogate_registry
 from tests.docs.pages import ROOT
 from tests.nets import ConvNet, TokenNet, images, tokens
 

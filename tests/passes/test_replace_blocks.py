@@ -15,7 +15,7 @@ from repl_fx.errors import BrokenGraph
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
-from repl_fx.surrogates.shared import registry
+from repl_fx.surrogates.shared import surrogate as registry
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, TwoStreams, images, tokens

@@ -14,7 +14,7 @@ from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.replacement_costs import COUNTED, ReplacementCosts
 from repl_fx.rewriting.apply import Rewritten
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.captures import captured
 from tests.nets import MlpBlock

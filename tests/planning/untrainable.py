@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.surrogates import Builder, Match, Site, Surrogate
-from repl_fx.surrogates.shared import registry
+from repl_fx.surrogates.shared import surrogate as registry
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 

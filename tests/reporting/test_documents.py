@@ -17,10 +17,10 @@ from repl_fx.reporting.documents import (
     repeats_document,
     scores_document,
 )
-from repl_fx.rewriting.report import BlockReport
+from repl_fx.rewriting.block_reports import BlockReport
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import CaptureInfo
-from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part
 from repl_fx.tracing.parts.search import Eager
 from tests.planning.scoring.test_scores import SCORES
 

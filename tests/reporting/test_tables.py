@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.benchmarking.bench_tables import bench_tables
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
-from repl_fx.benchmarking.tables import bench_tables
 from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.costs.counted import Costs, flops_by_node, measure_costs
 from repl_fx.display.columns import Table
@@ -25,7 +25,7 @@ from repl_fx.reporting.tables import (
     scores_table,
     verification_table,
 )
-from repl_fx.rewriting.report import BlockReport, blocks_table
+from repl_fx.rewriting.block_reports import BlockReport, blocks_table
 from tests.display.shown import row_of, text_of
 from tests.planning.scoring.test_scores import SCORES
 

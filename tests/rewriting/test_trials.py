@@ -15,7 +15,7 @@ from repl_fx.rewriting.trials import Trials
 from repl_fx.surrogates import Builder, Site
 from repl_fx.surrogates.blend import Blend
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
-from repl_fx.surrogates.shared import registry
+from repl_fx.surrogates.shared import surrogate as registry
 from tests.planning.perceptron import Perceptron
 from tests.surrogates.nets import Halving
 

@@ -22,7 +22,7 @@ from repl_fx.errors import BadInput, BrokenGraph, CaptureError
 from repl_fx.passes import merge_modes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import capture, check_capture, widen_batch
-from repl_fx.tracing.parts.capture import capture_parts
+from repl_fx.tracing.parts.capture_parts import capture_parts
 from tests.tracing.nets import Linear, info_of
 
 # --- outputs --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from examples.shapes import CLASSES, scene
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from tests.captures import transformed
 from tests.nets import ConvBlock, MlpBlock
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.building import user_module
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, Tensors, UserData
+from repl_fx.training.data.data_set import Data, Tensors, UserData
 from repl_fx.training.run import train_once
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, pictures
 
 CONFIG = TrainConfig(epochs=2, batch_size=8, lr=0.02, device="cpu")

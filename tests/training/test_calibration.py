@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.calibration import calibration, score_on_data
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.data_set import Data
 from repl_fx.training.loading import read_data
+from repl_fx.training.train_config import TrainConfig
 from tests.captures import captured
 
 PICTURES = torch.randn(2, 1, 8, 8)

@@ -16,8 +16,8 @@ from torch import nn
 from repl_fx.display import progress
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.training.callbacks import Speed, ToldSteps
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.run import train_once
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import pictures, rewritten
 
 

@@ -14,11 +14,11 @@ import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.graph.recording import watched
 from repl_fx.running.holders import ORIGIN
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.distillation import Distillation, places_in
 from repl_fx.training.run import train_once
 from repl_fx.training.tasks import Classification
 from repl_fx.training.tasks.detection import Detection
+from repl_fx.training.train_config import TrainConfig
 from tests.captures import transformed
 from tests.training.runs import Net, Spots, SpottedPictures, pictures, spots, spots_net
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.passes import lost_worker
 from repl_fx.training.distributed import facts, fingerprint, require_possible, unused_parameters
 from repl_fx.training.processes import Processes
 from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, pictures
 from tests.training.two_processes import CASES, ended, rewritten, started, trained, trajectory
 

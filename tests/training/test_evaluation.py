@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from repl_fx.errors import BadInput
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.data.targets import no_targets
 from repl_fx.training.evaluation import evaluate
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, pictures
 
 CONFIG = TrainConfig(batch_size=8, device="cpu")

@@ -13,11 +13,11 @@ from msgspec import structs
 from repl_fx.errors import BadInput
 from repl_fx.sources import Purpose
 from repl_fx.tracing.parts.origin import Preprocessing
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data, Tensors, UserData
+from repl_fx.training.data.data_set import Data, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.loading import changes_of, kept_preprocessing, loaders, prepared, purpose_of, read_data
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import pictures, scenes
 
 TABLE = Tensors(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]))

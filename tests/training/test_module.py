@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.module import Schedule, Training, optimizer_of
 from repl_fx.training.tasks import Classification
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, rewritten
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.module import optimizers_of
 from repl_fx.training.phases import (
     CURRENT,
@@ -26,6 +25,7 @@ from repl_fx.training.phases import (
 )
 from repl_fx.training.run import CHECKPOINT, STATE, train_once
 from repl_fx.training.safe_checkpoints import read_checkpoint
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, pictures
 from tests.training.test_run import SHORT
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import repl_fx
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.processes import ALONE, Disagreement, ending_together, join, require_devices
+from repl_fx.training.train_config import TrainConfig
 from tests.training.two_processes import ROOT, ended, started
 
 CPU = TrainConfig(device="cpu")
@@ -24,7 +24,7 @@ import os, signal, sys, time
 import torch.distributed as dist
 from repl_fx.cli.group import _stopping
 from repl_fx.errors import ReplFxError
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.train_config import TrainConfig
 from repl_fx.training.processes import Ended, ending_together, join
 def main():
     try:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.training.config import TrainConfig, read_config
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE, finished, settings_of, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, read_checkpoint
+from repl_fx.training.train_config import TrainConfig, read_config
 from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
@@ -96,7 +96,7 @@ import os, sys
 from pathlib import Path
 import torch
 from repl_fx.training.run import train_once
-from repl_fx.training.config import TrainConfig, read_config
+from repl_fx.training.train_config import TrainConfig, read_config
 from repl_fx.training.safe_checkpoints import Checkpoints
 from tests.training import runs
 import signal

@@ -15,11 +15,11 @@ from repl_fx.errors import BadInput
 from repl_fx.pipeline import unreplaced
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.training import schedules
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.phases import NOTE, phase_of
 from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
 from repl_fx.training.schedules import require_schedule, train_in_phases
+from repl_fx.training.train_config import TrainConfig
 from tests.captures import transformed
 from tests.training.runs import Net, pictures
 

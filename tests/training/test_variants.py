@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from repl_fx.benchmarking.results import ORIGINAL, PRUNED, REWRITTEN
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.train_config import TrainConfig
 from repl_fx.training.variants import Models
 
 MODEL = """

@@ -8,8 +8,8 @@ from textwrap import dedent
 import torch
 from safetensors.torch import save_file
 
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.run import train_once
+from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, pictures
 
 MODEL = """

@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.processes import Ended, ending_together, join
 from repl_fx.training.run import CHECKPOINT, LOGS, STATE, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, before, part_of
+from repl_fx.training.train_config import TrainConfig
 from tests.captures import transformed
 from tests.nets import TokenNet
 from tests.surrogates.nets import GRID

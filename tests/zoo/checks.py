@@ -16,7 +16,7 @@ from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.exporting import Exported
 
 

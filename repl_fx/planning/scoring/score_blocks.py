@@ -32,7 +32,7 @@ from repl_fx.planning.scoring.statistics import RepeatStatistics
 from repl_fx.running.batches import Batch, Batches, Evaluation, Given, Loss, loss_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, untouched
-from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part
 from repl_fx.tracing.parts.finders import require_repeats
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats, find_in_parts
 

@@ -13,7 +13,7 @@ import msgspec
 
 from repl_fx.display.numbers import count, size
 from repl_fx.errors import BadInput, one_line
-from repl_fx.rewriting.report import Status
+from repl_fx.rewriting.block_reports import Status
 
 SCHEMA: Literal["repl-fx/report/1"] = "repl-fx/report/1"
 

@@ -22,8 +22,8 @@ from repl_fx.reporting.model_graph.node_facts import (
     value_of,
 )
 from repl_fx.reporting.model_graph.picturing import HIDDEN, group_size, node_size, port_size, simplified
-from repl_fx.rewriting.report import BlockReport
-from repl_fx.tracing.parts.capture import qualified_name
+from repl_fx.rewriting.block_reports import BlockReport
+from repl_fx.tracing.parts.capture_parts import qualified_name
 from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 _T = TypeVar("_T")

@@ -42,7 +42,7 @@ from repl_fx.reporting.model_graph.nesting import Steps, nest, nest_rewritten
 from repl_fx.reporting.model_graph.node_facts import NodeCosts
 from repl_fx.reporting.model_graph.reading import read_evidence
 from repl_fx.rewriting.result import TransformResult
-from repl_fx.tracing.parts.capture import CapturedParts, Part, qualified_name
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part, qualified_name
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 

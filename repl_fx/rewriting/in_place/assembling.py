@@ -20,7 +20,7 @@ from repl_fx.rewriting.in_place.rows import NotInPlace
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.other_sizes import other_sizes_of
-from repl_fx.tracing.parts.capture import assemble, qualified_name
+from repl_fx.tracing.parts.capture_parts import assemble, qualified_name
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 

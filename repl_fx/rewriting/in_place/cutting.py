@@ -61,7 +61,7 @@ from repl_fx.surrogates.shared.borrowed_maps import BORROWS
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
 from repl_fx.surrogates.shared.sharded_weights import whole
 from repl_fx.surrogates.shared.site import surrogate_path
-from repl_fx.tracing.parts.capture import assemble, qualified_name
+from repl_fx.tracing.parts.capture_parts import assemble, qualified_name
 from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")

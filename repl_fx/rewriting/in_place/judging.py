@@ -27,7 +27,7 @@ from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
 from repl_fx.running.untouched import in_mode, outcome_of, seeded, untouched
-from repl_fx.tracing.parts.capture import assemble
+from repl_fx.tracing.parts.capture_parts import assemble
 from repl_fx.tracing.side_by_side import SideBySide
 
 # Operators that are told the sizes of values, or the groups of a depthwise convolution: with fewer units, other ones.

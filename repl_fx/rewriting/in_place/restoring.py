@@ -33,7 +33,7 @@ from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBl
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.branch_edits import silencing_parameters
 from repl_fx.surrogates.shared.site import Site
-from repl_fx.tracing.parts.capture import qualified_name
+from repl_fx.tracing.parts.capture_parts import qualified_name
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 

@@ -19,8 +19,8 @@ from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, one
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.state import address
-from repl_fx.sources.checkpoints.files import Weights, describe_weights, listed, read_weights
 from repl_fx.sources.checkpoints.names import state_for
+from repl_fx.sources.checkpoints.weight_files import Weights, describe_weights, listed, read_weights
 from repl_fx.tracing.model_checks import without_values
 
 
@@ -43,7 +43,7 @@ def load_weights_(model: nn.Module, weights: Weights) -> tuple[str, ...]:
     """Give a model the weights of a checkpoint, in its own precision; where that fails, it may have some of them.
 
     Args:
-        weights: a file, a directory or a state dict, see `repl_fx.sources.checkpoints.files`.
+        weights: a file, a directory or a state dict, see `repl_fx.sources.checkpoints.weight_files`.
 
     Returns:
         Notes on the weights, a line each.

@@ -10,8 +10,8 @@ from torch import fx
 from repl_fx.errors import PlanMismatch
 from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Refusal
-from repl_fx.surrogates.shared.registry import Match, Surrogate
 from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.surrogate import Match, Surrogate
 
 
 class Matches:

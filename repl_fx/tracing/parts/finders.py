@@ -18,7 +18,7 @@ from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.finding.own_repeats import described, is_pattern, modules_matching, own_repeat, repeat_of, require_several
 from repl_fx.plan import Plan
-from repl_fx.tracing.parts.capture import CapturedParts, Part, qualified_name
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part, qualified_name
 
 Finder = Callable[[fx.GraphModule], Sequence[Repeat]]
 Find = Callable[[Part], Sequence[Repeat]]

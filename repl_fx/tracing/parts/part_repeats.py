@@ -16,7 +16,7 @@ from repl_fx.finding.repeats import Repeats
 from repl_fx.plan import OwnRepeat, Plan
 from repl_fx.surrogates.shared.matching import Matches
 from repl_fx.tracing.fingerprint import fingerprint, lines_around, lines_of_code, lines_of_graph
-from repl_fx.tracing.parts.capture import CapturedParts, graphs_in, qualified_name
+from repl_fx.tracing.parts.capture_parts import CapturedParts, graphs_in, qualified_name
 from repl_fx.tracing.parts.finders import Find, by_plan, by_structure
 
 # The word before the shape of a tensor of fractions.

@@ -33,7 +33,7 @@ from repl_fx.running.holders import bytes_of
 from repl_fx.running.source_mark import SourceMark, packages_of, source_mark
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.capture import CaptureInfo, captured_module, module_tree
-from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part, assemble
 from repl_fx.tracing.parts.search import keep_attributes
 
 # What reading raises where something else was written.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput, one_line
-from repl_fx.training.data.kinds import Data, DataRequest, Task, Tensors
+from repl_fx.training.data.data_set import Data, DataRequest, Task, Tensors
 from repl_fx.training.data.targets import IGNORED, no_targets
 
 Array = npt.NDArray[Any]

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code, one_line
-from repl_fx.training.data.kinds import Data, DataRequest
+from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.pictures import as_read, opened, rgb
 
 _SPLITS = ("train2017", "val2017")

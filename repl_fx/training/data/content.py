@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repl_fx.errors import BadInput, first_line
 from repl_fx.training.data.coco import BoxedPictures
-from repl_fx.training.data.kinds import Data, Split, Tensors, UserData, length
+from repl_fx.training.data.data_set import Data, Split, Tensors, UserData, length
 from repl_fx.training.data.masks import MaskedPictures
 from repl_fx.training.data.pictures import Pictures, opened
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from repl_fx.errors import BadInput, told, users_place
 from repl_fx.training.data.augmentation import Change
-from repl_fx.training.data.kinds import Sample, Split, Tensors, length, rows_of
+from repl_fx.training.data.data_set import Sample, Split, Tensors, length, rows_of
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
 
 # Processes that read a data set in files.

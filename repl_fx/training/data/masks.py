@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, DataRequest
+from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.pictures import as_read, opened, rgb
 from repl_fx.training.data.targets import IGNORED
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code, not_importable
 from repl_fx.training.data.arrays import KEYS, Array, data_of, read_npz
-from repl_fx.training.data.kinds import Data, DataRequest
+from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.standardising import with_scale
 
 _CLASSES = 10

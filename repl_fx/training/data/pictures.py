@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.tracing.parts.origin import Preprocessing
-from repl_fx.training.data.kinds import Data, DataRequest
+from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.targets import NO_TARGET
 from repl_fx.training.data.text import split_by_name
 

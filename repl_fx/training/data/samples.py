@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Sample, Split, Task, Tensors, length
+from repl_fx.training.data.data_set import Data, Sample, Split, Task, Tensors, length
 from repl_fx.training.data.targets import require_boxes, require_masks
 
 

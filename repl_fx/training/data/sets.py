@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from repl_fx.errors import BadInput, close_matches
-from repl_fx.training.config import Scale, names_python_file
 from repl_fx.training.data.arrays import load_npz
 from repl_fx.training.data.coco import load_coco
-from repl_fx.training.data.hugging_face import load_hugging_face
-from repl_fx.training.data.kinds import Data, DataRequest, UserData
+from repl_fx.training.data.data_set import Data, DataRequest, UserData
+from repl_fx.training.data.hub import load_hugging_face
 from repl_fx.training.data.masks import load_masks
 from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_of_torchvision
 from repl_fx.training.data.pictures import load_folder
 from repl_fx.training.data.standardising import standardised
 from repl_fx.training.data.text import load_text
 from repl_fx.training.data.user_code import load_user_code
+from repl_fx.training.train_config import Scale, names_python_file
 
 DEFAULT = "digits"
 # A key with a colon takes an argument behind it.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput
-from repl_fx.training.config import Scale
-from repl_fx.training.data.kinds import Data, Split, Tensors, UserData, length
+from repl_fx.training.data.data_set import Data, Split, Tensors, UserData, length
+from repl_fx.training.train_config import Scale
 
 # Inputs whose sums are taken at a time: the whole set as float64 is eight times as large as its bytes.
 _PIECE = 4096

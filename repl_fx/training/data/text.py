@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from repl_fx.errors import BadInput, first_line
-from repl_fx.training.data.kinds import Data, DataRequest, Tensors, rows_of
+from repl_fx.training.data.data_set import Data, DataRequest, Tensors, rows_of
 
 # A zero byte, which no ordinary text has.
 END = b"\0"

@@ -18,7 +18,7 @@ from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.interrupts import code_of_users
 from repl_fx.sources.python_file import executed
-from repl_fx.training.data.kinds import Data, DataRequest, UserData
+from repl_fx.training.data.data_set import Data, DataRequest, UserData
 from repl_fx.training.data.passes import Passes, with_length
 
 _WANTED = "return Data, a pair of DataLoaders (train, test), one DataLoader, batches or a LightningDataModule"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.planning.scoring.scores import KINDS
-from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.captures import captured, captured_graph, transformed
 from tests.nets import ConvNet, Counts, MlpNet, images, tokens
 from tests.planning.scoring.nets import Plane, mean_square

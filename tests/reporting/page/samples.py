@@ -30,7 +30,7 @@ from repl_fx.reporting.model_graph.document import (
     View,
     Views,
 )
-from repl_fx.rewriting.report import Status
+from repl_fx.rewriting.block_reports import Status
 from tests.benchmarking.test_results import measured
 
 

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 import repl_fx
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats, find_in_parts, lines_made
 from tests.captures import captured_graph
 from tests.nets import TokenNet, tokens

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.capture import capture_parts
+from repl_fx.tracing.parts.capture_parts import capture_parts
 from repl_fx.tracing.parts.stored import as_data, read_data
 from tests.nets import TokenNet
 

@@ -12,7 +12,7 @@ import torch
 
 from repl_fx.errors import BadInput
 from repl_fx.training.data.arrays import data_of
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.targets import has_targets
 

@@ -18,7 +18,7 @@ from PIL import Image
 from examples import shapes
 from repl_fx.errors import BadInput
 from repl_fx.training.data.coco import BoxedPictures
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.data_set import Data
 from repl_fx.training.data.sets import load_data
 
 Found = dict[str, Any]

@@ -14,7 +14,7 @@ from PIL import Image
 from repl_fx.errors import BadInput
 from repl_fx.training.data import content
 from repl_fx.training.data.content import content_of, require_content
-from repl_fx.training.data.kinds import Data, Tensors, UserData
+from repl_fx.training.data.data_set import Data, Tensors, UserData
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.sets import load_data
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, Mixup, Normalise
-from repl_fx.training.data.kinds import Tensors
+from repl_fx.training.data.data_set import Tensors
 from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.positioned import seed_of
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from examples import shapes
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.data_set import Data
 from repl_fx.training.data.masks import MaskedPictures
 from repl_fx.training.data.sets import load_data
 

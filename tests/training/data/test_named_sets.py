@@ -18,7 +18,7 @@ pytest.importorskip("sklearn")
 from torchvision import datasets
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.data.named_sets import FILES
 from repl_fx.training.data.sets import load_data
 

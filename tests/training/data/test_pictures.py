@@ -13,7 +13,7 @@ pytest.importorskip("torchvision")
 from PIL import Image
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, length
+from repl_fx.training.data.data_set import Data, length
 from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.sets import load_data

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.samples import samples_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.data_set import Data
 from repl_fx.training.data.sets import default_root, known_data, load_data
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Tensors, UserData
+from repl_fx.training.data.data_set import Data, Tensors, UserData
 from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.standardising import channel_scale, standardised
 

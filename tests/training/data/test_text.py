@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.text import split_by_name
 

@@ -8,9 +8,9 @@ from textwrap import dedent
 import pytest
 
 from repl_fx.errors import BadInput
-from repl_fx.training.config import names_python_file
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.data.sets import load_data
+from repl_fx.training.train_config import names_python_file
 
 CODE = """
     import torch

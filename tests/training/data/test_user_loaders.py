@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import UserData
+from repl_fx.training.data.data_set import UserData
 from repl_fx.training.data.user_loaders import UserLoader, loaders_of
 
 

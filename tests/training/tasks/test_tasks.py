@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import TASKS
+from repl_fx.training.data.data_set import TASKS
 from repl_fx.training.tasks import Classification, known_tasks, task_of
 
 

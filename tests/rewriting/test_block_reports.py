@@ -10,7 +10,7 @@ import repl_fx
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.reporting.documents import blocks_document
 from repl_fx.rewriting.apply import apply_plan
-from repl_fx.rewriting.report import BlockReport, blocks_table, reports_of
+from repl_fx.rewriting.block_reports import BlockReport, blocks_table, reports_of
 from repl_fx.tracing.parts.part_repeats import PartRepeats
 from tests.captures import captured_graph
 from tests.display.shown import row_of, text_of

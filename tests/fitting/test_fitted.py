@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import repl_fx
-from repl_fx.fitting.results import Fit, FittedSurrogate
+from repl_fx.fitting.fitted import Fit, FittedSurrogate
 
 
 def test_lines_and_json() -> None:

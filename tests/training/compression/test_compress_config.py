@@ -8,8 +8,13 @@ import pytest
 
 from repl_fx.cli.flags import lines_of_help
 from repl_fx.errors import BadInput
-from repl_fx.training.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig, settings_to_compress
-from repl_fx.training.config import TrainConfig, read_config
+from repl_fx.training.compression.compress_config import (
+    COMPRESSING,
+    NOT_TO_COMPRESS,
+    CompressConfig,
+    settings_to_compress,
+)
+from repl_fx.training.train_config import TrainConfig, read_config
 
 
 def test_healing_has_the_settings_but_those_of_the_cut() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from repl_fx.training.config import HEALING, MAKING, TrainConfig
+from repl_fx.training.train_config import HEALING, MAKING, TrainConfig
 
 # Where none are given.
 COMPRESSING: Mapping[str, Any] = MappingProxyType({**HEALING, "surrogate": "trained"})

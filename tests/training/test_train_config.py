@@ -9,7 +9,7 @@ import pytest
 import repl_fx
 from repl_fx.cli.flags import lines_of_help
 from repl_fx.errors import BadInput
-from repl_fx.training.config import TrainConfig, read_config
+from repl_fx.training.train_config import TrainConfig, read_config
 
 
 def test_settings_go_out_and_in(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code
-from repl_fx.training.data.kinds import Data, DataRequest
+from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.pictures import in_rgb, pictures_data
 from repl_fx.training.data.text import END, text_data, texts_data
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, DataRequest, Tensors, length
+from repl_fx.training.data.data_set import Data, DataRequest, Tensors, length
 
 
 def split(n: int = 4, *, inputs: Tensor | None = None, targets: Tensor | None = None) -> Tensors:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from repl_fx.benchmarking.bench_tables import bench_tables, unmeasured_lines, unsettled_lines
 from repl_fx.benchmarking.results import Benchmark, InferenceRow
-from repl_fx.benchmarking.tables import bench_tables, unmeasured_lines, unsettled_lines
 from tests.benchmarking.test_results import measured
 from tests.display.shown import row_of, text_of
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repl_fx.errors import BadInput
-from repl_fx.sources.checkpoints.files import describe_weights, listed, read_weights
+from repl_fx.sources.checkpoints.weight_files import describe_weights, listed, read_weights
 
 STATE = {"first.weight": torch.arange(6.0).reshape(2, 3), "second.weight": torch.ones(2)}
 

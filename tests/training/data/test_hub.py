@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from PIL import Image as Pillow
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.sets import load_data
 
