@@ -23,6 +23,8 @@ _ADDED = frozenset(
         *("shira_weight", "waveft_spectrum", "c3a_kernel"),
     }
 )
+# The package of layers that quantise their weights by themselves.
+_QUANTO = "optimum.quanto."
 
 
 def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
@@ -37,7 +39,8 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
     (`torch.func.functional_call`), of modules (wrappers hand attributes on), or of the model's precision. Where an
     adapter of PEFT adds to a weight and has not been merged, the sum is the weight; where a hook of `torch.nn.utils`
     makes a weight before each forward of its layer, so does this, as that layer may run later. A weight that accelerate
-    offloaded is where its layer would run, and one that torchao quantised has the values that its layer computes with.
+    offloaded is where its layer would run, and one that torchao or quanto quantised has the values that its layer
+    computes with.
 
     Raises:
         CallRefused: an adapter whose part cannot be added to the weight, or that differs by rows, a quantised layer,
@@ -52,10 +55,12 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
                 f"a surrogate is made from {path}, whose layer has a bias now, as where a norm is fused into it; fold "
                 "the model instead: repl_fx.fold(result.module)"
             )
+        computed = name == "weight" and type(module).__module__.startswith(_QUANTO)
         # Nearly always; to ask for attributes that are not there takes longer than all else here.
-        if type(own) is nn.Parameter and not own.is_meta and not is_flattened(own):
+        if type(own) is nn.Parameter and not own.is_meta and not is_flattened(own) and not computed:
             return own
-        value = getattr(module, name)
+        # Until it is frozen, such a layer quantises its weight in each forward.
+        value = quantised if computed and (quantised := module.qweight) is not None else getattr(module, name)
     except AttributeError as problem:
         raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
     return _as_used(model, module, path, value)
@@ -76,7 +81,7 @@ def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
         value = _made_by_hook(module, name, value)
     if isinstance(value, Tensor) and value.is_meta:
         value = _offloaded(model, path, value)
-    if type(value).__module__.startswith("torchao."):
+    if type(value).__module__.startswith(("torchao.", _QUANTO)):
         value = value.dequantize()
     adapted = isinstance(value, Tensor) and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
     return _adapted(module, path, value) if adapted else value

@@ -98,6 +98,23 @@ def test_a_call_that_chooses_its_adapters_by_rows_is_refused() -> None:
     assert torch.equal(weight_now(net, "fc.weight"), base.weight + 1)
 
 
+class _Quanto(nn.Linear):
+    """A layer as optimum-quanto has them: quantised in each forward, until it is frozen."""
+
+    __module__ = "optimum.quanto.nn.qlinear"
+
+    @property
+    def qweight(self) -> Tensor | None:
+        return None if self.in_features == 3 else self.weight.round()
+
+
+def test_a_layer_that_quantises_its_weight_in_each_forward_has_that_one() -> None:
+    net: Any = nn.ModuleDict({"fc": _Quanto(2, 2), "plain": _Quanto(3, 2)})
+    assert torch.equal(weight_now(net, "fc.weight"), net["fc"].weight.round())
+    assert weight_now(net, "fc.bias") is net["fc"].bias
+    assert weight_now(net, "plain.weight") is net["plain"].weight
+
+
 def test_a_quantised_layer_has_no_weight_to_make_another_from() -> None:
     class Quantised(nn.Module):
         def weight(self) -> Tensor:
