@@ -119,9 +119,11 @@ class Cut:
         self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if len(place.paths) > 1 else {}
         if place.is_half:
             self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
-        if any(is_choice(node) for node in (*self.inside, *(node for block in self.blocks for node in block.nodes))):
+        of_blocks = (node for block in self.blocks for node in block.nodes)
+        nothing_stays = not place.is_half and all(traits.source == "nothing" for traits in self.traits)
+        if not nothing_stays and any(is_choice(node) for node in (*self.inside, *of_blocks)):
             # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
-            raise NotInPlace("it may be skipped in training")
+            raise NotInPlace("it may be skipped in training; give the model a rate of 0 for that (layerdrop) before")
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
         noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
         self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code and not self.ways

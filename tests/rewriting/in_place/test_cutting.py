@@ -203,3 +203,35 @@ def test_what_reads_another_size_of_a_surrogate_than_the_graph_keeps_it_out_of_p
         "in evaluation it computes otherwise there than in the graph"
     ]
     assert result.model is result.module
+
+
+class _Skipping(nn.Module):
+    """Layers that training skips by a draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MlpBlock(8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not self.training or bool(torch.rand([]) >= 0.5):
+                x = layer(x)
+        return x
+
+
+def test_what_leaves_nothing_has_a_place_where_layers_may_be_skipped() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 8)
+    result = transformed(_Skipping(), (x,), surrogate="identity", blocks=["layers.1"])
+    assert not result.in_place.refusals
+    net: Any = result.model.eval()
+    assert torch.equal(net(x), net.layers[3](net.layers[2](net.layers[0](x))))
+    assert torch.equal(net(x), result.module.eval()(x))
+    draws = set()
+    for seed in range(80):
+        torch.manual_seed(seed)
+        draws.add(tuple(net.train()(x).flatten().tolist()))
+    # Each of the three layers that stay is there or not.
+    assert len(draws) == 8
+    refused = transformed(_Skipping(), (x,), surrogate="bottleneck", blocks=["layers.1"]).in_place.reason
+    assert "may be skipped in training; give the model a rate of 0" in refused
