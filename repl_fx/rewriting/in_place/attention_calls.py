@@ -214,7 +214,7 @@ class BorrowedAttention:
 
         Args:
             arguments: those of the block, by name; a cache among them is read and filled.
-            stream: the first tensor among them.
+            stream: that of the block among them.
             x, weight_in, weight_out, bias_in, bias_out: see `RecomputedAttention`.
         """
         call, x = self.kept.take(stream), as_precise(x, stream)

@@ -160,6 +160,7 @@ class Cut:
             None if swaps else self._neighbour(),
             tuple(names),
             frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
+            self._stream(),
         )
         if swaps:
             block._stand_in.swap.install(block, names)
@@ -407,6 +408,13 @@ class Cut:
         if path not in self.elsewhere:
             self.elsewhere[path] = self.extract.take(node, node.name)
         self.extract.made[node] = self.elsewhere[path]
+
+    def _stream(self) -> int:
+        """The number of the argument that streams in; conditions, such as a time, may be read before."""
+        names = [node.name for node in self.arguments]
+        wanted = self.blocks[0].input.name
+        floating = (i for i, node in enumerate(self.arguments) if node.meta["val"].is_floating_point())
+        return names.index(wanted) if wanted in names else next(floating, 0)
 
     def _is_unbiased(self, path: str) -> bool:
         """Tell whether a path in the model is that of the weight of a layer that could have a bias and has none."""

@@ -231,6 +231,7 @@ class StandIn(RefersToModules):
         neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
         names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
         unbiased: those of the paths of state elsewhere that are weights of layers without a bias.
+        stream: the number of the argument that is the block's stream.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
         swap: the values in the place of these parameters.
     """
@@ -247,6 +248,7 @@ class StandIn(RefersToModules):
     neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
     names: tuple[str, ...] = ()
     unbiased: frozenset[str] = frozenset()
+    stream: int = 0
     around: tuple[nn.Module, ...] = ()
     swap: Swap = field(default_factory=Swap, repr=False)
     code: Callable[..., Any] = field(init=False, repr=False)
@@ -269,7 +271,7 @@ class StandIn(RefersToModules):
     def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of the graph."""
         given = [argument.of(arguments, self.block) for argument in self.arguments]
-        mixing = [functools.partial(layer.mix, arguments, given[0]) for layer in self.borrowed]
+        mixing = [functools.partial(layer.mix, arguments, given[self.stream]) for layer in self.borrowed]
         results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
         return results
 

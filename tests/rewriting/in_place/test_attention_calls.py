@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from repl_fx.rewriting.in_place.attention_calls import WatchedForward, this_thread
 from tests.captures import transformed
-from tests.nets import TokenNet
+from tests.nets import TokenNet, TransformerBlock
 
 X, NARROW = torch.randn(2, 6, 16), torch.randn(2, 6, 8)
 
@@ -163,3 +163,35 @@ def test_masks_of_each_head_are_taken_as_the_graph_takes_them(shape: tuple[int, 
     assert model is not result.graph_module
     assert torch.equal(model(NARROW, other), result.graph_module.eval()(NARROW, other))
     assert not torch.allclose(model(NARROW, other), model(NARROW, bias))
+
+
+class _Timed(TransformerBlock):
+    """A block with the embedding of a step of diffusion, which it reads before its stream."""
+
+    def __init__(self) -> None:
+        super().__init__(16)
+        self.steps = nn.Embedding(10, 16)
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:  # type: ignore[override]
+        shift = self.steps(step)[:, None]
+        x = x + self.attn(self.norm1(x) + shift)
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))  # type: ignore[no-any-return]
+
+
+class _TimedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Timed() for _ in range(3))
+
+    def forward(self, x: Tensor, step: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, step)
+        return x
+
+
+def test_the_stream_need_not_be_the_first_value_that_is_read() -> None:
+    torch.manual_seed(0)
+    given = X, torch.tensor([1, 7])
+    result = transformed(_TimedNet(), given, surrogate="reuse")
+    assert not result.in_place.refusals
+    assert torch.equal(result.model.eval()(*given), result.module.eval()(*given))
