@@ -89,12 +89,12 @@ def check_keys(value: Any, expected: Sequence[Any], name: str) -> None:
 @has_side_effect
 def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> None:
     """Refuse a tensor whose fixed sizes differ from those the graph was captured with; None stands for any size."""
-    if isinstance(tensor, fx.Proxy):
-        raise BadInput(
-            "torch.fx traces Python code, and this is a graph already; work on its own (result.module.graph), or trace "
-            "the model in place (result.model)"
-        )
     if not isinstance(tensor, torch.Tensor):
+        if isinstance(tensor, fx.Proxy):
+            raise BadInput(
+                "torch.fx traces Python code, and this is a graph already; work on its own (result.module.graph), or "
+                "trace the model in place (result.model)"
+            )
         raise BadInput(f"{name} was captured as a tensor, not {_words(tensor)}; capture the model again with it")
     found = tuple(tensor.shape)
     if len(found) != len(expected) or any(e is not None and f != e for f, e in zip(found, expected, strict=True)):

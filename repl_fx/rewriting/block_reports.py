@@ -10,6 +10,7 @@ from torch import fx
 
 from repl_fx.display.columns import Table, numbers, words
 from repl_fx.display.numbers import count
+from repl_fx.finding.blocks import Block
 from repl_fx.plan import Plan
 from repl_fx.surrogates import Match, make_surrogate
 from repl_fx.surrogates.shared.site import surrogate_path
@@ -86,19 +87,19 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
                 after = sum(size for path, size in rest.items() if path in own or path.startswith(place))
             elif refusal := refused.get(name, refused.get(repeat.name)):
                 status, reason = "refused", refusal.reason
-            layers = _layers_within(block.name, block.parameters, sizes)
+            layers = _layers_within(block, sizes)
             rows.append(BlockReport(name, repeat.name, status, key, reason, before, after, made_from, left, layers))
     return rows
 
 
-def _layers_within(block: str, parameters: Sequence[str], every: Iterable[str]) -> tuple[str, ...]:
+def _layers_within(block: Block, every: Iterable[str]) -> tuple[str, ...]:
     """The children of the module with the name of a block that are in the block; none where it has all of them."""
-    prefix = f"{block.partition('#')[0]}."
-    if not all(path.startswith(prefix) for path in parameters):
+    prefix = f"{block.name.partition('#')[0]}."
+    if block.module_path or not all(path.startswith(prefix) for path in block.parameters):
         return ()
     own, there = (
         dict.fromkeys(path.removeprefix(prefix).split(".")[0] for path in paths if path.startswith(prefix))
-        for paths in (parameters, every)
+        for paths in (block.parameters, every)
     )
     return tuple(own) if own.keys() < there.keys() else ()
 

@@ -90,7 +90,7 @@ class Distillation:
         self.teacher, self.task, self.config = teacher.eval(), task, config
         self.places = places_in(student) if config.teacher_values else ()
         # Detection models have losses of their own, and boxes that are no two models' the same.
-        self.logits = config.teacher_logits if task.has_logits else 0.0
+        self.logits_weight = config.teacher_logits if task.has_logits else 0.0
         self._runs: list[WatchedRuns] = []
         self._seen: dict[str, Tensor] = {}
         if config.teacher_values and not self.places:
@@ -122,8 +122,8 @@ class Distillation:
             taught = self.task.outputs(self.teacher, batch)
         like = self.task.logits(outputs) if self.task.has_logits else pytree.tree_leaves(outputs)[0]
         loss = like.new_zeros((), dtype=torch.float32)
-        if self.logits:
-            loss = loss + self.logits * self._soft(self.task.logits(outputs), self.task.logits(taught))
+        if self.logits_weight:
+            loss = loss + self.logits_weight * self._soft(self.task.logits(outputs), self.task.logits(taught))
         # A layer that this batch skips by a draw has no value.
         seen = [place.path for place in self.places if place.path in ours and place.path in theirs]
         far = [_distance(ours[path], theirs[path], path) for path in seen]

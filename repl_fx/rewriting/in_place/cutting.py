@@ -119,11 +119,8 @@ class Cut:
         self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if len(place.paths) > 1 else {}
         if place.is_half:
             self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
-        of_blocks = (node for block in self.blocks for node in block.nodes)
-        nothing_stays = not place.is_half and all(traits.source == "nothing" for traits in self.traits)
-        if not nothing_stays and any(is_choice(node) for node in (*self.inside, *of_blocks)):
-            # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
-            raise NotInPlace("it may be skipped in training; give the model a rate of 0 for that (layerdrop) before")
+        self.reads_stream_alone = all(traits.reads_stream_alone for traits in self.traits)
+        self._require_not_skipped()
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
         noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
         self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code and not self.ways
@@ -135,6 +132,13 @@ class Cut:
         self.elsewhere: dict[str, fx.Node] = {}
         self.arguments: dict[fx.Node, Argument] = {}
         self.borrowed: dict[fx.Node, BorrowedAttention] = {}
+
+    def _require_not_skipped(self) -> None:
+        """Refuse a surrogate that the model's own loop would skip with the block, where the graph does not."""
+        if not self.place.is_half and all(traits.source == "nothing" for traits in self.traits):
+            return
+        if any(is_choice(node) for node in self.inside.union(*(block.nodes for block in self.blocks))):
+            raise NotInPlace("it may be skipped in training; give the model a rate of 0 for that (layerdrop) before")
 
     def made(self) -> dict[str, SurrogateBlock]:
         """The modules with the arguments and results of those whose places they take, by their paths."""
@@ -291,7 +295,7 @@ class Cut:
         """The arguments of a module that have to be as in the trace; see `arguments_read`."""
         source, given = self._source(path), self._only_call(path).given
         objects = {place[0] for place, value in given.items() if _is_object(value)}
-        alone = all(traits.reads_stream_alone for traits in self.traits)
+        alone = self.reads_stream_alone
         before = lines_of(node for block in self.blocks for node in block.nodes)
         all_stays = Left(set(source.modules()), before, before)
         read = arguments_read(source, self._left(path, needed, before) if alone else all_stays)
@@ -345,10 +349,7 @@ class Cut:
     def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], block: SurrogateBlock) -> None:
         """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
         ordered = [node for node in self.gm.graph.nodes if node in needed]
-        # What depends on a stream alone, and gives it back in its size, is the same whichever way the block would go.
-        alone = not self.place.is_half and all(traits.reads_stream_alone for traits in self.traits)
-        no_way = self.swaps or (alone and all(block.keeps_size for block in self.blocks))
-        checks = () if no_way else tuple(self._size_checks())
+        checks = () if self._goes_one_way() else tuple(self._size_checks())
         read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
         for node in (*read, *results, *(node for _, taken in checks for node in taken)):
             argument = node if node in self.given else self.extract.size(node)
@@ -371,6 +372,11 @@ class Cut:
         graph.output(tuple(map(value, results)))
         for node in graph.nodes:
             node.meta = {}
+
+    def _goes_one_way(self) -> bool:
+        """Tell whether no size need be asked: of a stream that is given back in its size, or by a block's own code."""
+        on_stream = self.reads_stream_alone and not self.place.is_half
+        return self.swaps or (on_stream and all(block.keeps_size for block in self.blocks))
 
     def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
         """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""
