@@ -52,7 +52,8 @@ class Costs:
             buffers. Inputs that are kept count.
         synthesis_bytes: memory that autograd keeps besides, of values computed from weights alone, such as those of
             surrogates; it does not grow with the batch.
-        unknown: why `flops` and the two after it are None: the model does not run on shapes alone.
+        unknown: why `flops` and the two after it are None: the model does not run on shapes alone; None, too, where a
+            step of training was not measured.
         parts: number of captured parts, where the model is no single graph: `flops` and the two after it are then those
             of one call of each part, and `batch` is that of the first.
     """
@@ -83,17 +84,25 @@ class Costs:
         return None if self.activation_bytes is None else self.activation_bytes // self.batch
 
 
-def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Costs:
+def measure_costs(
+    gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, training: bool = True
+) -> Costs:
     """Measure what a graph or any module costs, without computing anything where shapes alone are enough.
 
     Its modes, buffers and hooks, and the state of the random generators, stay as they are. A graph that has to have
     values is run. Where another module needs them, FLOPs and activation memory are None, and `unknown` says why.
+
+    Args:
+        gm: the graph or module.
+        args, kwargs: example inputs.
+        training: whether to measure a step of training, too; without it what autograd keeps is None.
     """
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     flops, activations, synthesis, unknown = None, None, None, None
     try:
         flops = _measured(gm, given, _flops)
-        activations, synthesis = _measured(gm, given, _saved_bytes)
+        if training:
+            activations, synthesis = _measured(gm, given, _saved_bytes)
     except ForeignError as problem:
         flops, activations, synthesis, unknown = None, None, None, str(problem)
     return Costs(
@@ -107,17 +116,18 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
     )
 
 
-def measure_form(model: nn.Module, graphs: nn.Module, parts: Sequence[Part]) -> Costs:
+def measure_form(model: nn.Module, graphs: nn.Module, parts: Sequence[Part], *, training: bool = True) -> Costs:
     """Measure what a model costs as it is; where its code needs values to run, what it costs with graphs in it."""
-    costs = measure_parts(model, parts)
-    return costs if costs.unknown is None or model is graphs else measure_parts(graphs, parts)
+    costs = measure_parts(model, parts, training=training)
+    return costs if costs.unknown is None or model is graphs else measure_parts(graphs, parts, training=training)
 
 
-def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
+def measure_parts(module: nn.Module, parts: Sequence[Part], *, training: bool = True) -> Costs:
     """Measure what a model costs of which parts were captured, or its modules in their places; the one at the path ""
     is the model.
     """  # noqa: D205
-    each = [measure_costs(module.get_submodule(part.path), part.args, part.kwargs) for part in parts]
+    modules = (module.get_submodule(part.path) for part in parts)
+    each = [measure_costs(m, p.args, p.kwargs, training=training) for m, p in zip(modules, parts, strict=True)]
     if [part.path for part in parts] == [""]:
         return each[0]
     return replace(

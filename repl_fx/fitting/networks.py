@@ -6,6 +6,7 @@ One copy of the graphs serves for all that is fitted: each run says which values
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, fx
 
 from repl_fx._torch import pytree
 from repl_fx.graph.recording import watched
+from repl_fx.graph.runtime import REGIONS
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batch, Evaluation
 from repl_fx.running.untouched import in_mode
@@ -22,8 +24,14 @@ from repl_fx.running.untouched import in_mode
 Place = tuple[str, fx.Node]
 
 
+class _Enough(BaseException):
+    """All values that are wanted are there; no error, so that nobody's code takes it for one."""
+
+
 class Network:
     """A network that shows some of its values.
+
+    Where one graph is all of it, each node runs once, and a run ends at the last value that is wanted.
 
     Args:
         result: of a transform.
@@ -37,6 +45,8 @@ class Network:
             notes.setdefault(path, {})[node] = partial(self._keep, node)
         shown = {path: watched(graphs[path], found) for path, found in notes.items()}
         self.model = result.captured_parts.with_graphs({**graphs, **shown})
+        opens_regions = any(node.target in REGIONS for gm in graphs.values() for node in gm.graph.nodes)
+        self._ends_early = result.captured_parts.whole and not opens_regions
         self._wanted: Collection[fx.Node] = ()
         self._values: dict[fx.Node, Any] = {}
 
@@ -44,6 +54,8 @@ class Network:
         if node in self._wanted:
             # What comes later may write over it.
             self._values[node] = pytree.tree_map_only(Tensor, torch.clone, value)
+            if self._ends_early and len(self._values) == len(self._wanted):
+                raise _Enough
 
     @torch.no_grad()
     def values(self, batch: Batch, wanted: Collection[fx.Node]) -> dict[fx.Node, Any]:
@@ -52,8 +64,8 @@ class Network:
         Raises:
             BadInput: the model does not take the batch.
         """
-        self._wanted, self._values = wanted, {}
-        with in_mode(self.model, False):
+        self._wanted, self._values = frozenset(wanted), {}
+        with in_mode(self.model, False), suppress(_Enough):
             Evaluation(self.model).outputs(self.model, batch)
         values, self._values = self._values, {}
         return values

@@ -141,8 +141,8 @@ class ReplacementCosts:
     def _plan(self, replacements: Sequence[Replacement]) -> Plan:
         return Plan(tuple(replacements), (), "", self.seed)
 
-    def _counted(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
-        costs = measure_form(model, graphs, self.found.captured.parts)
+    def _counted(self, model: nn.Module, graphs: nn.Module, *, training: bool = True) -> dict[str, int]:
+        costs = measure_form(model, graphs, self.found.captured.parts, training=training)
         return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
 
     def _least_counted_saved(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
@@ -152,7 +152,9 @@ class ReplacementCosts:
         if not names or (names == (PARAMETERS,) and sizes[0] <= sizes[1]):
             # Neither has to run.
             return {name: self.before[name] - sizes[0] for name in names}
-        each = [self._counted(graphs, graphs), *([] if model is graphs else [self._counted(model, graphs)])]
+        # For each kind of replacement, and a step of training is most of what is measured.
+        forms = dict.fromkeys((graphs, model))
+        each = [self._counted(form, graphs, training="memory" in names) for form in forms]
         return {name: self.before[name] - min(after[name] for after in each) for name in names}
 
     def _kind(self, replacement: Replacement) -> Hashable:

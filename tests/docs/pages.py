@@ -12,7 +12,7 @@ itself.
 A comment before a block says how it runs:
 
     <!-- smaller: OLD => NEW; … -->     with other words, and at a few steps (`_FEWER`)
-    <!-- slow: OLD => NEW; … -->        likewise, by the tests that are marked slow
+    <!-- slow: OLD => NEW; … -->        likewise, unless slow tests are left out
     <!-- not run: REASON -->            not at all
 
 Then Python compiles, commands are there, and their options parse, as they stand. Files of the reader that a command

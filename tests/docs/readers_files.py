@@ -172,7 +172,7 @@ def _corpus(path: Path) -> None:
     path.mkdir()
     random = np.random.default_rng(0)
     for number in range(4):
-        (path / f"{number}.txt").write_text(" ".join(random.choice(_SENTENCE.split(), 6000)))
+        (path / f"{number}.txt").write_text(" ".join(random.choice(_SENTENCE.split(), 1500)))
 
 
 def _picture(path: Path, size: int = 64) -> None:
@@ -185,7 +185,7 @@ def _picture(path: Path, size: int = 64) -> None:
 
 def _pictures(path: Path) -> None:
     for label in ("cat", "dog"):
-        for number in range(40):
+        for number in range(16):
             _picture(path / label / f"{number}.png")
 
 

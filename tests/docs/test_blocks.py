@@ -9,7 +9,6 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, PageRun, missing_line, shell_commands
 from tests.docs.readers_files import ReadersFiles
 
-SLOW = [page for page in PAGES if "<!-- slow" in page.read_text()]
 # Installing, hours, other machines, and the files of other people.
 MOST_NOT_RUN = 15
 
@@ -28,14 +27,11 @@ def _named(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_named)
-def test_its_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_page(page, tmp_path / "page", monkeypatch)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", SLOW, ids=_named)
-def test_its_slow_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_page(page, tmp_path / "page", monkeypatch, slow=True)
+def test_its_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    # Once, with the slow ones or without: those in between are as many either way.
+    run_page(page, tmp_path / "page", monkeypatch, slow=pytestconfig.getoption("markexpr") != "not slow")
 
 
 def test_few_blocks_are_not_run() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.costs import counted
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.replacement_costs import COUNTED, ReplacementCosts
@@ -91,3 +92,22 @@ def test_costs_that_are_unknown_are_refused() -> None:
 
 def _item(x: Tensor) -> bool:
     return bool(x.sum() > 0)
+
+
+@pytest.mark.parametrize(("name", "trained"), [("flops", False), ("memory", True)])
+def test_a_step_of_training_is_measured_where_its_memory_counts(
+    name: str, trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = costs_of(nn.Sequential(*(MlpBlock(8) for _ in range(4))), torch.randn(2, 8), name)
+    assert COUNTED.keys() <= costs.before.keys()
+    steps: list[Any] = []
+    measure = counted._saved_bytes
+
+    def counting(*given: Any) -> Any:
+        steps.append(given)
+        return measure(*given)
+
+    monkeypatch.setattr(counted, "_saved_bytes", counting)
+    assert costs.saved(replaced(1))[name] > 0
+    assert bool(steps) == trained
+    assert costs.left([replaced(1)]).keys() == COUNTED.keys()
