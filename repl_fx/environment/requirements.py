@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions, version
 from urllib.parse import unquote, urlsplit
 
@@ -121,7 +123,13 @@ def _brought_by(module: str) -> str:
     with suppress(PackageNotFoundError):
         distribution(module)
         return module
-    return packages_distributions().get(module, [module])[0]
+    return _bringing(tuple(sys.path)).get(module, [module])[0]
+
+
+@cache
+def _bringing(path: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """The packages that bring each module, for a search path: all that is installed has to be read for it."""
+    return packages_distributions()
 
 
 def _torch_of(package: str) -> Requirement | None:
