@@ -11,7 +11,7 @@ keys and values.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -321,6 +321,25 @@ def layer_index(block: nn.Module) -> int | None:
     found = {vars(module).get(name) for module in block.modules() for name in _LAYERS} - {None}
     number = found.pop() if len(found) == 1 else None
     return number if isinstance(number, int) else None
+
+
+def count_positions(arguments: Mapping[str, Any], index: int, results: Sequence[Any]) -> None:
+    """Keep keys and values without heads where a cache is to be cropped, as assisted decoding does with each layer.
+
+    Layers of a sliding window crop what they keep without asking whether there is any.
+
+    Args:
+        arguments: those of the block, by name.
+        index: the number of the block in the cache.
+        results: those of the surrogate; the first tensor is of shape (batch, positions, channels).
+    """
+    cache = _cache_in(arguments)
+    layers = getattr(cache, "layers", ())
+    layer = layers[index] if index < len(layers) else None
+    if getattr(layer, "record_past", False) and getattr(layer, "is_sliding", False):
+        stream = next(value for value in results if isinstance(value, Tensor))
+        none = stream.new_empty(stream.shape[0], 0, stream.shape[1], 0)
+        cache.update(none, none, index)
 
 
 def _cache_in(arguments: Mapping[str, Any]) -> Any:

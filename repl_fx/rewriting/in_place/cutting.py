@@ -165,6 +165,7 @@ class Cut:
             tuple(names),
             frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
             self._stream(),
+            index=None if swaps or self.place.is_half else self._index(self.path),
         )
         if swaps:
             block._stand_in.swap.install(block, names)
@@ -178,10 +179,15 @@ class Cut:
         leaves[way.leaf] = Passed(way.place)
         graph.output(())
         block, given = self._without_work(path), dict(call.given)
-        known: Any = {"known": given, "read": self._read(path, needed)}
+        known: Any = {"known": given, "read": self._read(path, needed), "index": self._index(path)}
         name = qualified_name(self.part.path, path)
         block._stand_in = StandIn(name, graph, (), (), (), call.result, tuple(leaves), **known)
         return block
+
+    def _index(self, path: str) -> int | None:
+        """The number of a module in a cache, where no layer of the surrogate keeps its values under it."""
+        number = layer_index(self._source(path))
+        return None if number in {layer.index for layer in self.borrowed.values()} else number
 
     def _made(self, result: fx.Node, results: Sequence[fx.Node]) -> Made:
         """A result of the surrogate's graph, with the first argument that is as precise as it."""

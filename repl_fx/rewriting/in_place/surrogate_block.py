@@ -22,7 +22,13 @@ from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
-from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, as_precise, is_cache, this_thread
+from repl_fx.rewriting.in_place.attention_calls import (
+    BorrowedAttention,
+    as_precise,
+    count_positions,
+    is_cache,
+    this_thread,
+)
 from repl_fx.rewriting.in_place.effective_weights import loaded, weight_now
 from repl_fx.rewriting.in_place.placing import OWN
 from repl_fx.rewriting.in_place.wrapped_forward import as_leaf
@@ -233,6 +239,7 @@ class StandIn(RefersToModules):
         unbiased: those of the paths of state elsewhere that are weights of layers without a bias.
         stream: the number of the argument that is the block's stream.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
+        index: the number of the block in a cache, where the surrogate keeps nothing in it; None where it has none.
         swap: the values in the place of these parameters.
     """
 
@@ -250,6 +257,7 @@ class StandIn(RefersToModules):
     unbiased: frozenset[str] = frozenset()
     stream: int = 0
     around: tuple[nn.Module, ...] = ()
+    index: int | None = None
     swap: Swap = field(default_factory=Swap, repr=False)
     code: Callable[..., Any] = field(init=False, repr=False)
 
@@ -280,7 +288,10 @@ class StandIn(RefersToModules):
         self._require_as_known(arguments)
         self._require_form()
         made = self.compute(host, state, arguments)
-        return pytree.tree_unflatten([self._leaf(leaf, arguments, made) for leaf in self.leaves], self.result)
+        leaves = [self._leaf(leaf, arguments, made) for leaf in self.leaves]
+        if self.index is not None:
+            count_positions(arguments, self.index, leaves)
+        return pytree.tree_unflatten(leaves, self.result)
 
     def _leaf(self, leaf: Made | Passed | Constant, arguments: Mapping[str, Any], made: Sequence[Any]) -> Any:
         if isinstance(leaf, Passed):

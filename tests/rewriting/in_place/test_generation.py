@@ -140,6 +140,27 @@ def test_layers_that_see_all_before_layers_that_see_a_window_generate(surrogate:
     assert torch.equal(*made)
 
 
+def _mistral() -> tuple[nn.Module, dict[str, Any]]:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 5, "sliding_window": 4}
+    config = transformers.MistralConfig(num_attention_heads=2, num_key_value_heads=1, **sizes, **_NAMED)
+    return transformers.MistralForCausalLM(config), {"input_ids": _TOKENS}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "surrogate"), [(_mistral, "identity"), (_mistral, "bottleneck"), (_gemma, "identity"), (_gemma, "reuse")]
+)
+def test_windows_of_a_cache_are_cropped_where_tokens_are_guessed(make: Any, surrogate: str) -> None:
+    torch.manual_seed(0)
+    source, inputs = make()
+    model: Any = repl_fx.transform(source.eval(), (), inputs, every=2, surrogate=surrogate).model
+    plain, guessed, assisted = (
+        model.generate(_TOKENS[:1], max_new_tokens=12, min_new_tokens=12, do_sample=False, **how)
+        for how in ({}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": source})
+    )
+    assert torch.equal(guessed, plain) and torch.equal(assisted, plain)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_cache_that_another_model_filled_is_refused() -> None:
     model, _, _ = _in_place(_llama)
