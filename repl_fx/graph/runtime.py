@@ -86,15 +86,20 @@ def check_keys(value: Any, expected: Sequence[Any], name: str) -> None:
         )
 
 
+def require_no_proxy(value: Any) -> None:
+    """Refuse what torch.fx hands to code that it traces."""
+    if isinstance(value, fx.Proxy):
+        raise BadInput(
+            "torch.fx traces Python code, and this is a graph already; work on its own (result.module.graph), or "
+            "trace the model in place (result.model)"
+        )
+
+
 @has_side_effect
 def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> None:
     """Refuse a tensor whose fixed sizes differ from those the graph was captured with; None stands for any size."""
     if not isinstance(tensor, torch.Tensor):
-        if isinstance(tensor, fx.Proxy):
-            raise BadInput(
-                "torch.fx traces Python code, and this is a graph already; work on its own (result.module.graph), or "
-                "trace the model in place (result.model)"
-            )
+        require_no_proxy(tensor)
         raise BadInput(f"{name} was captured as a tensor, not {_words(tensor)}; capture the model again with it")
     found = tuple(tensor.shape)
     if len(found) != len(expected) or any(e is not None and f != e for f, e in zip(found, expected, strict=True)):

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import is_transformed, pytree, runs_plainly
-from repl_fx.arguments import require_module
-from repl_fx.errors import BadInput, WeightsChanged
+from repl_fx.arguments import in_words, require_module
+from repl_fx.errors import BadInput, CallRefused, WeightsChanged
 from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.runtime import require_no_proxy
 from repl_fx.surrogates.shared.sharded_weights import (
     blend_all,
     is_fully_sharded,
@@ -87,7 +88,14 @@ class Synthesis(nn.Module):
         # Without history, as folded ones are: a product with a weight that requires a gradient may round otherwise.
         return made if torch.is_grad_enabled() else _detached(made)
 
-    def _made_of(self, weights: Sequence[Tensor]) -> Any:
+    def _made_of(self, weights: Sequence[Any]) -> Any:
+        for weight in weights:
+            if not isinstance(weight, Tensor):
+                require_no_proxy(weight)
+                raise CallRefused(
+                    f"{type(self).__name__} makes weights of those of other layers, and one has {in_words(weight)} for "
+                    "its weight; quantise a model whose surrogates are folded: repl_fx.fold(result.module)"
+                )
         if not self.takes_shards and any(map(is_sharded, weights)):
             # In the precision that FSDP2 runs this module in, as shards have their own.
             kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.errors import WeightsChanged
+from repl_fx.errors import BadInput, CallRefused, WeightsChanged
 from repl_fx.surrogates.shared.synthesis import length, random_values, ratio
 from tests.captures import transformed
 from tests.nets import TokenNet
@@ -232,3 +232,15 @@ def test_the_length_of_several_pieces_is_that_of_one_vector() -> None:
 
 def test_the_ratio_to_no_length_is_one() -> None:
     assert [ratio(3.0, 2.0), ratio(0.0, 2.0), ratio(3.0, 0.0)] == [1.5, 1.0, 1.0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("surrogate", ["blend", "reuse", "bottleneck"])
+def test_a_graph_says_how_to_trace_and_to_quantise_it(surrogate: str) -> None:
+    x = torch.randn(2, 17, 16)
+    graph = transformed(TokenNet(depth=3).eval(), (x,), surrogate=surrogate).graph_module.eval()
+    with pytest.raises(BadInput, match="this is a graph already"):
+        fx.symbolic_trace(graph)
+    quantise: Any = torch.ao.quantization.quantize_dynamic
+    with pytest.raises(CallRefused, match=r"fold\(result.module\)"):
+        quantise(graph, {nn.Linear})(x)
