@@ -165,7 +165,7 @@ class Cut:
             tuple(names),
             frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
             self._stream(),
-            index=None if swaps or self.place.is_half else self._index(self.path),
+            index=self._index(self.path),
         )
         if swaps:
             block._stand_in.swap.install(block, names)
@@ -185,9 +185,10 @@ class Cut:
         return block
 
     def _index(self, path: str) -> int | None:
-        """The number of a module in a cache, where no layer of the surrogate keeps its values under it."""
+        """The number of a module in a cache, where nothing of it, and no layer of the surrogate, keeps values there."""
         number = layer_index(self._source(path))
-        return None if number in {layer.index for layer in self.borrowed.values()} else number
+        is_kept = self.swaps or self.place.is_half or number in {layer.index for layer in self.borrowed.values()}
+        return None if is_kept else number
 
     def _made(self, result: fx.Node, results: Sequence[fx.Node]) -> Made:
         """A result of the surrogate's graph, with the first argument that is as precise as it."""
