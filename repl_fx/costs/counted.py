@@ -126,8 +126,7 @@ def measure_parts(module: nn.Module, parts: Sequence[Part], *, training: bool = 
     """Measure what a model costs of which parts were captured, or its modules in their places; the one at the path ""
     is the model.
     """  # noqa: D205
-    modules = (module.get_submodule(part.path) for part in parts)
-    each = [measure_costs(m, p.args, p.kwargs, training=training) for m, p in zip(modules, parts, strict=True)]
+    each = [measure_costs(module.get_submodule(part.path), part.args, part.kwargs, training=training) for part in parts]
     if [part.path for part in parts] == [""]:
         return each[0]
     return replace(
