@@ -257,8 +257,7 @@ class BorrowedAttention:
         Raises:
             CallRefused: keys and values of another model are there. The surrogate puts the same for both.
         """
-        layers = getattr(cache, "layers", ())
-        layer = layers[self.index] if self.index is not None and self.index < len(layers) else None
+        layer = _layer_in(cache, self.index)
         keys, known = (getattr(layer, name, None) for name in ("keys", "values"))
         if not (isinstance(keys, Tensor) and isinstance(known, Tensor) and keys.numel()):
             return values
@@ -334,8 +333,7 @@ def count_positions(arguments: Mapping[str, Any], index: int, results: Sequence[
         results: those of the surrogate; the first tensor is of shape (batch, positions, channels).
     """
     cache = _cache_in(arguments)
-    layers = getattr(cache, "layers", ())
-    layer = layers[index] if index < len(layers) else None
+    layer = _layer_in(cache, index)
     if getattr(layer, "record_past", False) and getattr(layer, "is_sliding", False):
         stream = next(value for value in results if isinstance(value, Tensor))
         none = stream.new_empty(stream.shape[0], 0, stream.shape[1], 0)
@@ -347,6 +345,12 @@ def _cache_in(arguments: Mapping[str, Any]) -> Any:
     named = {**arguments, **next((v for v in arguments.values() if isinstance(v, dict)), {})}
     caches = (getattr(value, "self_attention_cache", value) for value in named.values() if is_cache(value))
     return next(caches, None)
+
+
+def _layer_in(cache: Any, index: int | None) -> Any:
+    """The layer of this number in a cache; None where the cache has none, or not yet."""
+    layers = getattr(cache, "layers", ())
+    return layers[index] if index is not None and index < len(layers) else None
 
 
 def is_cache(value: Any) -> bool:
