@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from repl_fx.display.html import ShownInNotebooks
+from repl_fx.display.html import Displayed
 from repl_fx.errors import PlanMismatch, ReplFxError, one_line
 
 _T = TypeVar("_T")
@@ -107,8 +107,8 @@ class OwnRepeat:
     part: str = ""
 
 
-@dataclass(frozen=True)
-class Plan(ShownInNotebooks):
+@dataclass(frozen=True, repr=False)
+class Plan(Displayed):
     """The decision which blocks of a model go, and which surrogate stands in for each.
 
     Attributes:

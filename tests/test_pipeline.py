@@ -437,3 +437,13 @@ def test_notebooks_show_a_result_as_tables() -> None:
     gone = f"{len(result.plan.replacements)} of {len(result.report)} blocks replaced"
     assert f"{gone}, {count(before)} parameters before and {count(after)} after" in head
     assert all(row.block.replace("<i>", "&lt;i&gt;") in shown for row in result.report)
+
+
+def test_results_at_a_prompt_are_short() -> None:
+    result = repl_fx.transform(TokenNet(), (tokens(),), surrogate="blend", check=False)
+    head, *table = repr(result).splitlines()
+    assert head.startswith("TokenNet: ") and len(table) <= len(result.report) + 5 * len(result.repeats) + 10
+    assert all(any(row.block in line and row.status in line for line in table) for row in result.report)
+    captured, plan = result.captured_parts, result.plan
+    assert repr(captured) == str(captured) and repr(plan) == str(plan) and repr(result.found) == repr(result.repeats)
+    assert all(len(one) < 100 and "\n" not in one for one in map(repr, result.parts))

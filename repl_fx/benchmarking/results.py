@@ -8,7 +8,7 @@ from typing import Any
 
 from repl_fx.benchmarking.training import Seconds, Sizes
 from repl_fx.display.columns import Table
-from repl_fx.display.html import html_of, text_of
+from repl_fx.display.html import Displayed
 from repl_fx.running.timing import Share, Spread, paired_ratio
 
 KIND, SCHEMA = "repl-fx bench", 1
@@ -101,8 +101,8 @@ class InferenceRow(VariantRow):
         return {"runtime": self.runtime, **super().to_json(), "samples": self.seconds}
 
 
-@dataclass(frozen=True)
-class Benchmark:
+@dataclass(frozen=True, repr=False)
+class Benchmark(Displayed):
     """The measured costs of a model and of its variants.
 
     Attributes:
@@ -159,13 +159,8 @@ class Benchmark:
             "notes": list(self.notes),
         }
 
-    def __repr__(self) -> str:
-        return text_of(*self._shown())
-
-    def _repr_html_(self) -> str:
-        return html_of(*self._shown())
-
-    def _shown(self) -> list[str | Table]:
+    def displayed(self) -> list[str | Table]:
+        """The tables of training and inference, and the notes."""
         from repl_fx.benchmarking.bench_tables import bench_parts
 
         return bench_parts(self.to_json())

@@ -1,8 +1,9 @@
-"""Lines and tables as HTML, for notebooks, and as text."""
+"""Lines and tables as HTML, for notebooks, and as text, for a prompt."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 
@@ -34,9 +35,21 @@ def _console(*parts: RenderableType) -> Console:
     return console
 
 
-class ShownInNotebooks:
-    """Shows itself in a notebook as its text: the one of `details`, where it has such a method."""
+class Displayed:
+    """Shows itself alike in a notebook, as HTML, and at a Python prompt, as text.
+
+    Dataclasses say `repr=False` beside it: theirs writes out all fields, of which some are whole models.
+    """
+
+    __slots__ = ()
+
+    def displayed(self) -> Sequence[RenderableType]:
+        """The lines and tables that show it: the text of `details`, where it has such a method, else its own."""
+        details = getattr(self, "details", None)
+        return (str(self) if details is None else details(),)
+
+    def __repr__(self) -> str:
+        return text_of(*self.displayed())
 
     def _repr_html_(self) -> str:
-        details = getattr(self, "details", None)
-        return html_of(str(self) if details is None else details())
+        return html_of(*self.displayed())

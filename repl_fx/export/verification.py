@@ -10,14 +10,14 @@ from typing import Any
 import msgspec
 
 from repl_fx._torch import pytree
-from repl_fx.display.html import ShownInNotebooks
+from repl_fx.display.html import Displayed
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
 from repl_fx.export.weights import WeightComparison
 
 
-@dataclass(frozen=True)
-class Verification(ShownInNotebooks):
+@dataclass(frozen=True, repr=False)
+class Verification(Displayed):
     """The comparison of a file with a module, and its result; true when they are equivalent.
 
     Attributes:

@@ -8,11 +8,11 @@ from functools import cached_property
 
 from torch import Tensor, fx
 
-from repl_fx.display.html import ShownInNotebooks
+from repl_fx.display.html import Displayed
 
 
-@dataclass(frozen=True, eq=False)
-class Block(ShownInNotebooks):
+@dataclass(frozen=True, eq=False, repr=False)
+class Block(Displayed):
     """One copy within a repeat.
 
     Attributes:
@@ -84,8 +84,8 @@ class Block(ShownInNotebooks):
         return "\n".join([str(self), *lines, *(f"  {name}" for name in self.parameters)])
 
 
-@dataclass(frozen=True, eq=False)
-class Repeat(ShownInNotebooks):
+@dataclass(frozen=True, eq=False, repr=False)
+class Repeat(Displayed):
     """A run of isomorphic blocks, back to back, or a sequence of similar ones.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import fx
 
 from repl_fx.display.columns import Table, numbers, words
-from repl_fx.display.html import html_of
+from repl_fx.display.html import Displayed
 from repl_fx.display.numbers import count, share
 from repl_fx.finding.blocks import Block, Repeat
 
@@ -23,13 +23,14 @@ class WholeCosts(Protocol):
     def flops(self) -> int | None: ...
 
 
-class Repeats(tuple[Repeat, ...]):
-    """Repeats as a tuple, which notebooks show as a table."""
+class Repeats(Displayed, tuple[Repeat, ...]):
+    """Repeats as a tuple, which is shown as a table."""
 
     __slots__ = ()
 
-    def _repr_html_(self) -> str:
-        return html_of(repeats_table(self) if self else "nothing repeats")
+    def displayed(self) -> Sequence[Table | str]:
+        """The table of the repeats."""
+        return (repeats_table(self) if self else "nothing repeats",)
 
 
 def repeats_table(

@@ -16,8 +16,9 @@ from torch import nn
 
 from repl_fx.arguments import require_module
 from repl_fx.costs.counted import Costs
+from repl_fx.display.columns import Table
 from repl_fx.display.comparisons import budget_table, figures_lines, figures_table
-from repl_fx.display.html import html_of
+from repl_fx.display.html import Displayed
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
@@ -40,8 +41,8 @@ from repl_fx.tracing.parts.finders import Finder
 Figures = Mapping[str, float] | float
 
 
-@dataclass(frozen=True, eq=False)
-class Compression:
+@dataclass(frozen=True, eq=False, repr=False)
+class Compression(Displayed):
     """The outcome of a compression.
 
     Attributes:
@@ -66,22 +67,16 @@ class Compression:
         """The smaller model: of the original's class, where the surrogates have places in its tree."""
         return self.result.model
 
-    def __repr__(self) -> str:
-        return f"<Compression of a {type(self.model).__name__}: {'; '.join(self._lines())}>"
-
     def __str__(self) -> str:
-        return "\n".join([*self._lines(), str(self.result.plan), str(self.fit or self.unfitted)])
-
-    def _lines(self) -> list[str]:
         left = {name: share["reached"] for name, share in self.budget.items() if share["reached"] is not None}
         shares = ", ".join(f"{name} {share:.4f}" for name, share in left.items())
-        return [f"left of the original: {shares}", *figures_lines(self.figures)]
+        lines = [f"left of the original: {shares}", *figures_lines(self.figures)]
+        return "\n".join([*lines, str(self.result.plan), str(self.fit or self.unfitted)])
 
-    def _repr_html_(self) -> str:
+    def displayed(self) -> list[str | Table]:
+        """The tables of the budget, the figures and the blocks, and the fit."""
         tables = [budget_table(self.budget), *([figures_table(self.figures)] if self.figures else [])]
-        return html_of(
-            type(self.model).__name__, *tables, blocks_table(self.result.report), str(self.fit or self.unfitted)
-        )
+        return [type(self.model).__name__, *tables, blocks_table(self.result.report), str(self.fit or self.unfitted)]
 
 
 @shown("compress")

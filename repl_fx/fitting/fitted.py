@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from repl_fx.display.html import ShownInNotebooks
+from repl_fx.display.html import Displayed
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class FittedSurrogate:
         return f"{text}; {self.left}" if self.left else text
 
 
-@dataclass(frozen=True)
-class Fit(ShownInNotebooks):
+@dataclass(frozen=True, repr=False)
+class Fit(Displayed):
     """The surrogates of a result, in program order."""
 
     surrogates: tuple[FittedSurrogate, ...]

@@ -11,7 +11,8 @@ from typing import Any, Protocol, cast
 from torch import fx, nn
 
 from repl_fx.costs.counted import Costs, measure_form
-from repl_fx.display.html import html_of
+from repl_fx.display.columns import Table
+from repl_fx.display.html import Displayed
 from repl_fx.display.numbers import change, count
 from repl_fx.finding.repeats import Repeats, repeats_table
 from repl_fx.graph.state import parameter_count
@@ -29,8 +30,8 @@ from repl_fx.tracing.parts.stored import as_data
 from repl_fx.tracing.size_questions import refused_sizes
 
 
-@dataclass(frozen=True)
-class TransformResult(HasInputs):
+@dataclass(frozen=True, repr=False)
+class TransformResult(Displayed, HasInputs):
     """The result of a transform.
 
     Attributes:
@@ -53,17 +54,17 @@ class TransformResult(HasInputs):
     """
 
     module: nn.Module
-    found: ModelRepeats = field(repr=False)
+    found: ModelRepeats
     parts: tuple[Part, ...]
     plan: Plan
     report: tuple[BlockReport, ...]
     structure: tuple[str, ...]
     made: tuple[str, ...]
     code: str
-    one_by_one: Mapping[str, fx.GraphModule] = field(repr=False)
-    placed: InPlace | None = field(default=None, repr=False)
+    one_by_one: Mapping[str, fx.GraphModule]
+    placed: InPlace | None = None
     checkpoint_blocks: bool = False
-    scores: Mapping[str, float] = field(default_factory=dict, repr=False)
+    scores: Mapping[str, float] = field(default_factory=dict)
     compared: bool = False
     graph: bool = False
 
@@ -164,14 +165,15 @@ class TransformResult(HasInputs):
             "a TransformResult cannot be pickled or copied; pickle result.module, and keep all of it with repl_fx.save"
         )
 
-    def _repr_html_(self) -> str:
+    def displayed(self) -> list[str | Table]:
+        """The model and its costs in a line, its sizes, and the tables of repeats and blocks."""
         source = self.captured_parts.source
         before, after = parameter_count(source), parameter_count(self.module)
         head = (
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
         )
-        return html_of(head, *self.captured_parts.sizes, repeats_table(self.repeats), blocks_table(self.report))
+        return [head, *self.captured_parts.sizes, repeats_table(self.repeats), blocks_table(self.report)]
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:

@@ -10,7 +10,7 @@ arXiv:2407.14679, section 3.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from torch import nn
 
 from repl_fx.arguments import require_module, require_ordinary_tensors
 from repl_fx.artifact.places import FIGURES as FIGURES, STATE
-from repl_fx.display.comparisons import figures_lines, figures_table
-from repl_fx.display.html import html_of
+from repl_fx.display.columns import Table
+from repl_fx.display.comparisons import figures_table
+from repl_fx.display.html import Displayed
 from repl_fx.display.progress import shown, tell
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, needing
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from repl_fx.training.run import TrainingResult
 
 
-@dataclass(frozen=True, eq=False)
-class Healed:
+@dataclass(frozen=True, eq=False, repr=False)
+class Healed(Displayed):
     """The result of healing.
 
     Attributes:
@@ -58,11 +59,9 @@ class Healed:
         named = {"original": self.original, "cut": self.before, "healed": self.trained.figures}
         return {name: figures for name, figures in named.items() if figures}
 
-    def __repr__(self) -> str:
-        return "\n".join(figures_lines(self.figures))
-
-    def _repr_html_(self) -> str:
-        return html_of(figures_table(self.figures))
+    def displayed(self) -> Sequence[Table]:
+        """The table of the figures."""
+        return (figures_table(self.figures),)
 
 
 def settings_to_heal() -> TrainConfig:

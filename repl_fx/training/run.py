@@ -30,7 +30,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
-from repl_fx.display.html import ShownInNotebooks
+from repl_fx.display.html import Displayed
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, OutputError, not_ours
 from repl_fx.graph.state import parameter_count
@@ -72,8 +72,8 @@ BARE: Mapping[str, Any] = MappingProxyType(
 PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-@dataclass(frozen=True)
-class TrainingResult(ShownInNotebooks):
+@dataclass(frozen=True, repr=False)
+class TrainingResult(Displayed):
     """The result of a run.
 
     Attributes:
@@ -92,14 +92,14 @@ class TrainingResult(ShownInNotebooks):
     resumed: int | None = None
     inputs_per_second: float | None = None
     memory_mib: float | None = None
-    model: nn.Module | None = field(default=None, repr=False, compare=False)
+    model: nn.Module | None = field(default=None, compare=False)
 
     @property
     def figures_lines(self) -> list[str]:
         """A line for each figure."""
         return [f"{name}: {value:.4f}" for name, value in self.figures.items()]
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         speed = "" if self.inputs_per_second is None else f", {self.inputs_per_second:.3g} inputs a second"
         return "\n".join([*self.figures_lines, f"{self.parameters:,} parameters, {self.steps} steps{speed}"])
 

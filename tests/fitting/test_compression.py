@@ -53,7 +53,7 @@ def test_a_model_is_cut_to_a_budget_and_fitted(net: nn.Module) -> None:
 def test_the_outcome_shows_itself(net: nn.Module) -> None:
     batches = _batches()
     done = repl_fx.compress(net, batches, budget={"params": 0.8}, surrogate="linear", evaluate=lambda model: 1.5)
-    assert repr(done).startswith("<Compression of a MlpNet: left of the original: params 0.")
+    assert repr(done).startswith("MlpNet\n\nBudget, of the original\n") and "weight" not in repr(done)
     assert "cut: figure 1.5000" in str(done) and "-> linear" in str(done)
     shown = done._repr_html_()
     assert "Budget, of the original" in shown and "Figures" in shown and "Blocks" in shown

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from repl_fx.display.html import ShownInNotebooks
+from repl_fx.display.html import Displayed
 from repl_fx.errors import BadInput, close_matches
 from repl_fx.plan import of_schema
 
@@ -71,8 +71,8 @@ class StretchScore:
         return f"{self.first} to {self.last}: influence {self.influence:.4g}"
 
 
-@dataclass(frozen=True)
-class Scores(ShownInNotebooks):
+@dataclass(frozen=True, repr=False)
+class Scores(Displayed):
     """The scores of the blocks of a model.
 
     Attributes:

@@ -27,6 +27,7 @@ from torch import fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
+from repl_fx.display.html import Displayed
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import CaptureError
 from repl_fx.graph.axes import dimensions_of
@@ -45,8 +46,8 @@ from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
 from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
 
 
-@dataclass(frozen=True, eq=False)
-class Part(HasInputs):
+@dataclass(frozen=True, eq=False, repr=False)
+class Part(Displayed, HasInputs):
     """A module of a model that is a graph.
 
     Attributes:
@@ -65,8 +66,8 @@ class Part(HasInputs):
         return f"{self.path or 'the whole model'}: captured by {tracer}, {size:,} parameters"
 
 
-@dataclass(frozen=True, eq=False)
-class CapturedParts:
+@dataclass(frozen=True, eq=False, repr=False)
+class CapturedParts(Displayed):
     """A model with its parts in place.
 
     Attributes:

@@ -9,6 +9,8 @@ from functools import cached_property
 
 from torch import fx, nn
 
+from repl_fx.display.columns import Table
+from repl_fx.display.html import Displayed
 from repl_fx.errors import BadInput, PlanMismatch
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.own_repeats import described
@@ -61,8 +63,8 @@ class PartRepeats:
         return tuple(lines_of_graph(self.graph_module))
 
 
-@dataclass(frozen=True, eq=False)
-class ModelRepeats:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelRepeats(Displayed):
     """The repeats of a captured model, part by part.
 
     Attributes:
@@ -80,6 +82,10 @@ class ModelRepeats:
     def repeats(self) -> Repeats:
         """The repeats of all parts, under the names that they have in the model."""
         return Repeats(repeat for part in self.parts for repeat in part.repeats)
+
+    def displayed(self) -> Sequence[Table | str]:
+        """The table of the repeats."""
+        return self.repeats.displayed()
 
     @property
     def own(self) -> list[Repeat]:
