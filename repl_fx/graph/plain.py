@@ -630,13 +630,18 @@ def _class(module: str, name: str) -> type:
 @cache
 def _module_of(file: str) -> str:
     """The name of the module that a file is loaded as; empty where it is none."""
-    return next((name for name, m in list(sys.modules.items()) if getattr(m, "__file__", None) == file), "")
+    return next((name for name in list(sys.modules) if _file_of(name) == file), "")
+
+
+def _file_of(module: str) -> str | None:
+    """The file of a loaded module; one that imports itself at its first use is left alone."""
+    return getattr(sys.modules.get(module), "__dict__", {}).get("__file__")
 
 
 def _moved(files: Mapping[str, str], own_files: Iterable[str]) -> Iterable[tuple[str, str]]:
     """Files of the machine that a graph was written on, each with where it is here."""
     own = {re.split(r"[/\\]", file)[-1]: file for file in own_files}
     for was, module in files.items():
-        now = own.get(re.split(r"[/\\]", was)[-1]) or getattr(sys.modules.get(module), "__file__", None)
+        now = own.get(re.split(r"[/\\]", was)[-1]) or _file_of(module)
         if now is not None and now != was:
             yield was, str(now)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repl_fx._torch import pytree
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_leaves, open_objects
 from repl_fx.running.untouched import (
@@ -236,10 +236,11 @@ def _step(
     if loss is not None:
         wanted.update({name: p for name, p in module.named_parameters() if p.requires_grad})
         try:
-            found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-        except RuntimeError as problem:
+            with foreign_code():
+                found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        except ForeignError as failed:
             # A forward that keeps its history has no second backward pass; then neither has the graph.
-            step.problem = str(problem).splitlines()[0]
+            step.problem = first_line(failed.problem)
         else:
             step.state.update((f"the gradient of {n}", g) for n, g in zip(wanted, found, strict=True))
     buffers = module.named_buffers(remove_duplicate=False)

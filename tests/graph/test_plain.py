@@ -6,7 +6,9 @@ import json
 import math
 import operator
 import random
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import repl_fx
 from repl_fx.artifact.store import text_of
 from repl_fx.graph.boundaries import boundaries
 from repl_fx.graph.decisions import Comparison, Condition, Decision
-from repl_fx.graph.plain import NotPlain, Reader, Writer, is_bare
+from repl_fx.graph.plain import NotPlain, Reader, Writer, _file_of, _module_of, is_bare
 from repl_fx.graph.runtime import SizeCheck, check_shape, select_mode
 from repl_fx.tracing.fingerprint import lines_of_graph
 from tests.nets import ConvNet, TokenNet, images
@@ -217,6 +219,19 @@ def test_files_lie_where_they_lie_here() -> None:
     tables["texts"] = [f'  File "{file}", line 3, in forward\n    x + 1' for file in tables["files"]]
     found = Reader(tables, ["/here/net.py"])._texts
     assert [text.split('"')[1] for text in found] == ["/here/net.py", json.__file__, "/there/gone.py"]
+
+
+class ImportsItselfLater(ModuleType):
+    """A module as some packages leave in place of optional ones: any attribute imports it."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(name)
+
+
+def test_modules_that_import_themselves_at_the_first_use_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = ImportsItselfLater("later")
+    monkeypatch.setitem(sys.modules, "later", later)
+    assert _file_of("later") is None and _module_of.__wrapped__(json.__file__) == "json"
 
 
 def test_checks_name_functions_of_the_run_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,34 @@ def test_what_only_one_of_them_trains() -> None:
     )
     assert "its outputs require no gradient, and those of the model do" in check(plain, detached, True).differences[0]
     assert not check(plain, plain, True).differences and not check(detached, detached, False).differences
+
+
+class _FailsBackward(torch.autograd.Function):
+    """A function with a backward pass for training alone, as reversible blocks have one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, training: bool) -> Tensor:
+        ctx.state = b"drawn" if training else None
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, None]:
+        return given[0] * len(ctx.state), None
+
+
+class TrainsAlone(nn.Linear):
+    """A layer whose backward pass fails in evaluation, by an error of Python's own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        made: Tensor = _FailsBackward.apply(super().forward(input), self.training)
+        return made
+
+
+def test_a_backward_pass_may_fail_by_any_error() -> None:
+    model, plain = TrainsAlone(4, 4), nn.Linear(4, 4)
+    assert not check(model, model, False).differences
+    found = check(model, plain, False).differences
+    assert any("backward pass: no error, not object of type 'NoneType' has no len()" in line for line in found)
 
 
 class LetsInputsLearn(nn.Linear):

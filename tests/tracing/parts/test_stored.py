@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture_parts import capture_parts
@@ -20,6 +21,27 @@ def test_a_capture_comes_back_for_the_same_model_alone() -> None:
     assert again is not None
     assert torch.equal(again.module.eval()(x), captured.module.eval()(x))
     assert read_data(text, TokenNet(depth=4), captured.inputs, calls) is None
+
+
+class DecodingHead(nn.Module):
+    """A head with a layer that runs in evaluation alone, as a YOLO's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.decode = nn.Linear(10, 10), nn.Linear(10, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.fc(x)
+        return made if self.training else self.decode(made.softmax(-1))
+
+
+def test_layers_of_one_mode_alone_come_back() -> None:
+    model, x = nn.Sequential(TokenNet(depth=3), DecodingHead()), torch.randn(2, 6, 16)
+    captured = capture_parts(model, (x,))
+    again = read_data(as_data(captured, {""}), model, captured.inputs, {"": captured.parts[0].inputs})
+    assert again is not None
+    for training in (True, False):
+        assert torch.equal(again.module.train(training)(x), model.train(training)(x))
 
 
 def test_another_text_is_refused() -> None:
