@@ -28,7 +28,7 @@ from repl_fx.tracing.asking import is_models_code
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
-_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.")
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.", "bitsandbytes.")
 # Live in such a package, and are of models that can be quantised and are not yet.
 _FLOATING = ("FloatFunctional", "FXFloatFunctional")
 

@@ -69,6 +69,12 @@ def made_in_inference_mode() -> nn.Module:
         return net()
 
 
+class Params4bit(Tensor):
+    """A weight as bitsandbytes has them."""
+
+    __module__ = "bitsandbytes.nn.modules"
+
+
 def weight(make: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
     def change(head: nn.Linear) -> None:
         head.weight = nn.Parameter(make(head.weight.detach()), requires_grad=False)
@@ -124,6 +130,10 @@ def all_nan() -> nn.Module:
         (quantised, r"is quantised \(Linear at 0.up\); transform the model in floating point"),
         (
             weight(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)),
+            r"is quantised \(5.weight\); transform the model in floating point",
+        ),
+        (
+            weight(lambda w: w.as_subclass(Params4bit)),
             r"is quantised \(5.weight\); transform the model in floating point",
         ),
         (weight(Tensor.to_sparse), r"of layout sparse_coo \(5.weight\); repl-fx rewrites dense tensors"),

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -25,6 +26,8 @@ _ADDED = frozenset(
 )
 # The package of layers that quantise their weights by themselves.
 _QUANTO = "optimum.quanto."
+# The modules by which layers of torchao and torch.ao quantise their weights in training.
+_FAKE = ("weight_fake_quantizer", "weight_fake_quant")
 
 
 def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
@@ -39,8 +42,8 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
     (`torch.func.functional_call`), of modules (wrappers hand attributes on), or of the model's precision. Where an
     adapter of PEFT adds to a weight and has not been merged, the sum is the weight; where a hook of `torch.nn.utils`
     makes a weight before each forward of its layer, so does this, as that layer may run later. A weight that accelerate
-    offloaded is where its layer would run, and one that torchao or quanto quantised has the values that its layer
-    computes with.
+    offloaded is where its layer would run, and one that torchao or quanto quantised, or quantises to train
+    for that, has the values that its layer computes with.
 
     Raises:
         CallRefused: an adapter whose part cannot be added to the weight, or that differs by rows, a quantised layer,
@@ -55,12 +58,13 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
                 f"a surrogate is made from {path}, whose layer has a bias now, as where a norm is fused into it; fold "
                 "the model instead: repl_fx.fold(result.module)"
             )
-        computed = name == "weight" and type(module).__module__.startswith(_QUANTO)
+        computed = name == "weight" and (type(module).__module__.startswith(_QUANTO) or _fake(module) is not None)
         # Nearly always; to ask for attributes that are not there takes longer than all else here.
         if type(own) is nn.Parameter and not own.is_meta and not is_flattened(own) and not computed:
             return own
         # Until it is frozen, such a layer quantises its weight in each forward.
-        value = quantised if computed and (quantised := module.qweight) is not None else getattr(module, name)
+        value = getattr(module, "qweight", None) if computed else None
+        value = getattr(module, name) if value is None else value
     except AttributeError as problem:
         raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
     return _as_used(model, module, path, value)
@@ -83,8 +87,16 @@ def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
         value = _offloaded(model, path, value)
     if type(value).__module__.startswith(("torchao.", _QUANTO)):
         value = value.dequantize()
+    if name == "weight" and (fake := _fake(module)) is not None:
+        # On buffers of its own: what it observes is what its layer computes with.
+        value = functional_call(fake, {at: buffer.clone() for at, buffer in fake.named_buffers()}, (value,))
     adapted = isinstance(value, Tensor) and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
     return _adapted(module, path, value) if adapted else value
+
+
+def _fake(module: nn.Module) -> nn.Module | None:
+    """The module by which a layer quantises its weight in each forward, to be trained for it; None where none does."""
+    return next((found for name in _FAKE if (found := module._modules.get(name)) is not None), None)
 
 
 def _adapted(module: Any, path: str, value: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ from repl_fx.surrogates.shared.sharded_weights import (
 )
 from repl_fx.surrogates.shared.weight_slices import SliceBlend
 
+# The dtypes of codes, which are weights by a scale that is elsewhere (bitsandbytes, float8).
+_CODES = tuple(
+    kind for kind in vars(torch).values() if isinstance(kind, torch.dtype) and kind.itemsize == 1 and kind != torch.bool
+)
+
 
 class Synthesis(nn.Module):
     """Base of the modules that compute a surrogate's weights from the neighbours' parameters.
@@ -81,6 +86,7 @@ class Synthesis(nn.Module):
         if not runs_plainly():
             # A weight inside a transform or a trace is of that alone.
             return self._made_of(weights)
+        self._require_whole_gradients(weights)
         shared = self._shared
         if shared is not None:
             return shared.weights(self, weights)
@@ -90,11 +96,12 @@ class Synthesis(nn.Module):
 
     def _made_of(self, weights: Sequence[Any]) -> Any:
         for weight in weights:
-            if not isinstance(weight, Tensor):
+            if not isinstance(weight, Tensor) or weight.dtype in _CODES:
                 require_no_proxy(weight)
+                found = f"codes ({weight.dtype})" if isinstance(weight, Tensor) else in_words(weight)
                 raise CallRefused(
-                    f"{type(self).__name__} makes weights of those of other layers, and one has {in_words(weight)} for "
-                    "its weight; quantise a model whose surrogates are folded: repl_fx.fold(result.module)"
+                    f"{type(self).__name__} makes weights of those of other layers, and one has {found} for its "
+                    "weight; quantise a model whose surrogates are folded: repl_fx.fold(result.module)"
                 )
         if not self.takes_shards and any(map(is_sharded, weights)):
             # In the precision that FSDP2 runs this module in, as shards have their own.
@@ -106,6 +113,18 @@ class Synthesis(nn.Module):
             self._watch(made, [weight for weight in weights if not is_sharded(weight)])
         # The synthesis's own parameters, which may be among the results, are gone behind a call of FSDP2's.
         return pytree.tree_map_only(Tensor, torch.clone, made) if is_fully_sharded(self) else made
+
+    def _require_whole_gradients(self, weights: Sequence[Any]) -> None:
+        """Refuse neighbours whose layers have hooks for gradients by samples, which see no use by a surrogate."""
+        if (
+            self.train_neighbours
+            and torch.is_grad_enabled()
+            and any(hasattr(weight, "grad_sample") for weight in weights)
+        ):
+            raise CallRefused(
+                f"{type(self).__name__} makes weights of those of other layers, whose gradients by samples (Opacus) "
+                "would miss a part; transform with settings={'train_neighbours': False}, or by identity"
+            )
 
     def _watch(self, made: Any, weights: Sequence[Tensor]) -> None:
         """Raise in the backward pass where weights are gone, which no operator would notice."""
@@ -199,7 +218,7 @@ class SynthesisBatch(Synthesis):
     takes_shards = True
 
     def __init__(self, members: Sequence[BlendingSynthesis], counts: Sequence[int]) -> None:
-        super().__init__(train_neighbours=True)
+        super().__init__(any(member.train_neighbours for member in members))
         self.members = [_without_state(member) for member in members]
         self.parameter_names = [tuple(name for name, _ in member.named_parameters()) for member in members]
         self.counts = tuple(counts)

@@ -166,6 +166,29 @@ def test_a_weight_that_torchao_quantised_has_the_values_that_its_layer_computes_
     assert torch.equal(weight_now(net, "fc.weight"), torch.full((2, 2), 2.0))
 
 
+class _Fake(nn.Module):
+    """What torchao and torch.ao put beside a weight that is trained to be quantised: it notes what it sees."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        self.seen += 1
+        return weight + (weight.round() - weight).detach()
+
+
+@pytest.mark.parametrize("name", ["weight_fake_quantizer", "weight_fake_quant"])
+def test_a_weight_that_trains_to_be_quantised_is_what_its_layer_computes_with(name: str) -> None:
+    net = _net()
+    net["fc"].add_module(name, _Fake())
+    made = weight_now(net, "fc.weight")
+    assert torch.equal(made, net["fc"].weight.round()) and made.requires_grad
+    assert net.get_buffer(f"fc.{name}.seen") == 0 and weight_now(net, "fc.bias") is net["fc"].bias
+
+
 class _ConvBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -244,3 +244,23 @@ def test_a_graph_says_how_to_trace_and_to_quantise_it(surrogate: str) -> None:
     quantise: Any = torch.ao.quantization.quantize_dynamic
     with pytest.raises(CallRefused, match=r"fold\(result.module\)"):
         quantise(graph, {nn.Linear})(x)
+
+
+def test_codes_are_no_weights(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, _ = made
+    for kind in (torch.int8, torch.uint8, torch.float8_e4m3fn):
+        with pytest.raises(CallRefused, match=rf"one has codes \({kind}\) for its weight; quantise a model whose"):
+            synthesis(a, torch.ones(3).to(kind))
+    assert not synthesis.runs and synthesis(a, torch.ones(3, dtype=torch.bool)).dtype == a.dtype
+
+
+def test_gradients_by_samples_are_whole_or_refused(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    vars(a)["grad_sample"] = None
+    with pytest.raises(CallRefused, match=r"gradients by samples .* settings=\{'train_neighbours': False\}"):
+        synthesis(a, b)
+    with torch.no_grad():
+        synthesis(a, b)
+    synthesis.train_neighbours = False
+    synthesis(a, b).sum().backward()
+    assert a.grad is None and synthesis.runs == 2
