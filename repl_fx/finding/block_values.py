@@ -88,8 +88,9 @@ def boundary(
 def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None]]:
     """The nodes of each block, with the dropout and the like that belongs to it.
 
-    Dropout behind a value of a block belongs to the block where nothing else takes the value. Dropout before a block
-    that also takes the value as it is belongs to that block: x + f(dropout(x)).
+    Dropout behind a value of a block belongs to the block where nothing else takes the value, and where no module that
+    computes something else has it. Dropout before a block that also takes the value as it is belongs to that block:
+    x + f(dropout(x)).
     """
     inside = [dict.fromkeys(copy) for copy in copies]
     claimed: set[fx.Node] = set()
@@ -104,7 +105,8 @@ def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None
         while pending:
             node = pending.pop()
             for user in list(node.users):
-                if passes_through(user) and user not in claimed and _follows(user, node, nodes):
+                follows = passes_through(user) and user not in claimed and _follows(user, node, nodes)
+                if follows and not _is_elsewhere(user, nodes):
                     nodes[user] = None
                     claimed.add(user)
                     pending.append(user)
@@ -151,6 +153,14 @@ def _follows(node: fx.Node, given: fx.Node, nodes: dict[fx.Node, None]) -> bool:
     if node in nodes:
         return False
     return any(user in nodes for user in node.users) or all(u is node or u in nodes for u in given.users)
+
+
+def _is_elsewhere(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:
+    """Tell whether dropout stands in a module that computes, and computes nothing of a block."""
+    around = {*module_stack(node)}
+    around.difference_update(*(module_stack(inside) for inside in nodes))
+    computing = (one for one in node.graph.nodes if around and has_tensor(one) and not passes_through(one))
+    return any(not around.isdisjoint(module_stack(one)) for one in computing)
 
 
 def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[int], bounds: BlockBoundary) -> Block:

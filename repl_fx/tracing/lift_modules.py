@@ -92,7 +92,25 @@ def lift_modules(program: ExportedProgram, attempt: Attempt, inputs: BoundInputs
     lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
     put_numbers_(lifter.graph)
     drop_dead(lifter.graph)
+    _complete_paths_(lifter.graph, attempt.model)
     return lifter.graph
+
+
+def _complete_paths_(graph: fx.Graph, model: nn.Module) -> None:
+    """Give modules that the trace named within those around them, as it does where two share one, their whole paths."""
+    paths = {path for path, _ in model.named_modules(remove_duplicate=False)}
+    if len(paths) == len(list(model.modules())):
+        return
+    for node in graph.nodes:
+        stack, around = {}, ""
+        for key, (called, *kind) in (node.meta.get("nn_module_stack") or {}).items():
+            # Behind the sign is the number of the call.
+            path = called.partition("@")[0]
+            whole = f"{around}.{path}".lstrip(".")
+            around = whole if whole in paths and not f"{path}.".startswith(f"{around}.") else path
+            stack[key] = (around, *kind)
+        if stack:
+            node.meta["nn_module_stack"] = stack
 
 
 class _Lifter:

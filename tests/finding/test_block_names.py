@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.finding.block_names import BlockNames
 from repl_fx.finding.node_table import node_table
 from tests.graphs import Graph
@@ -51,3 +53,20 @@ def test_the_module_of_a_block_is_the_one_that_computes_all_of_it() -> None:
     assert named.module_of("net.0", nodes[:2]) is None
     assert named.module_of("net.0", nodes) == "net"
     assert named.module_of("net.2", nodes[3:]) is None
+
+
+class _SharesItsActivation(nn.Module):
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.up, self.down, self.act = nn.Linear(4, 8), nn.Linear(8, 4), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = x + self.down(self.act(self.up(x)))
+        return made
+
+
+def test_blocks_that_share_a_module_have_their_own_names() -> None:
+    act = nn.SiLU()
+    model = nn.Sequential(nn.Sequential(*(_SharesItsActivation(act) for _ in range(4))))
+    (repeat,) = repl_fx.find_repeats(repl_fx.capture(model, (torch.randn(2, 4),)))
+    assert [(block.name, block.module_path) for block in repeat.blocks] == [(f"0.{i}", f"0.{i}") for i in range(4)]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repl_fx._torch import module_stack
 from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.pipeline import transform
 from repl_fx.tracing.capture import capture
@@ -94,3 +95,24 @@ def test_what_a_block_asks_about_its_own_values_is_the_block_s() -> None:
     assert [len(block.side_outputs) for block in repeat.blocks] == [0, 0, 0]
     result = transform(gm, (x,), surrogate="identity")
     assert len(result.plan.replacements) == 1
+
+
+class _Padded(nn.Module):
+    """A block that begins with an Identity, as those of EfficientNet do, and adds what it was given or not."""
+
+    def __init__(self, adds: bool) -> None:
+        super().__init__()
+        self.pad, self.conv, self.adds = nn.Identity(), nn.Conv1d(4, 4, 3, padding=1), adds
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.conv(self.pad(x)).relu()
+        return x + made if self.adds else made
+
+
+def test_an_identity_in_another_module_is_not_the_block_s() -> None:
+    model = nn.Sequential(*(_Padded(adds=number != 3) for number in range(5)))
+    result = transform(model, (torch.randn(2, 4, 6),), surrogate="identity", blocks=["1"])
+    repeat = result.repeats[0]
+    assert [(block.name, block.module_path) for block in repeat.blocks] == [(name, name) for name in "012"]
+    assert all(module_stack(node)[0] == block.name for block in repeat.blocks for node in block.nodes)
+    assert result.in_place.model is not None

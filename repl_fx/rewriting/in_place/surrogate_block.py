@@ -172,6 +172,8 @@ class Swap:
         for owner, names in owned.items():
             module = block.get_submodule(owner)
             module.__dict__["_parameters"] = _SwappedParameters(module._parameters, self, names)
+            if "weight" in names and type(module) in _EMPTIED:
+                module.__class__ = _EMPTIED[type(module)]
         block.__dict__["_modules"] = _OtherModules(block._modules, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Swap:
@@ -181,6 +183,48 @@ class Swap:
     def __getstate__(self) -> dict[str, Any]:
         # Calls belong to this process.
         return {"_by_thread": {}, "_traced": None}
+
+
+class _EmptiedLayer(nn.Module):
+    """A layer whose weight is made while its block runs: of no class that tools convert, prune or sum up by weights."""
+
+    _source: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer of torch computes."""
+        if self.weight is None:
+            raise CallRefused(f"this {self._source.__name__} has a weight only while its block runs; call the block")
+        return self._source.forward(self, *args, **kwargs)
+
+
+class LinearSurrogate(_EmptiedLayer):
+    """A linear layer whose weight is made."""
+
+    _source, extra_repr = nn.Linear, nn.Linear.extra_repr
+
+
+class Conv1dSurrogate(_EmptiedLayer):
+    """A convolution along one dimension whose weight is made."""
+
+    _source, _conv_forward, extra_repr = nn.Conv1d, nn.Conv1d._conv_forward, nn.Conv1d.extra_repr
+
+
+class Conv2dSurrogate(_EmptiedLayer):
+    """A convolution along two dimensions whose weight is made."""
+
+    _source, _conv_forward, extra_repr = nn.Conv2d, nn.Conv2d._conv_forward, nn.Conv2d.extra_repr
+
+
+class Conv3dSurrogate(_EmptiedLayer):
+    """A convolution along three dimensions whose weight is made."""
+
+    _source, _conv_forward, extra_repr = nn.Conv3d, nn.Conv3d._conv_forward, nn.Conv3d.extra_repr
+
+
+# Layers of other classes may call methods of these by `super`.
+_EMPTIED: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: LinearSurrogate, nn.Conv1d: Conv1dSurrogate, nn.Conv2d: Conv2dSurrogate, nn.Conv3d: Conv3dSurrogate,
+}  # fmt: skip
 
 
 class _SwappedParameters(dict[str, Any]):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.placing import OWN
 from repl_fx.rewriting.in_place.surrogate_block import Argument, SurrogateBlock, surrogate_class, surrogate_graphs
 from tests.captures import transformed
@@ -90,6 +91,40 @@ def test_values_in_the_place_of_parameters_are_gone_behind_the_call() -> None:
     assert block.fc1._parameters["weight"] is None
     assert OWN in block._modules
     assert list(surrogate_graphs(model)) == ["blocks.1"]
+
+
+class _Convolved(nn.Module):
+    """A block with a layer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.plane, self.space = nn.Conv1d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv3d(4, 4, 1)
+        self.fc = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned: Tensor = self.space(self.plane(self.line(x).relu()[..., None])[..., None])[..., 0, 0]
+        made: Tensor = x + self.fc(turned.relu())
+        return made
+
+
+@pytest.mark.parametrize("copied", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_layers_whose_weights_are_made_are_of_no_class_that_has_weights(copied: Any) -> None:
+    source, x = nn.Sequential(*(_Convolved() for _ in range(3))), torch.randn(2, 4, 5)
+    result = transformed(source, (x,), surrogate="blend")
+    net = copied(result.model)
+    emptied = [module for module in net.modules() if "weight" in module._parameters and module.weight is None]
+    assert [type(module).__name__ for module in emptied] == [
+        f"{type(module).__name__}Surrogate" for module in source[1].children()
+    ]
+    assert not any(isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) for module in emptied)
+    assert all(
+        repr(ours).endswith(repr(theirs).partition("(")[2])
+        for ours, theirs in zip(emptied, source[1].children(), strict=True)
+    )
+    for module in emptied:
+        with pytest.raises(CallRefused, match="has a weight only while its block runs; call the block"):
+            module(x)
+    assert torch.equal(net.eval()(x), result.module.eval()(x))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
