@@ -29,7 +29,15 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import has_no_value, module_stack, pytree
 from repl_fx.errors import BrokenGraph, ForeignError, Untraceable
-from repl_fx.graph.captured import PlainGraphModule, drop_dead, erase_dead, has_effect, is_tensor, writes_in_place
+from repl_fx.graph.captured import (
+    PlainGraphModule,
+    drop_dead,
+    erase_dead,
+    has_effect,
+    is_tensor,
+    memory_of,
+    writes_in_place,
+)
 from repl_fx.graph.decisions import (
     Comparison,
     Condition,
@@ -454,7 +462,7 @@ def _computable(condition: fx.Node, known: Mapping[str, Any]) -> list[fx.Node]:
         computed = str(node.target) in known if node.op in _OUTSIDE else _computes(node, found, floating)
         if computed:
             found[node] = None
-        elif writes_in_place(node) and any(feeder in found for feeder in feeders):
+        elif writes_in_place(node) and any(feeder in found for feeder in feeders) and _may_write(node, found):
             return []
         # Activations that the user hands in have sizes, and are no masks.
         given = node.op == "placeholder" or node.target in (operator.getitem, getattr)
@@ -463,6 +471,29 @@ def _computable(condition: fx.Node, known: Mapping[str, Any]) -> list[fx.Node]:
         if node is condition:
             break
     return list(found)
+
+
+def _may_write(node: fx.Node, found: Collection[fx.Node]) -> bool:
+    """Tell whether an operator in place may change a value among some, through a view or a module that returns it."""
+    schema: Any = getattr(node.target, "_schema", None)
+    first, *others = ((one.alias_info is not None and one.alias_info.is_write) for one in schema.arguments)
+    if not first or any(others) or not isinstance(node.args[0], fx.Node):
+        return True
+    pending = [node.args[0]]
+    while pending:
+        made = memory_of(pending.pop())
+        if made in found:
+            return True
+        if made.op == "call_module":
+            pending += [given for given in made.all_input_nodes if _alike(given, made)]
+    return False
+
+
+def _alike(given: fx.Node, made: fx.Node) -> bool:
+    """Tell whether a module may return what it was given, by the dtypes."""
+    values = (node.meta.get("val") for node in (given, made))
+    kinds = [value.dtype if isinstance(value, Tensor) else None for value in values]
+    return None in kinds or kinds[0] == kinds[1]
 
 
 def _computes(node: fx.Node, found: Collection[fx.Node], floating: Collection[fx.Node]) -> bool:

@@ -168,6 +168,38 @@ def test_a_decision_that_the_inputs_settle_becomes_a_check() -> None:
         gm(x, other)
 
 
+class Blanks(nn.Module):
+    """Blanks an embedding in place, and with `marks` what its mask was made of, before it asks for the mask (ESM-2)."""
+
+    def __init__(self, marks: bool) -> None:
+        super().__init__()
+        self.marks, self.through = marks, nn.Identity()
+        self.embedding, self.layers = nn.Embedding(9, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = tokens == 1
+        x: Tensor = self.embedding(tokens)
+        (self.through(mask) if self.marks else x[..., 0]).masked_fill_(tokens == 2, 0)
+        special = bool(mask.any())
+        for layer in self.layers:
+            y = layer(x)
+            x = x + (y.masked_fill(mask[..., None], 0) if special else y).relu()
+        return x
+
+
+def test_a_write_into_an_activation_changes_no_mask() -> None:
+    model, tokens = Blanks(False), torch.randint(3, 9, (2, 6))
+    gm = repl_fx.capture(model, (tokens,))
+    _same(gm, model, torch.randint(2, 9, (3, 5)))
+    with pytest.raises(repl_fx.BadInput, match=r"special = .* is True for these"):
+        gm(torch.ones(3, 5, dtype=torch.int64))
+
+
+def test_a_write_through_a_module_that_returns_a_mask_may_change_it() -> None:
+    with pytest.raises(repl_fx.CaptureError, match="has an effect, and is needed whether"):
+        repl_fx.capture(Blanks(True), (torch.randint(3, 9, (2, 6)),))
+
+
 def test_the_example_says_which_way_is_captured() -> None:
     torch.manual_seed(0)
     model = Sums()
