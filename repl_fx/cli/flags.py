@@ -107,7 +107,8 @@ class RunFlags(ArtifactFlags, frozen=True, kw_only=True):
 
     Attributes:
         output: Where the artifact goes; by default DIR itself.
-        resume: Go on with the run of DIR that was stopped, with its settings.
+        resume: Go on with the run of DIR that was stopped, with its settings; beside SPEC and -o DIR, begin it
+            where none is there.
         config: Settings in YAML; flags come before them.
         force: Replace an artifact or a run that is there already.
     """

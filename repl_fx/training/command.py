@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
@@ -25,9 +26,10 @@ from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.healing import Healed, heal
 from repl_fx.training.loading import batch_of, changes_of, kept_preprocessing, prepared, purpose_of, read_data
-from repl_fx.training.processes import Processes, join
+from repl_fx.training.processes import Processes, join, restarts
 from repl_fx.training.run import (
     CHECKPOINT,
+    CONFIG,
     STATE,
     TrainingResult,
     begin_state,
@@ -97,7 +99,7 @@ class RunRequest:
         output: the directory of the run; the artifact's own by default.
         given: settings that were given as flags; None for those that were not.
         config: settings that flags come before.
-        resume: go on with the run of the directory.
+        resume: go on with the run of the directory; beside `output` with the one there, where it has begun.
         force: replace the artifact at `output`.
         model, trust_remote_code: see `load`.
         defaults: settings where none are given.
@@ -122,6 +124,31 @@ class RunRequest:
         """Tell whether the model is that of an artifact."""
         return Path(self.spec).is_dir()
 
+    def continued(self) -> RunRequest:
+        """The request to go on, where the run has begun that this one asks for with `resume`, or is started again for.
+
+        torchrun starts a run again with the same command (`--max-restarts`), and so do queues of a cluster.
+
+        Raises:
+            BadInput: the run of the directory has other settings.
+        """
+        if self.output is None or not (self.resume or restarts()):
+            return self
+        begins = replace(self, resume=False)
+        if not (self.output / STATE / CONFIG).exists():
+            return begins
+        wanted, there = begins.settings(), settings_of(self.output)
+        for name, value in msgspec.structs.asdict(wanted).items():
+            if value not in (getattr(self.defaults, name), getattr(there, name)):
+                raise BadInput(
+                    f"{self.output} has the run of other settings, with {flag_of(name)} {getattr(there, name)}; give "
+                    "another place, or replace it with --force and without --resume"
+                )
+        if there.compare or there.seeds > 1 or last_whole(self.output / STATE / CHECKPOINT):
+            return replace(self, spec=str(self.output), output=None, given={}, config=None, resume=True, force=False)
+        # It was ended before its first checkpoint.
+        return replace(begins, force=True)
+
     def settings(self) -> TrainConfig:
         """The settings of the run.
 
@@ -131,7 +158,7 @@ class RunRequest:
         spec, output = self.spec, self.output
         changes = given_among(self.given)
         if self.resume:
-            _require_to_resume(spec, output, changes, self.config, is_artifact=self.is_artifact)
+            _require_to_resume(spec, changes, self.config, is_artifact=self.is_artifact)
             return settings_of(Path(spec))
         base = self.defaults if self.config is None else read_config(self.config, self.defaults)
         config = base.changed(**changes)
@@ -157,6 +184,7 @@ def begin(request: RunRequest) -> TrainingRun:
         ReplFxError: see `transform` and `load`.
         Ended: the run is that of other processes, which this one started and which have ended.
     """
+    request = request.continued()
     config = request.settings()
     require_available(config)
     processes = join(config, resume=request.resume, stdout=request.stdout)
@@ -232,13 +260,9 @@ def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) ->
     return TrainingRun(output, *known, source, models, models.teacher())
 
 
-def _require_to_resume(
-    spec: str, output: Path | None, changes: Mapping[str, Any], config_file: Path | None, *, is_artifact: bool
-) -> None:
-    if not is_artifact or output is not None:
-        own = "that directory" if output is None else output
-        given = "" if str(own) == spec else f"give {own} in the place of {spec}, and "
-        raise BadInput(f"--resume goes on with the run of a directory; {given}leave out -o")
+def _require_to_resume(spec: str, changes: Mapping[str, Any], config_file: Path | None, *, is_artifact: bool) -> None:
+    if not is_artifact:
+        raise BadInput(f"--resume goes on with the run of a directory; give it in the place of {spec}, or by -o")
     if changes or config_file is not None:
         named = "--config" if config_file is not None else flag_of(next(iter(changes)))
         raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")

@@ -205,11 +205,16 @@ def _met(config: TrainConfig, *, resume: bool) -> Processes:
             raise BadInput(f"the port of {where} is in use; give another one (torchrun --master-port)") from problem
         raise BadInput(f"process {rank} does not reach {where}: {first_line(problem)}") from problem
     store.set_timeout(_LONG)
-    dist.init_process_group(store=_dist.PrefixStore("torch", store), rank=rank, world_size=size, **own)
-    # A restart of torchrun's uses the same store.
-    words = _dist.PrefixStore(f"repl_fx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # A restart of torchrun's uses the same store, in which addresses of processes before are.
+    torchs, words = (_dist.PrefixStore(f"{name}/{restarts()}", store) for name in ("torch", "repl_fx"))
+    dist.init_process_group(store=torchs, rank=rank, world_size=size, **own)
     group = dist.new_group(backend="gloo", timeout=_LONG)
     return Processes(rank, size, local_rank, local_size, group, words)
+
+
+def restarts() -> int:
+    """How many times torchrun has started the processes again (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _start(count: int, stdout: int | None) -> int:

@@ -48,6 +48,10 @@ def test_a_model_is_trained_goes_on_and_is_exported(run: Run, tmp_path: Path) ->
     again = run("train", out, "--resume", "--json")
     assert again.exit_code == 0, again.stderr
     assert document(again.stdout)["figures"] == found["figures"]
+    # As a queue of a cluster starts it again.
+    same = run("train", spec, "-o", out, *FAST, "--no-augment", "--json", "--resume")
+    assert same.exit_code == 0, same.stderr
+    assert document(same.stdout)["figures"] == found["figures"]
     assert "has a run already; go on with --resume" in one_line(run("train", out, *FAST))
     other = run("train", out, "-o", tmp_path / "other", *FAST, "--surrogate", "auto", "-q")
     assert other.exit_code == 0, other.stderr
@@ -100,8 +104,7 @@ def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path
     assert "give -o DIR" in one_line(run("train", spec))
     assert "digit" in one_line(run("train", spec, "-o", out, "--config", config))
     assert "--lr" in one_line(run("train", tmp_path, "--resume", "--lr", "1"))
-    line = one_line(run("train", spec, "--resume", "-o", out))
-    assert f"give {out} in the place of {spec}, and leave out -o" in line
+    assert f"give it in the place of {spec}, or by -o" in one_line(run("train", spec, "--resume"))
     assert "lr is -1.0; it must be float > 0.0" in one_line(run("train", spec, "-o", out, "--lr", "-1"))
     assert "tpu is no device to train on" in one_line(run("train", spec, "-o", out, "--device", "tpu"))
     assert not out.exists()

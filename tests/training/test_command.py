@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -15,7 +16,8 @@ from repl_fx.artifact.manifest import read_manifest
 from repl_fx.errors import BadInput
 from repl_fx.training import command, run as running
 from repl_fx.training.command import COMPARISON, OTHERS, RunRequest, TrainingRun, begin, train_side_by_side
-from repl_fx.training.run import CHECKPOINT, STATE, settings_of
+from repl_fx.training.run import CHECKPOINT, CONFIG, STATE, settings_of
+from repl_fx.training.train_config import TrainConfig
 
 MODEL = """
     import torch
@@ -155,3 +157,27 @@ def test_a_type_of_transformers_is_trained_on_text_with_its_head(tmp_path: Path)
     # Built again without its data.
     ids = torch.randint(256, (2, 160))
     assert repl_fx.load(tmp_path / "out")(ids).logits.shape == (2, 160, 256)
+
+
+@pytest.mark.parametrize("again", ["--resume", "torchrun"])
+def test_a_command_that_is_given_again_goes_on_where_its_run_has_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: str
+) -> None:
+    out = tmp_path / "out"
+    state = out / STATE
+    request = RunRequest("model.py", out, {"epochs": 3}, resume=again == "--resume")
+    if again == "torchrun":
+        assert request.continued() is request
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    begins = request.continued()
+    assert (begins.spec, begins.output, begins.resume, begins.force) == ("model.py", out, False, False)
+    state.mkdir(parents=True)
+    (state / CONFIG).write_text(TrainConfig().changed(epochs=3, batch_size=7).to_yaml())
+    anew = request.continued()
+    assert (anew.output, anew.resume, anew.force) == (out, False, True)
+    (state / CHECKPOINT).touch()
+    goes_on = request.continued()
+    assert (goes_on.spec, goes_on.output, goes_on.resume) == (str(out), None, True)
+    assert goes_on.settings().batch_size == 7
+    with pytest.raises(BadInput, match=r"has the run of other settings, with --epochs 3; give another place"):
+        replace(request, given={"epochs": 4}).continued()

@@ -133,6 +133,29 @@ def test_processes_write_where_they_are_told(tmp_path: Path) -> None:
     assert _ended_here(tmp_path, "pass", "pass", "2") == (0, "", "all is written\n")
 
 
+_KILLED_ONCE = """
+import os
+from repl_fx.training.processes import join, restarts
+from repl_fx.training.train_config import TrainConfig
+
+processes = join(TrainConfig(device="cpu"))
+if processes.rank == 1 and not restarts():
+    os.kill(os.getpid(), 9)
+processes.agree({})
+print("met again", processes.rank, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_again_meet_again(tmp_path: Path) -> None:
+    (tmp_path / "killed_once.py").write_text(_KILLED_ONCE)
+    restarted = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "killed_once.py")
+    command = [sys.executable, "-m", "torch.distributed.run", *restarted]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(ended.stdout.split()[2::3]) == ["0", "1"]
+
+
 def _torchrun(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
     for name, value in {
         "RANK": "0",
