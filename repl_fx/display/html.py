@@ -44,7 +44,7 @@ class Displayed:
     __slots__ = ()
 
     def displayed(self) -> Sequence[RenderableType]:
-        """The lines and tables that show it: the text of `details`, where it has such a method, else its own."""
+        """The lines and tables of the object: the text of `details`, where it has such a method, else of `str`."""
         details = getattr(self, "details", None)
         return (str(self) if details is None else details(),)
 

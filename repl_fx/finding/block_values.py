@@ -105,8 +105,7 @@ def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None
         while pending:
             node = pending.pop()
             for user in list(node.users):
-                follows = passes_through(user) and user not in claimed and _follows(user, node, nodes)
-                if follows and not _is_elsewhere(user, nodes):
+                if passes_through(user) and user not in claimed and _follows(user, node, nodes):
                     nodes[user] = None
                     claimed.add(user)
                     pending.append(user)
@@ -152,7 +151,9 @@ def _follows(node: fx.Node, given: fx.Node, nodes: dict[fx.Node, None]) -> bool:
     """Tell whether dropout behind a value of a block is the block's: used there, or all that leaves goes through it."""
     if node in nodes:
         return False
-    return any(user in nodes for user in node.users) or all(u is node or u in nodes for u in given.users)
+    if any(user in nodes for user in node.users):
+        return True
+    return all(u is node or u in nodes for u in given.users) and not _is_elsewhere(node, nodes)
 
 
 def _is_elsewhere(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:

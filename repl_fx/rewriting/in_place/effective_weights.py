@@ -87,11 +87,18 @@ def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
         value = _offloaded(model, path, value)
     if type(value).__module__.startswith(("torchao.", _QUANTO)):
         value = value.dequantize()
-    if name == "weight" and (fake := _fake(module)) is not None:
-        # On buffers of its own: what it observes is what its layer computes with.
-        value = functional_call(fake, {at: buffer.clone() for at, buffer in fake.named_buffers()}, (value,))
+    if name == "weight":
+        value = _quantised_to_train(module, value)
     adapted = isinstance(value, Tensor) and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
     return _adapted(module, path, value) if adapted else value
+
+
+def _quantised_to_train(module: nn.Module, value: Any) -> Any:
+    """A weight as its layer quantises it in each forward, to be trained for that."""
+    if (fake := _fake(module)) is None:
+        return value
+    # On buffers of its own: what it observes is what its layer computes with.
+    return functional_call(fake, {name: buffer.clone() for name, buffer in fake.named_buffers()}, (value,))
 
 
 def _fake(module: nn.Module) -> nn.Module | None:

@@ -191,7 +191,7 @@ class _EmptiedLayer(nn.Module):
     _source: type[nn.Module]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer of torch computes."""
+        """Compute what the layer of torch does."""
         if self.weight is None:
             raise CallRefused(f"this {self._source.__name__} has a weight only while its block runs; call the block")
         return self._source.forward(self, *args, **kwargs)
