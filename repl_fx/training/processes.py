@@ -213,7 +213,7 @@ def _met(config: TrainConfig, *, resume: bool) -> Processes:
 
 
 def restarts() -> int:
-    """How many times torchrun has started the processes again (`--max-restarts`)."""
+    """The number of times that torchrun has started the processes again (`--max-restarts`)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 

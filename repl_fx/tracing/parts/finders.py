@@ -64,7 +64,14 @@ def by_options(captured: CapturedParts, blocks: Sequence[str | int], finder: str
         for part in captured.parts
     }
     for pattern in patterns:
-        require_several(pattern, max((matching[pattern, part.path] for part in captured.parts), key=len))
+        most = max((matching[pattern, part.path] for part in captured.parts), key=len)
+        if len(most) < 2 and not captured.whole:
+            why = "".join(f"; {eager}" for eager in captured.eager[:1])
+            raise BadInput(
+                f"{pattern!r} matches no two modules of one graph, as the blocks of a repeat are: "
+                f"{type(captured.source).__name__} was captured in parts{why}"
+            )
+        require_several(pattern, most)
     return lambda part: [
         repeat_of(part.graph_module, paths) for pattern in patterns if len(paths := matching[pattern, part.path]) > 1
     ]

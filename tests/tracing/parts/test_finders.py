@@ -126,6 +126,25 @@ def ends(gm: fx.GraphModule) -> list[Repeat]:
     return [repl_fx.repeat_of(gm, "layers.[0-2]"), repl_fx.repeat_of(gm, "layers.[3-5]", name="last")]
 
 
+class _Apart(nn.Module):
+    """Blocks each of which is a graph, in a model that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MlpBlock(4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if x.sum().item() > -1e9:
+                x = layer(x)
+        return x * float(x.mean().item())
+
+
+def test_a_pattern_of_blocks_in_graphs_of_their_own_is_refused_with_the_reason() -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"'layers.\*' matches no two modules of one graph, .* in parts"):
+        repl_fx.transform(_Apart(), (X,), blocks=["layers.*"])
+
+
 def test_a_finder_says_what_repeats() -> None:
     plan = repl_fx.transform(Net(), (X,), finder=ends).plan
     assert replaced(plan) == ["layers.1", "layers.4"] and [r.name for r in plan.repeats] == ["layers", "last"]
