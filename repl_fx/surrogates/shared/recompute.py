@@ -57,13 +57,17 @@ class _Recomputed(nn.Module):
         # A model that was converted after its trace may hand x on in the precision of the trace.
         cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
         if not runs_plainly() or not torch.is_grad_enabled():
-            n = self.normalised(x)[0]
+            n = self._plainly_normalised(x)
             return self.mixed(n, *cast), n
         untyped: Any = _Recompute
         # Of no norm the function keeps its input, which is then in the precision of the product.
         taken = x.to(kind) if self.norm == "none" else x
         made: tuple[Tensor, ...] = untyped.apply(self, taken, *cast)
         return made[0], made[1] if len(made) > 1 else taken
+
+    def _plainly_normalised(self, x: Tensor) -> Tensor:
+        """The normalised input by the operator that converters of traces know."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) if self.norm == "layer" else self.normalised(x)[0]
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The normalised input, and one over the deviation of each row."""
@@ -83,7 +87,7 @@ class _Recomputed(nn.Module):
 
     def hidden(self, x: Tensor, weight_in: Tensor, bias_in: Tensor | None, *given: Any) -> Tensor:
         """The values (…, r) that W_out reads; see `forward`."""
-        return self.between(F.linear(self.normalised(x)[0], weight_in, bias_in), *given)
+        return self.between(F.linear(self._plainly_normalised(x), weight_in, bias_in), *given)
 
     def between(self, thin: Tensor, *given: Any) -> Tensor:
         """The values (…, r) that W_out reads, from those that W_in makes."""

@@ -315,3 +315,13 @@ def test_a_branch_runs_on_the_meta_device() -> None:
     made = RecomputedBranch("layer", 1e-5, nn.GELU())(x, *state)
     made.sum().backward()
     assert made.is_meta and x is not None and x.grad is not None
+
+
+def test_a_trace_has_the_norm_by_the_operator_that_converters_know() -> None:
+    branch, x = RecomputedBranch("layer", 1e-5, F.gelu), torch.randn(2, 3, 8)
+    read = (torch.randn(4, 8), torch.randn(8, 4), None, None)
+    trace: Any = torch.jit.trace
+    traced = trace(lambda x: branch(x, *read), (x,))
+    kinds = {node.kind() for node in traced.graph.nodes()}
+    assert "aten::layer_norm" in kinds and "aten::native_layer_norm" not in kinds
+    torch.testing.assert_close(traced(x), branch(x.requires_grad_(), *read), rtol=0, atol=0)
