@@ -103,7 +103,10 @@ def _quantised_to_train(module: nn.Module, value: Any) -> Any:
 
 def _fake(module: nn.Module) -> nn.Module | None:
     """The module by which a layer quantises its weight in each forward, to be trained for it; None where none does."""
-    return next((found for name in _FAKE if (found := module._modules.get(name)) is not None), None)
+    for name in _FAKE:
+        if module._modules.get(name) is not None:
+            return module._modules[name]
+    return None
 
 
 def _adapted(module: Any, path: str, value: Tensor) -> Tensor:
