@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from typing import Any
 
 import pytest
@@ -146,9 +147,22 @@ def _mistral() -> tuple[nn.Module, dict[str, Any]]:
     return transformers.MistralForCausalLM(config), {"input_ids": _TOKENS}
 
 
+# Older releases of transformers crop layers that keep all positions, and hold none, without asking for that.
+_CROPS_ALL = pytest.mark.xfail(
+    "is_initialized" not in inspect.getsource(transformers.cache_utils.DynamicLayer.crop),
+    reason="assisted decoding without an attention that keeps all positions, see docs/concepts/two_forms.md",
+)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("make", "surrogate"), [(_mistral, "identity"), (_mistral, "bottleneck"), (_gemma, "identity"), (_gemma, "reuse")]
+    ("make", "surrogate"),
+    [
+        (_mistral, "identity"),
+        (_mistral, "bottleneck"),
+        pytest.param(_gemma, "identity", marks=_CROPS_ALL),
+        (_gemma, "reuse"),
+    ],
 )
 def test_windows_of_a_cache_are_cropped_where_tokens_are_guessed(make: Any, surrogate: str) -> None:
     torch.manual_seed(0)
