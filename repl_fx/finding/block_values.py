@@ -158,9 +158,11 @@ def _follows(node: fx.Node, given: fx.Node, nodes: dict[fx.Node, None]) -> bool:
 
 def _is_elsewhere(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:
     """Tell whether dropout stands in a module that computes, and computes nothing of a block."""
-    around = {*module_stack(node)}
+    # Its own path is that of no other.
+    around = {path for path in module_stack(node) if path != node.target}
     around.difference_update(*(module_stack(inside) for inside in nodes))
-    computing = (one for one in node.graph.nodes if around and has_tensor(one) and not passes_through(one))
+    # Mostly it stands in a module of the block, and the graph need not be searched.
+    computing = (one for one in node.graph.nodes if has_tensor(one) and not passes_through(one)) if around else ()
     return any(not around.isdisjoint(module_stack(one)) for one in computing)
 
 

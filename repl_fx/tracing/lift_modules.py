@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from repl_fx._torch import children_of, pytree
+from repl_fx._torch import children_of, path_of_entry, pytree
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
 from repl_fx.graph.boundaries import move_boundaries
@@ -103,12 +103,11 @@ def _complete_paths_(graph: fx.Graph, model: nn.Module) -> None:
         return
     for node in graph.nodes:
         stack, around = {}, ""
-        for key, (called, *kind) in (node.meta.get("nn_module_stack") or {}).items():
-            # Behind the sign is the number of the call.
-            path = called.partition("@")[0]
+        for key, entry in (node.meta.get("nn_module_stack") or {}).items():
+            path = path_of_entry(entry)
             whole = f"{around}.{path}".lstrip(".")
             around = whole if whole in paths and not f"{path}.".startswith(f"{around}.") else path
-            stack[key] = (around, *kind)
+            stack[key] = (around, *entry[1:])
         if stack:
             node.meta["nn_module_stack"] = stack
 

@@ -58,13 +58,13 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
                 f"a surrogate is made from {path}, whose layer has a bias now, as where a norm is fused into it; fold "
                 "the model instead: repl_fx.fold(result.module)"
             )
-        computed = name == "weight" and (type(module).__module__.startswith(_QUANTO) or _fake(module) is not None)
+        by_quanto = name == "weight" and type(module).__module__.startswith(_QUANTO)
+        computed = by_quanto or (name == "weight" and _fake(module) is not None)
         # Nearly always; to ask for attributes that are not there takes longer than all else here.
         if type(own) is nn.Parameter and not own.is_meta and not is_flattened(own) and not computed:
             return own
         # Until it is frozen, such a layer quantises its weight in each forward.
-        value = getattr(module, "qweight", None) if computed else None
-        value = getattr(module, name) if value is None else value
+        value = quantised if by_quanto and (quantised := module.qweight) is not None else getattr(module, name)
     except AttributeError as problem:
         raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
     return _as_used(model, module, path, value)
