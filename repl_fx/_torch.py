@@ -14,7 +14,7 @@ import traceback
 import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
+_Value = TypeVar("_Value")
 
 SYMBOLIC: Mapping[type, type] = MappingProxyType({torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool})
 
@@ -311,6 +312,17 @@ def _any_target(base: str, target: str) -> str:
 def any_names() -> AbstractContextManager[Any]:
     """For a while, have torch.fx write code that reaches what has a name that is none of Python."""
     return patch.object(fx.graph, "_format_target", _any_target)
+
+
+def translations_kept() -> AbstractContextManager[Any]:
+    """For a while, have torch.onnx read the code of its translations once a process: half a second of each export."""
+    apis = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
+    return patch.object(apis, "get_torchlib_ops", partial(_once, apis.get_torchlib_ops))
+
+
+@lru_cache
+def _once(read: Callable[[], _Value]) -> _Value:
+    return read()
 
 
 @contextmanager

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from repl_fx import _torch
-from repl_fx._torch import FakeTensorMode, OperatorsSeen, ShapeEnv, any_names
+from repl_fx._torch import FakeTensorMode, OperatorsSeen, ShapeEnv, any_names, translations_kept
 
 
 def test_the_paths_of_the_calls_around_a_node() -> None:
@@ -53,6 +55,18 @@ def test_code_reaches_what_has_any_name_for_a_while() -> None:
     assert [value.data_ptr() for value in reached] == [layer.weight.data_ptr() for layer in layers.values()]
     with pytest.raises(SyntaxError):
         fx.GraphModule(root, graph)
+
+
+def test_translations_of_operators_are_read_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    apis = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
+    read = Mock(return_value=["an operator"])
+    monkeypatch.setattr(apis, "get_torchlib_ops", read)
+    for _ in range(2):
+        with translations_kept():
+            assert apis.get_torchlib_ops() == ["an operator"]
+    assert read.call_count == 1
+    apis.get_torchlib_ops()
+    assert read.call_count == 2
 
 
 def test_calls_of_autograd_functions_are_replaced_for_a_while() -> None:

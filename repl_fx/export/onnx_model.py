@@ -19,7 +19,7 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, fx, nn
 
 from repl_fx import __version__
-from repl_fx._torch import any_lengths, any_names
+from repl_fx._torch import any_lengths, any_names, translations_kept
 from repl_fx.arguments import require_module, require_path
 from repl_fx.environment.files import replacing, writing
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
@@ -169,7 +169,8 @@ def _convert(
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
-            with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL), any_names(), any_lengths():
+            hush = hushed((), ("torch.export",), least=logging.CRITICAL)
+            with foreign_code(), hush, any_names(), any_lengths(), translations_kept():
                 program = torch.onnx.export(
                     FlatModule(source, inputs, alike),
                     tensors,
