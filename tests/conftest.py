@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import os
@@ -79,8 +78,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     # Searches among all that tests keep took most of the rest.
     gc.set_threshold(700, 10, 60)
-    if "onnxscript.values" in sys.modules:
-        _read_translations_once()
     if "torch._export.utils" in sys.modules:
         _list_composite_operators_once()
 
@@ -88,12 +85,6 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Look at everything again: libraries in C++ tell at the end of a process what nobody freed."""
     gc.unfreeze()
-
-
-def _read_translations_once() -> None:
-    """Keep what onnxscript reads in the sources of its 500 translations, anew in each export, for their domain."""
-    kind: Any = sys.modules["onnxscript.values"].TracedOnnxFunction
-    kind.function_ir = property(functools.cache(kind.function_ir.fget))
 
 
 def _list_composite_operators_once() -> None:
