@@ -24,7 +24,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.pipeline import unreplaced
-from tests.captures import transformed
+from tests.captures import captured, transformed
 from tests.nets import ConvNet, Counts, MlpNet, TokenNet, as_after_training, images, tokens
 
 SURROGATES = ("identity", "blend", "bottleneck", "auto")
@@ -164,7 +164,7 @@ def test_source_model_is_not_changed_and_tensors_are_shared() -> None:
     model, x = TokenNet(depth=3), tokens()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = model(x)
-    result = repl_fx.transform(model, (x,), surrogate="auto")
+    result = transformed(model, (x,), surrogate="auto")
     assert torch.equal(model(x), expected)
     assert {n: t.equal(before[n]) for n, t in model.state_dict().items()} == dict.fromkeys(before, True)
     kept = dict(result.graph_module.named_parameters())
@@ -249,11 +249,11 @@ def test_nothing_to_replace_says_why() -> None:
 @pytest.mark.slow
 def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
     x = tokens()
-    plan = repl_fx.transform(TokenNet(depth=3), (x,), seed=3).plan
+    plan = transformed(TokenNet(depth=3), (x,), seed=3).plan
     again = repl_fx.Plan.from_json(plan.to_json())
     assert again == plan
     model = TokenNet(depth=3)
-    first, second = (repl_fx.transform(model, (x,), plan=again).graph_module for _ in range(2))
+    first, second = (transformed(model, (x,), plan=again).graph_module for _ in range(2))
     assert str(first.graph) == str(second.graph)
     assert torch.equal(first.eval()(x), second.eval()(x))
     with pytest.raises(repl_fx.PlanMismatch, match="made for another model"):
@@ -380,7 +380,7 @@ def test_weights_are_looked_at_before_anything_is_captured() -> None:
 
 
 def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
-    result = repl_fx.transform(ConvNet(), (images(),), surrogate="blend")
+    result = transformed(ConvNet(), (images(),), surrogate="blend")
     whole = unreplaced(result, "it is kept for the test")
     assert not whole.plan.replacements and whole.plan.fingerprint == result.plan.fingerprint
     assert "blocks.1 stays: it is kept for the test" in str(whole.plan)
@@ -398,8 +398,8 @@ def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
 @pytest.mark.slow
 def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = TokenNet(depth=3), torch.randn(2, 6, 16)
-    found = repl_fx.capture_parts(model, (x,))
-    whole = repl_fx.transform(model, (x,), surrogate="blend", check=False)
+    found = captured(model, (x,))
+    whole = transformed(model, (x,), surrogate="blend", check=False)
     monkeypatch.setattr("repl_fx.pipeline.capture_parts", None)
     result = repl_fx.transform(model, (x,), surrogate="blend", check=False, captured=found)
     assert result.plan == whole.plan and torch.equal(result.graph_module(x), whole.graph_module(x))
@@ -429,7 +429,7 @@ def test_notebooks_show_a_result_as_tables() -> None:
             return found
 
     Odd.__name__ = "<script>"
-    result = repl_fx.transform(Odd(), (tokens(),), surrogate="blend", check=False)
+    result = transformed(Odd(), (tokens(),), surrogate="blend", check=False)
     shown = result._repr_html_()
     assert shown.count("&lt;i&gt;.blocks.1") >= 1 and not re.search(r"<(i|script)>", shown)
     (head,) = (line for line in shown.splitlines() if "&lt;script&gt;: " in line)
@@ -440,7 +440,7 @@ def test_notebooks_show_a_result_as_tables() -> None:
 
 
 def test_results_at_a_prompt_are_short() -> None:
-    result = repl_fx.transform(TokenNet(), (tokens(),), surrogate="blend", check=False)
+    result = transformed(TokenNet(), (tokens(),), surrogate="blend", check=False)
     head, *table = repr(result).splitlines()
     assert head.startswith("TokenNet: ") and len(table) <= len(result.report) + 5 * len(result.repeats) + 10
     assert all(any(row.block in line and row.status in line for line in table) for row in result.report)

@@ -12,6 +12,7 @@ from torch import nn
 from repl_fx.arguments import in_words
 from repl_fx.environment.machine import installed
 from repl_fx.errors import BadInput
+from repl_fx.graph.captured import CapturedModule
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.holders import ORIGIN
 from repl_fx.sources import Source
@@ -22,7 +23,8 @@ from repl_fx.tracing.parts.part_repeats import lines_made
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     """A rewritten module, which is from `transform` or `load`, and what is known of it."""
     if isinstance(model, TransformResult):
-        return model.module, model.origin_of(model.module)
+        form = _form_with_tensors(model)
+        return form, model.origin_of(form) if form is model.module else vars(form)[ORIGIN]
     if isinstance(model, nn.Module):
         origin = vars(model).get(ORIGIN)
         if isinstance(origin, Origin):
@@ -31,8 +33,35 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
         if inner is not None:
             kind = type(model).__name__
             raise BadInput(f"save takes the rewritten model, and this {kind} holds it: give model.{inner}")
+        if isinstance(model, CapturedModule):
+            raise BadInput(f"save takes the result that a graph is from, and this is a graph of {type(model).__name__}")
     takes = "save takes what transform returned, its model, or a module from load (torch.save keeps any other)"
     raise BadInput(f"{takes}, and this is {in_words(model)}")
+
+
+def _form_with_tensors(result: TransformResult) -> nn.Module:
+    """The form of a result that holds its tensors now: the one that got others since both shared them, as by `.to()`.
+
+    Raises:
+        BadInput: both did, with other values; or the model was changed otherwise.
+    """
+    in_place = vars(result).get("in_place")
+    if in_place is None or in_place.model is None:
+        return result.module
+    require_as_made(in_place.model, vars(in_place.model)[ORIGIN])
+    forms = in_place.model, result.module
+    of_model, of_graph = map(in_place.tensors_of, forms)
+    other, other_too = (
+        {name for name, tensor in in_place.shared.items() if tensors.get(name) is not tensor}
+        for tensors in (of_model, of_graph)
+    )
+    for name in sorted(other | other_too) if other and other_too else ():
+        if name in of_model and name in of_graph and not torch.equal(of_model[name].cpu(), of_graph[name].cpu()):
+            raise BadInput(
+                f"result.model and result.module hold other values of {name}: both were moved or converted, and each "
+                "trained on its own; give save result.model"
+            )
+    return forms[0] if other else forms[1]
 
 
 def built_like(model: nn.Module, other: nn.Module) -> nn.Module:

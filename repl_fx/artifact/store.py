@@ -112,8 +112,8 @@ def save(
     """Write an artifact; all of it or nothing.
 
     Args:
-        model: from `transform`, its model or its graph, or a module from `load`, which keeps its model's specification,
-            options and example inputs. Weights are saved as they are now, so training in between is kept.
+        model: from `transform`, or its model, or a module from `load`, which keeps its model's specification, options
+            and example inputs. Weights are saved as they are now, so training in between is kept.
         directory: where to; it must be absent or empty.
         source: how to build the model again; without it, an artifact from `transform` needs the model itself at `load`.
         force: replace the artifact that is there. Files of others in its directory stay.

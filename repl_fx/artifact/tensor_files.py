@@ -17,7 +17,7 @@ from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import copy_model, is_traced_constant
 from repl_fx.graph.kinds import kind_of
-from repl_fx.graph.state import address
+from repl_fx.graph.state import address, with_prefix
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.parts.capture_parts import graphs_in, qualified_name
 
@@ -98,16 +98,9 @@ class State:
         """
 
         def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {_with_prefix(name, prefixes): t for name, t in tensors.items() if not is_traced_constant(name)}
+            return {with_prefix(name, prefixes): t for name, t in tensors.items() if not is_traced_constant(name)}
 
         return State(self.file, named(self.weights), named(self.constants))
-
-
-def _with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
-    for was, now in prefixes.items():
-        if name.startswith(was):
-            return now + name.removeprefix(was)
-    return name
 
 
 def read_state(weights: Path, constants: Path, aliases: Mapping[str, str]) -> State:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import CodeKey, FakeTensor, any_names, code_key, fake_like, move_hooks, pytree
+from repl_fx.errors import BadInput, foreign_code, one_line
 from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
@@ -299,9 +300,19 @@ def _with_shared_children(copied: nn.Module, memo: dict[int, nn.Module]) -> nn.M
     return copied
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model with its parameters; hooks on the gradients of parameters, which a deep copy drops, come along."""
-    copied = copy.deepcopy(model)
+def copy_model(model: nn.Module, advice: str = "; take what no copy can have out of its attributes") -> nn.Module:
+    """Copy a model with its parameters; hooks on the gradients of parameters, which a deep copy drops, come along.
+
+    Values that a forward left in attributes, as the older `weight_norm` does, are copied without their history.
+
+    Raises:
+        BadInput: an attribute cannot be copied; ends with `advice`.
+    """
+    held = (tensor for part in model.modules() for tensor in tensors_in(list(vars(part).values())))
+    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+    kind = type(model).__name__
+    with foreign_code(lambda problem: BadInput(f"{kind} cannot be copied ({one_line(problem)}){advice}")):
+        copied = copy.deepcopy(model, memo)
     for source, target in zip(model.parameters(), copied.parameters(), strict=True):
         move_hooks(source, target)
     return copied

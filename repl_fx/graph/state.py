@@ -34,6 +34,14 @@ def source_state(module: nn.Module) -> Mapping[str, tuple[int, ...]] | None:
     return meta.get(SOURCE_STATE) if isinstance(meta, dict) else None
 
 
+def with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
+    """A name with another prefix, by the one that it has."""
+    for was, now in prefixes.items():
+        if name.startswith(was):
+            return now + name.removeprefix(was)
+    return name
+
+
 def address(tensor: Tensor) -> tuple[Any, ...]:
     """The place of a tensor's numbers; the same for tied tensors."""
     # Shards are in several places. Addresses on different devices may be the same number.

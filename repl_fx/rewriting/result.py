@@ -117,6 +117,10 @@ class TransformResult(Displayed, HasInputs):
             module = self.module if made is None and not self.compared else None
             known = self.found, self.plan, self.one_by_one, module
             made = put_in_place(*known, checkpoint_blocks=self.checkpoint_blocks)
+        if made.model is not None:
+            of_graph = made.tensors_of(self.module)
+            shared = {n: tensor for n, tensor in made.tensors_of(made.model).items() if of_graph.get(n) is tensor}
+            made = replace(made, shared=shared)
         # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
         model = made.model or self.module
         if made.model is not None or ORIGIN not in vars(model):

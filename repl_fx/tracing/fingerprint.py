@@ -20,7 +20,7 @@ import hashlib
 import inspect
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType
 from typing import Any
@@ -79,7 +79,7 @@ def lines_of_module(module: nn.Module, path: str) -> Iterator[str]:
         yield from lines_of_module(child, f"{path}.{name}")
 
 
-def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
+def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = False) -> Iterator[str]:
     """The text of what stays Python around captured parts: classes, their code, and their settings.
 
     An attribute that a forward changes, such as a counter, is no setting, nor is one that no forward reads: of classes
@@ -87,10 +87,15 @@ def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
 
     Args:
         parts: paths of modules that are left out, with all that is in them.
+        as_set: count what methods assign that no forward calls, too, such as `reset_classifier`; but for checkpointing,
+            which changes no value.
     """
     kinds: set[Any] = {type(module) for module in model.modules()}
-    assigned = frozenset[str]().union(*map(_assigned, kinds))
-    read = _named_by_forwards(kinds)
+    read = _named_by(kinds, {"forward"})
+    # PyTorch's own methods, such as `train`, are called by whoever uses a model.
+    called = _named_by(kinds, {"forward", *vars(nn.Module)} - {"__init__"}) if as_set else None
+    stored = chain.from_iterable(map(_stored_by_methods, kinds))
+    assigned = {name for method, names in stored if called is None or method in called for name in names}
     for path, module in model.named_modules():
         if not any(path == part or path.startswith(f"{part}.") for part in parts):
             settings = _settings(module)
@@ -101,6 +106,7 @@ def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
                     name: value
                     for name, value in settings.items()
                     if name not in assigned
+                    and not (as_set and "checkpoint" in name)
                     and (read is None or name in read)
                     and (private or not name.startswith("_"))
                     and _is_fixed(value)
@@ -128,9 +134,9 @@ def _is_fixed(value: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _assigned(kind: type) -> frozenset[str]:
-    """The attributes that code of a class assigns after `__init__`, of itself or of others."""
-    found: set[str] = set()
+def _stored_by_methods(kind: type) -> Sequence[tuple[str, frozenset[str]]]:
+    """The attributes that each method of a class but `__init__` assigns, of itself or of others."""
+    found: list[tuple[str, frozenset[str]]] = []
     for part in inspect.getmro(kind):
         if part.__module__.startswith("torch.nn.") or part is object:
             continue
@@ -142,18 +148,19 @@ def _assigned(kind: type) -> frozenset[str]:
                 code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
                 if isinstance(code, CodeType) and name != "__init__":
                     steps = chain.from_iterable(map(dis.get_instructions, codes_in(code)))
-                    found.update(str(s.argval) for s in steps if s.opname in ("STORE_ATTR", "DELETE_ATTR"))
-    return frozenset(found)
+                    stored = (str(s.argval) for s in steps if s.opname in ("STORE_ATTR", "DELETE_ATTR"))
+                    found.append((name, frozenset(stored)))
+    return found
 
 
-def _named_by_forwards(kinds: Iterable[type]) -> Collection[str] | None:
-    """The attributes that forwards of classes, and methods that these name, may read; None where that may be any.
+def _named_by(kinds: Iterable[type], roots: Iterable[str]) -> Collection[str] | None:
+    """The attributes that some methods of classes, and methods that these name, may read; None where that may be any.
 
     What the class of a forward assigns in its `__init__` counts: a function that is handed the module may read it.
     """
     parts = {part for kind in kinds for part in inspect.getmro(kind) if not part.__module__.startswith("torch.")}
     own = [vars(part)["__init__"] for part in parts if {"forward", "__init__"} <= vars(part).keys()]
-    known, pending = set[str](), {"forward"}.union(*(names_in(code).stored for init in own for code in _codes(init)))
+    known, pending = set[str](), set(roots).union(*(names_in(code).stored for init in own for code in _codes(init)))
     while pending:
         known.add(now := pending.pop())
         for part in parts:

@@ -20,9 +20,10 @@ from repl_fx.plan import Plan
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin
 from repl_fx.tracing.parts.part_repeats import lines_made
+from tests import captures
 from tests.artifact.edits import edit_manifest
 from tests.artifact.tables_net import X, transformed
-from tests.nets import MlpNet, tokens
+from tests.nets import ConvNet, MlpNet, images, tokens
 
 
 def _train(net: nn.Module, x: Tensor) -> None:
@@ -119,3 +120,68 @@ def test_a_module_whose_settings_changed_is_not_as_it_was_made() -> None:
     dropout.p = 0.5
     with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*p=0\.5.*, which was .*p=0\.25"):
         require_as_made(module, origin)
+
+
+def _in_training(net: nn.Module) -> nn.Module:
+    for _ in range(3):
+        net.train()(3 * torch.randn(8, 3, 8, 8) + 1)
+    return net.eval()
+
+
+def _saved(what: repl_fx.TransformResult | nn.Module, place: Path, x: Tensor) -> Tensor:
+    out = repl_fx.save(what, place, force=True)
+    return repl_fx.load(out, ConvNet())(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("form", ["model", "module"])
+def test_a_result_is_saved_as_the_form_that_got_tensors_of_its_own(tmp_path: Path, form: str) -> None:
+    result, x = captures.transformed(ConvNet(), (images(),), surrogate="blend"), images()
+    moved = {"model": result.model, "module": result.module}[form]
+    # New buffers, and the same parameters.
+    moved.double().float()
+    expected = _in_training(moved)(x)
+    assert torch.equal(_saved(result, tmp_path / "out", x), expected)
+    other = result.model if form == "module" else result.module
+    _in_training(other.double().float())
+    with pytest.raises(repl_fx.BadInput, match=r"other values of blocks\.0\.bn1\.running_mean: both were moved"):
+        repl_fx.save(result, tmp_path / "again")
+
+
+def test_a_result_is_saved_with_what_was_done_to_its_model(tmp_path: Path) -> None:
+    result, x = captures.transformed(ConvNet(), (images(),), surrogate="blend"), images()
+    model: Any = result.model.eval()
+    model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()}, assign=True)
+    model.head = nn.Linear(8, 10)
+    assert torch.equal(_saved(result, tmp_path / "out", x), model(x))
+    model.head = nn.Linear(8, 5)
+    for what in (result, model):
+        with pytest.raises(repl_fx.BadInput, match=r"was changed since: head: .*out_features=5"):
+            repl_fx.save(what, tmp_path / "again")
+    with pytest.raises(repl_fx.BadInput, match="the result that a graph is from, and this is a graph of ConvNet"):
+        repl_fx.save(result.module, tmp_path / "again")
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.scale, self.grad_checkpointing, self.held = ConvNet(), 1.0, False, True
+
+    def set_scale(self, scale: float) -> None:
+        self.scale, self.grad_checkpointing = scale, True
+
+    def train(self, mode: bool = True) -> _Scaled:
+        self.held = mode
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = self.body(x) if self.held or not self.grad_checkpointing else self.body(1 * x)
+        return self.scale * kept  # type: ignore[no-any-return]
+
+
+def test_a_setting_that_a_method_changed_is_refused_and_checkpointing_is_not(tmp_path: Path) -> None:
+    model: Any = captures.transformed(_Scaled(), (images(),), surrogate="blend").model
+    model.eval().set_scale(1.0)
+    repl_fx.save(model, tmp_path / "out")
+    model.set_scale(3.0)
+    with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*scale=3\.0, which was .*scale=1\.0"):
+        repl_fx.save(model, tmp_path / "again")

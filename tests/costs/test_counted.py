@@ -374,7 +374,7 @@ def test_a_graph_that_decides_by_values_is_counted_with_all_its_layers() -> None
     args = torch.randn(2, 4), torch.zeros(2, 4)
     model = Skips()
     assert measure_costs(model, args).unknown
-    gm = repl_fx.capture(model, args)
+    gm = captured_graph(model, args)
     costs = measure_costs(gm, args)
     assert costs.unknown is None and costs.flops == 4 * 2 * 2 * 4 * 4
     # Of each layer the inputs of the product and of what follows.
@@ -397,7 +397,7 @@ def test_a_graph_that_has_to_have_values_is_run_on_copies() -> None:
     x = torch.ones(5, 4)
     x[3:] = -1.0
     model = Picks()
-    gm = repl_fx.capture(model, (x,))
+    gm = captured_graph(model, (x,))
     before = {name: value.clone() for name, value in gm.state_dict().items()}
     state = torch.get_rng_state()
     assert measure_costs(model, (x,)).unknown

@@ -142,7 +142,7 @@ def test_a_model_in_parts_is_fitted() -> None:
     torch.manual_seed(0)
     model = Counts(nn.Sequential(*(_Affine() for _ in range(4))))
     x = torch.randn(8, 5, 6)
-    result = repl_fx.transform(model, (x,), surrogate="linear", blocks=[2])
+    result = transformed(model, (x,), surrogate="linear", blocks=[2])
     assert not result.captured_parts.whole
     (one,) = repl_fx.fit(result, [x]).surrogates
     before, after = _lost(one)
@@ -386,7 +386,7 @@ def test_behind_a_norm_of_the_blocks_own_there_is_nothing_to_solve() -> None:
 
 def test_surrogates_of_a_model_in_parts_are_fitted() -> None:
     torch.manual_seed(0)
-    result = repl_fx.transform(Counts(MlpNet(depth=3)), (X,), surrogate="bottleneck")
+    result = transformed(Counts(MlpNet(depth=3)), (X,), surrogate="bottleneck")
     assert not result.captured_parts.whole
     (one,) = repl_fx.fit(result, [X]).surrogates
     assert one.block == "body.blocks.1" and _lost(one)[1] < _lost(one)[0]

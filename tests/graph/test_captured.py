@@ -15,6 +15,7 @@ from repl_fx.graph.captured import (
     CapturedModule,
     attribute,
     copy_graph,
+    copy_model,
     drop_dead,
     erase_dead,
     get_attr,
@@ -156,3 +157,25 @@ def test_casts_to_other_dtypes_stay_in_double_precision() -> None:
     made = in_double_precision(gm, {torch.float32: 1e-3})(torch.ones(2, dtype=torch.float64))
     assert [tensor.dtype for tensor in made] == [torch.float64, torch.bfloat16]
     assert gm(torch.ones(2))[0].dtype == torch.float32
+
+
+class _Keeps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.utils.weight_norm(nn.Conv1d(4, 4, 3, padding=1))
+        self.last: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = [x + self.conv(x)]
+        return self.last[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_model_that_keeps_values_with_a_history_is_copied() -> None:
+    model, x = _Keeps(), torch.randn(2, 4, 5)
+    expected = model(x)
+    copied: Any = copy_model(model)
+    assert torch.equal(copied.last[0], expected) and copied.last[0].is_leaf and not expected.is_leaf
+    with torch.no_grad():
+        copied.conv.weight_g.mul_(2)
+    assert not torch.equal(copied(x), expected) and torch.equal(model(x), expected)

@@ -294,7 +294,7 @@ class Branching(nn.Module):
 @pytest.mark.slow
 def test_a_model_in_parts() -> None:
     torch.manual_seed(0)
-    result = repl_fx.transform(Branching(), (torch.randn(4, 8),), budget={"params": 0.7}, check=False)
+    result = transformed(Branching(), (torch.randn(4, 8),), budget={"params": 0.7}, check=False)
     assert not result.captured_parts.whole
     assert all(block.startswith("body.") for block in gone(result))
     assert result.plan.expected == left(result) and result.plan.expected["params"] <= 0.7

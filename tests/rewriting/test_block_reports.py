@@ -12,7 +12,7 @@ from repl_fx.reporting.documents import blocks_document
 from repl_fx.rewriting.apply import apply_plan
 from repl_fx.rewriting.block_reports import BlockReport, blocks_table, reports_of
 from repl_fx.tracing.parts.part_repeats import PartRepeats
-from tests.captures import captured_graph
+from tests.captures import captured_graph, transformed
 from tests.display.shown import row_of, text_of
 from tests.nets import ConvNet, TokenNet, images, tokens
 
@@ -61,7 +61,7 @@ def test_a_row_says_what_a_surrogate_is_made_from(
 ) -> None:
     model = ConvNet() if surrogate == "slim" else TokenNet(depth=3)
     inputs = (images(),) if surrogate == "slim" else (tokens(),)
-    result = repl_fx.transform(model, inputs, surrogate=surrogate, settings=settings, blocks=["blocks.1"], check=False)
+    result = transformed(model, inputs, surrogate=surrogate, settings=settings, blocks=["blocks.1"], check=False)
     assert [(row.made_from, row.left) for row in result.report if row.status == "replaced"] == [(made_from, left)]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.running.alone import alone
+from tests.captures import captured_graph
 
 
 class Net(nn.Module):
@@ -36,7 +37,7 @@ def test_two_threads_capture_what_one_does() -> None:
     def captured(net: nn.Module, x: Tensor, *, at_once: bool = False) -> str:
         if at_once:
             ready.wait(60)
-        gm = repl_fx.capture(net, (x,))
+        gm = captured_graph(net, (x,))
         assert repl_fx.check_capture(net, gm, (x,))
         return str(gm.code)
 

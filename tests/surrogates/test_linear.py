@@ -307,7 +307,7 @@ def test_one_map_stands_for_a_stretch_that_changes_sizes_twice() -> None:
 @pytest.mark.parametrize("settings", FORMS)
 def test_the_model_in_place_is_exported(settings: dict[str, Any], tmp_path: Path) -> None:
     model, x = _pictures()
-    result = repl_fx.transform(model, (x,), surrogate="linear", settings=settings, in_place=True)
+    result = transformed(model, (x,), surrogate="linear", settings=settings, in_place=True)
     repl_fx.fit(result, [torch.randn(8, *x.shape[1:])])
     assert Exported(result.model, tmp_path / "model.onnx", (x,)).verify()
 

@@ -205,7 +205,7 @@ def test_what_cannot_be_is_a_line(tmp_path: Path) -> None:
         require_schedule(PHASES, unreplaced(result, "so"))
     torch.manual_seed(0)
     loop = nn.Sequential(nn.Linear(16, 16), _Loop())
-    graph = repl_fx.transform(loop, (torch.zeros(2, 16),), surrogate="bottleneck")
+    graph = transformed(loop, (torch.zeros(2, 16),), surrogate="bottleneck")
     assert graph.in_place.model is None
     with pytest.raises(BadInput, match="restore_at needs the model in place, which is refused: "):
         require_schedule(PHASES, graph)

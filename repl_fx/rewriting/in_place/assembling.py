@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from repl_fx.graph.captured import is_tensor
+from repl_fx.graph.state import with_prefix
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
@@ -33,12 +35,19 @@ class InPlace:
         refusals: the replaced blocks that have none, with the reasons.
         open: the blocks among these for which another surrogate may have a place.
         prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
+        shared: the tensors that both held when the model was made, by their names in the model.
     """
 
     model: nn.Module | None
     refusals: tuple[Refusal, ...] = ()
     prefixes: Mapping[str, str] = field(default_factory=dict)
     open: frozenset[str] = frozenset()
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def tensors_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The parameters and buffers of the rewritten module, or of the model, by their names in the model."""
+        every = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+        return {with_prefix(name, self.prefixes): tensor for name, tensor in chain(*every)}
 
     @property
     def reason(self) -> str:

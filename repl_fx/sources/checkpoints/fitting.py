@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, one_line
+from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.state import address
@@ -31,10 +31,8 @@ def with_weights(model: nn.Module, weights: Weights) -> nn.Module:
         BadInput: see `load_weights_`; or the model cannot be copied.
     """
     state = read_weights(weights)
-    kind = type(model).__name__
-    why = "and weights= changes a copy of it; give it the weights yourself, and leave weights= out"
-    with foreign_code(lambda problem: BadInput(f"{kind} cannot be copied ({one_line(problem)}), {why}")):
-        copied = copy_model(model)
+    why = ", and weights= changes a copy of it; give it the weights yourself, and leave weights= out"
+    copied = copy_model(model, why)
     _load(copied, state, describe_weights(weights))
     return copied
 

@@ -70,8 +70,9 @@ def _gain(removed: Tensor, before: Tensor, after: Tensor, axis: int | None) -> T
     start = 1 / math.sqrt(2)
     if not removed.is_meta:
         with torch.no_grad():
-            mixed = (before.double() + after.double()).norm().item()
-            start = removed.double().norm().item() / mixed if mixed > 0 else start
+            wide = torch.complex128 if removed.is_complex() else torch.float64
+            mixed = (before.to(wide) + after.to(wide)).norm().item()
+            start = removed.to(wide).norm().item() / mixed if mixed > 0 else start
     return torch.full((1 if axis is None else removed.shape[axis],), start, dtype=removed.dtype, device=removed.device)
 
 

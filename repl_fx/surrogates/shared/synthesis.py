@@ -152,7 +152,7 @@ class BlendingSynthesis(Synthesis):
     """A synthesis that begins with blends of slices, which can be done together with those of others.
 
     A subclass says which (`blends`), and what it makes of them (`finish`), from the state it is given: its own
-    parameters by name.
+    tensors by name.
     """
 
     takes_shards = True
@@ -167,7 +167,8 @@ class BlendingSynthesis(Synthesis):
 
     def synthesise(self, *weights: Tensor) -> Any:
         """Compute weights from weights."""
-        state = {name: whole(parameter) for name, parameter in self.named_parameters()}
+        # Buffers too: a copy may be frozen by making its parameters such.
+        state = {name: whole(tensor) for name, tensor in (*self.named_parameters(), *self.named_buffers())}
         return self.finish(state, blend_all(self.blends(state, weights)), weights)
 
 

@@ -160,13 +160,13 @@ def lines_made(module: nn.Module) -> tuple[str, ...]:
 
     Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it.
     """
-    text = _text({path: lines_of_code(gm) for path, gm in graphs_in(module).items()}, module)
+    text = _text({path: lines_of_code(gm) for path, gm in graphs_in(module).items()}, module, as_set=True)
     return tuple(_NO_RATE.sub("", _PRECISION.sub("", line)) for line in text)
 
 
-def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module) -> tuple[str, ...]:
+def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module, *, as_set: bool = False) -> tuple[str, ...]:
     """The lines of graphs, by path, and of the model around them; those of the graph where the whole model is one."""
     if "" in graphs:
         return tuple(graphs[""])
     inside = (f"{path}: {line}" for path in sorted(graphs) for line in graphs[path])
-    return *inside, *lines_around(model, graphs)
+    return *inside, *lines_around(model, graphs, as_set=as_set)

@@ -133,7 +133,7 @@ def test_the_model_stays_as_it_is() -> None:
 
 def test_parts_are_scored_as_the_whole() -> None:
     net = Plane().eval()
-    parts = repl_fx.capture_parts(Counts(net), (X,))
+    parts = captured(Counts(net), (X,))
     assert not parts.whole
     data = [(X, torch.zeros(8, 2))]
     ours, theirs = (

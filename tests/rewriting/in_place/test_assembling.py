@@ -116,7 +116,7 @@ def test_forward_hooks_on_blocks_see_surrogates() -> None:
 @pytest.mark.slow
 def test_a_model_in_parts_has_its_parts_in_place() -> None:
     model: Any = Counts(TokenNet(depth=3))
-    result = repl_fx.transform(model, (TOKENS,), surrogate="bottleneck")
+    result = transformed(model, (TOKENS,), surrogate="bottleneck")
     assert not result.captured_parts.whole
     assert type(result.model) is Counts
     assert torch.equal(result.model.eval()(TOKENS), result.module.eval()(TOKENS))
@@ -344,7 +344,7 @@ def test_attributes_of_the_block_are_there_without_its_modules() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> None:
-    result = repl_fx.transform(TokenNet(depth=5), (TOKENS,), surrogate="reuse", checkpoint_blocks=checkpointed)
+    result = transformed(TokenNet(depth=5), (TOKENS,), surrogate="reuse", checkpoint_blocks=checkpointed)
     model: Any = result.model.eval()
     copied: Any = share_tensors(model)
     for module in copied.modules():
@@ -372,7 +372,7 @@ def test_a_block_that_runs_all_its_children_does_not_run_the_surrogates_own() ->
 def test_blocks_of_a_similar_repeat_have_their_places() -> None:
     models = pytest.importorskip("torchvision.models")
     x = torch.randn(2, 3, 32, 32)
-    result = repl_fx.transform(models.resnet18(num_classes=3), (x,), blocks=["layer3.1#similar_1"])
+    result = transformed(models.resnet18(num_classes=3), (x,), blocks=["layer3.1#similar_1"])
     # Blocks of an exact repeat of two, whose ends stay, have the plain names.
     assert [replacement.block for replacement in result.plan.replacements] == ["layer3.1#similar_1"]
     assert not result.in_place.refusals

@@ -109,7 +109,7 @@ def test_a_map_that_a_graph_makes_is_not_taken() -> None:
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
     source = transformers.ModernBertModel(transformers.ModernBertConfig(vocab_size=50, **sizes, **special)).eval()
     inputs = {"input_ids": torch.arange(3, 21).reshape(2, 9)}
-    result = repl_fx.transform(source, (), inputs)
+    result = transformed(source, (), inputs)
     # Whether others train depends on the release of transformers.
     others = [replacement.why for replacement in result.plan.replacements]
     refused = [refusal.reason for refusal in result.in_place.refusals]

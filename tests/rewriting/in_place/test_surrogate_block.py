@@ -237,7 +237,7 @@ def test_a_model_that_is_converted_afterwards_has_one_precision(dtype: torch.dty
     torch.manual_seed(0)
     source = nn.Sequential(*(_Careful(8) for _ in range(3)), nn.Linear(8, 2))
     x = torch.randn(4, 8)
-    result = repl_fx.transform(source, (x,), every=2, surrogate="bottleneck", in_place=True)
+    result = transformed(source, (x,), every=2, surrogate="bottleneck", in_place=True)
     model = result.model.eval()
     wanted = model(x)
     model.to(dtype)

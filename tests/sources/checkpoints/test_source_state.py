@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.graph.state import SOURCE_STATE, state_shapes
-from tests.captures import transformed
+from tests.captures import captured_graph, transformed
 from tests.nets import Counts, MlpNet, as_after_training, tokens
 
 
@@ -92,7 +92,7 @@ class _Scaled(Counts):
 @pytest.mark.slow
 def test_a_model_in_parts(trained: MlpNet) -> None:
     x, source = tokens(), _Scaled(trained, 2.0)
-    net = repl_fx.transform(_Scaled(MlpNet(5), 1.0), (x,)).module
+    net = transformed(_Scaled(MlpNet(5), 1.0), (x,)).module
     assert not isinstance(net, fx.GraphModule)
     found = repl_fx.load_source_state(net, source.state_dict())
     gone = source.state_dict().keys() - net.state_dict().keys()
@@ -155,7 +155,7 @@ def test_a_head_of_ones_own_has_the_shape_of_now(trained: MlpNet, net: fx.GraphM
 
 
 def test_modules_without_a_source_are_refused(trained: MlpNet, net: fx.GraphModule) -> None:
-    for module in (MlpNet(5), repl_fx.capture(MlpNet(5), (tokens(),)), repl_fx.fold(net)):
+    for module in (MlpNet(5), captured_graph(MlpNet(5), (tokens(),)), repl_fx.fold(net)):
         with pytest.raises(
             repl_fx.BadInput, match=r"takes a module from repl_fx\.transform or repl_fx\.load, and this"
         ):
@@ -173,7 +173,7 @@ def test_tied_weights_are_given_once() -> None:
     x, source = tokens(), tied()
     with torch.no_grad():
         source.blocks[0].norm.weight += 1  # type: ignore[operator, union-attr]
-    net = repl_fx.transform(tied(), (x,), every=2).graph_module
+    net = transformed(tied(), (x,), every=2).graph_module
     state = {name: t for name, t in source.state_dict().items() if name != "blocks.4.norm.weight"}
     repl_fx.load_source_state(net, state)
     assert torch.equal(net.get_parameter("blocks.4.norm.weight"), source.state_dict()["blocks.4.norm.weight"])

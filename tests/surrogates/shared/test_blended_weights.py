@@ -120,7 +120,7 @@ def _conv(name: str) -> nn.Module:
 def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> None:
     model = nn.Sequential(*(nn.Sequential(_conv(kind), nn.ReLU()) for _ in range(3)))
     x = torch.randn(2, 4, 6, 6)
-    result = repl_fx.transform(model, (x,), surrogate="blend")
+    result = transformed(model, (x,), surrogate="blend")
     gm = result.graph_module
     blend = gm.get_submodule("surrogates.1.blend")
     assert isinstance(blend, BlendSynthesis)
@@ -135,7 +135,7 @@ def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> 
 def test_weights_computed_by_a_hook_are_blended_too() -> None:
     model = nn.Sequential(*(nn.Sequential(_conv("weight_norm"), nn.ReLU()) for _ in range(3)))
     x = torch.randn(2, 4, 6, 6)
-    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+    gm = transformed(model, (x,), surrogate="blend").graph_module
     gm(x).square().mean().backward()
     assert gm.get_parameter("surrogates.1.blend.alpha.0").grad is not None
     assert "1.0.weight_v" not in dict(gm.named_parameters()) and "1.0.weight_g" in dict(gm.named_parameters())
@@ -152,7 +152,7 @@ def test_a_layer_with_a_mode_of_its_own_keeps_it() -> None:
     x = torch.randn(4, 8)
     for training in (True, False):
         model = nn.Sequential(*(nn.Sequential(Noisy(8, 8), nn.Tanh()) for _ in range(4))).train(training)
-        gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+        gm = transformed(model, (x,), surrogate="blend").graph_module
         assert gm.training is training
         gm.eval()
         assert torch.equal(gm(x), gm(x))
@@ -168,3 +168,9 @@ def test_a_module_computes_with_the_state_it_is_given_and_keeps_none() -> None:
         weight, bias = torch.randn(2, 3), torch.randn(2)
         assert torch.equal(call(weight, bias, x), F.linear(x, weight, bias))
     assert list(call.parameters()) == []
+
+
+def test_gains_of_complex_weights_keep_their_scale() -> None:
+    before, after = torch.randn(2, 8, 8, dtype=torch.complex64)
+    made = BlendSynthesis([1j * (before + after)], [(before, after)], [None], True)
+    assert made.alpha[0].item() == pytest.approx(1.0)

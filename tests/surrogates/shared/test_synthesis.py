@@ -264,3 +264,16 @@ def test_gradients_by_samples_are_whole_or_refused(made: tuple[Sum, nn.Parameter
     synthesis.train_neighbours = False
     synthesis(a, b).sum().backward()
     assert a.grad is None and synthesis.runs == 2
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
+def test_a_copy_whose_parameters_are_buffers_computes_the_same(surrogate: str) -> None:
+    x = torch.randn(2, 6, 16)
+    model = transformed(TokenNet(depth=3), (x,), surrogate=surrogate).model.eval()
+    frozen = copy.deepcopy(model)
+    for module in frozen.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                del module._parameters[name]
+                module.register_buffer(name, parameter.detach())
+    assert torch.equal(frozen(x), model(x))
