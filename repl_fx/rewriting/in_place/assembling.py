@@ -15,7 +15,7 @@ from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.in_place.cutting import Cut
-from repl_fx.rewriting.in_place.judging import Judged, OwnCode, parting
+from repl_fx.rewriting.in_place.judging import Judged, OwnCode, is_one_number, parting
 from repl_fx.rewriting.in_place.placing import ModulePlace, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
 from repl_fx.rewriting.in_place.rows import NotInPlace
@@ -86,7 +86,9 @@ def put_in_place(
         other = other_sizes_of(captured.parts[0].graph_module, captured.source, inputs) if captured.whole else None
         # What is cut out of the graph asks for the mode where the graph does.
         own_code = any(isinstance(one, SwappedBlock) for one in made.model.modules())
-        trials = [([*filter(None, [other]), inputs], False), *([([inputs], True)] if own_code else [])]
+        masked = other is not None and any(map(is_one_number, inputs.tensors))
+        more = [([inputs], training) for training, wanted in ((False, masked), (True, own_code)) if wanted]
+        trials = [([*filter(None, [other]), inputs], False), *more]
         if differs := parting(made.model, module, *trials, source=captured.source):
             return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
     if checkpoint_blocks:

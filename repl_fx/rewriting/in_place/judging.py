@@ -186,14 +186,17 @@ def parting(
 
     Args:
         model, module: they are not changed.
-        trials: inputs, of which the first serve that both take, and whether to run in training.
+        trials: inputs, of which the first serve that both take, and whether to run in training. One of a single choice
+            with an integer tensor of one number, such as a mask that hides nothing, is run on values in any case: code
+            may look at them, and leave it out, but in a trace.
         source: the model in place need not take what this does not: its own code may look at values, as no graph does.
     """
     state = (*module.parameters(), *module.buffers())
     sides = SideBySide(model, module) if isinstance(module, fx.GraphModule) else None
     for choices, training in trials:
         known = [given for given in choices if not any(tensor.is_meta for tensor in (*given.tensors, *state))]
-        if sides is not None and _returned(sides, module, known, training):
+        looked_at = len(choices) == 1 and any(map(is_one_number, choices[0].tensors))
+        if sides is not None and not looked_at and _returned(sides, module, known, training):
             continue
         mode = "training" if training else "evaluation"
         for inputs in known:
@@ -211,6 +214,12 @@ def parting(
                 return f"in {mode} it computes otherwise there than in the graph"
             break
     return ""
+
+
+def is_one_number(tensor: Tensor) -> bool:
+    """Tell whether a tensor of integers or truth values holds one number many times."""
+    plain = not (tensor.is_meta or tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() > 1
+    return plain and bool((tensor == tensor.flatten()[0]).all())
 
 
 def _returned(sides: SideBySide, module: nn.Module, known: Sequence[ExampleInputs], training: bool) -> bool:

@@ -142,3 +142,39 @@ def test_norms_that_count_their_batches_are_left_as_they_were() -> None:
     assert result.in_place.model is not None
     counts = [value for name, value in net.named_buffers() if name.endswith("num_batches_tracked")]
     assert len(counts) == 3 and not any(counts)
+
+
+class _Mixed(nn.Module):
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.mix = nn.Linear(8, 8) if index % 2 else nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        hidden = self.norm1(x)
+        x = x + self.mix(hidden if mask is None else hidden * mask[..., None])
+        return x + self.fc2(self.fc1(self.norm2(x)).relu())  # type: ignore[no-any-return]
+
+
+class _Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Mixed(index) for index in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        # As transformers does in models with recurrent layers.
+        if not torch.compiler.is_compiling() and bool((mask == 1).all()):  # type: ignore[union-attr]
+            mask = None
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+@pytest.mark.parametrize("products", [side_by_side._PER_NODE, -1])
+def test_a_mask_that_code_leaves_out_but_in_a_trace_is_tried(monkeypatch: pytest.MonkeyPatch, products: int) -> None:
+    monkeypatch.setattr(side_by_side, "_PER_NODE", products)
+    given = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.int64)
+    result = transformed(_Masked(), given, surrogate="identity")
+    assert "computes with mask, which was a tensor when the model was captured" in result.in_place.reason
+    assert torch.equal(result.model(*given), result.module(*given))
