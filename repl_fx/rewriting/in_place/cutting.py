@@ -31,6 +31,7 @@ from repl_fx.graph.captured import (
     is_tensor,
     is_traced_constant,
     share_tensors,
+    tensors_in,
     within,
 )
 from repl_fx.graph.decisions import is_choice
@@ -356,13 +357,16 @@ class Cut:
     def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], block: SurrogateBlock) -> None:
         """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
         ordered = [node for node in self.gm.graph.nodes if node in needed]
-        checks = () if self._goes_one_way() else tuple(self._size_checks())
+        one_way = self._goes_one_way()
+        checks = () if one_way else tuple(self._size_checks())
+        # Other sizes that the trace had fixed, for code elsewhere, make no difference.
+        told = self._told(ordered) if one_way else None
         read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
         for node in (*read, *results, *(node for _, taken in checks for node in taken)):
             argument = node if node in self.given else self.extract.size(node)
             argument = argument[0] if isinstance(argument, tuple) else argument
             if argument is not None and argument not in self.extract.made:
-                self.arguments[argument] = self._argument(argument)
+                self.arguments[argument] = self._argument(argument, told)
                 self.extract.take(argument, argument.name)
         for node in ordered:
             if node.op == "get_attr" and self._local(str(node.target)) is None:
@@ -405,9 +409,20 @@ class Cut:
             raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")
         return dimension
 
-    def _argument(self, node: fx.Node) -> Argument:
+    def _argument(self, node: fx.Node, told: Collection[int] | None) -> Argument:
         shape = node.meta["val"].shape
-        return Argument(self.given[node], {dim: s for dim, s in enumerate(shape) if isinstance(s, int)}, len(shape))
+        fixed = {dim: s for dim, s in enumerate(shape) if isinstance(s, int) and (told is None or s in told)}
+        return Argument(self.given[node], fixed, len(shape))
+
+    def _told(self, nodes: Iterable[fx.Node]) -> set[int]:
+        """The numbers that nodes have among their arguments, and the sizes of the tensors that they read."""
+        found: set[int] = set()
+        for node in nodes:
+            found.update(leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, int))
+            held = attribute(self.gm, str(node.target)) if node.op in ("get_attr", "call_module") else None
+            tensors = (*held.parameters(), *held.buffers()) if isinstance(held, nn.Module) else tensors_in(held)
+            found.update(size for tensor in tensors for size in tensor.shape)
+        return found
 
     def _read_elsewhere(self, node: fx.Node, block: SurrogateBlock) -> None:
         """Take a parameter, a buffer or a flag from outside of the block as an argument of the graph."""

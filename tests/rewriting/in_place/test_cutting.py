@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.errors import BadInput, CallRefused
 from repl_fx.rewriting.in_place.surrogate_block import SwappedBlock
 from tests.captures import transformed
 from tests.nets import MlpBlock
@@ -235,3 +237,29 @@ def test_what_leaves_nothing_has_a_place_where_layers_may_be_skipped() -> None:
     assert len(draws) == 8
     refused = transformed(_Skipping(), (x,), surrogate="bottleneck", blocks=["layers.1"]).in_place.reason
     assert "may be skipped in training; give the model a rate of 0" in refused
+
+
+class _Weighted(nn.Module):
+    """Makes a number of the length of its input, which a trace fixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*(MlpBlock(16) for _ in range(5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * torch.tensor([1 / (n + 1) for n in range(x.shape[1])])[:, None])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "linear"])
+def test_what_computes_with_its_stream_alone_goes_along_with_lengths_that_code_elsewhere_fixed(surrogate: str) -> None:
+    model = _Weighted()
+    result = transformed(model, (torch.randn(2, 7, 16),), surrogate=surrogate)
+    there = transformed(model, (torch.randn(2, 9, 16),), plan=replace(result.plan, fingerprint="")).model
+    there.load_state_dict(result.model.state_dict())
+    x = torch.randn(3, 9, 16)
+    assert torch.equal(result.model.eval()(x), there.eval()(x))
+    with pytest.raises(BadInput, match=r"has shape \[3, 9, 16\], but was captured as"):
+        result.module(x)
+    if surrogate != "identity":
+        with pytest.raises(CallRefused, match=r"x of shape \(any, any, 16\), and is called with \(3, 9, 8\)"):
+            result.model.get_submodule("net.1")(x[..., :8])
