@@ -1,70 +1,68 @@
-"""Captures that tests share: nets that are built alike are traced once in a process, for a trace is most of a test.
+"""Traces that tests share: models that are alike are traced once in a process, for a trace is most of a test.
 
     TokenNet(depth=3), of any weights  ->  one trace  ->  a copy of its graph for each, with its own parameters
 
-What a trace looks at is part of the key: the mark of the source, modes and shapes. A net without a mark is captured
-anew, and so is one that is no single graph. Tests of captures themselves call repl-fx.
+What a trace looks at is part of the key: the mark of the source, modes, inputs and settings. A model without a mark is
+traced anew. Tests that may change repl-fx (`monkeypatch`) leave no trace for others; those of `tests/tracing` share
+none.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import wraps
+from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-import repl_fx
 from repl_fx._torch import pytree
 from repl_fx.benchmarking.training import kept_bytes
-from repl_fx.graph.captured import tensors_in
+from repl_fx.graph.captured import CapturedModule, tensors_in
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.source_mark import source_mark
-from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture_parts import CapturedParts
+from repl_fx.tracing.leaf_calls import attention_kernels
 
-_graphs: dict[Hashable, fx.GraphModule] = {}
+Trace = Callable[..., CapturedModule]
+
+_graphs: dict[Hashable, CapturedModule] = {}
 
 
 class _Unknown(Exception):
     """A trace may look at something that no key describes."""
 
 
-def captured(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> CapturedParts:
-    """What `repl_fx.capture_parts` returns."""
-    try:
-        inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
-        key = _source(model), _described(inputs.args), _described(inputs.kwargs), torch.get_default_device()
-    except _Unknown:
-        return repl_fx.capture_parts(model, args, kwargs)
-    if key not in _graphs:
-        found = repl_fx.capture_parts(model, args, kwargs)
-        if not found.whole:
-            return found
-        _graphs[key] = found.parts[0].graph_module
-    graph = _graphs[key]
+def shared(trace: Trace, *, kept: bool) -> Trace:
+    """`repl_fx.tracing.capture.trace_by_first`, for models that are like none traced before; `kept` for others."""
+
+    @wraps(trace)
+    def traced(
+        tracers: Mapping[str, Any], model: nn.Module, inputs: ExampleInputs, fixed: Sequence[str] = ()
+    ) -> CapturedModule:
+        try:
+            given = _described((inputs.args, inputs.kwargs))
+            key = tuple(tracers), _source(model), given, tuple(fixed), torch.get_default_device(), attention_kernels()
+        except _Unknown:
+            return trace(tracers, model, inputs, fixed)
+        if key in _graphs:
+            return copied(_graphs[key], model)
+        graph = trace(tracers, model, inputs, fixed)
+        if kept:
+            # Its own is changed by the test.
+            _graphs[key] = copied(graph, model)
+        return graph
+
+    return traced
+
+
+def copied(graph: CapturedModule, model: nn.Module) -> CapturedModule:
+    """A copy of a graph with the tensors of a model in the places of those of the one that was traced."""
     own = _tensors(model)
-    # Copied, it has the tensors of this model in the places of those of the model that was traced.
     memo: dict[int, Any] = {id(tensor): own[name] for name, tensor in _tensors(graph).items() if name in own}
-    made = copy.deepcopy(graph, memo)
-    return CapturedParts.of_graph(made, inputs, model)
-
-
-def captured_graph(
-    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-) -> fx.GraphModule:
-    """What `repl_fx.capture` returns."""
-    (part,) = captured(model, args, kwargs).parts
-    return part.graph_module
-
-
-def transformed(
-    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
-) -> repl_fx.TransformResult:
-    """What `repl_fx.transform` returns; `options` are its own, but for those of captures."""
-    return repl_fx.transform(model, args, kwargs, captured=captured(model, args, kwargs), **options)
+    return copy.deepcopy(graph, memo)
 
 
 def _source(model: nn.Module) -> Hashable:
@@ -80,8 +78,9 @@ def _described(value: Any) -> Hashable:
     if isinstance(value, PLAIN):
         # Equal numbers of several types are one key of a dictionary.
         return type(value), value
-    if isinstance(value, Tensor):
-        return type(value), value.shape, value.stride(), value.dtype, value.device, value.requires_grad
+    if isinstance(value, Tensor) and value.layout is torch.strided:
+        few = tuple(value.flatten().tolist()) if value.numel() == 1 and not value.is_meta else ()
+        return type(value), value.shape, value.stride(), value.dtype, value.device, value.requires_grad, few
     if type(value) in (list, tuple):
         return type(value), tuple(_described(item) for item in value)
     if isinstance(value, Mapping):
@@ -90,11 +89,8 @@ def _described(value: Any) -> Hashable:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: tensor
-        for found in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-        for name, tensor in found
-    }
+    every = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    return dict(chain(*every))
 
 
 def kept_in_a_run(module: nn.Module, *args: Tensor) -> int:

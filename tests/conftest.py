@@ -8,8 +8,11 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from hypothesis import settings
 
 import repl_fx
 from repl_fx.surrogates.shared import surrogate as registry
+from tests.captures import shared
 
 # A terminal is not for the bars of a thousand calls.
 os.environ["REPL_FX_PROGRESS"] = "0"
@@ -38,6 +42,16 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _traces_shared(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Trace models that are alike once in a process (`tests.captures`)."""
+    capturing = importlib.import_module("repl_fx.tracing.capture")
+    alone = request.path.is_relative_to(Path(__file__).parent / "tracing")
+    trace = shared(capturing.trace_by_first, kept="monkeypatch" not in request.fixturenames)
+    with nullcontext() if alone else patch.object(capturing, "trace_by_first", trace):
+        yield
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates import make_surrogate
-from tests.captures import transformed
 from tests.exporting import Exported
 
 
@@ -227,7 +226,7 @@ def rewritten(
 ) -> repl_fx.TransformResult:
     """What `repl_fx.transform` makes of a model. The results share their parameters with it, and with each other."""
     make_surrogate(surrogate, settings)
-    return transformed(model, (x,), surrogate=surrogate, settings=settings)
+    return repl_fx.transform(model, (x,), surrogate=surrogate, settings=settings)
 
 
 def check_starts_as_if_pruned_and_folds(

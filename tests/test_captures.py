@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import repl_fx
-from tests.captures import captured, captured_graph, transformed
 from tests.nets import ConvNet, Counts, MlpNet, images, tokens
+
+capturing = importlib.import_module("repl_fx.tracing.capture")
 
 
 @pytest.mark.parametrize(("build", "x"), [(lambda: MlpNet(depth=3), tokens()), (lambda: ConvNet(depth=3), images())])
 def test_shared_traces_give_what_transform_gives(build: Callable[[], nn.Module], x: Tensor) -> None:
-    captured(build(), (x,))
+    repl_fx.capture(build(), (x,))
     model = build()
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    alone, shared = repl_fx.transform(model, (x,), surrogate="blend"), transformed(model, (x,), surrogate="blend")
+    shared = repl_fx.transform(model, (x,), surrogate="blend")
+    with patch.object(capturing, "trace_by_first", capturing.trace_by_first.__wrapped__):
+        alone, traced = repl_fx.transform(model, (x,), surrogate="blend"), repl_fx.capture(model, (x,))
     assert shared.plan == alone.plan and shared.report == alone.report
     assert shared.structure == alone.structure and shared.made == alone.made and shared.code == alone.code
     theirs = dict(alone.graph_module.named_parameters())
     for name, parameter in shared.graph_module.named_parameters():
         assert parameter is theirs[name] or (name.startswith("surrogates.") and torch.equal(parameter, theirs[name]))
-    assert str(captured_graph(model, (x,)).graph) == str(repl_fx.capture(model, (x,)).graph)
-    assert repl_fx.check_capture(model, captured_graph(model, (x,)), (x,)).differences == ()
+    assert str(repl_fx.capture(model, (x,)).graph) == str(traced.graph)
+    assert repl_fx.check_capture(model, repl_fx.capture(model, (x,)), (x,)).differences == ()
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
 
 
 def test_what_a_test_does_to_its_graph_is_its_own() -> None:
     x = images()
-    graph = captured_graph(ConvNet(depth=3), (x,))
+    graph = repl_fx.capture(ConvNet(depth=3), (x,))
     written = graph.code
     graph.graph.eliminate_dead_code()
     graph.get_submodule("blocks.1").bn1 = nn.Identity()
     graph.add_module("more", nn.Linear(2, 2))
-    again = captured_graph(ConvNet(depth=3), (x,))
+    again = repl_fx.capture(ConvNet(depth=3), (x,))
     assert again.code == written and isinstance(again.get_submodule("blocks.1.bn1"), nn.BatchNorm2d)
     assert not hasattr(again, "more")
 
@@ -70,14 +75,14 @@ def test_nets_that_are_built_in_another_way_are_traced_anew() -> None:
     frozen.linear.requires_grad_(False)
     for model in (_Scaled(2.0), _Scaled(3.0), _Scaled(_Number()), object_inside, tied, hooked, wide, frozen):
         given = x.to(next(model.parameters()).dtype)
-        assert torch.equal(captured_graph(model, (given,))(given), model(given))
+        assert torch.equal(repl_fx.capture(model, (given,))(given), model(given))
     model = nn.Sequential(_Scaled(2.0), _Scaled(2.0))
-    assert torch.equal(captured_graph(model, (x,))(x), model(x))
-    assert len(list(captured_graph(tied, (x,)).parameters())) == 2
-    assert not any(p.requires_grad for p in captured_graph(frozen, (x,)).parameters())
-    assert not captured_graph(_Scaled(2.0).eval(), (x,)).training
+    assert torch.equal(repl_fx.capture(model, (x,))(x), model(x))
+    assert len(list(repl_fx.capture(tied, (x,)).parameters())) == 2
+    assert not any(p.requires_grad for p in repl_fx.capture(frozen, (x,)).parameters())
+    assert not repl_fx.capture(_Scaled(2.0).eval(), (x,)).training
 
 
 def test_what_is_no_single_graph_is_captured_in_parts() -> None:
     for _ in range(2):
-        assert [part.path for part in captured(Counts(ConvNet(depth=3)), (images(),)).parts] == ["body"]
+        assert [part.path for part in repl_fx.capture_parts(Counts(ConvNet(depth=3)), (images(),)).parts] == ["body"]

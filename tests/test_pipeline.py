@@ -24,7 +24,6 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.pipeline import unreplaced
-from tests.captures import captured, transformed
 from tests.nets import ConvNet, Counts, MlpNet, TokenNet, as_after_training, images, tokens
 
 SURROGATES = ("identity", "blend", "bottleneck", "auto")
@@ -118,7 +117,7 @@ def test_identity_equals_the_network_built_without_the_blocks(
 def test_each_surrogate_trains_and_folds(surrogate: str, kind: str) -> None:
     model = ConvNet(depth=3) if kind == "conv" else TokenNet(depth=3, post_norm=kind == "post_norm", dropout=0.1)
     x = images(8) if kind == "conv" else tokens(8)
-    gm = transformed(model, (x,), surrogate=surrogate).graph_module
+    gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
     losses = _losses(gm, x)
     assert losses[-1] < losses[0]
     gm.eval()
@@ -130,7 +129,7 @@ def test_each_surrogate_trains_and_folds(surrogate: str, kind: str) -> None:
 
 def test_every_second_block_goes_and_its_parameters_with_it() -> None:
     model = ConvNet(depth=7)
-    result = transformed(model, (images(),), surrogate="identity")
+    result = repl_fx.transform(model, (images(),), surrogate="identity")
     assert [r.block for r in result.plan.replacements] == ["blocks.1", "blocks.3", "blocks.5"]
     assert [r.status for r in result.report] == ["kept", "replaced"] * 3 + ["kept"]
     names = {name.split(".")[1] for name, _ in result.graph_module.named_parameters() if name.startswith("blocks")}
@@ -141,13 +140,13 @@ def test_every_second_block_goes_and_its_parameters_with_it() -> None:
 
 @pytest.mark.parametrize(("every", "gone"), [(2, ["1", "3"]), (3, ["2"]), (4, ["3"])])
 def test_every_k(every: int, gone: list[str]) -> None:
-    result = transformed(ConvNet(depth=5), (images(),), every=every, surrogate="identity")
+    result = repl_fx.transform(ConvNet(depth=5), (images(),), every=every, surrogate="identity")
     assert [r.block for r in result.plan.replacements] == [f"blocks.{i}" for i in gone]
 
 
 def test_neighbours_of_adjacent_blocks_are_the_nearest_kept_ones() -> None:
     x = tokens()
-    result = transformed(TokenNet(depth=6), (x,), surrogate="blend", blocks=["blocks.2", "blocks.3"])
+    result = repl_fx.transform(TokenNet(depth=6), (x,), surrogate="blend", blocks=["blocks.2", "blocks.3"])
     assert [(r.before, r.after) for r in result.plan.replacements] == [("blocks.1", "blocks.4")] * 2
     assert torch.isfinite(result.graph_module(x)).all()
 
@@ -155,7 +154,7 @@ def test_neighbours_of_adjacent_blocks_are_the_nearest_kept_ones() -> None:
 def test_adjacent_blocks_replaced_by_identity_chain_their_inputs() -> None:
     x = tokens()
     model = TokenNet(depth=5)
-    result = transformed(model, (x,), surrogate="identity", blocks=[2, 3, 4])
+    result = repl_fx.transform(model, (x,), surrogate="identity", blocks=[2, 3, 4])
     expected = model.head(model.blocks[4](model.blocks[0](model.embed(x))).mean(1))
     assert torch.equal(result.graph_module(x), expected)
 
@@ -164,7 +163,7 @@ def test_source_model_is_not_changed_and_tensors_are_shared() -> None:
     model, x = TokenNet(depth=3), tokens()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = model(x)
-    result = transformed(model, (x,), surrogate="auto")
+    result = repl_fx.transform(model, (x,), surrogate="auto")
     assert torch.equal(model(x), expected)
     assert {n: t.equal(before[n]) for n, t in model.state_dict().items()} == dict.fromkeys(before, True)
     kept = dict(result.graph_module.named_parameters())
@@ -175,7 +174,7 @@ def test_source_model_is_not_changed_and_tensors_are_shared() -> None:
 
 def test_result_is_an_ordinary_graph_module() -> None:
     model, x = TokenNet(depth=3, dropout=0.1), tokens()
-    gm = transformed(model, (x,)).graph_module
+    gm = repl_fx.transform(model, (x,)).graph_module
     assert isinstance(gm, fx.GraphModule)
     gm.eval()
     expected = gm(x)
@@ -193,7 +192,7 @@ def test_result_is_an_ordinary_graph_module() -> None:
 
 def test_autocast_and_activation_checkpointing() -> None:
     model, x = TokenNet(depth=3), tokens(8)
-    gm = transformed(model, (x,)).graph_module
+    gm = repl_fx.transform(model, (x,)).graph_module
     losses = _losses(copy.deepcopy(gm), x, autocast=True)
     assert losses[-1] < losses[0]
     gm.train()
@@ -209,7 +208,7 @@ def test_autocast_and_activation_checkpointing() -> None:
 @pytest.mark.slow
 def test_torch_compile_agrees_with_eager() -> None:
     model, x = TokenNet(depth=3), tokens()
-    gm = transformed(model, (x,)).graph_module.eval()
+    gm = repl_fx.transform(model, (x,)).graph_module.eval()
     with warnings.catch_warnings():
         # The compiler's own dependencies deprecate things.
         warnings.simplefilter("ignore")
@@ -226,7 +225,9 @@ def test_torch_compile_agrees_with_eager() -> None:
 def test_gradients_reach_the_neighbours_unless_stopped(surrogate: str, train_neighbours: bool) -> None:
     x = tokens()
     model = TokenNet(depth=3)
-    gm = transformed(model, (x,), surrogate=surrogate, settings={"train_neighbours": train_neighbours}).graph_module
+    gm = repl_fx.transform(
+        model, (x,), surrogate=surrogate, settings={"train_neighbours": train_neighbours}
+    ).graph_module
     as_after_training(gm)
     synthesis = next(node for node in gm.graph.nodes if is_synthesis(gm, node))
     weights = [gm.get_parameter(str(node.target)) for node in synthesis.all_input_nodes]
@@ -249,11 +250,11 @@ def test_nothing_to_replace_says_why() -> None:
 @pytest.mark.slow
 def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
     x = tokens()
-    plan = transformed(TokenNet(depth=3), (x,), seed=3).plan
+    plan = repl_fx.transform(TokenNet(depth=3), (x,), seed=3).plan
     again = repl_fx.Plan.from_json(plan.to_json())
     assert again == plan
     model = TokenNet(depth=3)
-    first, second = (transformed(model, (x,), plan=again).graph_module for _ in range(2))
+    first, second = (repl_fx.transform(model, (x,), plan=again).graph_module for _ in range(2))
     assert str(first.graph) == str(second.graph)
     assert torch.equal(first.eval()(x), second.eval()(x))
     with pytest.raises(repl_fx.PlanMismatch, match="made for another model"):
@@ -262,11 +263,11 @@ def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
 
 def test_a_model_with_surrogates_is_not_rewritten_again() -> None:
     x = tokens(2)
-    result = transformed(TokenNet(depth=5), (x,), surrogate="bottleneck")
+    result = repl_fx.transform(TokenNet(depth=5), (x,), surrogate="bottleneck")
     for module in (result.model, result.graph_module):
         with pytest.raises(repl_fx.BadInput, match=r"TokenNet has surrogates already, such as .*blocks.1.*; give"):
             repl_fx.transform(module, (x,), surrogate="identity")
-    again = transformed(repl_fx.fold(result.module), (x,), surrogate="identity")
+    again = repl_fx.transform(repl_fx.fold(result.module), (x,), surrogate="identity")
     assert again.plan.replacements
 
 
@@ -305,7 +306,7 @@ def test_a_surrogate_of_the_users_own() -> None:
 
     assert "scale" in repl_fx.known_surrogates()
     model, x = TokenNet(depth=3), tokens()
-    result = transformed(model, (x,), surrogate="scale", settings={"factor": 0.25})
+    result = repl_fx.transform(model, (x,), surrogate="scale", settings={"factor": 0.25})
     hidden = model.blocks[2](model.blocks[0](model.embed(x)) * 0.25)
     assert torch.equal(result.graph_module(x), model.head(hidden.mean(1)))
     assert result.plan.replacements[0].settings == {"factor": 0.25}
@@ -324,10 +325,10 @@ def test_a_seed_decides_what_surrogates_begin_with(in_parts: bool) -> None:
     model = Counts(body) if in_parts else body
     x = images()
     first, same, other = (
-        transformed(model, (x,), surrogate="bottleneck", seed=seed, check=False) for seed in (1, 1, 2)
+        repl_fx.transform(model, (x,), surrogate="bottleneck", seed=seed, check=False) for seed in (1, 1, 2)
     )
     assert first.captured_parts.whole is not in_parts
-    replayed = transformed(model, (x,), plan=first.plan, check=False)
+    replayed = repl_fx.transform(model, (x,), plan=first.plan, check=False)
     assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(same), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(replayed), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(_made(first), _made(other), strict=True))
@@ -361,7 +362,7 @@ def test_weights_go_into_a_copy_of_the_source(own: bool, tmp_path: Path) -> None
     assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
     places = {tensor.data_ptr() for tensor in source.state_dict().values()}
     assert not places & {tensor.data_ptr() for tensor in result.module.state_dict().values()}
-    assert torch.equal(result.module(x), transformed(trained, (x,)).module(x))
+    assert torch.equal(result.module(x), repl_fx.transform(trained, (x,)).module(x))
     assert torch.equal(result.captured(x), trained(x))
     repl_fx.save(result, tmp_path / "out")
     assert torch.equal(repl_fx.load(tmp_path / "out", source)(x), result.module.eval()(x))
@@ -380,7 +381,7 @@ def test_weights_are_looked_at_before_anything_is_captured() -> None:
 
 
 def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
-    result = transformed(ConvNet(), (images(),), surrogate="blend")
+    result = repl_fx.transform(ConvNet(), (images(),), surrogate="blend")
     whole = unreplaced(result, "it is kept for the test")
     assert not whole.plan.replacements and whole.plan.fingerprint == result.plan.fingerprint
     assert "blocks.1 stays: it is kept for the test" in str(whole.plan)
@@ -398,8 +399,8 @@ def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
 @pytest.mark.slow
 def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = TokenNet(depth=3), torch.randn(2, 6, 16)
-    found = captured(model, (x,))
-    whole = transformed(model, (x,), surrogate="blend", check=False)
+    found = repl_fx.capture_parts(model, (x,))
+    whole = repl_fx.transform(model, (x,), surrogate="blend", check=False)
     monkeypatch.setattr("repl_fx.pipeline.capture_parts", None)
     result = repl_fx.transform(model, (x,), surrogate="blend", check=False, captured=found)
     assert result.plan == whole.plan and torch.equal(result.graph_module(x), whole.graph_module(x))
@@ -429,7 +430,7 @@ def test_notebooks_show_a_result_as_tables() -> None:
             return found
 
     Odd.__name__ = "<script>"
-    result = transformed(Odd(), (tokens(),), surrogate="blend", check=False)
+    result = repl_fx.transform(Odd(), (tokens(),), surrogate="blend", check=False)
     shown = result._repr_html_()
     assert shown.count("&lt;i&gt;.blocks.1") >= 1 and not re.search(r"<(i|script)>", shown)
     (head,) = (line for line in shown.splitlines() if "&lt;script&gt;: " in line)
@@ -440,10 +441,11 @@ def test_notebooks_show_a_result_as_tables() -> None:
 
 
 def test_results_at_a_prompt_are_short() -> None:
-    result = transformed(TokenNet(), (tokens(),), surrogate="blend", check=False)
+    result = repl_fx.transform(TokenNet(), (tokens(),), surrogate="blend", check=False)
     head, *table = repr(result).splitlines()
     assert head.startswith("TokenNet: ") and len(table) <= len(result.report) + 5 * len(result.repeats) + 10
     assert all(any(row.block in line and row.status in line for line in table) for row in result.report)
-    captured, plan = result.captured_parts, result.plan
-    assert repr(captured) == str(captured) and repr(plan) == str(plan) and repr(result.found) == repr(result.repeats)
+    for shown in (result.captured_parts, result.plan):
+        assert repr(shown) == str(shown)
+    assert repr(result.found) == repr(result.repeats)
     assert all(len(one) < 100 and "\n" not in one for one in map(repr, result.parts))

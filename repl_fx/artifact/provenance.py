@@ -23,8 +23,8 @@ from repl_fx.tracing.parts.part_repeats import lines_made
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     """A rewritten module, which is from `transform` or `load`, and what is known of it."""
     if isinstance(model, TransformResult):
-        form = _form_with_tensors(model)
-        return form, model.origin_of(form) if form is model.module else vars(form)[ORIGIN]
+        _require_one(model)
+        return model.module, model.origin_of(model.module)
     if isinstance(model, nn.Module):
         origin = vars(model).get(ORIGIN)
         if isinstance(origin, Origin):
@@ -39,29 +39,21 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     raise BadInput(f"{takes}, and this is {in_words(model)}")
 
 
-def _form_with_tensors(result: TransformResult) -> nn.Module:
-    """The form of a result that holds its tensors now: the one that got others since both shared them, as by `.to()`.
-
-    Raises:
-        BadInput: both did, with other values; or the model was changed otherwise.
-    """
+def _require_one(result: TransformResult) -> None:
+    """Refuse a result whose model was changed otherwise than by training, or whose two forms were trained apart."""
     in_place = vars(result).get("in_place")
     if in_place is None or in_place.model is None:
-        return result.module
+        return
     require_as_made(in_place.model, vars(in_place.model)[ORIGIN])
-    forms = in_place.model, result.module
-    of_model, of_graph = map(in_place.tensors_of, forms)
-    other, other_too = (
-        {name for name, tensor in in_place.shared.items() if tensors.get(name) is not tensor}
-        for tensors in (of_model, of_graph)
-    )
-    for name in sorted(other | other_too) if other and other_too else ():
-        if name in of_model and name in of_graph and not torch.equal(of_model[name].cpu(), of_graph[name].cpu()):
+    of_model, of_graph = map(in_place.tensors_of, (in_place.model, result.module))
+    for name in sorted(in_place.shared.keys() & of_model.keys() & of_graph.keys()):
+        # The result has those of the form that alone was moved or converted.
+        ours, theirs, shared = of_model[name], of_graph[name], in_place.shared[name]
+        if ours is not shared and theirs is not ours and not torch.equal(ours.cpu(), theirs.cpu()):
             raise BadInput(
-                f"result.model and result.module hold other values of {name}: both were moved or converted, and each "
-                "trained on its own; give save result.model"
+                f"result.model and result.module hold other values of {name}: each got tensors of its own, and was "
+                "trained by itself; give save result.model"
             )
-    return forms[0] if other else forms[1]
 
 
 def built_like(model: nn.Module, other: nn.Module) -> nn.Module:

@@ -35,8 +35,7 @@ class TransformResult(Displayed, HasInputs):
     """The result of a transform.
 
     Attributes:
-        module: the rewritten model: a graph module where the whole model is one graph, else a module of the source's
-            class with rewritten graphs in it.
+        rewritten: see `module`.
         found: the repeats of the model before, with the captured graphs.
         parts: the rewritten graphs, those alone in which a block was replaced.
         plan: the plan that was applied.
@@ -53,7 +52,7 @@ class TransformResult(Displayed, HasInputs):
         graph: whether `model` is `module` also where there could be a model in place.
     """
 
-    module: nn.Module
+    rewritten: nn.Module
     found: ModelRepeats
     parts: tuple[Part, ...]
     plan: Plan
@@ -67,6 +66,16 @@ class TransformResult(Displayed, HasInputs):
     scores: Mapping[str, float] = field(default_factory=dict)
     compared: bool = False
     graph: bool = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The rewritten model: a graph module where the whole model is one graph, else a module with graphs in it.
+
+        It shares its tensors with `model`, also those that this got since, as by `.to()`; see `InPlace.share_`.
+        """
+        if "in_place" in vars(self):
+            self.in_place.share_(self.rewritten)
+        return self.rewritten
 
     @property
     def captured_parts(self) -> CapturedParts:
@@ -98,7 +107,8 @@ class TransformResult(Displayed, HasInputs):
     @property
     def graph_module(self) -> fx.GraphModule:
         """The rewritten model, where the whole model is one graph."""
-        return self._whole(self.parts, "module")
+        module = self._whole(self.parts, "module")
+        return cast(fx.GraphModule, self.module) if module is self.rewritten else module
 
     @property
     def captured(self) -> fx.GraphModule:

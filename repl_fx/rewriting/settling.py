@@ -78,7 +78,7 @@ class Settling:
         ]
         module = captured.with_graphs(graphs) if graphs else captured.module
         return TransformResult(
-            module=module,
+            rewritten=module,
             parts=tuple(replace(part, graph_module=graphs.get(part.path, part.graph_module)) for part in used),
             plan=plan,
             report=tuple(report),

@@ -9,7 +9,6 @@ import torch
 
 import repl_fx
 from repl_fx.sources import load_source
-from tests import captures
 
 TABLES = """
 import torch
@@ -57,5 +56,5 @@ def write(file: Path, angle: float = 0.0, scale: str = "2.0") -> Path:
 
 def transformed(place: Path, **options: Any) -> tuple[repl_fx.TransformResult, Path]:
     source = load_source(str(write(place / "net.py")))
-    result = captures.transformed(source.model, source.args, **options)
+    result = repl_fx.transform(source.model, source.args, **options)
     return result, repl_fx.save(result, place / "out", source=source)

@@ -16,7 +16,6 @@ from repl_fx.artifact.exporting import digest_of, export_artifact
 from repl_fx.artifact.manifest import read_manifest
 from repl_fx.errors import BadInput, ExportError
 from repl_fx.running.example_inputs import ExampleInputs
-from tests.captures import transformed
 from tests.nets import TokenNet
 
 TOKENS = torch.randn(2, 6, 16)
@@ -24,7 +23,9 @@ TOKENS = torch.randn(2, 6, 16)
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    return repl_fx.save(transformed(TokenNet(depth=3), (TOKENS,), surrogate="linear", check=False), tmp_path / "a")
+    return repl_fx.save(
+        repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate="linear", check=False), tmp_path / "a"
+    )
 
 
 @pytest.mark.slow

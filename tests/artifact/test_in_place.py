@@ -12,7 +12,6 @@ from torch import nn
 import repl_fx
 from repl_fx.artifact import load_artifact
 from repl_fx.running.holders import ORIGIN
-from tests.captures import transformed
 from tests.nets import ConvNet, RawNet, TokenNet
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
@@ -36,7 +35,7 @@ def _trained(result: repl_fx.TransformResult, x: torch.Tensor) -> nn.Module:
 def test_the_model_in_place_comes_back_as_it_was_saved(
     surrogate: str, make: type[nn.Module], x: torch.Tensor, tmp_path: Path
 ) -> None:
-    model = _trained(transformed(make(), (x,), surrogate=surrogate), x)
+    model = _trained(repl_fx.transform(make(), (x,), surrogate=surrogate), x)
     repl_fx.save(model, tmp_path / "first")
     loaded = repl_fx.load(tmp_path / "first", make())
     assert type(loaded) is make
@@ -48,7 +47,7 @@ def test_the_model_in_place_comes_back_as_it_was_saved(
 
 
 def test_each_form_can_be_loaded_from_the_other(tmp_path: Path) -> None:
-    result = transformed(ConvNet(), (PICTURES,), surrogate="slim")
+    result = repl_fx.transform(ConvNet(), (PICTURES,), surrogate="slim")
     model = _trained(result, PICTURES)
     # Statistics that are no parameters moved too.
     repl_fx.save(result, tmp_path / "graphs")
@@ -62,13 +61,13 @@ def test_each_form_can_be_loaded_from_the_other(tmp_path: Path) -> None:
 
 
 def test_a_pickled_model_in_place_can_be_saved(tmp_path: Path) -> None:
-    model = _trained(transformed(TokenNet(), (TOKENS,), surrogate="reuse"), TOKENS)
+    model = _trained(repl_fx.transform(TokenNet(), (TOKENS,), surrogate="reuse"), TOKENS)
     repl_fx.save(pickle.loads(pickle.dumps(model)), tmp_path / "out")
     assert torch.equal(repl_fx.load(tmp_path / "out", TokenNet())(TOKENS), model(TOKENS))
 
 
 def test_a_model_in_place_that_was_changed_is_refused(tmp_path: Path) -> None:
-    model = transformed(TokenNet(), (TOKENS,), surrogate="reuse").model
+    model = repl_fx.transform(TokenNet(), (TOKENS,), surrogate="reuse").model
     model.get_submodule("blocks.0").fc1 = nn.Linear(16, 32)
     repl_fx.save(model, tmp_path / "same")
     model.get_submodule("blocks.0").fc1 = nn.Sequential(nn.Linear(16, 32))
@@ -78,7 +77,7 @@ def test_a_model_in_place_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_artifact_without_places_says_so(tmp_path: Path) -> None:
-    result = transformed(RawNet(), (torch.randn(4, 8),), surrogate="blend")
+    result = repl_fx.transform(RawNet(), (torch.randn(4, 8),), surrogate="blend")
     # Its model to train is the graph, and is saved as one in place is.
     assert result.model is result.module
     repl_fx.save(result.model, tmp_path / "out")
@@ -90,7 +89,7 @@ def test_an_artifact_without_places_says_so(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_the_source_goes_into_the_model_in_place() -> None:
-    model = transformed(TokenNet(depth=3), (TOKENS,), surrogate="reuse").model
+    model = repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate="reuse").model
     other = TokenNet(depth=3)
     loaded = repl_fx.load_source_state(model, other.state_dict())
     assert torch.equal(model.get_parameter("blocks.0.fc1.weight"), other.get_parameter("blocks.0.fc1.weight"))

@@ -20,7 +20,6 @@ from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Model, SourceOptions
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
-from tests.captures import transformed
 from tests.nets import TokenNet, tokens
 
 
@@ -102,7 +101,7 @@ def test_the_original_is_built_with_the_weights_it_had(tmp_path: Path) -> None:
     trained = TokenNet(depth=3)
     save_file(trained.state_dict(), weights)
     source = load_source(str(file), weights=weights)
-    result = transformed(source.model, source.args, surrogate="blend", check=False)
+    result = repl_fx.transform(source.model, source.args, surrogate="blend", check=False)
     repl_fx.save(result, out, source=source)
     # Training goes on in tensors that the source shares.
     for parameter in result.model.parameters():
@@ -119,7 +118,7 @@ def test_the_original_is_built_with_the_weights_it_had(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(repl_fx.ArtifactError, match=r"the weights .*trained.safetensors, which are gone"):
         build_original(out, None, None, False)
-    repl_fx.save(transformed(trained, source.args, surrogate="blend", check=False), tmp_path / "bare")
+    repl_fx.save(repl_fx.transform(trained, source.args, surrogate="blend", check=False), tmp_path / "bare")
     with pytest.raises(repl_fx.ArtifactError, match="does not say which weights"):
         build_original(tmp_path / "bare", str(file), None, False)
 
@@ -129,7 +128,7 @@ def test_random_weights_are_drawn_again_by_their_seed(tmp_path: Path) -> None:
     file.write_text(WEIGHTED)
     source = load_source(str(file), seed=3)
     before = {name: value.clone() for name, value in source.model.state_dict().items()}
-    repl_fx.save(transformed(source.model, source.args, surrogate="blend", check=False), out, source=source)
+    repl_fx.save(repl_fx.transform(source.model, source.args, surrogate="blend", check=False), out, source=source)
     original = build_original(out, None, None, False)
     assert all(torch.equal(value, original.state_dict()[name]) for name, value in before.items())
 
@@ -149,7 +148,7 @@ def test_a_model_file_with_any_other_digest_is_not_run(artifact: Path, model_fil
 
 @pytest.mark.slow
 def test_an_artifact_saved_in_python_says_how_to_name_the_model_in_both_places(tmp_path: Path) -> None:
-    repl_fx.save(transformed(TokenNet(depth=3), (tokens(),), check=False), tmp_path / "art")
+    repl_fx.save(repl_fx.transform(TokenNet(depth=3), (tokens(),), check=False), tmp_path / "art")
     with pytest.raises(repl_fx.ArtifactError, match=r"name the model: --model SPEC \(load\(directory, model=…\)\)$"):
         repl_fx.load(tmp_path / "art")
     differs = (

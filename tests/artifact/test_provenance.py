@@ -20,7 +20,6 @@ from repl_fx.plan import Plan
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin
 from repl_fx.tracing.parts.part_repeats import lines_made
-from tests import captures
 from tests.artifact.edits import edit_manifest
 from tests.artifact.tables_net import X, transformed
 from tests.nets import ConvNet, MlpNet, images, tokens
@@ -135,20 +134,23 @@ def _saved(what: repl_fx.TransformResult | nn.Module, place: Path, x: Tensor) ->
 
 @pytest.mark.parametrize("form", ["model", "module"])
 def test_a_result_is_saved_as_the_form_that_got_tensors_of_its_own(tmp_path: Path, form: str) -> None:
-    result, x = captures.transformed(ConvNet(), (images(),), surrogate="blend"), images()
+    result, x = repl_fx.transform(ConvNet(), (images(),), surrogate="blend"), images()
     moved = {"model": result.model, "module": result.module}[form]
     # New buffers, and the same parameters.
     moved.double().float()
     expected = _in_training(moved)(x)
     assert torch.equal(_saved(result, tmp_path / "out", x), expected)
-    other = result.model if form == "module" else result.module
-    _in_training(other.double().float())
-    with pytest.raises(repl_fx.BadInput, match=r"other values of blocks\.0\.bn1\.running_mean: both were moved"):
+    # The graph follows its model when it is asked for, and no sooner.
+    graph = result.module
+    assert torch.equal(graph(x), expected)
+    for each in (result.model, graph):
+        _in_training(each.double().float())
+    with pytest.raises(repl_fx.BadInput, match=r"other values of blocks\.0\.bn1\.running_mean: each got"):
         repl_fx.save(result, tmp_path / "again")
 
 
 def test_a_result_is_saved_with_what_was_done_to_its_model(tmp_path: Path) -> None:
-    result, x = captures.transformed(ConvNet(), (images(),), surrogate="blend"), images()
+    result, x = repl_fx.transform(ConvNet(), (images(),), surrogate="blend"), images()
     model: Any = result.model.eval()
     model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()}, assign=True)
     model.head = nn.Linear(8, 10)
@@ -179,7 +181,7 @@ class _Scaled(nn.Module):
 
 
 def test_a_setting_that_a_method_changed_is_refused_and_checkpointing_is_not(tmp_path: Path) -> None:
-    model: Any = captures.transformed(_Scaled(), (images(),), surrogate="blend").model
+    model: Any = repl_fx.transform(_Scaled(), (images(),), surrogate="blend").model
     model.eval().set_scale(1.0)
     repl_fx.save(model, tmp_path / "out")
     model.set_scale(3.0)

@@ -19,7 +19,6 @@ from repl_fx.artifact.manifest import MANIFEST, read_manifest, sealed
 from repl_fx.artifact.store import WEIGHTS
 from repl_fx.sources import load_source
 from repl_fx.sources.checkpoints.weight_files import read_weights
-from tests.captures import transformed
 from tests.nets import MlpNet
 
 transformers = pytest.importorskip("transformers")
@@ -36,7 +35,7 @@ def _config(**options: Any) -> Any:
 def _in_place() -> Any:
     torch.manual_seed(0)
     source = transformers.GPT2LMHeadModel(_config())
-    result = transformed(source, (), {"input_ids": TOKENS, "labels": TOKENS}, surrogate="bottleneck")
+    result = repl_fx.transform(source, (), {"input_ids": TOKENS, "labels": TOKENS}, surrogate="bottleneck")
     with torch.no_grad():
         for parameter in result.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -73,7 +72,7 @@ def test_a_model_that_is_converted_afterwards_is_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     source = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
-    model: Any = transformed(source, (), {"input_ids": TOKENS}).model.to(torch.bfloat16)
+    model: Any = repl_fx.transform(source, (), {"input_ids": TOKENS}).model.to(torch.bfloat16)
     with torch.no_grad():
         for step in range(2):
             model.save_pretrained(tmp_path / f"net{step}")
@@ -134,7 +133,7 @@ def test_a_mixin_of_a_hub_writes_and_finds_no_half_of_a_model(tmp_path: Path) ->
         pass
 
     x = torch.randn(2, 5, 16)
-    model = transformed(Hubbed(), (x,), surrogate="bottleneck").model.eval()
+    model = repl_fx.transform(Hubbed(), (x,), surrogate="bottleneck").model.eval()
     with pytest.raises(repl_fx.BadInput, match=r"save_pretrained would write .*; use repl_fx.save"):
         model.save_pretrained(tmp_path / "no")  # type: ignore[operator]
     repl_fx.save(model, tmp_path / "out")

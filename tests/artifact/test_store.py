@@ -25,7 +25,6 @@ from repl_fx.sources import load_source
 from repl_fx.tracing import capture
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
-from tests.captures import transformed
 from tests.nets import Counts, MlpNet, TokenNet, tokens
 
 FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt", "captured.json"}
@@ -34,7 +33,7 @@ FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt",
 @pytest.mark.slow
 def test_reloads_in_a_fresh_process_after_training(model_file: Path, tmp_path: Path) -> None:
     source = load_source(str(model_file))
-    result = transformed(source.model, source.args)
+    result = repl_fx.transform(source.model, source.args)
     gm = result.graph_module.train()
     optimizer = torch.optim.SGD(gm.parameters(), 1e-4)
     for _ in range(3):
@@ -81,7 +80,7 @@ def test_the_scores_a_plan_was_made_from_are_a_file_of_the_artifact(tmp_path: Pa
     scores = {"blocks.1": 0.1, "blocks.2": 2.5, "blocks.0": 1.0}
     options: Any = {"surrogate": "identity", "budget": {"params": 0.9}, "scores": scores}
     out, again = tmp_path / "out", tmp_path / "again"
-    for place, given in ((out, transformed(net, (x,), **options)), (again, None)):
+    for place, given in ((out, repl_fx.transform(net, (x,), **options)), (again, None)):
         # A module from `load` brings them along, and the model in place does.
         repl_fx.save(given or repl_fx.load(out, net), place)
         assert json.loads((place / "scores.json").read_text()) == scores
@@ -95,13 +94,13 @@ def test_the_scores_a_plan_was_made_from_are_a_file_of_the_artifact(tmp_path: Pa
     with pytest.raises(repl_fx.ArtifactError, match=r"scores\.json is not the file that was written"):
         repl_fx.load(again, net)
     # Another artifact in its place has none, where its plan was made from none.
-    repl_fx.save(transformed(net, (x,), surrogate="identity"), out, force=True)
+    repl_fx.save(repl_fx.transform(net, (x,), surrogate="identity"), out, force=True)
     assert not (out / "scores.json").exists() and set(read_manifest(out).files) == FILES
 
 
 def test_models_given_in_python(tmp_path: Path) -> None:
     x = tokens()
-    result = transformed(MlpNet(), (x,))
+    result = repl_fx.transform(MlpNet(), (x,))
     repl_fx.save(result, tmp_path / "out")
     with pytest.raises(repl_fx.ArtifactError, match="name the model: --model SPEC"):
         repl_fx.load(tmp_path / "out")
@@ -209,7 +208,7 @@ def without_graphs(artifact: Path) -> Path:
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_model_of_the_same_code_is_not_traced(tmp_path: Path, traces: list[str], in_place: bool) -> None:
     torch.manual_seed(0)
-    result, x = transformed(TokenNet(depth=5), (torch.randn(2, 6, 16),)), torch.randn(3, 6, 16)
+    result, x = repl_fx.transform(TokenNet(depth=5), (torch.randn(2, 6, 16),)), torch.randn(3, 6, 16)
     directory = repl_fx.save(result.model if in_place else result, tmp_path / "out")
     traces.clear()
     found = repl_fx.load(directory, TokenNet(depth=5))
@@ -232,7 +231,7 @@ def test_a_model_of_the_same_code_is_not_traced(tmp_path: Path, traces: list[str
 def test_parts_of_the_same_code_are_not_traced(tmp_path: Path, traces: list[str]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 16)
-    result = transformed(Counts(TokenNet(depth=5)), (x,))
+    result = repl_fx.transform(Counts(TokenNet(depth=5)), (x,))
     directory = repl_fx.save(result, tmp_path / "out")
     traces.clear()
     torch.manual_seed(0)
@@ -296,7 +295,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, artifact: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("repl_fx.artifact.tensor_files.save_file", full)
-    result = transformed(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), (torch.randn(2, 4),))
+    result = repl_fx.transform(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), (torch.randn(2, 4),))
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(repl_fx.OutputError, match="No space left on device"):
         repl_fx.save(result, artifact, force=True)
@@ -344,7 +343,7 @@ class Offset(nn.Module):
 def test_a_size_of_one_is_taken_after_loading_as_before(tmp_path: Path, alike: bool) -> None:
     torch.manual_seed(0)
     model, ids = Offset(alike=alike), torch.randint(5, 10, (2, 6))
-    result = transformed(model, (ids,))
+    result = repl_fx.transform(model, (ids,))
     repl_fx.save(result, tmp_path / "out")
     loaded = repl_fx.load(tmp_path / "out", Offset(alike=alike), graph=True)
     made = result.graph_module.eval()
@@ -365,7 +364,7 @@ def test_a_model_whose_blocks_are_whole_again_is_loaded_as_it_is(tmp_path: Path,
         return Counts(TokenNet(depth=3)) if parts else TokenNet(depth=3)
 
     x = torch.randn(2, 6, 16)
-    whole = unreplaced(transformed(build(), (x,), surrogate="blend"), "it was restored").model
+    whole = unreplaced(repl_fx.transform(build(), (x,), surrogate="blend"), "it was restored").model
     with torch.no_grad():
         for parameter in whole.parameters():
             parameter.add_(0.1)
@@ -382,7 +381,7 @@ def test_a_model_whose_blocks_are_whole_again_is_loaded_as_it_is(tmp_path: Path,
 
 
 def test_the_model_of_a_result_in_a_graph_is_saved_as_the_result_is(tmp_path: Path) -> None:
-    result = transformed(MlpNet(), (torch.randn(2, 6, 16),), graph=True)
+    result = repl_fx.transform(MlpNet(), (torch.randn(2, 6, 16),), graph=True)
     assert result.model is result.module
     repl_fx.save(result, tmp_path / "result")
     repl_fx.save(result.model, tmp_path / "model")

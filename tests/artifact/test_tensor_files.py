@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.artifact.tensor_files import State, load_state, read_state, write_state
 from repl_fx.sources import load_source
-from tests import captures
 from tests.artifact.tables_net import X, transformed, write
 
 
@@ -47,7 +46,7 @@ class Residual(nn.Module):
 def test_one_memory_seen_in_several_ways_is_no_alias(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 8)
-    result = captures.transformed(Shares(), (x,), surrogate="identity")
+    result = repl_fx.transform(Shares(), (x,), surrogate="identity")
     wanted = result.module.eval()(x)
     repl_fx.save(result, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["aliases"] == {}
@@ -56,7 +55,7 @@ def test_one_memory_seen_in_several_ways_is_no_alias(tmp_path: Path) -> None:
 
 def test_buffers_that_are_in_no_state_dict_are_those_that_were_saved(tmp_path: Path) -> None:
     source = load_source(str(write(tmp_path / "net.py")))
-    result = captures.transformed(source.model, source.args)
+    result = repl_fx.transform(source.model, source.args)
     net = result.graph_module.train()
     net(X)
     net.scale.fill_(3.0)  # type: ignore[operator]
@@ -89,7 +88,7 @@ class Table(nn.Module):
 
 def test_a_buffer_that_the_forward_made_anew_is_of_the_size_it_got(tmp_path: Path) -> None:
     x = torch.randn(3, 5, 8)
-    result = captures.transformed(Table(), (x,), surrogate="identity")
+    result = repl_fx.transform(Table(), (x,), surrogate="identity")
     wanted = result.module.eval()(x)
     assert result.module.get_buffer("table").shape == (1, 5, 1)
     repl_fx.save(result, tmp_path / "out")
@@ -128,7 +127,7 @@ def test_a_buffer_that_the_first_forward_makes(tmp_path: Path, persistent: bool,
         return made if not length else (made.eval()(torch.randn(2, length, 8)), made)[1]
 
     x = torch.randn(3, 5, 8)
-    result = captures.transformed(net(ran_before), (x,), surrogate="identity")
+    result = repl_fx.transform(net(ran_before), (x,), surrogate="identity")
     repl_fx.save(result, tmp_path / "fresh")
     wanted = result.module.eval()(x)
     repl_fx.save(result, tmp_path / "run")
@@ -144,7 +143,7 @@ def test_a_buffer_that_the_first_forward_makes(tmp_path: Path, persistent: bool,
 def test_a_buffer_that_the_first_forward_registers(tmp_path: Path) -> None:
     x, made = torch.randn(3, 5, 8), Lazy(False, declared=False)
     made(x)
-    result = captures.transformed(made, (x,), surrogate="identity")
+    result = repl_fx.transform(made, (x,), surrogate="identity")
     wanted = result.module.eval()(x)
     repl_fx.save(result, tmp_path / "out")
     assert torch.equal(repl_fx.load(tmp_path / "out", Lazy(False, declared=False))(x), wanted)

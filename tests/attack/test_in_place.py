@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from tests.captures import transformed
 from tests.nets import ConvNet, MlpBlock, TokenNet
 
 
@@ -84,7 +83,7 @@ def _forms(net: str, surrogate: str) -> tuple[nn.Module, dict[str, nn.Module]]:
     torch.manual_seed(0)
     make, sizes = _NETS[net]
     source = make()
-    result = transformed(source, (torch.randn(sizes),), surrogate=surrogate)
+    result = repl_fx.transform(source, (torch.randn(sizes),), surrogate=surrogate)
     model = result.model
     assert type(model) is not type(result.graph_module)
     steps = torch.optim.SGD(model.parameters(), 0.05)
@@ -263,7 +262,7 @@ def test_blocks_that_compute_with_their_sizes_have_one_answer(
     block: type[nn.Module], surrogate: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    result = transformed(_Handed(block), (torch.randn(3, 6, 16),), surrogate=surrogate)
+    result = repl_fx.transform(_Handed(block), (torch.randn(3, 6, 16),), surrogate=surrogate)
     with torch.no_grad():
         for parameter in result.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
@@ -292,7 +291,7 @@ def test_other_arguments_are_followed_or_refused(
     """What a call with other arguments gives is what a capture with them gives, of the same weights."""
     torch.manual_seed(0)
     source, x = _Handed(_Computing), torch.randn(3, 6, 16)
-    model, again = (transformed(source, (x, *args), surrogate=surrogate).model.eval() for args in (known, other))
+    model, again = (repl_fx.transform(source, (x, *args), surrogate=surrogate).model.eval() for args in (known, other))
     with torch.no_grad():
         for (_, one), (_, two) in zip(model.named_parameters(), again.named_parameters(), strict=True):
             # Those of surrogates are made anew by each.
@@ -315,7 +314,7 @@ def test_fits_are_those_of_all_batches_in_any_order(block: type[nn.Module], surr
     source = _Handed(block).eval()
     found = []
     for batches in (plain + shifted, shifted + plain, [plain[0][:0], *plain, plain[0][:0], *shifted]):
-        result = transformed(source, (plain[0],), surrogate=surrogate)
+        result = repl_fx.transform(source, (plain[0],), surrogate=surrogate)
         fit = repl_fx.fit(result, batches)
         assert all(one.numbers for one in fit.surrogates)
         found.append((fit.surrogates[0].after, result.model.eval()(shifted[0])))

@@ -20,7 +20,6 @@ from torch import Tensor, fx, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
 import repl_fx
-from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
 
 SURROGATES: dict[str, tuple[Callable[..., nn.Module], Callable[[], Tensor]]] = {
@@ -75,7 +74,7 @@ def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     kind, inputs = SURROGATES[request.param]
     x, place = inputs(), tmp_path_factory.mktemp("writes") / "artifact"
     # Two blocks are replaced, so that the graph makes their weights together.
-    result = transformed(kind(depth=5), (x,), surrogate=request.param)
+    result = repl_fx.transform(kind(depth=5), (x,), surrogate=request.param)
     as_after_training(result.graph_module)
     assert result.in_place.model is not None, result.in_place.reason
     repl_fx.save(result.model, place)

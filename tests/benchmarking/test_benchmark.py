@@ -13,7 +13,6 @@ from repl_fx.benchmarking import benchmark as benchmarks
 from repl_fx.benchmarking.benchmark import Settings, bench
 from repl_fx.benchmarking.results import Benchmark
 from repl_fx.benchmarking.training import Trainer
-from tests.captures import transformed
 from tests.nets import MlpBlock, RawNet
 
 X = torch.randn(2, 16)
@@ -26,7 +25,7 @@ def _net() -> nn.Module:
 
 
 def _benchmark(model: nn.Module, settings: Settings, x: Any = X, **options: Any) -> Benchmark:
-    result = transformed(model, (x,), **options)
+    result = repl_fx.transform(model, (x,), **options)
     return bench(result, settings)
 
 
@@ -36,7 +35,7 @@ def test_every_variant_is_measured_in_every_setting() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     stages: list[str] = []
-    result = transformed(model, (X,), surrogate="bottleneck")
+    result = repl_fx.transform(model, (X,), surrogate="bottleneck")
     measured = bench(result, BRIEF, progress=stages.append)
     assert [row.variant for row in measured.training] == ["original", "rewritten", "depth-pruned", "checkpointed"]
     assert [(row.batch, row.variant) for row in measured.inference] == [
@@ -91,7 +90,7 @@ def test_a_variant_that_cannot_be_made_or_run_is_a_row_with_the_reason(monkeypat
     monkeypatch.setattr("repl_fx.benchmarking.model_variants.rewrite_again", refuse)
     monkeypatch.setattr(torch, "compile", no_compiler)
     monkeypatch.setattr(benchmarks, "_LONGEST", 40)
-    result = transformed(_net(), (X,), surrogate="bottleneck")
+    result = repl_fx.transform(_net(), (X,), surrogate="bottleneck")
     settings = Settings(rounds=1, warm_up=0, batch_sizes=(2,), onnx=False)
     measured = bench(result, settings)
     reasons = {(type(row).__name__, getattr(row, "runtime", ""), row.variant): row.reason for row in measured.rows}

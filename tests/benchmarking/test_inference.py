@@ -14,7 +14,6 @@ import repl_fx
 from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Prepared
 from repl_fx.benchmarking.model_variants import Variant
 from repl_fx.running.example_inputs import ExampleInputs
-from tests.captures import captured_graph
 
 CPU = torch.device("cpu")
 
@@ -31,7 +30,7 @@ def test_all_runtimes_compute_the_same_and_the_module_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x = _net().train(), torch.randn(3, 8)
-    prepared = _prepared(model, tmp_path, captured_graph(model, (torch.randn(2, 8),)))
+    prepared = _prepared(model, tmp_path, repl_fx.capture(model, (torch.randn(2, 8),)))
     asked: list[dict[str, Any]] = []
     real = torch.compile
 
@@ -57,7 +56,7 @@ def test_a_refused_export_is_not_tried_again(tmp_path: Path, monkeypatch: pytest
         raise repl_fx.ExportError("no translation")
 
     monkeypatch.setattr("repl_fx.benchmarking.inference.export_onnx", refuse)
-    prepared = _prepared(_net(), tmp_path, captured_graph(_net(), (torch.randn(2, 8),)))
+    prepared = _prepared(_net(), tmp_path, repl_fx.capture(_net(), (torch.randn(2, 8),)))
     for _ in range(2):
         with pytest.raises(repl_fx.ExportError, match="no translation"):
             prepared.call(ONNX, ExampleInputs((torch.randn(1, 8),)))

@@ -12,7 +12,6 @@ import repl_fx
 from repl_fx.benchmarking.model_variants import Variant, block_modules, checkpoint_, variants_of
 from repl_fx.benchmarking.training import kept_bytes
 from repl_fx.passes.fold_surrogates import is_synthesis
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, MlpBlock, RawNet, TokenNet, as_after_training, images, tokens
 
 X = tokens()
@@ -24,7 +23,7 @@ def _made(result: repl_fx.TransformResult) -> dict[str, Variant]:
 
 def test_the_variants_of_a_model() -> None:
     source = TokenNet(depth=5)
-    result = transformed(source, (X,), surrogate="reuse")
+    result = repl_fx.transform(source, (X,), surrogate="reuse")
     as_after_training(result.module)
     made = _made(result)
     assert list(made) == ["original", "rewritten", "unfolded", "depth-pruned", "checkpointed"]
@@ -42,7 +41,7 @@ def test_the_variants_of_a_model() -> None:
         assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
     assert made["unfolded"].inference is made["rewritten"].module and made["unfolded"].graph is None
     # The plan is the same, and nothing stands in for the blocks.
-    pruned = transformed(source, (X,), surrogate="identity").module.eval()
+    pruned = repl_fx.transform(source, (X,), surrogate="identity").module.eval()
     assert torch.equal(out["depth-pruned"], pruned(X))
     # Who checkpoints keeps less, and the original has no checkpoints.
     kept = {n: kept_bytes(v.module.train(), lambda m: m(X).square().mean()) for n, v in made.items()}
@@ -50,7 +49,7 @@ def test_the_variants_of_a_model() -> None:
 
 
 def test_a_model_without_places_is_measured_as_a_graph() -> None:
-    result = transformed(RawNet(), (torch.randn(4, 8),), surrogate="blend")
+    result = repl_fx.transform(RawNet(), (torch.randn(4, 8),), surrogate="blend")
     makers = variants_of(result, result.model)
     assert [makers[name]().form for name in ("original", "rewritten", "depth-pruned")] == ["source", "graph", "graph"]
     with pytest.raises(repl_fx.BadInput, match="none of its blocks is one module"):
@@ -59,14 +58,14 @@ def test_a_model_without_places_is_measured_as_a_graph() -> None:
 
 def test_blocks_are_modules_of_the_repeats_and_those_beside_them_of_their_class() -> None:
     stack = nn.Sequential(nn.Linear(16, 16), *(MlpBlock(16) for _ in range(3)), nn.Linear(16, 4))
-    repeats = repl_fx.find_repeats(captured_graph(stack, (torch.randn(2, 16),)))
+    repeats = repl_fx.find_repeats(repl_fx.capture(stack, (torch.randn(2, 16),)))
     assert block_modules(stack, repeats) == ["1", "2", "3"]
     # One block fewer in the repeat than the model has.
     short = [type(repeat)(**{**vars(repeat), "blocks": repeat.blocks[1:]}) for repeat in repeats]
     assert block_modules(stack, short) == ["1", "2", "3"]
     assert block_modules(stack, []) == []
     net = ConvNet()
-    found = block_modules(net, repl_fx.find_repeats(captured_graph(net, (images(),))))
+    found = block_modules(net, repl_fx.find_repeats(repl_fx.capture(net, (images(),))))
     assert found and all(path.startswith("blocks.") and path.count(".") == 1 for path in found)
 
 

@@ -14,7 +14,6 @@ import repl_fx
 from repl_fx.artifact.manifest import read_manifest
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.sources import load_source
-from tests.captures import transformed
 from tests.cli.results import document, one_line, refused
 from tests.planning.untrainable import MADE, register
 
@@ -151,7 +150,7 @@ def test_trained_weights_go_into_the_artifact(run: Run, model_file: Path, tmp_pa
     assert found["check"] == {"evaluation": True, "training": True}
     (tmp_path / "last.ckpt").unlink()
     loaded, x = repl_fx.load(tmp_path / "out"), torch.randn(3, 8)
-    expected = transformed(trained.model, trained.args).graph_module
+    expected = repl_fx.transform(trained.model, trained.args).graph_module
     assert torch.equal(loaded.eval()(x), expected.eval()(x))
 
 

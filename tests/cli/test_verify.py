@@ -12,7 +12,6 @@ import torch
 
 import repl_fx
 from repl_fx.sources import load_source
-from tests.captures import captured_graph
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def test_verify_a_model(run: Run, artifact: Path) -> None:
 def test_verify_a_model_with_trained_weights(run: Run, model_file: Path, tmp_path: Path) -> None:
     trained = load_source(str(model_file), seed=5)
     torch.save(trained.model.state_dict(), tmp_path / "weights.pt")
-    repl_fx.export_onnx(captured_graph(trained.model, trained.args), tmp_path / "net.onnx", trained.args)
+    repl_fx.export_onnx(repl_fx.capture(trained.model, trained.args), tmp_path / "net.onnx", trained.args)
     assert run("verify", model_file, tmp_path / "net.onnx").exit_code == 1
     result = run("verify", model_file, tmp_path / "net.onnx", "--weights", tmp_path / "weights.pt")
     assert result.exit_code == 0, result.stderr

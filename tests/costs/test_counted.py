@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.costs.counted import flops_by_node, kept_by_node, measure_costs
-from tests.captures import captured_graph, kept_in_a_run, transformed
+from tests.captures import kept_in_a_run
 
 
 class Residual(nn.Module):
@@ -99,7 +99,7 @@ def test_attention_layers_of_torch_count_what_they_are_made_of(width: int) -> No
     attend = nn.MultiheadAttention(width, 2, batch_first=True).eval()
     assert measure_costs(attend, (x, x, x)).flops == 2 * 8 * (4 * width * width + attention)
     # As of a graph, in which such a layer stays whole, and as one that somebody has switched off.
-    assert sum((flops_by_node(captured_graph(layer, (x,)), (x,)) or {}).values()) == measure_costs(layer, (x,)).flops
+    assert sum((flops_by_node(repl_fx.capture(layer, (x,)), (x,)) or {}).values()) == measure_costs(layer, (x,)).flops
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -121,7 +121,7 @@ class _Products(nn.Module):
 def test_products_that_the_counter_of_torch_does_not_know_count() -> None:
     given = torch.randn(2, 4), torch.randn(2, 5), torch.randn(8, 8, dtype=torch.bfloat16)
     by_name = {
-        node.name: count for node, count in (flops_by_node(captured_graph(_Products(), given), given) or {}).items()
+        node.name: count for node, count in (flops_by_node(repl_fx.capture(_Products(), given), given) or {}).items()
     }
     assert sorted(by_name.values()) == sorted((2 * 2 * 4, 2 * 8 * 8 * 16, 2 * 2 * 4 * 5, 2 * 2 * 6 * 4 * 5))
     assert measure_costs(_Products(), given).flops == sum(by_name.values())
@@ -234,13 +234,13 @@ def test_tables_that_code_keeps_hold_values_afterwards() -> None:
 def test_a_graph_costs_what_its_model_costs() -> None:
     net = nn.Sequential(*(Residual(8) for _ in range(4)))
     inputs = (torch.randn(2, 8),)
-    assert measure_costs(captured_graph(net, inputs), inputs) == measure_costs(net, inputs)
+    assert measure_costs(repl_fx.capture(net, inputs), inputs) == measure_costs(net, inputs)
 
 
 def test_flops_of_nodes_add_up() -> None:
     net = nn.Sequential(*(Residual(8) for _ in range(4)))
     inputs = (torch.randn(2, 8),)
-    gm = captured_graph(net, inputs)
+    gm = repl_fx.capture(net, inputs)
     flops = flops_by_node(gm, inputs)
     assert flops is not None
     assert sum(flops.values()) == measure_costs(gm, inputs).flops
@@ -265,7 +265,7 @@ def test_a_module_that_changes_the_list_it_gets() -> None:
             return torch.cat(self.extend([self.fc(x)]))
 
     inputs = (torch.randn(2, 3),)
-    gm = captured_graph(Net(), inputs)
+    gm = repl_fx.capture(Net(), inputs)
     assert "extend" in {node.target for node in gm.graph.nodes}
     flops = flops_by_node(gm, inputs)
     assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 4
@@ -277,7 +277,7 @@ def test_keyword_inputs_reach_their_nodes() -> None:
         def forward(self, x: Tensor, scale: float = 1.0, *, y: Tensor) -> Tensor:
             return (x @ y) * scale
 
-    gm = captured_graph(Two(), (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
+    gm = repl_fx.capture(Two(), (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
     flops = flops_by_node(gm, (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
     assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 5
 
@@ -287,7 +287,7 @@ def test_what_is_kept_for_a_synthesis_is_told_apart() -> None:
     costs = []
     for batch in (2, 4):
         inputs = (torch.randn(batch, 8),)
-        result = transformed(net, inputs)
+        result = repl_fx.transform(net, inputs)
         costs.append(measure_costs(result.graph_module, inputs))
         in_place = measure_costs(result.model, inputs)
         assert in_place.synthesis_bytes == costs[-1].synthesis_bytes
@@ -348,7 +348,7 @@ def test_attention_is_counted_by_the_kernel_that_runs(device: str) -> None:
     model = Joined()
     costs = measure_costs(model, (x,))
     assert (costs.flops, costs.unknown) == (2 * 2 * 2 * 5 * 5 * 8, None)
-    gm = captured_graph(model, (torch.randn(2, 5, 8),))
+    gm = repl_fx.capture(model, (torch.randn(2, 5, 8),))
     assert measure_costs(gm, (x,)) == costs
     assert sum((flops_by_node(gm, (x,)) or {}).values()) == costs.flops
 
@@ -374,7 +374,7 @@ def test_a_graph_that_decides_by_values_is_counted_with_all_its_layers() -> None
     args = torch.randn(2, 4), torch.zeros(2, 4)
     model = Skips()
     assert measure_costs(model, args).unknown
-    gm = captured_graph(model, args)
+    gm = repl_fx.capture(model, args)
     costs = measure_costs(gm, args)
     assert costs.unknown is None and costs.flops == 4 * 2 * 2 * 4 * 4
     # Of each layer the inputs of the product and of what follows.
@@ -397,7 +397,7 @@ def test_a_graph_that_has_to_have_values_is_run_on_copies() -> None:
     x = torch.ones(5, 4)
     x[3:] = -1.0
     model = Picks()
-    gm = captured_graph(model, (x,))
+    gm = repl_fx.capture(model, (x,))
     before = {name: value.clone() for name, value in gm.state_dict().items()}
     state = torch.get_rng_state()
     assert measure_costs(model, (x,)).unknown

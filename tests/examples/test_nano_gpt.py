@@ -14,7 +14,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import repl_fx
 from repl_fx.costs.counted import measure_costs
 from repl_fx.sources import load_source
-from tests.captures import transformed
 from tests.exporting import Exported
 
 EXAMPLE = str(Path(__file__).resolve().parents[2] / "examples" / "nano_gpt.py")
@@ -23,7 +22,7 @@ EXAMPLE = str(Path(__file__).resolve().parents[2] / "examples" / "nano_gpt.py")
 @pytest.fixture(scope="module")
 def result() -> repl_fx.TransformResult:
     source = load_source(EXAMPLE)
-    return transformed(source.model, source.args, budget={"flops": 0.75, "memory": 0.8})
+    return repl_fx.transform(source.model, source.args, budget={"flops": 0.75, "memory": 0.8})
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import TOLERANCES, export_onnx, verify_onnx
 from repl_fx.export.onnx_model import quiet
-from tests.captures import captured_graph
 from tests.export.subjects import X
 from tests.exporting import Exported
 
@@ -104,7 +104,7 @@ class CastsAndCancels(Cancels):
 def test_rounding_is_told_from_error_where_a_cast_to_single_is_fixed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = CastsAndCancels().eval(), torch.randn(64, 512)
-    gm = captured_graph(model, (x,))
+    gm = repl_fx.capture(model, (x,))
     assert "torch.float32" in gm.code
     check = Exported(gm, tmp_path / "casts.onnx", (x,)).verify()
     assert check and any("from float64's" in note for note in check.notes)
@@ -115,7 +115,7 @@ def test_rounding_in_half_precision_is_told_from_error(tmp_path: Path) -> None:
     model, x = Cancels().eval().half(), torch.randn(64, 512).half()
     with torch.no_grad():
         model.b.weight.copy_(model.a.weight + 0.04 * torch.randn(8, 512).half())
-    gm = captured_graph(model, (x,))
+    gm = repl_fx.capture(model, (x,))
     exported = Exported(gm, tmp_path / "half.onnx", (x,))
     check = exported.verify()
     assert check and any("from float64's" in note for note in check.notes)
@@ -235,7 +235,7 @@ def test_a_plain_export_of_torch_is_compared(tmp_path: Path) -> None:
         torch.onnx.export(
             module, args, str(tmp_path / "m.onnx"), dynamo=True, verbose=False, dynamic_shapes=(batch, batch)
         )
-    check = verify_onnx(captured_graph(module, args), tmp_path / "m.onnx", args)
+    check = verify_onnx(repl_fx.capture(module, args), tmp_path / "m.onnx", args)
     assert check and any("by position" in note for note in check.notes)
 
 

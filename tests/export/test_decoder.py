@@ -28,8 +28,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tests.captures import captured_graph, transformed
-
 IDS = torch.randint(97, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
@@ -43,7 +41,7 @@ def _in_place(kind: str, surrogate: str) -> Any:
     else:
         sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
         model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **sizes, **small))
-    rewritten: Any = transformed(model, (IDS,), surrogate=surrogate, in_place=True).model.eval()
+    rewritten: Any = repl_fx.transform(model, (IDS,), surrogate=surrogate, in_place=True).model.eval()
     with torch.no_grad():
         for name, parameter in rewritten.named_parameters():
             # Tokens that differ from step to step.
@@ -86,7 +84,7 @@ def test_onnx_runtime_generates_what_the_model_in_place_generates(
     decoder = repl_fx.CachedDecoder(model)
     args = decoder.inputs(IDS)
     assert list(args[2]) == list(layers)
-    gm = captured_graph(decoder, args)
+    gm = repl_fx.capture(decoder, args)
     exported = Exported(gm, tmp_path / "decoder.onnx", args)
     check = exported.verify()
     assert check, check.summary()
@@ -97,7 +95,7 @@ def test_onnx_runtime_generates_what_the_model_in_place_generates(
 @pytest.mark.slow
 def test_a_graph_is_right_at_other_lengths_and_with_padding_in_front() -> None:
     decoder = repl_fx.CachedDecoder(_in_place("llama", "reuse")).eval()
-    gm = captured_graph(decoder, decoder.inputs(IDS))
+    gm = repl_fx.capture(decoder, decoder.inputs(IDS))
     for length, new in ((7, 1), (4, 3)):
         past = {
             layer: {name: torch.cat([value] * 2, 2)[:, :, :length] for name, value in kept.items()}
@@ -119,7 +117,7 @@ def test_a_step_behind_a_cache_is_one_of_the_whole() -> None:
 @pytest.mark.slow
 def test_the_syntheses_fold() -> None:
     decoder = repl_fx.CachedDecoder(_in_place("gpt2", "blend"))
-    gm = captured_graph(decoder, decoder.inputs(IDS))
+    gm = repl_fx.capture(decoder, decoder.inputs(IDS))
     called = [str(node.target) for node in gm.graph.nodes if node.op == "call_module"]
     assert "model.transformer.h.1.surrogate.blend" in called
     folded = {str(node.target) for node in repl_fx.fold(gm).graph.nodes if node.op == "call_module"}

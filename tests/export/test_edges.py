@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.errors import ExportError
 from repl_fx.export import export_onnx
-from tests.captures import captured_graph
 from tests.exporting import Exported
 from tests.releases import fails_on_old_torch
 
@@ -645,7 +645,7 @@ def test_a_graph_squeezes_and_takes_angles_as_its_model_does(tmp_path: Path) -> 
                 "angle": torch.complex(x, x + 1).angle(),
             }
 
-    gm = captured_graph(Squeezes(), (X,))
+    gm = repl_fx.capture(Squeezes(), (X,))
     assert Exported(gm, tmp_path / "m.onnx", (X,)).verify()
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import layers, verify_onnx
-from tests.captures import captured_graph, transformed
 from tests.export.subjects import Net, X
 from tests.exporting import Exported
 from tests.nets import ConvNet, TokenNet, as_after_training, tokens
@@ -76,7 +76,7 @@ def test_layers_need_a_graph(exported: tuple[fx.GraphModule, Path]) -> None:
 @pytest.mark.parametrize("surrogate", ["bottleneck", "blend"])
 def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surrogate: str) -> None:
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate=surrogate).graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate=surrogate).graph_module
     as_after_training(gm)
     exported = Exported(gm, tmp_path / "m.onnx", (x,))
     path = exported.path
@@ -114,7 +114,7 @@ def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surr
 @pytest.mark.slow
 def test_a_synthesis_is_no_layer_of_the_file(tmp_path: Path) -> None:
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="blend").graph_module
     exported = Exported(gm, tmp_path / "m.onnx", (x,))
     with pytest.raises(BadInput, match="no inner value 'surrogates_blocks_1_branch_0'"):
         exported.verify(layer_nodes=["surrogates_blocks_1_branch_0"])
@@ -189,7 +189,7 @@ class WritesLater(nn.Module):
 def test_layers_that_are_written_into_later_are_compared_as_they_were_made(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = WritesLater().eval(), torch.randn(3, 8)
-    gm = captured_graph(model, (x,))
+    gm = repl_fx.capture(model, (x,))
     exported = Exported(gm, tmp_path / "m.onnx", (x,))
     for names in (None, [n.name for n in gm.graph.nodes if n.op.startswith("call")]):
         check = exported.verify(layer_nodes=names, per_layer=True)
@@ -207,7 +207,7 @@ def test_a_layer_is_not_what_is_written_over_it(tmp_path: Path) -> None:
     """Channels that a `slim` surrogate takes as a view are written in place by the next step, and are another layer."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
-    gm = transformed(ConvNet(depth=3), (x,), surrogate="slim").graph_module
+    gm = repl_fx.transform(ConvNet(depth=3), (x,), surrogate="slim").graph_module
     check = Exported(gm, tmp_path / "m.onnx", (x,)).verify(per_layer=True)
     assert check
     assert any(layer.node.startswith("take_channels") for layer in check.layers)
@@ -238,7 +238,7 @@ class _Skips(nn.Module):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_layers_that_may_be_skipped_are_compared_too(tmp_path: Path, at_random: bool, sign: float) -> None:
     x = sign * X.abs()
-    gm = captured_graph(_Skips(at_random), (x,)).eval()
+    gm = repl_fx.capture(_Skips(at_random), (x,)).eval()
     exported = Exported(gm, tmp_path / "m.onnx", (x,))
     check = exported.verify(per_layer=True)
     assert check, check.summary()

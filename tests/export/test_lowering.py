@@ -20,7 +20,6 @@ from repl_fx.graph.decisions import Condition, choose
 from repl_fx.graph.runtime import check_condition, check_layout
 from repl_fx.passes.driver import run_passes
 from repl_fx.running.example_inputs import ExampleInputs
-from tests.captures import captured_graph
 from tests.exporting import Exported
 from tests.releases import fails_on_old_torch
 
@@ -87,7 +86,7 @@ class Denoiser(nn.Module):
 def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 64)
-    gm = captured_graph(Denoiser(), (x,))
+    gm = repl_fx.capture(Denoiser(), (x,))
     assert Exported(gm, tmp_path / "m.onnx", (x,)).verify()
 
 
@@ -181,7 +180,7 @@ class _Dimmed(nn.Module):
 
 def test_values_that_may_be_no_number_are_as_they_were_written_last(tmp_path: Path) -> None:
     given = (torch.randn(2, 4, 5),)
-    gm = captured_graph(_Dimmed(), given)
+    gm = repl_fx.capture(_Dimmed(), given)
     verified = Exported(gm, tmp_path / "net.onnx", given).verify()
     assert verified, verified.summary()
 
@@ -189,7 +188,7 @@ def test_values_that_may_be_no_number_are_as_they_were_written_last(tmp_path: Pa
 @fails_on_old_torch("a trace asks nothing of the numbers of targets and of values")
 def test_a_loss_of_more_targets_than_values_is_not_a_number(tmp_path: Path) -> None:
     args = torch.randn(2, 6, 4), torch.zeros(2, 6, dtype=torch.int64)
-    gm = captured_graph(Loss(), args)
+    gm = repl_fx.capture(Loss(), args)
     repl_fx.export_onnx(gm, tmp_path / "loss.onnx", args)
     session = OnnxSession(tmp_path / "loss.onnx")
     for targets in (6, 5):
@@ -207,7 +206,7 @@ def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
     ):
         assert [piece.tolist() for piece in made] == [piece.tolist() for piece in wanted]
     pair = (torch.randn(2, 4), torch.randn(2, 4))
-    gm = captured_graph(Pairs(), pair)
+    gm = repl_fx.capture(Pairs(), pair)
     assert Exported(gm, tmp_path / "pairs.onnx", pair).verify()
 
 
@@ -223,7 +222,7 @@ class Strided(nn.Module):
 @pytest.mark.slow
 def test_memory_of_a_transposed_tensor(tmp_path: Path) -> None:
     x = torch.randn(3, 4, 5)
-    gm = captured_graph(Strided(), (x,))
+    gm = repl_fx.capture(Strided(), (x,))
     assert torch.equal(gm(x), x.transpose(0, 1)[:-1] + 1)
     assert Exported(gm, tmp_path / "strided.onnx", (x,)).verify()
 
@@ -248,7 +247,7 @@ def test_attention_of_any_rank_is_exported_with_a_dynamic_batch(
     torch.manual_seed(0)
     model = Attention(lead, masked) if lead else Flat()
     x = torch.randn(2, *lead, 5, 8)
-    gm = captured_graph(model, (x,))
+    gm = repl_fx.capture(model, (x,))
     check = Exported(gm, tmp_path / "model.onnx", (x,)).verify()
     assert check, check.summary()
     assert {row.batch for row in check.rows} == {1, 2, 5}

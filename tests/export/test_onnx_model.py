@@ -20,7 +20,6 @@ import repl_fx
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
 from repl_fx.export.onnx_model import quiet
-from tests.captures import captured_graph
 from tests.export.running import run
 from tests.export.subjects import ConvNet
 from tests.exporting import Exported
@@ -309,7 +308,7 @@ class Recurrent(nn.Module):
 def test_a_recurrent_layer_takes_sequences_of_any_length(tmp_path: Path, kind: Any, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, example = Recurrent(kind, **options).eval(), torch.randint(9, (3, 5))
-    graph = captured_graph(model, (example,))
+    graph = repl_fx.capture(model, (example,))
     path = export_onnx(graph, tmp_path / "m.onnx", (example,))
     session = ort.InferenceSession(path)
     for size in ((3, 5), (2, 1), (1, 11)):
@@ -509,7 +508,7 @@ class Scaled(nn.Module):
 
 def test_a_file_has_the_dimensions_and_limits_of_its_graph_by_name(tmp_path: Path) -> None:
     given = torch.randn(2, 3, 8, 4), torch.randn(2)
-    gm = captured_graph(Scaled(), given)
+    gm = repl_fx.capture(Scaled(), given)
     exported = Exported(gm, tmp_path / "m.onnx", given)
     model = onnx.load(str(exported.path))
     assert [shape_of(value) for value in model.graph.input] == [["batch", 3, "height", "width"], ["batch"]]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.errors import ExportError
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.passes.driver import run_passes
-from tests.captures import captured_graph
 
 
 class Counts(nn.Module):
@@ -35,7 +35,7 @@ class Counts(nn.Module):
 
 def test_updates_that_no_output_depends_on_are_left_out() -> None:
     model, x = Counts(reads=False), torch.randn(2, 4)
-    gm = captured_graph(model, (x,))
+    gm = repl_fx.capture(model, (x,))
     expected = model(x)
     assert len(run_passes(gm, drop_updates_).results[0].changed) == 2 and not drop_updates_(gm).modified
     before = {name: buffer.clone() for name, buffer in gm.named_buffers()}
@@ -44,6 +44,6 @@ def test_updates_that_no_output_depends_on_are_left_out() -> None:
 
 
 def test_an_output_that_depends_on_a_change_is_refused() -> None:
-    gm = captured_graph(Counts(reads=True), (torch.randn(2, 4),))
+    gm = repl_fx.capture(Counts(reads=True), (torch.randn(2, 4),))
     with pytest.raises(ExportError, match="the outputs depend on buffer sums, which each forward changes"):
         drop_updates_(gm)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+import repl_fx
 from repl_fx.export.translations import _neutral, avg_pool2d, scatter_reduce
-from tests.captures import captured_graph
 from tests.exporting import Exported
 
 
@@ -72,7 +72,7 @@ def test_windows_that_adapt_are_those_of_the_size_that_comes(
     pool: nn.Module, sizes: tuple[int, ...], tmp_path: Path
 ) -> None:
     args = (torch.randn(2, 3, *sizes),)
-    gm = captured_graph(nn.Sequential(pool), args)
+    gm = repl_fx.capture(nn.Sequential(pool), args)
     # At one smaller and one larger size, which are no multiples of the windows.
     check = Exported(gm, tmp_path / "pool.onnx", args).verify()
     assert check and len({row.sizes for row in check.rows}) == 3, check.summary()

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.graph.runtime import ModeSwitch
-from tests.captures import captured_graph
 from tests.export.subjects import X, perturbed
 from tests.exporting import Exported
 
@@ -61,7 +61,7 @@ class Unfrozen(nn.Module):
 
 
 def test_the_module_runs_as_its_own_eval_leaves_it(tmp_path: Path) -> None:
-    gm = captured_graph(Unfrozen(), (X[:, :4],))
+    gm = repl_fx.capture(Unfrozen(), (X[:, :4],))
     # The exporter writes all norms as they evaluate.
     assert not Exported(gm, tmp_path / "m.onnx", (X[:, :4],)).verify()
     assert gm.get_submodule("norm").training
@@ -123,7 +123,7 @@ class Functional(nn.Module):
 @pytest.mark.slow
 def test_a_graph_that_switches_its_mode_is_exported_in_evaluation(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    gm = captured_graph(Functional(), (X,))
+    gm = repl_fx.capture(Functional(), (X,))
     assert sum(isinstance(module, ModeSwitch) for module in gm.modules()) == 2
     gm.train()
     gm(X)

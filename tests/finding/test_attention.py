@@ -9,14 +9,13 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.finding.attention import Attention, distinct_heads, find_attention, gives_positions_in_order
 from repl_fx.finding.branches import split_branches
-from tests.captures import captured_graph, transformed
 from tests.finding.layouts import WIDTH, Net
 from tests.nets import TokenNet, images, tokens
 
 
 def _found(kind: str) -> Attention | str:
     # As many positions as a head has channels: sizes alone would not tell them apart.
-    gm = captured_graph(Net(kind), (torch.randn(2, 4, WIDTH),))
+    gm = repl_fx.capture(Net(kind), (torch.randn(2, 4, WIDTH),))
     (repeat,) = repl_fx.find_repeats(gm)
     (branch,) = split_branches(gm, repeat.blocks[1]).branches
     found = find_attention(branch)
@@ -59,7 +58,7 @@ def test_what_is_no_attention_over_positions_says_so(kind: str, reason: str) -> 
 def test_a_convolution_has_no_attention() -> None:
     from tests.nets import ConvNet
 
-    gm = captured_graph(ConvNet(), (images(),))
+    gm = repl_fx.capture(ConvNet(), (images(),))
     repeat = max(repl_fx.find_repeats(gm), key=len)
     (branch,) = split_branches(gm, repeat.blocks[1]).branches
     assert "0 products with an attention map" in str(find_attention(branch))
@@ -79,7 +78,7 @@ def test_a_number_of_inputs_that_depends_on_values_is_a_reason() -> None:
 
     x, real = tokens(4), torch.tensor([True, False, True, True])
     with pytest.raises(repl_fx.NothingToReplace, match="depends on the values of other tensors"):
-        transformed(Picking(), (x, real), surrogate="reuse")
-    result = transformed(Picking(), (x, real))
+        repl_fx.transform(Picking(), (x, real), surrogate="reuse")
+    result = repl_fx.transform(Picking(), (x, real))
     assert [replacement.surrogate for replacement in result.plan.replacements] == ["bottleneck"]
     assert result.module(x, ~real).shape == (1, 10)

@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.finding.block_names import BlockNames
 from repl_fx.finding.node_table import node_table
-from tests.captures import captured_graph
 from tests.graphs import Graph
 
 
@@ -69,5 +68,5 @@ class _SharesItsActivation(nn.Module):
 def test_blocks_that_share_a_module_have_their_own_names() -> None:
     act = nn.SiLU()
     model = nn.Sequential(nn.Sequential(*(_SharesItsActivation(act) for _ in range(4))))
-    (repeat,) = repl_fx.find_repeats(captured_graph(model, (torch.randn(2, 4),)))
+    (repeat,) = repl_fx.find_repeats(repl_fx.capture(model, (torch.randn(2, 4),)))
     assert [(block.name, block.module_path) for block in repeat.blocks] == [(f"0.{i}", f"0.{i}") for i in range(4)]

@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.finding.branches import Split, split_branches
-from tests.captures import captured_graph
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
 def _split(model: nn.Module, *inputs: Tensor) -> Split:
-    gm = captured_graph(model, inputs)
+    gm = repl_fx.capture(model, inputs)
     return split_branches(gm, repl_fx.find_repeats(gm)[0].blocks[1])
 
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.finding.find_repeats import _candidate_shifts, _choose, _ChosenCutting, find_repeats, match_at_shift
 from repl_fx.finding.node_table import node_table
 from repl_fx.sources import load_source
 from repl_fx.tracing.capture import capture, check_capture
-from tests.captures import captured_graph
 from tests.graphs import Graph, assert_sound, residual, shape_of
 from tests.nets import MlpBlock
 
@@ -363,7 +363,7 @@ def test_examples(name: str, expected: list[int], monkeypatch: pytest.MonkeyPatc
 def test_parameters_count_once_however_often_they_are_called() -> None:
     blocks = [MlpBlock(8) for _ in range(3)]
     model = nn.Sequential(*blocks, *blocks, *blocks)
-    (repeat,) = find_repeats(captured_graph(model, (torch.randn(2, 8),)))
+    (repeat,) = find_repeats(repl_fx.capture(model, (torch.randn(2, 8),)))
     assert len(repeat) == 9 and not repeat.shared
     assert repeat.size == sum(p.numel() for p in model.parameters()) == 3 * repeat.blocks[0].size
 
@@ -378,5 +378,5 @@ class _TwiceInside(nn.Module):
 
 
 def test_a_layer_that_a_block_calls_twice_counts_once() -> None:
-    (repeat,) = find_repeats(captured_graph(nn.Sequential(*(_TwiceInside() for _ in range(3))), (torch.randn(2, 8),)))
+    (repeat,) = find_repeats(repl_fx.capture(nn.Sequential(*(_TwiceInside() for _ in range(3))), (torch.randn(2, 8),)))
     assert [block.size for block in repeat.blocks] == [72] * 3 and repeat.size == 216

@@ -11,7 +11,6 @@ import repl_fx
 from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.tracing.capture import capture
-from tests.captures import transformed
 from tests.stages import Stages, Unit, images
 
 SURROGATES = ["identity", "bottleneck"]
@@ -66,7 +65,7 @@ def test_stages_of_other_widths_are_one_similar_repeat() -> None:
 def test_replaced_by_surrogates_that_adapt_sizes(surrogate: str) -> None:
     torch.manual_seed(0)
     model = Stages(2, 2, 2)
-    result = transformed(model, (images(),), surrogate=surrogate)
+    result = repl_fx.transform(model, (images(),), surrogate=surrogate)
     assert len(result.plan.replacements) == 2
     gm = result.graph_module
     before = sum(p.numel() for p in model.parameters())
@@ -93,7 +92,7 @@ def test_inverted_residuals_of_several_stages() -> None:
     model = Net()
     repeat = similar_in(model)
     assert [block.name for block in repeat.blocks] == ["blocks.1", "blocks.3", "blocks.5"]
-    result = transformed(model, (images(),))
+    result = repl_fx.transform(model, (images(),))
     assert [(r.block, r.surrogate) for r in result.plan.replacements] == [("blocks.3", "slim")]
 
 

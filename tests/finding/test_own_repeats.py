@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx import Repeat, repeat_of
 from repl_fx.finding.own_repeats import described, own_repeat
-from tests.captures import captured_graph
 from tests.nets import MlpBlock, TokenNet, tokens
 
 
@@ -60,7 +59,7 @@ class Pairs(Layers):
 
 
 def graph_of(model: nn.Module, width: int = 4) -> fx.GraphModule:
-    return captured_graph(model, (torch.randn(2, width),))
+    return repl_fx.capture(model, (torch.randn(2, width),))
 
 
 def outline(repeat: Repeat) -> list[tuple[object, ...]]:
@@ -69,7 +68,7 @@ def outline(repeat: Repeat) -> list[tuple[object, ...]]:
 
 
 def test_blocks_by_pattern_path_and_node_are_those_that_are_found() -> None:
-    gm = captured_graph(TokenNet(), (tokens(),))
+    gm = repl_fx.capture(TokenNet(), (tokens(),))
     (found,) = repl_fx.find_repeats(gm)
     paths = [block.name for block in found.blocks]
     for given in (f"{found.name}.*", paths, paths[::-1]):

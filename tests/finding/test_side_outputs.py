@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.finding.side_outputs import only_returned
-from tests.captures import captured_graph, transformed
 
 WIDTH = 8
 
@@ -56,7 +55,7 @@ class Stack(nn.Module):
 
 @pytest.mark.parametrize("used", [False, True])
 def test_a_value_that_one_mode_returns_is_only_returned(used: bool) -> None:
-    gm = captured_graph(Stack(used), (torch.randn(2, WIDTH),))
+    gm = repl_fx.capture(Stack(used), (torch.randn(2, WIDTH),))
     (repeat,) = repl_fx.find_repeats(gm)
     assert len(repeat) == 4
     side_outputs = [(value, block) for block in repeat.blocks for value in block.side_outputs]
@@ -66,6 +65,6 @@ def test_a_value_that_one_mode_returns_is_only_returned(used: bool) -> None:
 
 def test_a_replaced_layer_returns_none_for_it() -> None:
     x = torch.randn(2, WIDTH)
-    gm = transformed(Stack(), (x,), surrogate="identity", blocks=["layers.1"]).graph_module
+    gm = repl_fx.transform(Stack(), (x,), surrogate="identity", blocks=["layers.1"]).graph_module
     assert [value is None for value in gm.eval()(x).values] == [False, True, False, False]
     assert gm.train()(x).values == ()

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from tests.captures import transformed
 from tests.nets import MlpNet, TokenNet
 
 
@@ -41,7 +40,7 @@ def test_a_model_is_cut_to_a_budget_and_fitted(net: nn.Module) -> None:
     assert done.budget["params"]["reached"] == pytest.approx(share) and share <= 0.8
     assert done.fit is not None and any(one.rows for one in done.fit.surrogates) and len(done.scores.blocks) == 6
     # Nearer to the original than without what stands in.
-    pruned = transformed(net, (batches[0],), plan=done.result.plan.without_surrogates()).model.eval()
+    pruned = repl_fx.transform(net, (batches[0],), plan=done.result.plan.without_surrogates()).model.eval()
     with torch.no_grad():
         assert 0 < done.figures["cut"]["error"] < _error(net, batches, pruned)["error"]
     assert done.figures["original"] == {"error": 0}

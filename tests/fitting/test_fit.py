@@ -14,7 +14,6 @@ import repl_fx
 from repl_fx.fitting.solving import Equations
 from repl_fx.fitting.stand_ins import stand_ins
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
-from tests.captures import transformed
 from tests.nets import ConvNet, Counts, MlpBlock, MlpNet, TokenNet, images
 from tests.surrogates.nets import Patches
 
@@ -65,7 +64,7 @@ class _Shifts(nn.Module):
 def test_stretches_that_are_linear_are_met_exactly(block: type[nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(*(block() for _ in range(7))), torch.randn(shape)
-    result = transformed(net, (x.clone(),), surrogate="linear", blocks=[2, 4, 5, 6])
+    result = repl_fx.transform(net, (x.clone(),), surrogate="linear", blocks=[2, 4, 5, 6])
     assert [one.surrogate for one in result.plan.replacements] == ["linear", "identity", "identity", "linear"]
     source = [parameter.clone() for parameter in net.parameters()]
     fitted = repl_fx.fit(result, [x, torch.randn(shape)])
@@ -82,7 +81,7 @@ def test_stretches_that_are_linear_are_met_exactly(block: type[nn.Module], shape
 def test_each_form_of_a_map_fits_pictures(settings: dict[str, Any], objective: str) -> None:
     torch.manual_seed(0)
     batches = [images(16) for _ in range(2)]
-    result = transformed(ConvNet().eval(), (images(),), surrogate="linear", settings=settings)
+    result = repl_fx.transform(ConvNet().eval(), (images(),), surrogate="linear", settings=settings)
     fitted = repl_fx.fit(result, batches, objective=objective)
     assert len(fitted.surrogates) == 2
     assert all(after < before for before, after in map(_lost, fitted.surrogates))
@@ -93,7 +92,7 @@ def test_a_map_follows_those_before_it_and_is_closer_than_none(settings: dict[st
     torch.manual_seed(0)
     net: Any = MlpNet(depth=6)
     batches = [torch.randn(8, 4, 16) for _ in range(6)]
-    result = transformed(net, (X,), surrogate="linear", settings=settings)
+    result = repl_fx.transform(net, (X,), surrogate="linear", settings=settings)
     fitted = repl_fx.fit(result, lambda: iter(batches))
     assert [one.block for one in fitted.surrogates] == ["blocks.1", "blocks.3"]
     assert all(after < before for before, after in map(_lost, fitted.surrogates))
@@ -117,7 +116,7 @@ def test_a_merged_map_brings_the_stream_as_close_as_its_part_of_it_can() -> None
     torch.manual_seed(0)
     net: Any = MlpNet(depth=5)
     batches = [torch.randn(8, 4, 16) for _ in range(6)]
-    result = transformed(net, (X,), surrogate="linear", blocks=[2, 3], settings={"merged": True})
+    result = repl_fx.transform(net, (X,), surrogate="linear", blocks=[2, 3], settings={"merged": True})
     fitted = repl_fx.fit(result, batches)
     (one,) = fitted.surrogates
     before, after = _lost(one)
@@ -142,7 +141,7 @@ def test_a_model_in_parts_is_fitted() -> None:
     torch.manual_seed(0)
     model = Counts(nn.Sequential(*(_Affine() for _ in range(4))))
     x = torch.randn(8, 5, 6)
-    result = transformed(model, (x,), surrogate="linear", blocks=[2])
+    result = repl_fx.transform(model, (x,), surrogate="linear", blocks=[2])
     assert not result.captured_parts.whole
     (one,) = repl_fx.fit(result, [x]).surrogates
     before, after = _lost(one)
@@ -151,13 +150,13 @@ def test_a_model_in_parts_is_fitted() -> None:
 
 
 def test_inputs_by_name_are_taken() -> None:
-    result = transformed(MlpNet(depth=3), (X,), surrogate="linear")
+    result = repl_fx.transform(MlpNet(depth=3), (X,), surrogate="linear")
     one, other = (repl_fx.fit(result, [batch]) for batch in ({"x": X}, (X,)))
     assert one == other
 
 
 def test_what_cannot_be_fitted_is_a_line() -> None:
-    result = transformed(MlpNet(depth=3), (X,), surrogate="linear")
+    result = repl_fx.transform(MlpNet(depth=3), (X,), surrogate="linear")
     with pytest.raises(repl_fx.BadInput, match="the data hold 0 samples, which are too few"):
         repl_fx.fit(result, [])
     with pytest.raises(repl_fx.BadInput, match="can be gone through once"):
@@ -170,7 +169,7 @@ def test_what_cannot_be_fitted_is_a_line() -> None:
         repl_fx.BadInput,
         match=r"nothing in the result can be fitted \(identity: nothing is in the place of the block\)",
     ):
-        repl_fx.fit(transformed(MlpNet(depth=3), (X,), surrogate="identity"), [X])
+        repl_fx.fit(repl_fx.transform(MlpNet(depth=3), (X,), surrogate="identity"), [X])
     before = [parameter.clone() for parameter in result.model.parameters()]
     with pytest.raises(repl_fx.BadInput, match=r"stream at blocks\.1 is NaN or infinite in batch 1"):
         repl_fx.fit(result, [X, X * float("inf")])
@@ -205,7 +204,7 @@ def test_a_block_that_the_surrogate_can_be_is_recovered(surrogate: str, settings
     torch.manual_seed(0)
     net, x = nn.Sequential(*(_Bare() for _ in range(3))).eval(), _windows(8)
     removed: Any = net[1]
-    result = transformed(net, (x,), surrogate=surrogate, settings=settings)
+    result = repl_fx.transform(net, (x,), surrogate=surrogate, settings=settings)
     (one,) = stand_ins(result)
     node = one.starts[0][0]
     module = one.graph.get_submodule(str(node.target))
@@ -240,7 +239,7 @@ def test_attention_by_the_map_of_the_block_before_is_recovered() -> None:
     torch.manual_seed(0)
     net: Any = TokenNet(depth=3).eval()
     before, removed = net.blocks[0], net.blocks[1]
-    result = transformed(net, (X,), surrogate="reuse")
+    result = repl_fx.transform(net, (X,), surrogate="reuse")
     (one,) = stand_ins(result)
     module: Any = one.graph.get_submodule(str(one.starts[0][0].target))
     wanted = torch.randn(16, 8), torch.randn(16)
@@ -292,7 +291,7 @@ def test_surrogates_come_closer_one_after_the_other(net: str, surrogate: str) ->
             module.get_buffer("running_mean").normal_(0, 0.2)
             nn.init.uniform_(module.weight, 0.5, 2)
     batches = [torch.randn(size, *sizes) for size in (3, 12, 9)]
-    result = transformed(model, (batches[1],), surrogate=surrogate)
+    result = repl_fx.transform(model, (batches[1],), surrogate=surrogate)
     source = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     start = {name: tensor.clone() for name, tensor in result.module.state_dict().items()}
     fitted = repl_fx.fit(result, batches)
@@ -331,8 +330,8 @@ def _stream(model: Any, x: Tensor) -> Tensor:
 def test_with_a_ridge_without_end_surrogates_stay_silent() -> None:
     torch.manual_seed(0)
     net = TokenNet(depth=3).eval()
-    result = transformed(net, (X,), surrogate="reuse")
-    pruned = transformed(net, (X,), surrogate="identity").graph_module.eval()(X)
+    result = repl_fx.transform(net, (X,), surrogate="reuse")
+    pruned = repl_fx.transform(net, (X,), surrogate="identity").graph_module.eval()(X)
     repl_fx.fit(result, [X])
     assert not torch.allclose(result.graph_module.eval()(X), pruned, atol=1e-2)
     repl_fx.fit(result, [X], ridge=1e9)
@@ -341,7 +340,7 @@ def test_with_a_ridge_without_end_surrogates_stay_silent() -> None:
 
 def test_a_fit_that_would_be_farther_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    result = transformed(ConvNet(depth=3), (torch.randn(8, 3, 8, 8),), surrogate="bottleneck")
+    result = repl_fx.transform(ConvNet(depth=3), (torch.randn(8, 3, 8, 8),), surrogate="bottleneck")
     before = {name: tensor.clone() for name, tensor in result.module.state_dict().items()}
     solve = Equations.solve
     monkeypatch.setattr(Equations, "solve", lambda *given: -3 * solve(*given))
@@ -354,11 +353,11 @@ def test_what_of_a_result_cannot_be_fitted_is_said() -> None:
     torch.manual_seed(0)
     net = MlpNet(depth=5)
     parts = (
-        transformed(net, (X,), surrogate="bottleneck", blocks=[2]).plan,
-        transformed(net, (X,), surrogate="identity", blocks=[4]).plan,
+        repl_fx.transform(net, (X,), surrogate="bottleneck", blocks=[2]).plan,
+        repl_fx.transform(net, (X,), surrogate="identity", blocks=[4]).plan,
     )
     both = replace(parts[0], replacements=(*parts[0].replacements, *parts[1].replacements))
-    fitted = repl_fx.fit(transformed(net, (X,), plan=both), [X])
+    fitted = repl_fx.fit(repl_fx.transform(net, (X,), plan=both), [X])
     assert [bool(one.numbers) for one in fitted.surrogates] == [True, False]
     assert str(fitted).endswith("blocks.3: identity stays as it is: nothing is in the place of the block")
 
@@ -377,7 +376,7 @@ class _NormedBranch(_Affine):
 def test_behind_a_norm_of_the_blocks_own_there_is_nothing_to_solve() -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(*(_NormedBranch() for _ in range(3))), torch.randn(16, 5, 6)
-    result = transformed(net, (x,), surrogate="bottleneck")
+    result = repl_fx.transform(net, (x,), surrogate="bottleneck")
     before = {name: tensor.clone() for name, tensor in result.module.state_dict().items()}
     with pytest.raises(repl_fx.BadInput, match=r"1: bottleneck stays as it is: what follows .*branch_0 is not linear"):
         repl_fx.fit(result, [x])
@@ -386,19 +385,19 @@ def test_behind_a_norm_of_the_blocks_own_there_is_nothing_to_solve() -> None:
 
 def test_surrogates_of_a_model_in_parts_are_fitted() -> None:
     torch.manual_seed(0)
-    result = transformed(Counts(MlpNet(depth=3)), (X,), surrogate="bottleneck")
+    result = repl_fx.transform(Counts(MlpNet(depth=3)), (X,), surrogate="bottleneck")
     assert not result.captured_parts.whole
     (one,) = repl_fx.fit(result, [X]).surrogates
     assert one.block == "body.blocks.1" and _lost(one)[1] < _lost(one)[0]
 
 
 def test_activations_that_are_no_numbers_leave_a_surrogate_as_it_was() -> None:
-    result = transformed(MlpNet(depth=3), (X,), surrogate="bottleneck")
+    result = repl_fx.transform(MlpNet(depth=3), (X,), surrogate="bottleneck")
     before = {name: tensor.clone() for name, tensor in result.module.state_dict().items()}
     with pytest.raises(repl_fx.BadInput, match=r"stream at blocks\.1 is NaN or infinite in batch 1"):
         repl_fx.fit(result, [X, X * float("inf")])
     with pytest.raises(repl_fx.BadInput, match="ridge 0 is too small to fit 5 numbers"):
-        wide = transformed(MlpNet(depth=3), (X,), surrogate="bottleneck", settings={"weights": "own"})
+        wide = repl_fx.transform(MlpNet(depth=3), (X,), surrogate="bottleneck", settings={"weights": "own"})
         repl_fx.fit(wide, [torch.zeros(8, 4, 16)], ridge=0.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.module.state_dict().items())
 
@@ -414,7 +413,7 @@ _SMALL, _LARGE = [torch.randn(20, 6, 8) for _ in range(3)], [20 * torch.randn(20
 def _fit_of(surrogate: str, batches: list[Tensor]) -> tuple[repl_fx.Fit, Tensor]:
     torch.manual_seed(0)
     source = nn.Sequential(*(_Clamped(8) for _ in range(3))).eval()
-    result = transformed(source, (_SMALL[0],), surrogate=surrogate)
+    result = repl_fx.transform(source, (_SMALL[0],), surrogate=surrogate)
     made = repl_fx.fit(result, batches)
     return made, result.model.eval()(_SMALL[0])
 
@@ -441,7 +440,7 @@ def test_an_empty_batch_is_no_batch(surrogate: str) -> None:
 def test_what_is_reported_is_what_the_finished_surrogate_loses() -> None:
     torch.manual_seed(0)
     source = nn.Sequential(*(_Clamped(8) for _ in range(3))).eval()
-    result = transformed(source, (_SMALL[0],), surrogate="narrow")
+    result = repl_fx.transform(source, (_SMALL[0],), surrogate="narrow")
     made = repl_fx.fit(result, _SMALL + _LARGE)
     with torch.no_grad():
         streams = [source[0](batch) for batch in _SMALL + _LARGE]
@@ -472,7 +471,7 @@ def _share_lost(ours: nn.Module, theirs: nn.Module, block: str, batches: list[Te
 def test_held_out_samples_are_measured_too(surrogate: str, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     net, other = MlpNet(depth=3), [torch.randn(8, 4, 16) * 2 for _ in range(2)]
-    result = transformed(net, (X,), surrogate=surrogate, settings=settings, blocks=["blocks.1"])
+    result = repl_fx.transform(net, (X,), surrogate=surrogate, settings=settings, blocks=["blocks.1"])
     batches = [torch.randn(8, 4, 16) for _ in range(2)]
     (one,) = repl_fx.fit(result, batches, held_out=other).surrogates
     assert one.after == pytest.approx(_share_lost(result.model, net, "blocks.1", batches), rel=1e-4)
@@ -482,6 +481,6 @@ def test_held_out_samples_are_measured_too(surrogate: str, settings: dict[str, A
 
 
 def test_held_out_samples_that_can_be_gone_through_once_are_refused() -> None:
-    result = transformed(MlpNet(), (X,), surrogate="linear")
+    result = repl_fx.transform(MlpNet(), (X,), surrogate="linear")
     with pytest.raises(repl_fx.BadInput, match="held_out can be gone through once"):
         repl_fx.fit(result, [X], held_out=iter([X]))

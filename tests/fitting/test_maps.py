@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import repl_fx
 from repl_fx.fitting.maps import MapFit, require_objective
 from repl_fx.graph.recording import watched
-from tests.captures import transformed
 from tests.nets import MlpNet
 
 X = torch.randn(8, 4, 16)
@@ -22,7 +21,7 @@ def test_by_the_cosine_the_stream_has_the_direction_of_the_originals(settings: d
     torch.manual_seed(0)
     net: Any = MlpNet(depth=4).eval()
     batches = [torch.randn(8, 4, 16) for _ in range(5)]
-    result = transformed(net, (X,), surrogate="linear", blocks=[3], settings=settings)
+    result = repl_fx.transform(net, (X,), surrogate="linear", blocks=[3], settings=settings)
     squares = repl_fx.fit(result, batches)
     assert squares.surrogates[0].cosine_after is None and squares.surrogates[0].objective == "least-squares"
     found = repl_fx.fit(result, batches, objective="cosine")
@@ -49,7 +48,7 @@ def test_an_unknown_objective_is_a_line() -> None:
 
 @pytest.mark.parametrize("merged", [False, True])
 def test_the_values_that_a_map_needs(merged: bool) -> None:
-    result = transformed(MlpNet(depth=3), (X,), surrogate="linear", settings={"merged": merged})
+    result = repl_fx.transform(MlpNet(depth=3), (X,), surrogate="linear", settings={"merged": merged})
     graph = result.one_by_one[""]
     node = next(node for node in graph.graph.nodes if str(node.target).endswith(".linear"))
     sums = MapFit(graph, node, merged, "least-squares")

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import repl_fx
 from repl_fx.fitting.networks import Network
 from repl_fx.running.batches import Batches
-from tests.captures import transformed
 from tests.nets import ConvNet, images
 
 
 def test_each_run_keeps_what_it_was_asked_for_and_leaves_the_model() -> None:
     net = ConvNet(depth=3).train()
     x = images(8)
-    result = transformed(net, (x,), surrogate="identity")
+    result = repl_fx.transform(net, (x,), surrogate="identity")
     graph = result.captured
     places = [node for node in graph.graph.nodes if node.op == "call_module"]
     network = Network(result, {"": graph}, [("", node) for node in places])
@@ -46,7 +46,7 @@ class InHalf(ConvNet):
 @pytest.mark.parametrize(("kind", "wholly"), [(ConvNet, False), (InHalf, True)])
 def test_a_run_ends_at_the_last_value_that_is_wanted(kind: type[ConvNet], wholly: bool) -> None:
     x = images(8)
-    result = transformed(kind(depth=3), (x,), surrogate="identity")
+    result = repl_fx.transform(kind(depth=3), (x,), surrogate="identity")
     graph = result.captured
     places = [node for node in graph.graph.nodes if node.op == "call_module"]
     network = Network(result, {"": graph}, [("", node) for node in places])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.fitting.pieces import Piece, axis_of_first, close, in_double
-from tests.captures import captured_graph
 
 
 class _Net(nn.Module):
@@ -62,7 +62,7 @@ def test_casts_within_a_piece_are_to_double() -> None:
             return out
 
     net = Normed().half()
-    gm = captured_graph(net, (torch.randn(2, 3).half(),))
+    gm = repl_fx.capture(net, (torch.randn(2, 3).half(),))
     (one, two) = (next(node for node in gm.graph.nodes if node.target == name) for name in ("one", "two"))
     piece = Piece(gm, [one], two)
     x = torch.randn(2, 3).half()

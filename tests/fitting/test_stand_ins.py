@@ -9,12 +9,11 @@ from torch import nn
 import repl_fx
 from repl_fx.fitting.stand_ins import silence_, stand_ins
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, LastLayer, Term, WholeMap
-from tests.captures import transformed
 from tests.nets import ConvNet, MlpNet, TokenNet, images, tokens
 
 
 def test_of_a_stretch_there_is_the_map_alone() -> None:
-    result = transformed(MlpNet(depth=6), (tokens(),), surrogate="linear", blocks=[2, 4, 5])
+    result = repl_fx.transform(MlpNet(depth=6), (tokens(),), surrogate="linear", blocks=[2, 4, 5])
     assert [(r.block, r.surrogate) for r in result.plan.replacements] == [
         ("blocks.1", "linear"),
         ("blocks.3", "identity"),
@@ -27,7 +26,9 @@ def test_of_a_stretch_there_is_the_map_alone() -> None:
 
 @pytest.mark.slow
 def test_a_block_that_keeps_some_units_beside_a_stretch_stands_for_itself() -> None:
-    result = transformed(TokenNet(depth=7), (tokens(),), surrogate="trained", budget={"params": 0.54}, check=False)
+    result = repl_fx.transform(
+        TokenNet(depth=7), (tokens(),), surrogate="trained", budget={"params": 0.54}, check=False
+    )
     made = [(r.block, r.surrogate) for r in result.plan.replacements]
     assert {surrogate for _, surrogate in made} == {"narrow", "linear", "identity"}
     assert [(one.block, one.surrogate) for one in stand_ins(result)] == [one for one in made if one[1] != "identity"]
@@ -35,7 +36,7 @@ def test_a_block_that_keeps_some_units_beside_a_stretch_stands_for_itself() -> N
 
 @pytest.mark.slow
 def test_the_output_and_the_sums_before_it_are_the_points() -> None:
-    (one,) = stand_ins(transformed(TokenNet(depth=3, post_norm=True), (tokens(),), surrogate="bottleneck"))
+    (one,) = stand_ins(repl_fx.transform(TokenNet(depth=3, post_norm=True), (tokens(),), surrogate="bottleneck"))
     ((node, start),) = one.starts
     assert isinstance(start, LastLayer) and start.gains and start.bias is not None
     (output,) = one.outputs
@@ -45,7 +46,7 @@ def test_the_output_and_the_sums_before_it_are_the_points() -> None:
 
 
 def test_a_part_of_the_channels_is_no_output() -> None:
-    (one,) = stand_ins(transformed(ConvNet(depth=3), (images(),), surrogate="slim"))
+    (one,) = stand_ins(repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="slim"))
     assert [tuple(node.meta["val"].shape)[1] for node in one.outputs] == [8]
     # Both norms get statistics, of which the second is fitted.
     assert [start is not None for _, start in one.in_order] == [False, False, True]
@@ -53,7 +54,7 @@ def test_a_part_of_the_channels_is_no_output() -> None:
 
 
 def test_norms_of_the_source_are_none_of_the_surrogates() -> None:
-    (one,) = stand_ins(transformed(ConvNet(depth=3), (images(),), surrogate="coarse"))
+    (one,) = stand_ins(repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="coarse"))
     assert all(str(node.target).startswith("surrogates.") for node, _ in one.in_order)
 
 
@@ -62,11 +63,11 @@ def test_a_surrogate_without_its_numbers_is_silent() -> None:
     torch.manual_seed(0)
     x = tokens()
     net = TokenNet(depth=3).eval()
-    result = transformed(net, (x,), surrogate="reuse")
+    result = repl_fx.transform(net, (x,), surrogate="reuse")
     (one,) = stand_ins(result)
     ((node, start),) = one.starts
     module = one.graph.get_submodule(str(node.target))
-    pruned = transformed(net, (x,), surrogate="identity").graph_module.eval()
+    pruned = repl_fx.transform(net, (x,), surrogate="identity").graph_module.eval()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_()
@@ -74,7 +75,7 @@ def test_a_surrogate_without_its_numbers_is_silent() -> None:
         silence_(module, start)
         torch.testing.assert_close(result.graph_module(x), pruned(x))
     assert float(module.get_parameter("gain").detach().norm()) > 0
-    assert repl_fx.fit(transformed(net, (x,), surrogate="reuse"), [tokens(8)]).surrogates[0].numbers
+    assert repl_fx.fit(repl_fx.transform(net, (x,), surrogate="reuse"), [tokens(8)]).surrogates[0].numbers
 
 
 @torch.no_grad()

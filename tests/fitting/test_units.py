@@ -10,7 +10,6 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.fitting import units
 from repl_fx.fitting.units import UnitMoments
-from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images
 
 
@@ -138,7 +137,7 @@ def test_a_fit_says_units_that_come_twice_by_one_of_each() -> None:
     net = TokenNet(depth=4).eval()
     _redundant_([net.get_submodule(f"blocks.{i}.fc1") for i in range(4)])
     x = torch.randn(64, 6, 16)
-    result = transformed(net, (x[:2],), surrogate="narrow", settings={"ratio": 0.5})
+    result = repl_fx.transform(net, (x[:2],), surrogate="narrow", settings={"ratio": 0.5})
     with torch.no_grad():
         wanted, before = net(x), result.model.eval()(x)
         fitted = repl_fx.fit(result, [x])
@@ -154,7 +153,7 @@ def test_a_fit_takes_norms_along() -> None:
     for _ in range(8):
         net(images(16))
     net.eval()
-    result = transformed(net, (images(),), surrogate="narrow", settings={"ratio": 0.5})
+    result = repl_fx.transform(net, (images(),), surrogate="narrow", settings={"ratio": 0.5})
     x = images(64)
     fitted = repl_fx.fit(result, [x])
     assert all(one.numbers and (one.after or 0) < (one.before or 0) for one in fitted.surrogates)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import CaptureError, ExportError, NothingToReplace
 from repl_fx.tracing.capture import capture, check_capture
-from tests.captures import transformed
 from tests.exporting import Exported
 
 
@@ -195,7 +194,7 @@ class Block(nn.Module):
 
 def test_a_replaced_block_takes_its_updates_with_it() -> None:
     model, x = nn.Sequential(nn.Linear(8, 8), *(Block() for _ in range(3))), torch.randn(3, 8)
-    result = transformed(model, (x,), surrogate="identity")
+    result = repl_fx.transform(model, (x,), surrogate="identity")
     assert [r.block for r in result.plan.replacements] == ["2"]
     assert [name for name in result.module.state_dict() if name.endswith(".m")] == ["1.m", "3.m"]
     pruned = copy.deepcopy(nn.Sequential(model[0], model[1], model[3]))
@@ -220,7 +219,7 @@ class Fresh(Block):
 
 def test_a_buffer_that_is_made_anew_each_time_goes_with_its_block() -> None:
     model, x = nn.Sequential(nn.Linear(8, 8), *(Fresh() for _ in range(3))), torch.randn(3, 8)
-    result = transformed(model, (x,), surrogate="bottleneck")
+    result = repl_fx.transform(model, (x,), surrogate="bottleneck")
     assert [r.block for r in result.plan.replacements] == ["2"]
     assert [name for name in result.module.state_dict() if name.endswith(".m")] == ["1.m", "3.m"]
     with pytest.raises(NothingToReplace, match=r"updates buffer 2\.m, which blend would leave as it is"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.graph.captured import (
     AlikeGraphModule,
     CapturedModule,
@@ -25,7 +26,6 @@ from repl_fx.graph.captured import (
     unique_name,
 )
 from repl_fx.tracing.capture import capture
-from tests.captures import captured_graph
 from tests.graph.nets import call
 from tests.nets import ConvNet, MlpNet, images
 
@@ -46,7 +46,7 @@ def test_copies_share_tensors_and_nothing_else(gm: fx.GraphModule) -> None:
 
 def test_code_that_is_not_written_yet_is_written_by_the_first_call() -> None:
     x = torch.randn(2, 4, 16)
-    gm = captured_graph(MlpNet(), (x,))
+    gm = repl_fx.capture(MlpNet(), (x,))
     twin = copy_graph(gm, compiled=False)
     assert torch.equal(twin(x), gm(x))
     assert twin.code == gm.code

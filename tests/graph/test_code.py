@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.costs.counted import Interpreter
-from tests.captures import captured_graph, transformed
 
 GOOD, BAD = torch.tensor([[0, 1], [1, 2]]), torch.tensor([[0, 3], [1, 2]])
 
@@ -36,7 +36,7 @@ class _Regions(nn.Module):
 @pytest.fixture(scope="module")
 def captured() -> fx.GraphModule:
     torch.manual_seed(0)
-    return captured_graph(_Regions(), (GOOD,))
+    return repl_fx.capture(_Regions(), (GOOD,))
 
 
 FORMS: dict[str, Callable[[fx.GraphModule], Any]] = {
@@ -96,7 +96,7 @@ class _Counts(nn.Module):
 def test_an_error_in_a_surrogate_ends_its_regions(as_graph: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(*(_Counts() for _ in range(4)))
-    result = transformed(model, (torch.zeros(2, 8),), surrogate="blend", every=2)
+    result = repl_fx.transform(model, (torch.zeros(2, 8),), surrogate="blend", every=2)
     variant = result.graph_module if as_graph else result.model
     assert torch.equal(variant(torch.full((2, 8), 2.0)), torch.full((2, 8), 6.0))
     with pytest.raises(IndexError):

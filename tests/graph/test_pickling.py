@@ -37,7 +37,6 @@ from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.fingerprint import lines_of_graph
-from tests.captures import transformed
 from tests.exporting import Exported
 from tests.nets import ConvNet, TokenNet, as_after_training, images, rewritten, tokens
 
@@ -130,7 +129,7 @@ def test_an_unpickled_module_is_exported_and_verified(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_torch_keeps_in_a_file_another_process_reads(tmp_path: Path) -> None:
     x = tokens()
-    result = transformed(TokenNet(depth=3, dropout=0.2), (x,))
+    result = repl_fx.transform(TokenNet(depth=3, dropout=0.2), (x,))
     repl_fx.save(result, tmp_path / "artifact")
     net = repl_fx.load(tmp_path / "artifact", TokenNet(depth=3, dropout=0.2), graph=True)
     torch.save((net, x, net(x)), tmp_path / "net.pt")
@@ -378,7 +377,7 @@ class Branches(nn.Module):
 @functools.cache
 def in_parts() -> tuple[repl_fx.TransformResult, Tensor]:
     x = images()
-    return transformed(Branches(), (x,), surrogate="blend"), x
+    return repl_fx.transform(Branches(), (x,), surrogate="blend"), x
 
 
 @ways

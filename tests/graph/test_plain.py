@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.artifact.store import text_of
 from repl_fx.graph.boundaries import boundaries
 from repl_fx.graph.decisions import Comparison, Condition, Decision
 from repl_fx.graph.plain import NotPlain, Reader, Writer, _file_of, _module_of, is_bare
 from repl_fx.graph.runtime import SizeCheck, check_shape, select_mode
 from repl_fx.tracing.fingerprint import lines_of_graph
-from tests.captures import captured_graph
 from tests.nets import ConvNet, TokenNet, images
 
 
@@ -35,7 +35,7 @@ def through_json(gm: fx.GraphModule) -> fx.Graph:
     ("model", "args"), [(TokenNet(depth=2), (torch.randn(2, 6, 16),)), (ConvNet(), (images(),))], ids=["tokens", "conv"]
 )
 def test_a_captured_graph_comes_back(model: nn.Module, args: tuple[Tensor, ...]) -> None:
-    gm = captured_graph(model, args)
+    gm = repl_fx.capture(model, args)
     read = through_json(gm)
     assert text_of(read) == text_of(gm.graph)
     for ours, theirs in zip(read.nodes, gm.graph.nodes, strict=True):
@@ -235,5 +235,5 @@ def test_modules_that_import_themselves_at_the_first_use_are_left_alone(monkeypa
 
 
 def test_checks_name_functions_of_the_run_time() -> None:
-    gm = captured_graph(TokenNet(depth=2), (torch.randn(2, 6, 16),))
+    gm = repl_fx.capture(TokenNet(depth=2), (torch.randn(2, 6, 16),))
     assert any(node.target is check_shape for node in through_json(gm).nodes)

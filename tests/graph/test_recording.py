@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+import repl_fx
 from repl_fx.graph.recording import WatchedRuns, watched
-from tests.captures import captured_graph
 from tests.nets import MlpNet
 
 
 def test_values_are_handed_out_and_nothing_changes() -> None:
     x = torch.randn(2, 4, 16)
-    gm = captured_graph(MlpNet(), (x,))
+    gm = repl_fx.capture(MlpNet(), (x,))
     before = str(gm.graph)
     first, *_, last = (node for node in gm.graph.nodes if node.op != "output")
     given: list[Tensor] = []
@@ -28,7 +28,7 @@ def test_values_are_handed_out_and_nothing_changes() -> None:
 
 def test_runs_of_a_graph_itself_are_watched_and_its_code_stays() -> None:
     x = torch.randn(2, 4, 16, requires_grad=True)
-    gm = captured_graph(MlpNet(), (x.detach(),))
+    gm = repl_fx.capture(MlpNet(), (x.detach(),))
     code, (first, *_, last) = gm.code, (node for node in gm.graph.nodes if node.op != "output")
     seen: dict[str, Tensor] = {}
     calls: list[int] = []

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload
 
+import repl_fx
 from repl_fx.graph import roles
 from repl_fx.graph.roles import is_view
 from repl_fx.graph.runtime import select_mode
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
@@ -52,7 +52,7 @@ class Calls(nn.Module):
     ],
 )
 def test_views(function: Callable[[Tensor], Any], expected: bool) -> None:
-    gm = captured_graph(Calls(function), (torch.randn(4, 8),))
+    gm = repl_fx.capture(Calls(function), (torch.randn(4, 8),))
     (product,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.mul.Tensor)
     behind = [node for node in gm.graph.nodes if node.op == "call_function" and product < node]
     made = [node for node in behind if node.target is not select_mode]
@@ -62,7 +62,7 @@ def test_views(function: Callable[[Tensor], Any], expected: bool) -> None:
 @pytest.mark.parametrize("key", ["identity", "blend", "coarse", "narrow", "slim", "bottleneck", "reuse"])
 def test_surrogates_speak_the_dialect_of_the_graph(key: str) -> None:
     model, x = (ConvNet(), images()) if key in ("slim", "coarse") else (TokenNet(), tokens())
-    gm = transformed(model, (x,), surrogate=key).graph_module
+    gm = repl_fx.transform(model, (x,), surrogate=key).graph_module
     called = {node.target for node in gm.graph.nodes if node.op == "call_function"}
     others = {target for target in called if not isinstance(target, OpOverload)}
     assert {str(target.__module__).split(".")[0] for target in others} <= {"repl_fx", "_operator"}

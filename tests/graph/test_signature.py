@@ -15,7 +15,6 @@ import repl_fx
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
-from tests.captures import captured_graph
 
 
 class Model(nn.Module):
@@ -55,7 +54,7 @@ def test_mappings_and_sequences_have_the_keys_and_lengths_of_the_capture() -> No
             return sum(batch["x"]) + batch["more"]["y"]  # type: ignore[no-any-return]
 
     x = torch.randn(2, 3)
-    gm = captured_graph(Sum(), ({"x": (x, x), "more": {"y": x}},))
+    gm = repl_fx.capture(Sum(), ({"x": (x, x), "more": {"y": x}},))
     assert torch.equal(gm({"x": [x, x], "more": {"y": x}}), x + x + x)
     for batch, message in (
         ({"x": (x, x)}, "argument 'batch' has no key 'more'"),
@@ -92,7 +91,7 @@ def test_arguments_that_a_call_leaves_out_take_the_default_of_the_source(
     kwargs: dict[str, Any], refused: dict[str, str]
 ) -> None:
     model = Optional()
-    gm = captured_graph(model, (_X,), kwargs)
+    gm = repl_fx.capture(model, (_X,), kwargs)
     calls: dict[str, dict[str, Any]] = {
         "": {},
         "scaled": {"scale": 2.0},

@@ -16,7 +16,6 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.surrogates.shared.synthesis import SynthesisBatch
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
@@ -24,7 +23,7 @@ def _parts(surrogate: str) -> tuple[fx.GraphModule, Tensor]:
     """A graph whose syntheses are still apart, with gains as after some training."""
     torch.manual_seed(0)
     model, x = (ConvNet(depth=5), images()) if surrogate in ("bottleneck", "coarse") else (TokenNet(depth=5), tokens())
-    gm = captured_graph(model, (x,))
+    gm = repl_fx.capture(model, (x,))
     repeats = repl_fx.find_repeats(gm)
     plan = repl_fx.make_plan(gm, repeats, surrogate=surrogate)
     rewritten = run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan)).graph_module
@@ -60,7 +59,7 @@ def test_outputs_gradients_and_names_stay(surrogate: str) -> None:
 
 def test_one_synthesis_stays_alone() -> None:
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate="reuse").graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="reuse").graph_module
     assert not batch_syntheses_(gm).modified
     assert not any(isinstance(module, SynthesisBatch) for module in gm.modules())
 
@@ -68,7 +67,7 @@ def test_one_synthesis_stays_alone() -> None:
 @pytest.mark.slow
 def test_a_transformed_model_copies_saves_folds_and_shares(tmp_path: Any) -> None:
     x = tokens(4)
-    result = transformed(TokenNet(), (x,), surrogate="reuse")
+    result = repl_fx.transform(TokenNet(), (x,), surrogate="reuse")
     gm = result.graph_module
     assert sum(isinstance(module, SynthesisBatch) for module in gm.modules()) == 1
     for name, parameter in gm.named_parameters():

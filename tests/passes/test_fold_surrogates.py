@@ -8,14 +8,13 @@ import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates, is_synthesis
 from repl_fx.surrogates import Synthesis
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
 
 
 @pytest.mark.parametrize("surrogate", ["blend", "bottleneck", "slim"])
 def test_fold_leaves_no_synthesis_and_changes_no_bit(surrogate: str) -> None:
     x = images()
-    gm = transformed(ConvNet(depth=3), (x,), surrogate=surrogate).graph_module.eval()
+    gm = repl_fx.transform(ConvNet(depth=3), (x,), surrogate=surrogate).graph_module.eval()
     as_after_training(gm)
     before, names = str(gm.graph), set(gm.state_dict())
     found = [node for node in gm.graph.nodes if is_synthesis(gm, node)]
@@ -38,17 +37,17 @@ def test_fold_leaves_no_synthesis_and_changes_no_bit(surrogate: str) -> None:
 
 def test_a_second_fold_and_a_graph_without_surrogates_change_nothing() -> None:
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="blend").graph_module
     once = fold_surrogates(gm).graph_module
     twice = fold_surrogates(once)
     assert not twice.modified and str(twice.graph_module.graph) == str(once.graph)
-    captured = captured_graph(TokenNet(depth=3), (x,))
+    captured = repl_fx.capture(TokenNet(depth=3), (x,))
     assert not fold_surrogates(captured).modified
 
 
 def test_folded_graph_drops_what_only_the_syntheses_needed() -> None:
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module
     folded = repl_fx.fold(gm)
     kept = [n for n, _ in folded.named_parameters() if n.startswith("surrogates")]
     assert kept == []
@@ -58,7 +57,7 @@ def test_folded_graph_drops_what_only_the_syntheses_needed() -> None:
 
 def test_a_synthesis_that_reads_an_activation_cannot_be_folded() -> None:
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="blend").graph_module
     synthesis = next(n for n in gm.graph.nodes if is_synthesis(gm, n))
     placeholder = next(n for n in gm.graph.nodes if n.op == "placeholder")
     synthesis.args = (placeholder, *synthesis.args[1:])
@@ -69,7 +68,7 @@ def test_a_synthesis_that_reads_an_activation_cannot_be_folded() -> None:
 def test_a_fold_is_a_model_of_its_own() -> None:
     """Training on, freezing or halving one of the two does not reach the other."""
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module.eval()
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module.eval()
     gm.get_submodule("blocks.0.fc2").weight = gm.get_submodule("blocks.2.fc2").weight
     folded = repl_fx.fold(gm)
     expected = folded(x)
@@ -95,7 +94,7 @@ def test_a_fold_of_recurrent_layers_computes_with_its_own_weights() -> None:
             return out
 
     x = tokens()
-    gm = transformed(Recurrent(), (x,), surrogate="bottleneck").graph_module.eval()
+    gm = repl_fx.transform(Recurrent(), (x,), surrogate="bottleneck").graph_module.eval()
     folded = repl_fx.fold(gm)
     expected = gm(x)
     with torch.no_grad():
@@ -106,7 +105,7 @@ def test_a_fold_of_recurrent_layers_computes_with_its_own_weights() -> None:
 
 
 def test_a_model_in_place_is_not_folded_in_silence() -> None:
-    result = transformed(TokenNet(depth=3), (tokens(),), surrogate="bottleneck")
+    result = repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="bottleneck")
     with pytest.raises(
         repl_fx.BadInput, match=r"TokenNet has its surrogates in place; give result.module, or what load"
     ):

@@ -15,7 +15,6 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.outline_blocks import outline_blocks
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, RawNet, TokenNet, training_step
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
@@ -33,7 +32,7 @@ TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
     ],
 )
 def test_a_rewritten_graph_computes_the_same_block_by_block(model: nn.Module, x: Tensor, surrogate: str) -> None:
-    before = transformed(model, (x,), surrogate=surrogate).graph_module
+    before = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
     run = run_passes(before, outline_blocks)
     after, result = run.graph_module, run.results[0]
     assert sorted(result.changed) == [f"blocks.{i}" for i in range(5)]
@@ -58,7 +57,7 @@ def test_a_rewritten_graph_computes_the_same_block_by_block(model: nn.Module, x:
 
 
 def test_pickles_keep_layers_that_lie_elsewhere() -> None:
-    before = transformed(ConvNet(), (PICTURES,), surrogate="slim").graph_module
+    before = repl_fx.transform(ConvNet(), (PICTURES,), surrogate="slim").graph_module
     after = run_passes(before, outline_blocks).graph_module.train()
     loaded = pickle.loads(pickle.dumps(after))
     assert torch.equal(loaded(PICTURES), after(PICTURES))
@@ -68,7 +67,7 @@ def test_pickles_keep_layers_that_lie_elsewhere() -> None:
 
 @pytest.mark.slow
 def test_a_captured_graph_is_outlined_by_its_repeats() -> None:
-    gm = captured_graph(TokenNet(depth=3, dropout=0.1), (TOKENS,))
+    gm = repl_fx.capture(TokenNet(depth=3, dropout=0.1), (TOKENS,))
     run = run_passes(gm, partial(outline_blocks, repeats=repl_fx.find_repeats(gm)))
     assert run.results[0].changed == ("blocks.0", "blocks.1", "blocks.2")
     assert torch.equal(training_step(run.graph_module, TOKENS, True)[0], training_step(gm, TOKENS, True)[0])
@@ -76,7 +75,7 @@ def test_a_captured_graph_is_outlined_by_its_repeats() -> None:
 
 @pytest.mark.slow
 def test_blocks_of_one_kind_are_compiled_once() -> None:
-    gm = captured_graph(TokenNet(depth=4, dropout=0.1), (TOKENS,))
+    gm = repl_fx.capture(TokenNet(depth=4, dropout=0.1), (TOKENS,))
     outlined = outline_blocks(gm, repl_fx.find_repeats(gm))
     made: list[fx.GraphModule] = []
 
@@ -96,7 +95,7 @@ def test_blocks_of_one_kind_are_compiled_once() -> None:
 
 
 def test_a_block_that_is_no_module_has_a_path_of_its_own() -> None:
-    gm = captured_graph(RawNet(), (x := torch.randn(4, 8),))
+    gm = repl_fx.capture(RawNet(), (x := torch.randn(4, 8),))
     repeats = repl_fx.find_repeats(gm)
     run = run_passes(gm, partial(outline_blocks, repeats=repeats))
     assert run.results[0].changed == tuple(block.name for block in repeats[0].blocks)
@@ -105,7 +104,7 @@ def test_a_block_that_is_no_module_has_a_path_of_its_own() -> None:
 
 
 def test_a_draw_between_the_nodes_of_a_block_is_refused() -> None:
-    gm = captured_graph(TokenNet(depth=3), (TOKENS,))
+    gm = repl_fx.capture(TokenNet(depth=3), (TOKENS,))
     repeats = repl_fx.find_repeats(gm)
     middle = repeats[0].blocks[1].nodes[3]
     with gm.graph.inserting_after(middle):

@@ -17,13 +17,12 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.surrogates.shared import surrogate as registry
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, TwoStreams, images, tokens
 
 
 def test_the_graph_it_is_given_stays_as_it_is() -> None:
     x = images()
-    gm = captured_graph(ConvNet(), (x,)).eval()
+    gm = repl_fx.capture(ConvNet(), (x,)).eval()
     repeats = repl_fx.find_repeats(gm)
     before, names, expected = str(gm.graph), list(gm.state_dict()), gm(x)
     result = replace_blocks(gm, repeats, repl_fx.make_plan(gm, repeats, surrogate="identity"))
@@ -38,7 +37,7 @@ def test_the_graph_it_is_given_stays_as_it_is() -> None:
 
 def test_an_empty_plan_changes_no_bit() -> None:
     x = tokens()
-    gm = captured_graph(TokenNet(depth=3, dropout=0.1), (x,))
+    gm = repl_fx.capture(TokenNet(depth=3, dropout=0.1), (x,))
     repeats = repl_fx.find_repeats(gm)
     plan = replace(repl_fx.make_plan(gm, repeats), replacements=())
     (result,) = run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan)).results
@@ -69,7 +68,7 @@ def test_parameters_shared_with_what_is_kept_stay() -> None:
             return self.head(x)  # type: ignore[no-any-return]
 
     model, x = Tied(), torch.randn(2, 8)
-    gm = transformed(model, (x,), surrogate="identity").graph_module
+    gm = repl_fx.transform(model, (x,), surrogate="identity").graph_module
     names = set(gm.state_dict())
     assert {"head.weight", "unused.weight", "unused.bias"} <= names
     assert "blocks.1.2.weight" not in names and "blocks.1.0.bias" not in names
@@ -80,7 +79,7 @@ def test_parameters_shared_with_what_is_kept_stay() -> None:
 
 
 def test_a_plan_that_names_no_blocks_around_for_a_surrogate_that_is_made_from_them() -> None:
-    gm = captured_graph(ConvNet(), (images(),))
+    gm = repl_fx.capture(ConvNet(), (images(),))
     repeats = repl_fx.find_repeats(gm)
     plan = repl_fx.make_plan(gm, repeats)
     (one, *_) = plan.replacements
@@ -92,7 +91,7 @@ def test_a_plan_that_names_no_blocks_around_for_a_surrogate_that_is_made_from_th
 
 
 def test_a_plan_for_blocks_that_are_not_there() -> None:
-    gm = captured_graph(ConvNet(), (images(),))
+    gm = repl_fx.capture(ConvNet(), (images(),))
     repeats = repl_fx.find_repeats(gm)
     plan = repl_fx.make_plan(gm, repeats)
     broken = replace(plan, replacements=(replace(plan.replacements[0], before="blocks.9"),))
@@ -104,7 +103,7 @@ def test_a_plan_for_blocks_that_are_not_there() -> None:
 def test_blocks_with_two_streamed_values(surrogate: str) -> None:
     torch.manual_seed(0)
     model, x = TwoStreams(5), torch.randn(3, 4)
-    result = transformed(model, (x,), surrogate=surrogate)
+    result = repl_fx.transform(model, (x,), surrogate=surrogate)
     assert [(r.block, r.surrogate) for r in result.plan.replacements] == [
         ("blocks.1", surrogate),
         ("blocks.3", surrogate),
@@ -137,7 +136,7 @@ def test_a_surrogate_that_makes_too_few_values() -> None:
             return (site.input,)
 
     with pytest.raises(repl_fx.PlanMismatch, match=r"one-value made 1 values for blocks\.1, which has 2"):
-        transformed(TwoStreams(5), (torch.randn(3, 4),), surrogate="one-value", check=False)
+        repl_fx.transform(TwoStreams(5), (torch.randn(3, 4),), surrogate="one-value", check=False)
 
 
 class _Given(repl_fx.Surrogate[Any, repl_fx.Match]):
@@ -197,15 +196,15 @@ def test_a_surrogate_that_does_not_stand_in_for_its_block(
         registry._REGISTRY, "given", (type("Given", (_Given,), {"key": "given", "make": make}), _NoConfig)
     )
     with pytest.raises(BrokenGraph, match=reason):
-        transformed(ConvNet(depth=3), (images(),), surrogate="given", check=False)
+        repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="given", check=False)
     with pytest.raises(repl_fx.NothingToReplace, match=f"given cannot be built here: BrokenGraph: .*{reason}"):
-        transformed(ConvNet(depth=3), (images(),), surrogate="given")
+        repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="given")
 
 
 def test_a_surrogate_that_stands_in_for_its_block_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"key": "given", "make": lambda site: _reads(site, 0, 1)}
     monkeypatch.setitem(registry._REGISTRY, "given", (type("Given", (_Given,), kinds), _NoConfig))
-    gm = transformed(ConvNet(depth=3), (images(),), surrogate="given").graph_module
+    gm = repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="given").graph_module
     assert not any(name.startswith("blocks.1.") for name, _ in gm.named_parameters())
 
 
@@ -236,7 +235,7 @@ class Writes(nn.Module):
 def test_writes_into_what_a_kept_node_reads_stay() -> None:
     torch.manual_seed(0)
     model, x = Writes(), torch.randn(2, 8)
-    gm = transformed(model, (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
     # The neighbours' weights are the block's own, so that nothing but a lost write could make a difference.
     torch.testing.assert_close(gm(x), model(x), rtol=1e-5, atol=1e-5)
     gm(x).sum().backward()
@@ -244,7 +243,7 @@ def test_writes_into_what_a_kept_node_reads_stay() -> None:
 
 
 def test_writes_of_a_block_that_is_gone_are_gone() -> None:
-    gm = transformed(Writes(), (torch.randn(2, 8),), surrogate="identity").graph_module
+    gm = repl_fx.transform(Writes(), (torch.randn(2, 8),), surrogate="identity").graph_module
     targets = [str(node.target) for node in gm.graph.nodes]
     assert targets.count("aten.copy_.default") == 2 * 2
     assert targets.count("aten.new_zeros.default") == 2

@@ -15,7 +15,6 @@ import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, as_after_training, images
 from tests.surrogates.shared.copying import copying
 
@@ -50,7 +49,7 @@ class Stream(nn.Module):
 
 
 def _transformed(model: nn.Module) -> fx.GraphModule:
-    gm = transformed(model, (images(),), surrogate="slim").graph_module
+    gm = repl_fx.transform(model, (images(),), surrogate="slim").graph_module
     as_after_training(gm)
     return gm
 
@@ -114,8 +113,8 @@ def _kept(gm: nn.Module, x: Tensor) -> int:
 def test_no_value_of_full_width_is_kept(relu: bool) -> None:
     model, x = Stream(relu=relu, in_place=False), images(8)
     gm = _transformed(copy.deepcopy(model)).train()
-    pruned = transformed(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
-    captured = captured_graph(model, (x,))
+    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
+    captured = repl_fx.capture(model, (x,))
     repeats = repl_fx.find_repeats(captured)
     plan = repl_fx.make_plan(captured, repeats, surrogate="slim")
     copying = run_passes(captured, partial(replace_blocks, repeats=repeats, plan=plan)).graph_module

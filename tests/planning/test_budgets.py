@@ -21,7 +21,7 @@ from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.timing import Share
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.linear import Linear
-from tests.captures import captured_graph, kept_in_a_run, transformed
+from tests.captures import kept_in_a_run
 from tests.nets import ConvNet, MlpBlock, TokenNet, tokens
 from tests.stages import Stages, images
 from tests.surrogates.nets import Halving
@@ -49,7 +49,7 @@ def left(result: TransformResult) -> dict[str, Any]:
 
 @pytest.mark.parametrize("surrogate", ["auto", "identity", "blend"])
 def test_what_is_expected_is_reached(surrogate: str) -> None:
-    result = transformed(net(), (x(),), budget={"params": 0.8}, surrogate=surrogate, check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"params": 0.8}, surrogate=surrogate, check=False)
     assert result.plan.expected == left(result)
     assert set(result.plan.expected) == {"params", "flops", "memory"}
     assert 0.5 < result.plan.expected["params"] <= 0.8
@@ -57,7 +57,7 @@ def test_what_is_expected_is_reached(surrogate: str) -> None:
 
 @pytest.mark.slow
 def test_a_network_of_similar_repeats() -> None:
-    result = transformed(Stages(3, 4, 3), (images(),), budget={"flops": 0.85, "memory": 0.96}, check=False)
+    result = repl_fx.transform(Stages(3, 4, 3), (images(),), budget={"flops": 0.85, "memory": 0.96}, check=False)
     assert result.plan.expected == left(result)
     assert result.plan.expected["flops"] <= 0.85 and result.plan.expected["memory"] <= 0.96
     assert result.plan.replacements
@@ -66,14 +66,14 @@ def test_a_network_of_similar_repeats() -> None:
 def test_the_nearest_plan_is_told_by_what_it_leaves() -> None:
     # Each block alone would leave less in a graph; together they are in place.
     with pytest.raises(NoPlan, match=r"the nearest is flops 0\.831, memory 0\.958, with 2 blocks .*memory=0\.958"):
-        transformed(Stages(3, 4, 3), (images(),), budget={"flops": 0.85, "memory": 0.95}, check=False)
+        repl_fx.transform(Stages(3, 4, 3), (images(),), budget={"flops": 0.85, "memory": 0.95}, check=False)
 
 
 @pytest.mark.slow
 def test_the_plan_is_the_best_of_all() -> None:
     scores = dict(zip((f"blocks.{i}" for i in range(DEPTH)), (9, 3.0, 0.5, 0.25, 1.5, 0.125, 9), strict=True))
     budget = {"params": 0.8, "memory": 0.85}
-    result = transformed(net(), (x(),), budget=budget, scores=scores, surrogate="bottleneck", check=False)
+    result = repl_fx.transform(net(), (x(),), budget=budget, scores=scores, surrogate="bottleneck", check=False)
     inner = [f"blocks.{i}" for i in range(1, DEPTH - 1)]
     found: dict[tuple[str, ...], float] = {}
     for number in (1, 2, 3):
@@ -90,20 +90,22 @@ def test_the_plan_is_the_best_of_all() -> None:
 
 
 def test_blocks_of_equal_worth_go_evenly_and_the_middle_first() -> None:
-    assert gone(transformed(net(), (x(),), budget={"params": 0.9}, surrogate="identity", check=False)) == ["blocks.3"]
-    two = transformed(net(), (x(),), budget={"params": 0.75}, surrogate="identity", check=False)
+    assert gone(repl_fx.transform(net(), (x(),), budget={"params": 0.9}, surrogate="identity", check=False)) == [
+        "blocks.3"
+    ]
+    two = repl_fx.transform(net(), (x(),), budget={"params": 0.75}, surrogate="identity", check=False)
     assert gone(two) == ["blocks.2", "blocks.5"]
 
 
 def test_a_surrogate_without_neighbours_stands_in_for_blocks_in_a_row() -> None:
-    result = transformed(net(), (x(),), budget={"params": 0.45}, surrogate="identity", check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"params": 0.45}, surrogate="identity", check=False)
     assert gone(result) == [f"blocks.{i}" for i in (1, 3, 4, 5)]
     assert {r.before for r in result.plan.replacements} <= {f"blocks.{i}" for i in range(DEPTH)} - set(gone(result))
     assert result.plan.expected == left(result)
 
 
 def test_one_map_of_linear_stands_for_a_stretch() -> None:
-    result = transformed(net(), (x(),), budget={"params": 0.45}, surrogate="linear", check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"params": 0.45}, surrogate="linear", check=False)
     made = {replacement.block: replacement.surrogate for replacement in result.plan.replacements}
     # Five blocks by one map save enough; four by two maps do not.
     assert made == {**{f"blocks.{i}": "identity" for i in (1, 2, 3, 4)}, "blocks.5": "linear"}
@@ -115,32 +117,36 @@ def test_blocks_that_change_sizes_go_by_linear_where_scores_know_them() -> None:
     pictures = torch.randn(2, 8, 9, 9)
     torch.manual_seed(0)
     model = Halving()
-    whole = transformed(model, (pictures,), budget={"params": 0.5}, surrogate="linear", check=False)
+    whole = repl_fx.transform(model, (pictures,), budget={"params": 0.5}, surrogate="linear", check=False)
     assert gone(whole) == ["blocks.1", "blocks.2", "blocks.3"] and whole.plan.expected == left(whole)
     # One costs more, as a stretch, than the same blocks saved alone.
     assert [one.surrogate for one in whole.plan.replacements] == ["identity", "identity", "linear"]
     scores = {"blocks.1": 1.0, "blocks.2": 3.0, "blocks.3": 2.0}
-    scored = transformed(model, (pictures,), budget={"params": 0.9}, scores=scores, surrogate="linear", check=False)
+    scored = repl_fx.transform(
+        model, (pictures,), budget={"params": 0.9}, scores=scores, surrogate="linear", check=False
+    )
     assert gone(scored) == ["blocks.1"] and scored.plan.expected == left(scored)
     del scores["blocks.1"]
-    other = transformed(model, (pictures,), budget={"params": 0.9}, scores=scores, surrogate="linear", check=False)
+    other = repl_fx.transform(
+        model, (pictures,), budget={"params": 0.9}, scores=scores, surrogate="linear", check=False
+    )
     assert gone(other) == ["blocks.3"]
     refusals = {refusal.block: refusal.reason for refusal in other.plan.refusals}
     assert refusals["blocks.1"] == "it changes the size of its value, and scores have no number for it"
     # Other surrogates have no use for such blocks.
     with pytest.raises(BadInput, match="with 1 blocks replaced of 1 that may go"):
-        transformed(model, (pictures,), budget={"params": 0.1}, surrogate="identity", check=False)
+        repl_fx.transform(model, (pictures,), budget={"params": 0.1}, surrogate="identity", check=False)
 
 
 @pytest.mark.slow
 def test_no_plan_is_a_line_with_the_nearest_that_can_be() -> None:
     with pytest.raises(BadInput) as caught:
-        transformed(net(), (x(),), budget={"params": 0.3}, surrogate="bottleneck", check=False)
+        repl_fx.transform(net(), (x(),), budget={"params": 0.3}, surrogate="bottleneck", check=False)
     line = str(caught.value)
     assert line.startswith("no plan has params at or below 0.3 of the original: the least is 0.")
     assert "with 3 blocks replaced of 5 that may go; give --budget params=0." in line
     least = float(line.rpartition("params=")[2].partition(",")[0])
-    result = transformed(net(), (x(),), budget={"params": least}, surrogate="bottleneck", check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"params": least}, surrogate="bottleneck", check=False)
     assert least - 0.001 < result.plan.expected["params"] <= least
 
 
@@ -148,19 +154,19 @@ def test_no_plan_under_several_limits() -> None:
     with pytest.raises(
         BadInput, match=r"params at or below 0\.9 and flops at or below 0\.1 of the original: the nearest"
     ):
-        transformed(net(), (x(),), budget={"params": 0.9, "flops": 0.1}, surrogate="identity", check=False)
+        repl_fx.transform(net(), (x(),), budget={"params": 0.9, "flops": 0.1}, surrogate="identity", check=False)
     # A surrogate of all of the computation saves none of it, and another budget would not help.
     with pytest.raises(BadInput, match=r"the least is 1, with 0 blocks replaced of 5 that may go; give an"):
-        transformed(net(), (x(),), budget={"flops": 0.9}, surrogate="blend", check=False)
+        repl_fx.transform(net(), (x(),), budget={"flops": 0.9}, surrogate="blend", check=False)
 
 
 def test_make_plan_takes_the_shapes_of_the_capture() -> None:
-    gm = captured_graph(net(), (x(),))
+    gm = repl_fx.capture(net(), (x(),))
     plan = repl_fx.make_plan(gm, repl_fx.find_repeats(gm), budget={"flops": 0.8}, surrogate="identity")
-    result = transformed(net(), (x(),), budget={"flops": 0.8}, surrogate="identity", check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"flops": 0.8}, surrogate="identity", check=False)
     assert plan == result.plan
     assert repl_fx.Plan.from_json(plan.to_json()) == plan
-    again = transformed(net(), (x(),), plan=plan)
+    again = repl_fx.transform(net(), (x(),), plan=plan)
     assert left(again) == plan.expected
 
 
@@ -174,7 +180,7 @@ def test_blocks_that_cannot_be_replaced_are_made_up_for(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Bottleneck, "build", choosy)
     monkeypatch.setattr(Bottleneck, "__module__", "others")
-    result = transformed(net(), (x(),), budget={"params": 0.9}, surrogate="bottleneck")
+    result = repl_fx.transform(net(), (x(),), budget={"params": 0.9}, surrogate="bottleneck")
     assert "blocks.3" not in gone(result) and result.plan.expected["params"] <= 0.9
     (refusal,) = [refusal for refusal in result.plan.refusals if refusal.block == "blocks.3"]
     assert "not this one" in refusal.reason
@@ -189,7 +195,9 @@ def ways(result: TransformResult) -> dict[str, tuple[str, float | None]]:
 
 
 def of_trained(budget: float) -> TransformResult:
-    result = transformed(net(), (x(),), budget={"params": budget}, scores=SCORES, surrogate="trained", check=False)
+    result = repl_fx.transform(
+        net(), (x(),), budget={"params": budget}, scores=SCORES, surrogate="trained", check=False
+    )
     assert result.plan.expected == left(result) and result.plan.expected["params"] <= budget
     return result
 
@@ -209,7 +217,7 @@ def test_below_what_narrow_reaches_the_blocks_worth_least_go_whole_and_others_ar
 
 @pytest.mark.slow
 def test_all_blocks_of_a_repeat_keep_some_units_and_need_no_others() -> None:
-    result = transformed(net(), (x(),), budget={"params": 0.75}, surrogate="narrow", check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"params": 0.75}, surrogate="narrow", check=False)
     assert gone(result) == [f"blocks.{i}" for i in range(DEPTH)] and not result.plan.refusals
     assert {(one.before, one.after) for one in result.plan.replacements} == {("", "")}
     assert result.plan.expected == left(result)
@@ -226,14 +234,14 @@ def test_a_narrow_block_is_a_neighbour_of_a_map() -> None:
 def test_an_end_without_a_score_stays_and_another_block_is_missed() -> None:
     inner = {block: score for block, score in SCORES.items() if block[-1] not in "06"}
     options: dict[str, Any] = {"budget": {"params": 0.8}, "surrogate": "narrow", "check": False}
-    plan = transformed(net(), (x(),), scores=inner, **options).plan
+    plan = repl_fx.transform(net(), (x(),), scores=inner, **options).plan
     assert {one.block for one in plan.replacements} <= set(inner)
     assert [str(one) for one in plan.refusals] == [
         f"blocks.{i} stays: scores have no number for it" for i in (0, DEPTH - 1)
     ]
     del inner["blocks.3"]
     with pytest.raises(BadInput, match=r"scores have no number for blocks\.3; give one"):
-        transformed(net(), (x(),), scores=inner, **options)
+        repl_fx.transform(net(), (x(),), scores=inner, **options)
 
 
 @pytest.mark.slow
@@ -273,7 +281,7 @@ def test_savings_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPa
         return {name: share + 0.02 * len(replacements) for name, share in counted(self, replacements).items()}
 
     monkeypatch.setattr(ReplacementCosts, "left", more)
-    result = transformed(net(), (x(),), budget={"params": 0.87}, surrogate="identity", check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"params": 0.87}, surrogate="identity", check=False)
     assert len(gone(result)) == 2 and result.plan.expected["params"] <= 0.87
 
 
@@ -294,7 +302,7 @@ class Branching(nn.Module):
 @pytest.mark.slow
 def test_a_model_in_parts() -> None:
     torch.manual_seed(0)
-    result = transformed(Branching(), (torch.randn(4, 8),), budget={"params": 0.7}, check=False)
+    result = repl_fx.transform(Branching(), (torch.randn(4, 8),), budget={"params": 0.7}, check=False)
     assert not result.captured_parts.whole
     assert all(block.startswith("body.") for block in gone(result))
     assert result.plan.expected == left(result) and result.plan.expected["params"] <= 0.7
@@ -302,7 +310,7 @@ def test_a_model_in_parts() -> None:
 
 @pytest.mark.slow
 def test_latency_is_measured_and_says_where() -> None:
-    result = transformed(net(), (x(),), budget={"latency": 0.95}, surrogate="identity", check=False)
+    result = repl_fx.transform(net(), (x(),), budget={"latency": 0.95}, surrogate="identity", check=False)
     assert result.plan.timed_on == "cpu" and 0 < result.plan.expected["latency"] <= 0.95
     found = left(result)
     assert found.keys() == result.plan.expected.keys()
@@ -338,7 +346,7 @@ def test_a_budget_is_called_reached_where_the_spread_tells(name: str) -> None:
 def test_a_memory_budget_is_that_of_the_model_in_place() -> None:
     torch.manual_seed(0)
     pictures = torch.zeros(2, 3, 8, 8)
-    result = transformed(ConvNet(depth=9), (pictures,), surrogate="slim", budget={"memory": 0.9}, check=False)
+    result = repl_fx.transform(ConvNet(depth=9), (pictures,), surrogate="slim", budget={"memory": 0.9}, check=False)
     assert result.in_place.model is not None
     before, after = (kept_in_a_run(model, pictures) for model in (result.captured_parts.source, result.model))
     costs = result.costs()
@@ -367,7 +375,7 @@ def test_shared_blocks_stay_shared(surrogate: str) -> None:
     model = Looped()
     options: Any = {"surrogate": surrogate, "check": False}
     try:
-        result = transformed(model, (torch.randn(4, 8),), budget={"flops": 0.7}, **options)
+        result = repl_fx.transform(model, (torch.randn(4, 8),), budget={"flops": 0.7}, **options)
     except NothingToReplace as problem:
         assert surrogate == "narrow" and "is read elsewhere too" in str(problem)
         return
@@ -400,9 +408,9 @@ def test_scores_that_are_none() -> None:
     with pytest.raises(BadInput, match="give a budget too"):
         budget_among({"scores": {}})
     with pytest.raises(BadInput, match=r"scores have no number for blocks\.2 and 3 more; give one for each block"):
-        transformed(net(), (x(),), budget={"params": 0.9}, scores={"blocks.1": 1.0})
+        repl_fx.transform(net(), (x(),), budget={"params": 0.9}, scores={"blocks.1": 1.0})
     with pytest.raises(UnknownBlock):
-        transformed(net(), (x(),), budget={"params": 0.9}, scores={"layer.1": 1.0})
+        repl_fx.transform(net(), (x(),), budget={"params": 0.9}, scores={"layer.1": 1.0})
 
 
 def test_a_budget_says_which_blocks_go_alone() -> None:

@@ -13,14 +13,13 @@ from repl_fx.plan import Replacement
 from repl_fx.planning.choose_surrogates import next_choices
 from repl_fx.planning.policies import policy_of
 from repl_fx.tracing.parts.part_repeats import find_in_parts
-from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
 def test_a_surrogate_that_does_not_fit_is_refused_with_the_reason() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="it has no spine"):
-        transformed(ConvNet(plain=True), (images(),), surrogate="bottleneck")
-    plan = transformed(ConvNet(plain=True), (images(),), surrogate="auto").plan
+        repl_fx.transform(ConvNet(plain=True), (images(),), surrogate="bottleneck")
+    plan = repl_fx.transform(ConvNet(plain=True), (images(),), surrogate="auto").plan
     assert {r.surrogate for r in plan.replacements} == {"blend"}
 
 
@@ -43,17 +42,17 @@ def test_inner_values_used_outside_keep_a_block_unless_the_surrogate_keeps_them(
     x = torch.randn(2, 8)
     if returned:
         # What is only handed out, such as an attention map, is None where its block is gone.
-        gm = transformed(Tapped(), (x,), surrogate="bottleneck").graph_module
+        gm = repl_fx.transform(Tapped(), (x,), surrogate="bottleneck").graph_module
         assert [value is None for value in gm(x)] == [False, False, True, False, False]
         return
     with pytest.raises(repl_fx.NothingToReplace, match=r"its inner value relu.* is used outside the block"):
-        transformed(Tapped(), (x,), surrogate="bottleneck")
-    result = transformed(Tapped(), (x,), surrogate="blend")
+        repl_fx.transform(Tapped(), (x,), surrogate="bottleneck")
+    result = repl_fx.transform(Tapped(), (x,), surrogate="blend")
     assert len(result.graph_module(x)) == 5
 
 
 def test_only_choices_that_stand_alone_are_left_without_neighbours() -> None:
-    result = transformed(TokenNet(depth=4), (tokens(),), surrogate="auto")
+    result = repl_fx.transform(TokenNet(depth=4), (tokens(),), surrogate="auto")
     found, replaced = find_in_parts(result.captured_parts), result.plan.replacements[0]
 
     def choices(key: str, one: Replacement) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.costs import counted
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Replacement
@@ -17,12 +18,11 @@ from repl_fx.rewriting.apply import Rewritten
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture_parts import CapturedParts
 from repl_fx.tracing.parts.part_repeats import find_in_parts
-from tests.captures import captured
 from tests.nets import MlpBlock
 
 
 def costs_of(model: nn.Module, x: Tensor, *names: str) -> ReplacementCosts:
-    return ReplacementCosts(find_in_parts(captured(model, (x,))), in_graphs, names, 0)
+    return ReplacementCosts(find_in_parts(repl_fx.capture_parts(model, (x,))), in_graphs, names, 0)
 
 
 def costs_of_graph(gm: fx.GraphModule, x: Tensor, name: str) -> ReplacementCosts:

@@ -27,7 +27,6 @@ from repl_fx.reporting.plan_difference import (
     difference_lines,
 )
 from repl_fx.sources.source import hash_file
-from tests.captures import transformed
 from tests.model_graphs import TOKENS
 from tests.nets import TokenNet
 
@@ -83,7 +82,7 @@ def test_a_block_that_a_plan_does_not_name_is_kept(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    result = transformed(TokenNet(depth=3), (TOKENS,), surrogate="bottleneck")
+    result = repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate="bottleneck")
     return repl_fx.save(result, tmp_path_factory.mktemp("saved") / "artifact")
 
 

@@ -26,7 +26,6 @@ from repl_fx.reporting.tables import (
     verification_table,
 )
 from repl_fx.rewriting.block_reports import BlockReport, blocks_table
-from tests.captures import transformed
 from tests.display.shown import row_of, text_of
 from tests.planning.scoring.test_scores import SCORES
 
@@ -49,7 +48,7 @@ class Pair(nn.Module):
 
 @pytest.fixture(scope="module")
 def result() -> repl_fx.TransformResult:
-    return transformed(nn.Sequential(*(Pair() for _ in range(5))), (torch.randn(2, 8),))
+    return repl_fx.transform(nn.Sequential(*(Pair() for _ in range(5))), (torch.randn(2, 8),))
 
 
 def test_repeats_with_the_repeats_inside_them(result: repl_fx.TransformResult) -> None:

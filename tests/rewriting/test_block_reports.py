@@ -12,13 +12,12 @@ from repl_fx.reporting.documents import blocks_document
 from repl_fx.rewriting.apply import apply_plan
 from repl_fx.rewriting.block_reports import BlockReport, blocks_table, reports_of
 from repl_fx.tracing.parts.part_repeats import PartRepeats
-from tests.captures import captured_graph, transformed
 from tests.display.shown import row_of, text_of
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
 def test_each_block_of_a_part_has_a_row() -> None:
-    gm = captured_graph(TokenNet(depth=4), (tokens(),))
+    gm = repl_fx.capture(TokenNet(depth=4), (tokens(),))
     repeats = repl_fx.find_repeats(gm)
     (chosen,) = repl_fx.make_plan(gm, repeats, blocks=["blocks.1"], surrogate="blend").replacements
     part = PartRepeats.of("encoder", gm, repeats)
@@ -61,7 +60,7 @@ def test_a_row_says_what_a_surrogate_is_made_from(
 ) -> None:
     model = ConvNet() if surrogate == "slim" else TokenNet(depth=3)
     inputs = (images(),) if surrogate == "slim" else (tokens(),)
-    result = transformed(model, inputs, surrogate=surrogate, settings=settings, blocks=["blocks.1"], check=False)
+    result = repl_fx.transform(model, inputs, surrogate=surrogate, settings=settings, blocks=["blocks.1"], check=False)
     assert [(row.made_from, row.left) for row in result.report if row.status == "replaced"] == [(made_from, left)]
 
 

@@ -13,7 +13,6 @@ import repl_fx
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.rewriting.in_place.assembling import InPlace
 from repl_fx.rewriting.settling import Choices, settle_places
-from tests.captures import transformed
 from tests.nets import MlpBlock, RawNet
 
 PLAN = Plan(tuple(Replacement(block, "r", "0", "9", "first") for block in ("1", "3", "5")), (), "")
@@ -72,7 +71,7 @@ def test_blocks_without_a_place_stay_where_places_are_required() -> None:
 def test_auto_takes_a_surrogate_that_has_a_place() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
-    result = transformed(model, (torch.randn(2, 5, 16),))
+    result = repl_fx.transform(model, (torch.randn(2, 5, 16),))
     (row,) = (row for row in result.report if row.status == "replaced")
     assert row.surrogate == "bottleneck"
     reason = "it mixes by the attention map of layers.0.self_attn, which keeps it to itself"
@@ -95,10 +94,10 @@ class _Mixed(nn.Module):
 @pytest.mark.slow
 def test_places_can_be_required() -> None:
     x = torch.randn(4, 8)
-    anywhere = transformed(_Mixed(), (x,))
+    anywhere = repl_fx.transform(_Mixed(), (x,))
     assert len(anywhere.plan.replacements) == 2
     assert anywhere.model is anywhere.module
-    result = transformed(_Mixed(), (x,), in_place=True)
+    result = repl_fx.transform(_Mixed(), (x,), in_place=True)
     assert [r.block for r in result.plan.replacements] == ["blocks.1"]
     assert isinstance(result.model, _Mixed)
     assert "its surrogate has no place in the model's tree: it is no call of a single module" in str(result.plan)

@@ -16,7 +16,6 @@ from repl_fx.surrogates import Builder, Site
 from repl_fx.surrogates.blend import Blend
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.shared import surrogate as registry
-from tests.captures import transformed
 from tests.planning.perceptron import Perceptron
 from tests.surrogates.nets import Halving
 
@@ -32,16 +31,16 @@ def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pyte
     monkeypatch.setattr(Bottleneck, "build", broken)
     model = nn.Sequential(*(Perceptron() for _ in range(7)))
     x = torch.randn(4, 16)
-    result = transformed(model, (x,))
+    result = repl_fx.transform(model, (x,))
     assert [r.surrogate for r in result.plan.replacements] == ["bottleneck", "blend", "bottleneck"]
     assert not result.plan.refusals
     # An explicit choice has no other; the rest goes on.
-    result = transformed(model, (x,), surrogate="bottleneck")
+    result = repl_fx.transform(model, (x,), surrogate="bottleneck")
     assert [r.block for r in result.plan.replacements] == ["1", "5"]
     (refusal,) = result.plan.refusals
     assert refusal.reason == "bottleneck cannot be built here: IndexError: tuple index out of range"
     # The plan is the whole story: it makes the same graph again.
-    again = transformed(model, (x,), plan=result.plan)
+    again = repl_fx.transform(model, (x,), plan=result.plan)
     assert str(again.graph_module.graph) == str(result.graph_module.graph)
     for name, value in again.graph_module.state_dict().items():
         torch.testing.assert_close(value, result.graph_module.state_dict()[name], rtol=0, atol=0)
@@ -59,7 +58,7 @@ def test_a_next_choice_that_one_block_refuses_stands_in_for_the_others(monkeypat
     monkeypatch.setattr(Bottleneck, "build", fails)
     monkeypatch.setattr(Blend, "match", choosy)
     model = nn.Sequential(*(Perceptron() for _ in range(7)))
-    result = transformed(model, (torch.randn(4, 16),))
+    result = repl_fx.transform(model, (torch.randn(4, 16),))
     assert {r.block: r.surrogate for r in result.plan.replacements if r.block != "5"} == {"1": "blend", "3": "blend"}
     assert all(r.surrogate not in ("blend", "bottleneck") for r in result.plan.replacements if r.block == "5")
 
@@ -73,7 +72,9 @@ def test_a_block_that_a_map_behind_no_longer_stands_for_gets_a_map_of_its_own(mo
         return ("a failure", frozenset()) if len(tried) == 1 else run(self, *given)
 
     monkeypatch.setattr(TrainingCheck, "run", fails_first)
-    result = transformed(Halving(), (torch.randn(2, 8, 9, 9),), surrogate="linear", blocks=["blocks.1", "blocks.2"])
+    result = repl_fx.transform(
+        Halving(), (torch.randn(2, 8, 9, 9),), surrogate="linear", blocks=["blocks.1", "blocks.2"]
+    )
     assert [one.surrogate for one in result.plan.replacements] == ["linear", "linear"] and not result.plan.refusals
 
 
@@ -86,7 +87,7 @@ def test_plans_that_differ_in_settings_alone_are_tried_each(monkeypatch: pytest.
         return run(self, *given)
 
     model, x = nn.Sequential(*(Perceptron() for _ in range(5))), torch.randn(4, 16)
-    result = transformed(model, (x,), surrogate="bottleneck", settings={"ratio": 0.25}, blocks=["1"])
+    result = repl_fx.transform(model, (x,), surrogate="bottleneck", settings={"ratio": 0.25}, blocks=["1"])
     trials = Trials(result.found, 0)
     monkeypatch.setattr(TrainingCheck, "run", counted)
     (one,) = result.plan.replacements
@@ -154,4 +155,4 @@ def test_an_activation_of_the_model_that_takes_no_other_width_is_refused_with_it
     with pytest.raises(repl_fx.NothingToReplace, match=f"{surrogate} cannot be built here: ValueError: made for 16"):
         repl_fx.transform(model, (x,), surrogate=surrogate)
     # Another kind of surrogate keeps the width.
-    assert [r.surrogate for r in transformed(model, (x,)).plan.replacements] == ["blend"]
+    assert [r.surrogate for r in repl_fx.transform(model, (x,)).plan.replacements] == ["blend"]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.running.alone import alone
-from tests.captures import captured_graph
 
 
 class Net(nn.Module):
@@ -37,7 +36,7 @@ def test_two_threads_capture_what_one_does() -> None:
     def captured(net: nn.Module, x: Tensor, *, at_once: bool = False) -> str:
         if at_once:
             ready.wait(60)
-        gm = captured_graph(net, (x,))
+        gm = repl_fx.capture(net, (x,))
         assert repl_fx.check_capture(net, gm, (x,))
         return str(gm.code)
 

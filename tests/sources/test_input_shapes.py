@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.sources.input_shapes import InputShape, parse_input_shape, random_tensor, shape_at_batch
-from tests.captures import captured
 from tests.training.runs import Net, OneByOne
 
 
@@ -66,8 +66,10 @@ def test_random_tensors_stay_in_range() -> None:
 
 
 def test_the_shape_of_another_batch_is_that_of_a_capture_that_takes_one_alone() -> None:
-    found = captured(OneByOne(), (torch.randn(2, 1, 4, 4),))
+    found = repl_fx.capture_parts(OneByOne(), (torch.randn(2, 1, 4, 4),))
     assert shape_at_batch(found, 5) == "5x1x4x4:float32"
     assert shape_at_batch(found, 2) is None and shape_at_batch(found, 1) is None
-    assert shape_at_batch(captured(OneByOne(), (), {"x": torch.randn(2, 1, 4, 4)}), 5) == "x:5x1x4x4:float32"
-    assert shape_at_batch(captured(Net(), (torch.randn(2, 1, 4, 4),)), 5) is None
+    assert (
+        shape_at_batch(repl_fx.capture_parts(OneByOne(), (), {"x": torch.randn(2, 1, 4, 4)}), 5) == "x:5x1x4x4:float32"
+    )
+    assert shape_at_batch(repl_fx.capture_parts(Net(), (torch.randn(2, 1, 4, 4),)), 5) is None

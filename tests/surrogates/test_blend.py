@@ -12,13 +12,12 @@ import repl_fx
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
-from tests.captures import transformed
 from tests.nets import ConvBlock, ConvNet, TokenNet, images, tokens
 
 
 def test_block_runs_on_the_blend_of_its_neighbours() -> None:
     model, x = ConvNet(depth=3).eval(), images()
-    gm = transformed(model, (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
     blend = gm.get_submodule("surrogates.blocks_1.blend")
     assert isinstance(blend, BlendSynthesis)
     before, block, after = model.blocks
@@ -33,7 +32,7 @@ def test_block_runs_on_the_blend_of_its_neighbours() -> None:
 
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_gains_and_what_stays_the_blocks_own(per: str) -> None:
-    result = transformed(TokenNet(depth=3), (tokens(),), surrogate="blend", settings={"per": per})
+    result = repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="blend", settings={"per": per})
     own = {n for n, _ in result.graph_module.named_parameters() if n.startswith("blocks.1.")}
     # Norms and biases stay, weights go.
     assert own == {
@@ -106,7 +105,7 @@ class Dropped(nn.Module):
 @pytest.mark.parametrize("how", ["module", "function", "scaled"])
 def test_weights_that_go_through_something_first(how: str) -> None:
     model, x = nn.Sequential(*(Dropped(how) for _ in range(3))), torch.randn(4, 16)
-    gm = transformed(copy.deepcopy(model), (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="blend").graph_module
     names = dict(gm.named_parameters())
     assert "1.inner.weight" not in names and "1.inner.bias" in names
     blend = gm.get_submodule("surrogates.1.blend")

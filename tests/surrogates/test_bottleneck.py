@@ -10,7 +10,6 @@ from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.bottleneck import _layout_change
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from repl_fx.surrogates.shared.thin_layer import ThinSynthesis
-from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
 
@@ -21,7 +20,7 @@ def test_output_scale_at_the_start_is_within_a_factor_of_two(surrogate: str, kin
     for seed in range(2):
         torch.manual_seed(seed)
         model = (ConvNet(depth=3) if kind == "conv" else TokenNet(depth=3, post_norm=kind == "post_norm")).eval()
-        result = transformed(model, (x,), surrogate=surrogate, seed=seed)
+        result = repl_fx.transform(model, (x,), surrogate=surrogate, seed=seed)
         seen = []
         for module in (model, result.graph_module.eval()):
             kept: list[Tensor] = []
@@ -37,7 +36,7 @@ def test_thin_layer_of_a_convolution_keeps_a_depthwise_kernel_and_a_norm() -> No
     model = ConvNet(width=16)
     for block in model.blocks:
         block.bn1.eps = 0.1  # type: ignore[union-attr]
-    result = transformed(model, (images(),), surrogate="bottleneck")
+    result = repl_fx.transform(model, (images(),), surrogate="bottleneck")
     gm = result.graph_module
     synthesis = [n for n in gm.graph.nodes if is_synthesis(gm, n)]
     assert len(synthesis) == 1
@@ -73,7 +72,7 @@ def test_layouts_are_told_apart(
 
 def test_a_bottleneck_between_linear_layers_keeps_its_input_alone() -> None:
     for model, x, lean in ((TokenNet(depth=3), tokens(), 1), (ConvNet(depth=3), images(), 0)):
-        gm = transformed(model, (x,), surrogate="bottleneck").graph_module
+        gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
         assert sum(isinstance(module, RecomputedBranch) for module in gm.modules()) == lean
 
 
@@ -112,7 +111,7 @@ def test_linear_layers_in_other_layouts() -> None:
 
     for block, x in ((Next, torch.randn(2, 8, 4, 4)), (Transposed, torch.randn(2, 5, 8))):
         model = nn.Sequential(*(block() for _ in range(3)))
-        result = transformed(model, (x,), surrogate="bottleneck")
+        result = repl_fx.transform(model, (x,), surrogate="bottleneck")
         assert result.graph_module(x).shape == x.shape
         norms = [m for n, m in result.graph_module.named_modules() if n.endswith("_norm")]
         assert [type(m) for m in norms] == ([nn.LayerNorm] if block is Next else [])
@@ -122,7 +121,7 @@ def test_linear_layers_in_other_layouts() -> None:
 def test_half_precision_and_double_models() -> None:
     for dtype in (torch.bfloat16, torch.float64):
         model, x = TokenNet(depth=3).to(dtype), tokens().to(dtype)
-        gm = transformed(model, (x,), surrogate="bottleneck").graph_module
+        gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
         assert {p.dtype for p in gm.parameters()} == {dtype}
         assert gm(x).dtype == dtype
 
@@ -140,7 +139,7 @@ def test_a_span_that_changes_resolution_is_refused() -> None:
 
     model = nn.Sequential(*(Down() for _ in range(3)))
     with pytest.raises(repl_fx.NothingToReplace, match="is of a kind a thin layer cannot be made from"):
-        transformed(model, (torch.randn(2, 4, 8, 8),), surrogate="bottleneck")
+        repl_fx.transform(model, (torch.randn(2, 4, 8, 8),), surrogate="bottleneck")
 
 
 def test_a_branch_that_ends_in_operators_of_several_kinds_is_refused() -> None:
@@ -157,7 +156,7 @@ def test_a_branch_that_ends_in_operators_of_several_kinds_is_refused() -> None:
 
     model = nn.Sequential(*(Mixed() for _ in range(3)))
     with pytest.raises(repl_fx.NothingToReplace, match="begins or ends in linear operators of several kinds"):
-        transformed(model, (torch.randn(2, 6, 6, 6),), surrogate="bottleneck")
+        repl_fx.transform(model, (torch.randn(2, 6, 6, 6),), surrogate="bottleneck")
 
 
 class Causal(nn.Module):
@@ -198,7 +197,7 @@ def test_no_surrogate_lets_the_future_into_the_past(block: type[nn.Module], surr
     x = torch.randn(2, 8, 20)
     later = x.clone()
     later[..., 10:] += 1
-    gm = transformed(model, (x,), surrogate=surrogate).graph_module
+    gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
     as_after_training(gm)
     assert torch.equal(gm(later)[..., :10], gm(x)[..., :10])
     assert not torch.equal(gm(later)[..., 10:], gm(x)[..., 10:])
@@ -207,7 +206,7 @@ def test_no_surrogate_lets_the_future_into_the_past(block: type[nn.Module], surr
 def test_weights_of_its_own_are_of_the_same_sizes_and_read_no_neighbour() -> None:
     x = tokens()
     made = {
-        weights: transformed(TokenNet(), (x,), surrogate="bottleneck", settings={"weights": weights}).graph_module
+        weights: repl_fx.transform(TokenNet(), (x,), surrogate="bottleneck", settings={"weights": weights}).graph_module
         for weights in ("own", "neighbours")
     }
     own, (together,) = ([n for n in gm.graph.nodes if is_synthesis(gm, n)] for gm in made.values())
@@ -224,7 +223,7 @@ def test_weights_of_its_own_are_of_the_same_sizes_and_read_no_neighbour() -> Non
 
 def test_the_last_branch_alone() -> None:
     x = tokens()
-    gm = transformed(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module
     as_after_training(gm)
     assert sum(is_synthesis(gm, node) for node in gm.graph.nodes) == 1
     attentions = [n for n in gm.graph.nodes if n.target is torch.ops.aten.scaled_dot_product_attention.default]
@@ -270,7 +269,7 @@ def test_training_begins_with_the_depth_pruned_network(kind: str, weights: str) 
 
 def test_a_batch_norm_after_the_span_goes() -> None:
     model, x = ConvNet(depth=3, width=16), images(16)
-    gm = transformed(model, (x,), surrogate="bottleneck").graph_module
+    gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
     assert not any(node.target == "blocks.1.bn2" for node in gm.graph.nodes)
     assert not any(name.startswith("blocks.1.bn2") for name in gm.state_dict())
     assert gm.get_parameter("surrogates.blocks_1.branch_0.bias_out").shape == (16,)
@@ -291,6 +290,6 @@ def test_a_layer_scale_sets_how_the_layer_before_it_begins(scale: float) -> None
             return out
 
     model = nn.Sequential(*(Scaled() for _ in range(3)))
-    gm = transformed(model, (torch.randn(4, 8),), surrogate="bottleneck").graph_module
+    gm = repl_fx.transform(model, (torch.randn(4, 8),), surrogate="bottleneck").graph_module
     gains = gm.get_parameter("surrogates.1.branch_0.gain_out")
     assert gains.abs().min() > 0

@@ -16,7 +16,6 @@ import repl_fx
 from repl_fx.surrogates.coarse import ZeroWeights
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
 from repl_fx.surrogates.shared.windows import PictureWindows, TokenWindows, add_windows, window_means
-from tests.captures import transformed
 from tests.nets import (
     ConvNet,
     TokenNet,
@@ -336,7 +335,7 @@ def test_trials_at_other_sizes_are_not_logged(caplog: pytest.LogCaptureFixture) 
 
 def test_pictures_may_be_smaller_than_a_window_but_not_the_example() -> None:
     model = ConvNet(depth=3).eval()
-    result = transformed(model, (torch.randn(2, 3, 8, 8),), surrogate="coarse")
+    result = repl_fx.transform(model, (torch.randn(2, 3, 8, 8),), surrogate="coarse")
     for net in (result.model.eval(), result.graph_module.eval()):
         for size in (8, 3, 2, 1):
             x = torch.randn(2, 3, size, 5)

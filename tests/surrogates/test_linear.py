@@ -17,7 +17,6 @@ from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.plan import Refusal
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.linear import StreamMap
-from tests.captures import transformed
 from tests.exporting import Exported
 from tests.nets import TokenNet, TransformerBlock
 from tests.sites import layer_site
@@ -68,8 +67,8 @@ def _maps(result: repl_fx.TransformResult) -> list[StreamMap]:
 @pytest.mark.parametrize("settings", FORMS)
 def test_the_map_begins_as_the_identity_and_becomes_what_it_is_set_to(make: Any, settings: dict[str, Any]) -> None:
     net, x = make()
-    result = transformed(net, (x,), surrogate="linear", blocks=[3], settings=settings)
-    pruned = transformed(net, (x,), surrogate="identity", blocks=[3])
+    result = repl_fx.transform(net, (x,), surrogate="linear", blocks=[3], settings=settings)
+    pruned = repl_fx.transform(net, (x,), surrogate="identity", blocks=[3])
     assert torch.equal(result.graph_module.eval()(x), pruned.graph_module.eval()(x))
     assert torch.equal(result.model.eval()(x), pruned.graph_module(x))
     axis = 1 if x.ndim == 4 else -1
@@ -102,14 +101,14 @@ def _matrix(settings: dict[str, Any], channels: int) -> Tensor:
 @pytest.mark.parametrize("settings", FORMS)
 def test_a_map_learns_from_the_start(settings: dict[str, Any]) -> None:
     net, x = _tokens()
-    result = transformed(net, (x,), surrogate="linear", blocks=[3], settings=settings)
+    result = repl_fx.transform(net, (x,), surrogate="linear", blocks=[3], settings=settings)
     torch.autograd.backward(result.model(x).square().mean())
     gradients = [p.grad for p in _maps(result)[0].parameters() if p.grad is not None]
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_one_map_stands_for_a_stretch() -> None:
-    result = transformed(TokenNet(depth=6), (X,), surrogate="linear", blocks=[2, 4, 5])
+    result = repl_fx.transform(TokenNet(depth=6), (X,), surrogate="linear", blocks=[2, 4, 5])
     kinds = {one.block: (one.surrogate, one.why) for one in result.plan.replacements}
     assert kinds == {
         "blocks.1": ("linear", ""),
@@ -117,13 +116,13 @@ def test_one_map_stands_for_a_stretch() -> None:
         "blocks.4": ("linear", ""),
     }
     assert len(_maps(result)) == 2
-    again = transformed(TokenNet(depth=6), (X,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
+    again = repl_fx.transform(TokenNet(depth=6), (X,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
     assert again.plan == result.plan
 
 
 def test_blocks_that_no_map_can_stand_for_are_refused() -> None:
     with pytest.raises(repl_fx.NothingToReplace) as refused:
-        transformed(TokenNet(depth=3), (X,), surrogate="linear", settings={"rank": 16})
+        repl_fx.transform(TokenNet(depth=3), (X,), surrogate="linear", settings={"rank": 16})
     assert "rank 16 is no bound for a map of 16 channels" in str(refused.value.reasons)
     refusal = make_surrogate("linear", {"form": "scale"}).match(layer_site(16))
     wanted = "it turns 2x8 into 2x16, and form=scale needs equal widths and sizes"
@@ -146,12 +145,12 @@ def test_settings_that_make_no_sense(settings: dict[str, Any], said: str) -> Non
 
 
 def _merged(net: nn.Module, blocks: list[int]) -> repl_fx.TransformResult:
-    return transformed(net, (X,), surrogate="linear", blocks=blocks, settings={"merged": True})
+    return repl_fx.transform(net, (X,), surrogate="linear", blocks=blocks, settings={"merged": True})
 
 
 def test_a_merged_map_costs_nothing() -> None:
     net = TokenNet(depth=5)
-    result, pruned = _merged(net, [2, 3]), transformed(net, (X,), surrogate="identity", blocks=[2, 3])
+    result, pruned = _merged(net, [2, 3]), repl_fx.transform(net, (X,), surrogate="identity", blocks=[2, 3])
     gm, floor = result.graph_module.eval(), pruned.graph_module.eval()
     assert torch.equal(gm(X), floor(X))
     (found,) = _maps(result)
@@ -182,7 +181,7 @@ def test_a_merged_map_costs_nothing() -> None:
 def test_a_merged_map_adds_nothing_to_the_file(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     net = TokenNet(depth=5)
-    results = [_merged(net, [2, 3]), transformed(net, (X,), surrogate="identity", blocks=[2, 3])]
+    results = [_merged(net, [2, 3]), repl_fx.transform(net, (X,), surrogate="identity", blocks=[2, 3])]
     _maps(results[0])[0].set_to(torch.eye(16) + torch.randn(16, 16) / 8, torch.randn(16))
     exported = [
         Exported(result.graph_module, tmp_path / f"{number}.onnx", (X,)) for number, result in enumerate(results)
@@ -208,10 +207,10 @@ def test_a_merged_map_leaves_the_graph_as_the_model_to_train() -> None:
 def test_blocks_that_nothing_can_be_merged_into_are_refused() -> None:
     net = nn.Sequential(*(_Residual() for _ in range(3)))
     with pytest.raises(repl_fx.NothingToReplace, match="0 does not end in a linear layer before its last addition"):
-        transformed(net, (PICTURES,), surrogate="linear", settings={"merged": True})
+        repl_fx.transform(net, (PICTURES,), surrogate="linear", settings={"merged": True})
     post = nn.Sequential(*(TransformerBlock(16, post_norm=True) for _ in range(3)))
     with pytest.raises(repl_fx.NothingToReplace, match="ends in more than an addition"):
-        transformed(post, (X,), surrogate="linear", settings={"merged": True})
+        repl_fx.transform(post, (X,), surrogate="linear", settings={"merged": True})
 
 
 PICTURE = torch.randn(2, 8, 9, 9)
@@ -222,7 +221,7 @@ STRETCH = ["blocks.1", "blocks.2", "blocks.3"]
 @pytest.mark.parametrize("kind", [{}, {"average": True}], ids=str)
 def test_a_block_that_changes_sizes_is_one_convolution_of_a_pixel(kind: Any, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    result = transformed(Halving(**kind), (PICTURE,), surrogate="linear", blocks=["blocks.1"], settings=settings)
+    result = repl_fx.transform(Halving(**kind), (PICTURE,), surrogate="linear", blocks=["blocks.1"], settings=settings)
     graph, (found,) = result.graph_module.eval(), _maps(result)
     made = [node for node in graph.graph.nodes if node.meta.get("replaces")]
     assert sum("conv2d" in str(node.target) for node in made) == 1 + bool(settings)
@@ -264,7 +263,7 @@ def test_a_planted_map_with_a_stride_is_recovered(kind: Any, blocks: list[str], 
     for block in list(net.blocks)[1:4]:
         assert isinstance(block, Strided)
         block.flatten()
-    result = transformed(net, (PICTURE,), surrogate="linear", blocks=blocks)
+    result = repl_fx.transform(net, (PICTURE,), surrogate="linear", blocks=blocks)
     batches = [torch.randn(4, 8, 9, 9) for _ in range(8)]
     (one,) = repl_fx.fit(result, batches, objective=objective).surrogates
     assert one.before is not None and one.after is not None and one.before > 0.1 > 1e-4 > one.after
@@ -276,7 +275,7 @@ def test_a_planted_map_with_a_stride_is_recovered(kind: Any, blocks: list[str], 
 def test_a_ridge_without_end_draws_a_map_with_a_stride_to_its_start() -> None:
     torch.manual_seed(0)
     for settings in ({}, {"rank": 4}):
-        result = transformed(Halving(), (PICTURE,), surrogate="linear", blocks=STRETCH, settings=settings)
+        result = repl_fx.transform(Halving(), (PICTURE,), surrogate="linear", blocks=STRETCH, settings=settings)
         (found,) = _maps(result)
         start = found.start.clone()
         repl_fx.fit(result, [torch.randn(8, 8, 9, 9)], ridge=1e9)
@@ -288,26 +287,26 @@ def test_a_ridge_without_end_draws_a_map_with_a_stride_to_its_start() -> None:
 def test_one_map_stands_for_a_stretch_that_changes_sizes_twice() -> None:
     torch.manual_seed(0)
     net = Halving()
-    result = transformed(net, (PICTURE,), surrogate="linear", blocks=STRETCH)
+    result = repl_fx.transform(net, (PICTURE,), surrogate="linear", blocks=STRETCH)
     kinds = {one.block: (one.surrogate, dict(one.settings).get("in_stretch")) for one in result.plan.replacements}
     assert kinds == {"blocks.1": ("identity", True), "blocks.2": ("identity", False), "blocks.3": ("linear", None)}
     # Strides of two and two read each fourth pixel; three would make the same size.
     (product,) = [node for node in result.graph_module.graph.nodes if node.meta.get("replaces") and "conv" in node.name]
     assert product.args[3] == [4, 4]
-    again = transformed(net, (PICTURE,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
+    again = repl_fx.transform(net, (PICTURE,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
     assert torch.equal(again.graph_module.eval()(PICTURE), result.graph_module.eval()(PICTURE))
     torch.autograd.backward(result.model.train()(PICTURE).square().mean())
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in _maps(result)[0].parameters())
     with pytest.raises(
         repl_fx.PlanMismatch, match=r"takes blocks\.1 out, which changes sizes, and has no map behind it"
     ):
-        transformed(net, (PICTURE,), plan=replace(result.plan, replacements=result.plan.replacements[:2]))
+        repl_fx.transform(net, (PICTURE,), plan=replace(result.plan, replacements=result.plan.replacements[:2]))
 
 
 @pytest.mark.parametrize("settings", FORMS)
 def test_the_model_in_place_is_exported(settings: dict[str, Any], tmp_path: Path) -> None:
     model, x = _pictures()
-    result = transformed(model, (x,), surrogate="linear", settings=settings, in_place=True)
+    result = repl_fx.transform(model, (x,), surrogate="linear", settings=settings, in_place=True)
     repl_fx.fit(result, [torch.randn(8, *x.shape[1:])])
     assert Exported(result.model, tmp_path / "model.onnx", (x,)).verify()
 
@@ -316,7 +315,7 @@ def test_the_model_in_place_is_exported(settings: dict[str, Any], tmp_path: Path
 def test_a_map_with_a_stride_is_exported(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     torch.manual_seed(0)
-    result = transformed(Halving(average=True), (PICTURE,), surrogate="linear", blocks=["blocks.1", "blocks.3"])
+    result = repl_fx.transform(Halving(average=True), (PICTURE,), surrogate="linear", blocks=["blocks.1", "blocks.3"])
     repl_fx.fit(result, [torch.randn(8, 8, 9, 9)])
     assert Exported(result.graph_module, tmp_path / "model.onnx", (PICTURE,)).verify()
 
@@ -325,7 +324,7 @@ def test_a_map_with_a_stride_is_exported(tmp_path: Path) -> None:
 def test_other_picture_sizes_are_divided_as_the_blocks_did(blocks: list[str]) -> None:
     torch.manual_seed(0)
     net = _Ragged()
-    result = transformed(net, (PICTURE,), surrogate="linear", blocks=blocks)
+    result = repl_fx.transform(net, (PICTURE,), surrogate="linear", blocks=blocks)
     for height, width in ((9, 8), (7, 12), (13, 1)):
         x = torch.randn(3, 8, height, width)
         made = result.module.eval()(x)
@@ -336,13 +335,13 @@ def test_other_picture_sizes_are_divided_as_the_blocks_did(blocks: list[str]) ->
 @pytest.mark.slow
 def test_sizes_that_are_rounded_down_are_refused() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="no convolution of one pixel with a stride makes such sizes"):
-        transformed(Halving(padding=0), (PICTURE,), surrogate="linear", blocks=["blocks.1"])
+        repl_fx.transform(Halving(padding=0), (PICTURE,), surrogate="linear", blocks=["blocks.1"])
 
 
 @pytest.mark.parametrize(("settings", "form"), [({"form": "scale"}, "form=scale"), ({"merged": True}, "merged=true")])
 def test_forms_for_equal_sizes_are_refused(settings: dict[str, Any], form: str) -> None:
     with pytest.raises(repl_fx.NothingToReplace, match=f"and {form} needs equal widths and sizes"):
-        transformed(Halving(), (PICTURE,), surrogate="linear", blocks=["blocks.1"], settings=settings)
+        repl_fx.transform(Halving(), (PICTURE,), surrogate="linear", blocks=["blocks.1"], settings=settings)
 
 
 def test_channels_that_are_last_become_others_in_a_product() -> None:
@@ -353,7 +352,7 @@ def test_channels_that_are_last_become_others_in_a_product() -> None:
 
 def test_a_group_norm_tells_the_channels_of_attention_over_pictures() -> None:
     model, x = Diffusion(HeadsBlock), torch.randn(2, CHANNELS, 4, 4)
-    result = transformed(model, (x,), surrogate="linear", blocks=[2])
+    result = repl_fx.transform(model, (x,), surrogate="linear", blocks=[2])
     (stand_in,) = (module for module in result.graph_module.modules() if isinstance(module, StreamMap))
     assert next(stand_in.parameters()).shape[0] == CHANNELS
     fitted = repl_fx.fit(result, [torch.randn(16, CHANNELS, 4, 4)])
@@ -374,6 +373,6 @@ class _Matrices(nn.Module):
 
 
 def test_a_layer_norm_tells_the_channels_of_a_block_with_matrices_of_its_own() -> None:
-    result = transformed(nn.Sequential(*(_Matrices() for _ in range(4))), (X,), surrogate="linear", blocks=[2])
+    result = repl_fx.transform(nn.Sequential(*(_Matrices() for _ in range(4))), (X,), surrogate="linear", blocks=[2])
     (stand_in,) = (module for module in result.graph_module.modules() if isinstance(module, StreamMap))
     assert next(stand_in.parameters()).shape[0] == X.shape[-1]

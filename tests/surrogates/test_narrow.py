@@ -17,7 +17,6 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.surrogates.narrow import Narrow, NarrowConfig
-from tests.captures import transformed
 from tests.export.running import run
 from tests.nets import TokenNet, TransformerBlock, tokens
 from tests.surrogates.nets import CHANNELS, NETS, Diffusion, HeadsBlock, InPlace, Residual, Scaled
@@ -217,7 +216,7 @@ def test_all_units_are_the_block(name: str) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name]()
     _settled(model)
-    result = transformed(model, (x,), surrogate="narrow", settings={"ratio": 1.0})
+    result = repl_fx.transform(model, (x,), surrogate="narrow", settings={"ratio": 1.0})
     assert result.plan.replacements
     with torch.no_grad():
         wanted = model(x.clone())
@@ -231,7 +230,7 @@ def test_units_that_nobody_reads_go_first(name: str) -> None:
     model, x = MODELS[name]()
     _settled(model)
     _silence_half_(model, _block(model, 1), READERS[name], GROUPS.get(name, 1))
-    result = transformed(model, (x,), surrogate="narrow", blocks=[2], settings={"ratio": 0.5})
+    result = repl_fx.transform(model, (x,), surrogate="narrow", blocks=[2], settings={"ratio": 0.5})
     assert [one.block for one in result.plan.replacements] == [_block(model, 1)]
     with torch.no_grad():
         wanted, made = model(x.clone()), result.model.eval()(x.clone())
@@ -246,7 +245,7 @@ def test_units_that_nobody_reads_go_first(name: str) -> None:
 def test_it_trains_folds_and_exports(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name]()
-    result = transformed(_settled(model), (x,), surrogate="narrow")
+    result = repl_fx.transform(_settled(model), (x,), surrogate="narrow")
     gm = result.graph_module.train()
     gm(x.clone()).square().sum().backward()
     own = {n: p.grad for n, p in gm.named_parameters() if n.startswith("surrogates.")}
@@ -263,7 +262,7 @@ def test_it_trains_folds_and_exports(name: str, tmp_path: Path) -> None:
 
 def test_the_rest_of_a_block_stays_its_own() -> None:
     model, x = TokenNet(depth=4), tokens()
-    result = transformed(model, (x,), surrogate="narrow", blocks=[2])
+    result = repl_fx.transform(model, (x,), surrogate="narrow", blocks=[2])
     names = {name for name, _ in result.model.named_parameters()}
     assert {"blocks.1.attn.qkv.weight", "blocks.1.norm2.weight"} <= names
     assert not {"blocks.1.fc1.weight", "blocks.1.fc2.bias"} & names
@@ -273,7 +272,7 @@ def test_the_rest_of_a_block_stays_its_own() -> None:
 def test_in_place_the_blocks_own_code_runs_on_smaller_layers() -> None:
     torch.manual_seed(0)
     model, x = Steps().eval(), tokens()
-    result = transformed(model, (x,), surrogate="narrow")
+    result = repl_fx.transform(model, (x,), surrogate="narrow")
     placed, kept, before = (
         made.get_submodule(f"blocks.{i}") for made, i in ((result.model, 1), (result.model, 0), (model, 1))
     )
@@ -288,7 +287,7 @@ def test_in_place_the_blocks_own_code_runs_on_smaller_layers() -> None:
 
 
 def test_linear_layers_in_place_say_how_large_they_are() -> None:
-    result = transformed(TokenNet(depth=4), (tokens(),), surrogate="narrow", blocks=[2])
+    result = repl_fx.transform(TokenNet(depth=4), (tokens(),), surrogate="narrow", blocks=[2])
     block, kept = (result.model.get_submodule(f"blocks.{i}") for i in (1, 2))
     assert isinstance(block, TransformerBlock) and isinstance(kept, TransformerBlock)
     assert block.fc1.out_features == block.fc2.in_features < kept.fc1.out_features
@@ -335,13 +334,13 @@ class _Excited(nn.Module):
 )
 def test_units_that_cannot_go_are_refused(kind: str, reason: str) -> None:
     with pytest.raises(repl_fx.NothingToReplace, match=reason):
-        transformed(_stack(lambda: _Excited(kind)), (torch.randn(2, CHANNELS, 6, 6),), surrogate="narrow")
+        repl_fx.transform(_stack(lambda: _Excited(kind)), (torch.randn(2, CHANNELS, 6, 6),), surrogate="narrow")
 
 
 def test_what_is_left_of_groups_is_normalised_as_it_was() -> None:
     torch.manual_seed(0)
     model, x = MODELS["group norm"]()
-    result = transformed(model, (x,), surrogate="narrow", blocks=[2])
+    result = repl_fx.transform(model, (x,), surrogate="narrow", blocks=[2])
     (one,) = result.plan.replacements
     norms = [m for m in result.graph_module.modules() if isinstance(m, nn.GroupNorm) and m.num_channels < HIDDEN]
     # Of groups of 4 and of 6 a multiple of both.
@@ -376,13 +375,13 @@ class _Tied(nn.Module):
 )
 def test_shared_weights_are_refused(kind: str, reason: str) -> None:
     with pytest.raises(repl_fx.NothingToReplace, match=reason):
-        transformed(_stack(lambda: _Tied(kind)), (tokens(),), surrogate="narrow", blocks=[2])
+        repl_fx.transform(_stack(lambda: _Tied(kind)), (tokens(),), surrogate="narrow", blocks=[2])
 
 
 @pytest.mark.parametrize("name", ["tokens", "batch norm", "layer scale", "bare weights"])
 def test_the_nets_of_other_surrogates(name: str) -> None:
     model, x = NETS[name]()
-    result = transformed(_settled(model), (x,), surrogate="narrow", settings={"ratio": 1.0})
+    result = repl_fx.transform(_settled(model), (x,), surrogate="narrow", settings={"ratio": 1.0})
     with torch.no_grad():
         torch.testing.assert_close(result.graph_module.eval()(x.clone()), model(x.clone()))
 
@@ -390,23 +389,23 @@ def test_the_nets_of_other_surrogates(name: str) -> None:
 @pytest.mark.slow
 def test_every_block_of_a_repeat_may_go() -> None:
     model, x = TokenNet(depth=3), tokens()
-    result = transformed(model, (x,), surrogate="narrow", every=1)
+    result = repl_fx.transform(model, (x,), surrogate="narrow", every=1)
     assert [str(one) for one in result.plan.replacements] == [f"blocks.{i} -> narrow" for i in range(3)]
     assert result.in_place.model is not None and not result.plan.refusals
     torch.testing.assert_close(result.model.eval()(x), result.graph_module.eval()(x))
-    again = transformed(model, (x,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
+    again = repl_fx.transform(model, (x,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
     torch.testing.assert_close(again.model.eval()(x), result.model(x))
     # Depth pruning of the same blocks.
-    bare = transformed(model, (x,), plan=result.plan.without_surrogates())
+    bare = repl_fx.transform(model, (x,), plan=result.plan.without_surrogates())
     torch.testing.assert_close(bare.model.eval()(x), model.eval().head(model.embed(x).mean(1)))
 
 
 def test_the_first_block_goes_by_name_and_by_another_surrogate_it_does_not() -> None:
     model, x = TokenNet(depth=3), tokens()
-    (one,) = transformed(model, (x,), surrogate="narrow", blocks=["blocks.0"]).plan.replacements
+    (one,) = repl_fx.transform(model, (x,), surrogate="narrow", blocks=["blocks.0"]).plan.replacements
     assert (one.block, one.neighbours) == ("blocks.0", ())
     with pytest.raises(repl_fx.NothingToReplace, match="no block before it to be made from"):
-        transformed(model, (x,), surrogate="bottleneck", blocks=["blocks.0"])
+        repl_fx.transform(model, (x,), surrogate="bottleneck", blocks=["blocks.0"])
 
 
 @pytest.mark.slow
@@ -414,19 +413,21 @@ def test_a_budget_takes_the_most_units_that_it_allows() -> None:
     model, x = TokenNet(depth=5), tokens()
     shares = []
     for budget in (0.95, 0.85, 0.75):
-        result = transformed(model, (x,), surrogate="narrow", budget={"params": budget}, check=False)
+        result = repl_fx.transform(model, (x,), surrogate="narrow", budget={"params": budget}, check=False)
         (ratio,) = {one.settings["ratio"] for one in result.plan.replacements}
         shares.append(ratio)
         assert result.plan.expected["params"] <= budget
         if ratio < 0.875:
             with pytest.raises(BadInput, match="no plan has params"):
                 more = {"ratio": ratio + 0.125}
-                transformed(model, (x,), surrogate="narrow", settings=more, budget={"params": budget}, check=False)
+                repl_fx.transform(
+                    model, (x,), surrogate="narrow", settings=more, budget={"params": budget}, check=False
+                )
     assert shares == sorted(shares, reverse=True) and len(set(shares)) == 3
     # Blocks in a row go.
     assert len(result.plan.replacements) > 3
     with pytest.raises(BadInput, match=r"no plan has params at or below 0\.1 of the original"):
-        transformed(model, (x,), surrogate="narrow", budget={"params": 0.1}, check=False)
+        repl_fx.transform(model, (x,), surrogate="narrow", budget={"params": 0.1}, check=False)
 
 
 def test_a_ratio_that_is_given_is_no_choice() -> None:

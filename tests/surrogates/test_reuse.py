@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import NothingToReplace
 from repl_fx.surrogates.reuse import ValueForm, ValueSynthesis, _runs, value_weights
-from tests.captures import transformed
 from tests.finding.layouts import Net
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
@@ -200,7 +199,7 @@ def test_the_future_stays_unseen(masked: bool) -> None:
 
 def test_consecutive_blocks_share_one_map_and_lengths_may_change() -> None:
     model, x = TokenNet(depth=5, heads=4), tokens()
-    gm = transformed(model, (x,), blocks=["blocks.1", "blocks.2"], surrogate="reuse").graph_module.eval()
+    gm = repl_fx.transform(model, (x,), blocks=["blocks.1", "blocks.2"], surrogate="reuse").graph_module.eval()
     as_after_training(gm)
     maps = {n.args[5].args[0] for n in gm.graph.nodes if n.op == "call_module" and "reuse" in str(n.target)}
     assert len(maps) == 1
@@ -213,7 +212,7 @@ def test_what_has_no_attention_is_refused_and_auto_knows() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="0 products with an attention map"):
         _reused(ConvNet(), images())
     for model, x, key in ((ConvNet(), images(), "slim"), (TokenNet(), tokens(), "reuse")):
-        plan = transformed(model, (x,), surrogate="auto").plan
+        plan = repl_fx.transform(model, (x,), surrogate="auto").plan
         assert {replacement.surrogate for replacement in plan.replacements} == {key}
 
 
@@ -236,7 +235,7 @@ def test_a_map_that_may_not_be_there_is_not_reused() -> None:
     x = tokens()
     with pytest.raises(repl_fx.NothingToReplace, match=r"layers\.0 may be skipped in training"):
         _reused(DropsLayers(), x)
-    result = transformed(DropsLayers(), (x,))
+    result = repl_fx.transform(DropsLayers(), (x,))
     assert [replacement.surrogate for replacement in result.plan.replacements] == ["bottleneck"] * 2
     for _ in range(8):
         assert result.graph_module.train()(x).shape == x.shape

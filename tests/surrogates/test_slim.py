@@ -17,7 +17,6 @@ from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.slim import _order
-from tests.captures import captured_graph, transformed
 from tests.nets import (
     ConvNet,
     TokenNet,
@@ -176,10 +175,10 @@ def test_every_width_shrinks_alike() -> None:
 
 def test_blocks_back_to_back() -> None:
     model, x = _net(_basic, depth=5), images(4)
-    repeats = repl_fx.find_repeats(captured_graph(model, (x,)))
+    repeats = repl_fx.find_repeats(repl_fx.capture(model, (x,)))
     names = [block.name for block in repeats[0].blocks[1:4]]
-    gm = transformed(model, (x,), surrogate="slim", blocks=names).graph_module.train()
-    pruned = transformed(model, (x,), surrogate="identity", blocks=names).graph_module.train()
+    gm = repl_fx.transform(model, (x,), surrogate="slim", blocks=names).graph_module.train()
+    pruned = repl_fx.transform(model, (x,), surrogate="identity", blocks=names).graph_module.train()
     torch.testing.assert_close(gm(x), pruned(x))
     as_after_training(gm)
     gm(x).square().sum().backward()
@@ -300,10 +299,10 @@ class _Picky(nn.Module):
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, IndexError])
 def test_a_module_that_cannot_be_asked_is_refused(kind: type[Exception]) -> None:
     model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Picky(kind), nn.Conv2d(16, 16, 1)) for _ in range(3)))
-    gm = captured_graph(model, (torch.randn(2, 16, 8, 8),))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
     picky = [n for n in gm.graph.nodes if n.op == "call_module" and type(gm.get_submodule(n.target)) is _Picky]
     assert len(picky) == 3 and not any(is_activation(gm, node) for node in picky)
     assert all(_order(gm, node, 4) is None for node in picky)
     for surrogate, reason in (("slim", "no pictures of"), ("coarse", "at a lower resolution")):
         with pytest.raises(repl_fx.NothingToReplace, match=reason):
-            transformed(model, (torch.randn(2, 16, 8, 8),), surrogate=surrogate)
+            repl_fx.transform(model, (torch.randn(2, 16, 8, 8),), surrogate=surrogate)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+import repl_fx
 from examples.shapes import CLASSES, scene
 from repl_fx.training.data.data_set import Data, Tensors
-from tests.captures import transformed
 from tests.nets import ConvBlock, MlpBlock
 
 
@@ -49,7 +49,7 @@ def pictures(count: int = 48) -> Data:
 def rewritten(seed: int = 0) -> nn.Module:
     """The network with a surrogate in place."""
     torch.manual_seed(seed)
-    return transformed(Net(), (torch.randn(2, 1, 4, 4),), surrogate="blend").model
+    return repl_fx.transform(Net(), (torch.randn(2, 1, 4, 4),), surrogate="blend").model
 
 
 class PixelNet(nn.Module):
@@ -78,7 +78,7 @@ def scenes(train: int = 32, test: int = 8) -> Data:
 def pixel_net(seed: int = 0) -> nn.Module:
     """The network for pixels with a surrogate in place."""
     torch.manual_seed(seed)
-    return transformed(PixelNet(), (torch.randn(2, 3, 16, 16),), surrogate="blend").model
+    return repl_fx.transform(PixelNet(), (torch.randn(2, 3, 16, 16),), surrogate="blend").model
 
 
 class Spots(nn.Module):
@@ -133,4 +133,4 @@ def spots_net(seed: int = 0) -> nn.Module:
     """The network for spots with a surrogate in place."""
     torch.manual_seed(seed)
     images, targets = zip(*(SpottedPictures(0, 2)[index] for index in range(2)), strict=True)
-    return transformed(Spots(), (list(images), list(targets)), surrogate="blend").model
+    return repl_fx.transform(Spots(), (list(images), list(targets)), surrogate="blend").model

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.training.calibration import calibration, score_on_data
 from repl_fx.training.data.data_set import Data
 from repl_fx.training.loading import read_data
 from repl_fx.training.train_config import TrainConfig
-from tests.captures import captured
 
 PICTURES = torch.randn(2, 1, 8, 8)
 DIGITS = read_data(TrainConfig())
@@ -77,7 +77,7 @@ def test_full_batches_alone() -> None:
 
 
 def test_scores_on_a_data_set() -> None:
-    found = captured(Digits().eval(), (PICTURES,))
+    found = repl_fx.capture_parts(Digits().eval(), (PICTURES,))
     scores = score_on_data(found, DIGITS, TrainConfig(), "loss", samples=40, greedy=1)
     assert (scores.samples, scores.kinds, scores.greedy) == (40, ("influence", "change", "loss"), ("blocks.1",))
     without = score_on_data(found, DIGITS, TrainConfig(), "influence", samples=40)
@@ -99,7 +99,7 @@ def loaders():
 def test_data_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(LOADERS)
     config = TrainConfig(data=f"{tmp_path}/mine.py:loaders")
-    found = captured(Digits().eval(), (PICTURES,))
+    found = repl_fx.capture_parts(Digits().eval(), (PICTURES,))
     assert score_on_data(found, read_data(config), config, "gradient", samples=10).samples == 10
     with pytest.raises(BadInput, match="returns a Mine; return"):
         config = config.changed(data=f"{tmp_path}/mine.py:module")

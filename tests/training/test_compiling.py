@@ -11,9 +11,9 @@ import torch
 import torch.compiler.config
 from torch import fx
 
+import repl_fx
 from repl_fx.training.compiling import compile_
 from repl_fx.training.sharding import units_of
-from tests.captures import transformed
 from tests.nets import TokenNet
 
 
@@ -24,7 +24,7 @@ from tests.nets import TokenNet
 def test_blocks_of_one_kind_and_surrogates_are_compiled_once(surrogate: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 5, 16)
-    result = transformed(TokenNet(depth=5), (x,), surrogate=surrogate)
+    result = repl_fx.transform(TokenNet(depth=5), (x,), surrogate=surrogate)
     model, graph = result.model, result.graph_module
     made: list[fx.GraphModule] = []
 

@@ -19,7 +19,6 @@ from repl_fx.training.run import train_once
 from repl_fx.training.tasks import Classification
 from repl_fx.training.tasks.detection import Detection
 from repl_fx.training.train_config import TrainConfig
-from tests.captures import transformed
 from tests.training.runs import Net, Spots, SpottedPictures, pictures, spots, spots_net
 
 BATCH = (torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
@@ -28,7 +27,7 @@ BATCH = (torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
 def _pair(classes: int = 3) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     teacher = Net(classes)
-    student = transformed(Net(classes), (BATCH[0][:2],), surrogate="blend").model
+    student = repl_fx.transform(Net(classes), (BATCH[0][:2],), surrogate="blend").model
     return teacher, student.eval()
 
 
@@ -77,7 +76,7 @@ def test_a_block_that_a_batch_skips_teaches_nothing(monkeypatch: pytest.MonkeyPa
 def test_values_are_taught_to_a_graph_as_they_are_in_place(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     teacher = Net(3)
-    result = transformed(Net(3), (BATCH[0][:2],), surrogate="linear", settings=settings)
+    result = repl_fx.transform(Net(3), (BATCH[0][:2],), surrogate="linear", settings=settings)
     graph: Any = result.module
     (place,) = places_in(result.model if settings else with_record(result))
     assert (place.path, place.leaf) == ("blocks.1", 0) and place.node is not None
@@ -116,7 +115,7 @@ def test_a_run_learns_from_a_teacher_alone(tmp_path: Path) -> None:
     taught = train_once(teacher, data, base, tmp_path / "teacher")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     torch.manual_seed(5)
-    student = transformed(Net(), (BATCH[0][:2],), surrogate="bottleneck").model
+    student = repl_fx.transform(Net(), (BATCH[0][:2],), surrogate="bottleneck").model
     config = base.changed(teacher="original", target_weight=0.0, teacher_values=0.1)
     made = train_once(student, data, config, tmp_path / "student", teacher=teacher)
     assert taught.figures["accuracy"] > 0.8 and made.figures["accuracy"] > 0.7

@@ -14,7 +14,6 @@ from repl_fx.sources import load_source
 from repl_fx.training.command import RunRequest, begin, heal_directory
 from repl_fx.training.healing import FIGURES, Healed, settings_to_heal
 from repl_fx.training.run import STATE
-from tests.captures import transformed
 from tests.training.trained_net import trained_net
 
 
@@ -28,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cut(trained: Path, tmp_path: Path) -> Path:
     """An artifact of the trained model."""
     source = load_source(f"{trained / 'model.py'}", weights=trained / "weights.safetensors")
-    result = transformed(source.model, source.args, surrogate="bottleneck", check=False)
+    result = repl_fx.transform(source.model, source.args, surrogate="bottleneck", check=False)
     return repl_fx.save(result.model, tmp_path / "cut", source=source)
 
 
@@ -60,7 +59,7 @@ def test_surrogates_learn_without_targets_and_nothing_else(trained: Path, cut: P
 
 def test_a_graph_learns_from_values_too(trained: Path, tmp_path: Path) -> None:
     source = load_source(f"{trained / 'model.py'}", weights=trained / "weights.safetensors")
-    result = transformed(source.model, source.args, surrogate="linear", settings={"merged": True}, check=False)
+    result = repl_fx.transform(source.model, source.args, surrogate="linear", settings={"merged": True}, check=False)
     assert result.in_place.model is None
     directory = repl_fx.save(result, tmp_path / "graph", source=source)
     spec = f"{trained / 'model.py'}:data"

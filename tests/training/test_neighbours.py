@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.training.neighbours import neighbours_of, treated
-from tests.captures import transformed
 from tests.nets import TokenNet
 from tests.training.runs import Net
 
@@ -20,7 +19,7 @@ PICTURES, TOKENS = torch.randn(2, 1, 4, 4), torch.randn(2, 6, 16)
 
 def _result(surrogate: str = "blend", **settings: Any) -> repl_fx.TransformResult:
     torch.manual_seed(0)
-    return transformed(Net(), (PICTURES,), surrogate=surrogate, settings=settings)
+    return repl_fx.transform(Net(), (PICTURES,), surrogate=surrogate, settings=settings)
 
 
 def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -53,7 +52,7 @@ def test_frozen_neighbours_have_no_gradient_and_surrogates_have() -> None:
 @pytest.mark.parametrize("graph", [False, True])
 def test_detached_neighbours_have_their_own_gradients_alone(surrogate: str, graph: bool) -> None:
     torch.manual_seed(0)
-    result = transformed(TokenNet(depth=3), (TOKENS,), surrogate=surrogate)
+    result = repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate=surrogate)
     model = result.module if graph else result.model
     _moved(model)
     both = _gradients(model, TOKENS)
@@ -65,7 +64,7 @@ def test_detached_neighbours_have_their_own_gradients_alone(surrogate: str, grap
     assert changed and all(name.startswith(("blocks.0.", "blocks.2.")) for name in changed)
     settings = {"train_neighbours": False}
     torch.manual_seed(0)
-    constant = transformed(TokenNet(depth=3), (TOKENS,), surrogate=surrogate, settings=settings)
+    constant = repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate=surrogate, settings=settings)
     other = constant.module if graph else constant.model
     other.load_state_dict(model.state_dict())
     expected = _gradients(other, TOKENS)

@@ -20,7 +20,6 @@ from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
 from repl_fx.training.schedules import require_schedule, train_in_phases
 from repl_fx.training.train_config import TrainConfig
-from tests.captures import transformed
 from tests.training.runs import Net, pictures
 
 PHASES = TrainConfig(
@@ -32,7 +31,7 @@ INPUTS = (torch.zeros(2, 1, 4, 4),)
 
 def _result(seed: int = 0, surrogate: str = "blend", plan: repl_fx.Plan | None = None) -> repl_fx.TransformResult:
     torch.manual_seed(seed)
-    return transformed(Net(), INPUTS, surrogate=surrogate, plan=plan)
+    return repl_fx.transform(Net(), INPUTS, surrogate=surrogate, plan=plan)
 
 
 def _checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -205,7 +204,7 @@ def test_what_cannot_be_is_a_line(tmp_path: Path) -> None:
         require_schedule(PHASES, unreplaced(result, "so"))
     torch.manual_seed(0)
     loop = nn.Sequential(nn.Linear(16, 16), _Loop())
-    graph = transformed(loop, (torch.zeros(2, 16),), surrogate="bottleneck")
+    graph = repl_fx.transform(loop, (torch.zeros(2, 16),), surrogate="bottleneck")
     assert graph.in_place.model is None
     with pytest.raises(BadInput, match="restore_at needs the model in place, which is refused: "):
         require_schedule(PHASES, graph)

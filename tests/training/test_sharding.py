@@ -13,7 +13,6 @@ from torch import nn
 import repl_fx
 from repl_fx.training.safe_checkpoints import Header, before, discard_all, header_of, last_whole, part_of
 from repl_fx.training.sharding import _put, units_of
-from tests.captures import transformed
 from tests.training.runs import Net
 
 
@@ -32,7 +31,7 @@ def _blocks() -> nn.Module:
 
 def test_the_units_of_a_model_in_place_are_its_blocks() -> None:
     torch.manual_seed(0)
-    result = transformed(Net(), (torch.randn(2, 1, 4, 4),), surrogate="blend")
+    result = repl_fx.transform(Net(), (torch.randn(2, 1, 4, 4),), surrogate="blend")
     assert units_of(result.model) == ("blocks.0", "blocks.1", "blocks.2")
     called = units_of(result.module)
     assert {"stem", "blocks.0.fc1", "head"} < set(called) and not any("norm" in path for path in called)
@@ -42,7 +41,7 @@ def test_the_units_of_a_model_in_place_are_its_blocks() -> None:
 
 def test_what_holds_the_blocks_is_no_unit() -> None:
     torch.manual_seed(0)
-    result = transformed(_blocks(), (torch.randn(2, 16),), surrogate="blend")
+    result = repl_fx.transform(_blocks(), (torch.randn(2, 16),), surrogate="blend")
     assert result.in_place.model is not None
     assert units_of(result.model) == ("1.0.0", "1.0.1", "1.0.2")
 

@@ -25,12 +25,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.training.data.data_set import Data, Tensors
 from repl_fx.training.processes import Ended, ending_together, join
 from repl_fx.training.run import CHECKPOINT, LOGS, STATE, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, before, part_of
 from repl_fx.training.train_config import TrainConfig
-from tests.captures import transformed
 from tests.nets import TokenNet
 from tests.surrogates.nets import GRID
 
@@ -66,7 +66,7 @@ def samples() -> Data:
 def rewritten(surrogate: str) -> nn.Module:
     """A small transformer with two surrogates in place."""
     torch.manual_seed(0)
-    return transformed(TokenNet(depth=5), (torch.randn(2, GRID, 16),), surrogate=surrogate).model
+    return repl_fx.transform(TokenNet(depth=5), (torch.randn(2, GRID, 16),), surrogate=surrogate).model
 
 
 def trained(

@@ -9,7 +9,6 @@ import pytest
 import repl_fx
 from benchmarks.zoo_models import all_cases, diffusers_models, torchaudio_models
 from benchmarks.zoo_models.case import Case
-from tests.captures import captured_graph
 
 pytestmark = pytest.mark.zoo
 
@@ -41,6 +40,6 @@ def test_torchaudio() -> None:
 
 def _require_exact(case: Case) -> None:
     model, args, kwargs = case.build()
-    captured = captured_graph(model, args, kwargs)
+    captured = repl_fx.capture(model, args, kwargs)
     check = repl_fx.check_capture(model, captured, args, kwargs)
     assert check, check.differences

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from tests.captures import transformed
 
 pytestmark = pytest.mark.zoo
 
@@ -53,7 +52,7 @@ def test_every_block_of_a_unet_can_be_narrower(name: str) -> None:
     package, make = MODELS[name]
     pytest.importorskip(package.partition(".")[0])
     model, args = make(importlib.import_module(package))
-    result = transformed(model.eval(), args, surrogate="narrow", every=1)
+    result = repl_fx.transform(model.eval(), args, surrogate="narrow", every=1)
     assert {one.surrogate for one in result.plan.replacements} == {"narrow"}
     blocks = [block for repeat in result.repeats for block in repeat.blocks]
     gone = {one.block for one in result.plan.replacements}

@@ -35,19 +35,39 @@ class InPlace:
         refusals: the replaced blocks that have none, with the reasons.
         open: the blocks among these for which another surrogate may have a place.
         prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
-        shared: the tensors that both held when the model was made, by their names in the model.
+        shared: the tensors that both have, by their names in the model; those of before where each has its own now.
     """
 
     model: nn.Module | None
     refusals: tuple[Refusal, ...] = ()
     prefixes: Mapping[str, str] = field(default_factory=dict)
     open: frozenset[str] = frozenset()
-    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors_of(self, module: nn.Module) -> dict[str, Tensor]:
         """The parameters and buffers of the rewritten module, or of the model, by their names in the model."""
         every = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
         return {with_prefix(name, self.prefixes): tensor for name, tensor in chain(*every)}
+
+    def share_(self, module: nn.Module) -> None:
+        """Give the rewritten module the tensors that the model got in the place of shared ones.
+
+        `.to()` gives a module new buffers, and `load_state_dict(assign=True)` and new layers give it new parameters.
+        """
+        now = {} if self.model is None else self.tensors_of(self.model)
+        moved = {name: now[name] for name, was in self.shared.items() if name in now and now[name] is not was}
+        given: dict[str, Tensor] = {}
+        for path, part in module.named_modules() if moved else ():
+            for held in (part._parameters, part._buffers):
+                for key, tensor in held.items():
+                    name = with_prefix(qualified_name(path, key), self.prefixes)
+                    if name in moved and tensor is self.shared[name]:
+                        held[key] = given[name] = moved[name]
+        self.shared.update(given)
+        for tensor in given.values():
+            # Constants, which the model has not, go along.
+            module.to(tensor.device)
+            break
 
     @property
     def reason(self) -> str:

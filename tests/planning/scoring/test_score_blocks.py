@@ -17,7 +17,6 @@ import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.planning.scoring.scores import KINDS
 from repl_fx.tracing.parts.capture_parts import CapturedParts
-from tests.captures import captured, captured_graph, transformed
 from tests.nets import ConvNet, Counts, MlpNet, images, tokens
 from tests.planning.scoring.nets import Plane, mean_square
 
@@ -27,7 +26,7 @@ NAMES = ("blocks.0", "blocks.1", "blocks.2")
 
 @cache
 def _plane() -> CapturedParts:
-    return captured(Plane().eval(), (X,))
+    return repl_fx.capture_parts(Plane().eval(), (X,))
 
 
 def test_scores_by_hand() -> None:
@@ -58,7 +57,7 @@ def _residual() -> tuple[ConvNet, CapturedParts]:
     with torch.no_grad():
         for parameter in net.get_submodule("blocks.3.bn2").parameters():
             parameter.zero_()
-    return net, captured(net, (images(),))
+    return net, repl_fx.capture_parts(net, (images(),))
 
 
 def test_a_block_that_adds_nothing_has_no_influence_and_goes_first() -> None:
@@ -85,7 +84,9 @@ def test_the_order_follows_what_is_gone_already() -> None:
         for number, factor in ((1, 1.0), (2, -0.5)):
             net.get_parameter(f"blocks.{number}.turn.weight").copy_(factor * torch.eye(2))
         targets = net(X)
-    scores = repl_fx.score_blocks(captured(net, (X,)), [(X, targets)], loss=mean_square, kinds=("loss",), greedy=2)
+    scores = repl_fx.score_blocks(
+        repl_fx.capture_parts(net, (X,)), [(X, targets)], loss=mean_square, kinds=("loss",), greedy=2
+    )
     first, second = (next(s for s in scores.blocks if s.block == name) for name in scores.greedy)
     assert {first.block, second.block} == {"blocks.1", "blocks.2"} and first.greedy_loss == first.loss
     assert second.greedy_loss == 0.0 and second.loss and first.loss and not scores.stretches
@@ -110,14 +111,14 @@ def test_batches_of_any_sizes_give_the_same(sizes: list[int]) -> None:
 @cache
 def _double() -> tuple[MlpNet, CapturedParts]:
     net = MlpNet(3).double().eval()
-    return net, captured(net, (tokens().double(),))
+    return net, repl_fx.capture_parts(net, (tokens().double(),))
 
 
 def test_the_model_stays_as_it_is() -> None:
     net = ConvNet(3, 4)
     for name, parameter in net.named_parameters():
         parameter.requires_grad_("bias" in name)
-    found = captured(net, (images(),))
+    found = repl_fx.capture_parts(net, (images(),))
     before = copy.deepcopy(net.state_dict())
     trained = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     state = torch.get_rng_state()
@@ -133,7 +134,7 @@ def test_the_model_stays_as_it_is() -> None:
 
 def test_parts_are_scored_as_the_whole() -> None:
     net = Plane().eval()
-    parts = captured(Counts(net), (X,))
+    parts = repl_fx.capture_parts(Counts(net), (X,))
     assert not parts.whole
     data = [(X, torch.zeros(8, 2))]
     ours, theirs = (
@@ -146,7 +147,7 @@ def test_parts_are_scored_as_the_whole() -> None:
 
 
 def test_a_graph_alone_and_some_of_its_repeats() -> None:
-    gm = captured_graph(Plane().eval(), (X,))
+    gm = repl_fx.capture(Plane().eval(), (X,))
     repeats = repl_fx.find_repeats(gm)
     scores = repl_fx.score_blocks(gm, lambda: iter([X]), repeats=repeats)
     assert list(scores.of("change")) == list(NAMES) and scores.loss is None
@@ -172,7 +173,7 @@ class Twice(nn.Module):
 
 
 def test_one_of_two_repeats() -> None:
-    found = captured(Twice().eval(), (torch.randn(2, 4),))
+    found = repl_fx.capture_parts(Twice().eval(), (torch.randn(2, 4),))
     first, second = repl_fx.find_repeats(found.parts[0].graph_module)
     scores = repl_fx.score_blocks(found, [torch.randn(8, 4)], repeats=[second])
     assert [score.block for score in scores.blocks] == [block.name for block in second.blocks]
@@ -216,10 +217,10 @@ def test_models_that_cannot_be_scored_are_a_line() -> None:
     given: Any = Plane()
     with pytest.raises(BadInput, match="score_blocks takes a graph, and Plane is a model; capture it first"):
         repl_fx.score_blocks(given, [X])
-    flat = captured_graph(nn.Linear(2, 2), (X,))
+    flat = repl_fx.capture(nn.Linear(2, 2), (X,))
     with pytest.raises(BadInput, match="nothing repeats in this model, so that there are no blocks to score"):
         repl_fx.score_blocks(flat, [X])
-    result: Any = transformed(MlpNet(3), (tokens(),), surrogate="identity")
+    result: Any = repl_fx.transform(MlpNet(3), (tokens(),), surrogate="identity")
     with pytest.raises(BadInput, match=r"this is a TransformResult; give result\.captured_parts"):
         repl_fx.score_blocks(result, [X])
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.planning.scoring.skipping import MeanLosses, Skipping
 from repl_fx.running.batches import Batches, Evaluation
 from repl_fx.tracing.parts.part_repeats import find_in_parts
-from tests.captures import captured
 from tests.planning.scoring.nets import Plane, mean_square
 
 
 def _skipping(net: nn.Module, x: Tensor) -> Skipping:
-    return Skipping(find_in_parts(captured(net.eval(), (x,))))
+    return Skipping(find_in_parts(repl_fx.capture_parts(net.eval(), (x,))))
 
 
 def test_each_block_can_be_skipped_alone_the_ends_too() -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.graph.recording import watched
 from repl_fx.planning.scoring import statistics
 from repl_fx.planning.scoring.statistics import RepeatStatistics
-from tests.captures import captured_graph
 from tests.nets import ConvNet, MlpNet, TwoStreams, images, tokens
 from tests.planning.scoring.nets import Plane
 
@@ -23,7 +23,7 @@ ROOT = 2**0.5
 
 
 def _observed(net: nn.Module, x: Tensor, *, gradients: bool = False) -> tuple[RepeatStatistics, Any]:
-    gm = captured_graph(net.eval(), (x,))
+    gm = repl_fx.capture(net.eval(), (x,))
     (repeat,) = find_repeats(gm)
     found = RepeatStatistics(gm, repeat, gradients=gradients)
     return found, watched(gm, found.notes()).eval()
@@ -75,7 +75,7 @@ def test_positions_are_along_all_but_the_feature_axis() -> None:
 
 
 def test_values_that_change_their_shape_have_no_angle() -> None:
-    gm = captured_graph(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)).eval(), (torch.randn(2, 4),))
+    gm = repl_fx.capture(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)).eval(), (torch.randn(2, 4),))
     x, first, second = (node for node in gm.graph.nodes if node.op in ("placeholder", "call_module"))
     blocks = (
         Block(name, (made,), (given,), (made,), (), (), (), None, {})

@@ -19,7 +19,6 @@ from repl_fx.reporting.model_graph.document import Document
 from repl_fx.reporting.model_graph.model_document import document_of_artifact, document_of_model, document_of_result
 from repl_fx.reporting.page.sections import sections_of
 from repl_fx.tracing.parts.part_repeats import find_in_parts
-from tests.captures import captured, transformed
 from tests.model_graphs import TOKENS, require_tree, small_document
 from tests.nets import ConvNet, MlpNet, TokenNet
 from tests.planning.scoring.test_scores import SCORES
@@ -50,7 +49,7 @@ def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
 def test_a_plan_from_scores_says_them() -> None:
     scores = {f"blocks.{i}": i / 8 for i in range(1, 5)}
     args = (torch.zeros(2, 3, 8, 8),)
-    result = transformed(ConvNet(), args, surrogate="identity", budget={"params": 0.9}, scores=scores)
+    result = repl_fx.transform(ConvNet(), args, surrogate="identity", budget={"params": 0.9}, scores=scores)
     plan = document_of_result(result, "net.py").plan
     assert plan is not None
     assert {row.block: row.score for row in plan.blocks} == {"blocks.0": None, **scores}
@@ -62,7 +61,7 @@ def test_a_plan_from_scores_says_them() -> None:
 @pytest.mark.slow
 def test_costs_are_those_of_the_model_that_trains() -> None:
     torch.manual_seed(0)
-    result = transformed(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
+    result = repl_fx.transform(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
     document = document_of_result(result, "net.py")
     before, after = document.totals.before, document.totals.after
     assert result.in_place.model is result.model
@@ -86,7 +85,9 @@ def test_equal_blocks_share_a_layout() -> None:
 
 def test_a_model_alone_has_no_view_after() -> None:
     torch.manual_seed(0)
-    document = document_of_model(find_in_parts(captured(TokenNet(depth=3), (TOKENS,))), "net.py", ["random weights"])
+    document = document_of_model(
+        find_in_parts(repl_fx.capture_parts(TokenNet(depth=3), (TOKENS,))), "net.py", ["random weights"]
+    )
     assert (document.views.after, document.plan, document.totals.after) == (None, None, None)
     assert document.model.notes == ("random weights", "sizes: batch any; length any")
     require_tree(document.views.before.graphs[0])
@@ -131,7 +132,7 @@ def test_a_model_in_parts_has_a_graph_for_each() -> None:
 def test_an_artifact_has_what_its_directory_says(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = MlpNet(depth=3)
-    place = repl_fx.save(transformed(net, (TOKENS,), surrogate="identity"), tmp_path / "artifact")
+    place = repl_fx.save(repl_fx.transform(net, (TOKENS,), surrogate="identity"), tmp_path / "artifact")
     artifact = load_artifact(place, net, args=(TOKENS,))
     scores = place / COMPRESSION / "scores.json"
     scores.parent.mkdir()

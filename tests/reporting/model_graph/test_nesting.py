@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import fx, nn
 
+import repl_fx
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.reporting.model_graph.graphs import GraphMaker
@@ -15,7 +16,6 @@ from repl_fx.reporting.model_graph.nesting import Nesting, StepDown, nest, nest_
 from repl_fx.reporting.model_graph.node_facts import NodeCosts
 from repl_fx.tracing.capture import CaptureInfo
 from repl_fx.tracing.parts.part_repeats import PartRepeats
-from tests.captures import captured_graph
 from tests.model_graphs import TOKENS, require_tree
 from tests.nets import TokenNet
 
@@ -53,7 +53,7 @@ def _require_whole(gm: fx.GraphModule, repeats: list[Repeat], nesting: Nesting) 
 
 def test_a_node_lies_in_a_module_of_a_block_of_a_repeat() -> None:
     torch.manual_seed(0)
-    gm = captured_graph(TokenNet(depth=3), (TOKENS,))
+    gm = repl_fx.capture(TokenNet(depth=3), (TOKENS,))
     found = nest(gm, find_repeats(gm))
     repeat, block = StepDown("repeat", "blocks"), StepDown("block", "blocks.1")
     assert found.steps["blocks_1_attn_qkv"] == (repeat, block, StepDown("module", "blocks.1.attn"))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.graph.captured import share_tensors
-from tests.captures import transformed
 from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, RawNet, TokenNet, TransformerBlock, training_step
 
 TOKENS, NARROW, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 6, 8), torch.randn(2, 3, 8, 8)
@@ -51,7 +50,7 @@ def _step(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, dict[str
 def test_outputs_and_gradients_are_those_of_the_graph(
     model: nn.Module, x: Tensor, surrogate: str, training: bool
 ) -> None:
-    result = transformed(model, (x,), surrogate=surrogate)
+    result = repl_fx.transform(model, (x,), surrogate=surrogate)
     assert not result.in_place.refusals
     for name, parameter in result.graph_module.named_parameters():
         if name.startswith("surrogates."):
@@ -68,7 +67,7 @@ def test_outputs_and_gradients_are_those_of_the_graph(
 
 def test_parameters_are_shared_and_kept_blocks_are_the_sources_own() -> None:
     model = TokenNet(depth=5)
-    result = transformed(model, (TOKENS,), surrogate="bottleneck")
+    result = repl_fx.transform(model, (TOKENS,), surrogate="bottleneck")
     rewritten: Any = result.model
     own, source = dict(rewritten.named_parameters()), dict(model.named_parameters())
     graph = dict(result.graph_module.named_parameters())
@@ -88,7 +87,7 @@ def test_parameters_are_shared_and_kept_blocks_are_the_sources_own() -> None:
 
 @pytest.mark.parametrize("surrogate", ["bottleneck", "reuse", "blend"])
 def test_copies_compute_the_same_on_parameters_of_their_own(surrogate: str) -> None:
-    model: Any = transformed(TokenNet(depth=5), (TOKENS,), surrogate=surrogate).model.eval()
+    model: Any = repl_fx.transform(TokenNet(depth=5), (TOKENS,), surrogate=surrogate).model.eval()
     expected = model(TOKENS)
     file = io.BytesIO()
     torch.save(model, file)
@@ -104,7 +103,7 @@ def test_copies_compute_the_same_on_parameters_of_their_own(surrogate: str) -> N
 
 
 def test_forward_hooks_on_blocks_see_surrogates() -> None:
-    model: Any = transformed(TokenNet(depth=5), (TOKENS,), surrogate="bottleneck").model
+    model: Any = repl_fx.transform(TokenNet(depth=5), (TOKENS,), surrogate="bottleneck").model
     seen: list[str] = []
     for path, module in model.named_modules():
         if isinstance(module, type(model.blocks[0])):
@@ -116,7 +115,7 @@ def test_forward_hooks_on_blocks_see_surrogates() -> None:
 @pytest.mark.slow
 def test_a_model_in_parts_has_its_parts_in_place() -> None:
     model: Any = Counts(TokenNet(depth=3))
-    result = transformed(model, (TOKENS,), surrogate="bottleneck")
+    result = repl_fx.transform(model, (TOKENS,), surrogate="bottleneck")
     assert not result.captured_parts.whole
     assert type(result.model) is Counts
     assert torch.equal(result.model.eval()(TOKENS), result.module.eval()(TOKENS))
@@ -124,7 +123,7 @@ def test_a_model_in_parts_has_its_parts_in_place() -> None:
 
 
 def test_a_block_that_is_no_module_leaves_the_graph() -> None:
-    result = transformed(RawNet(depth=5), (torch.randn(4, 8),), surrogate="blend")
+    result = repl_fx.transform(RawNet(depth=5), (torch.randn(4, 8),), surrogate="blend")
     assert result.in_place.model is None
     assert [refusal.reason for refusal in result.in_place.refusals] == ["it is no call of a single module"] * 2
     assert result.model is result.module
@@ -152,7 +151,7 @@ class _FlaggedNet(nn.Module):
 
 
 def _flagged(kwargs: Mapping[str, Any], surrogate: str) -> Any:
-    return transformed(_FlaggedNet(), (NARROW,), kwargs, surrogate=surrogate).model.eval()
+    return repl_fx.transform(_FlaggedNet(), (NARROW,), kwargs, surrogate=surrogate).model.eval()
 
 
 class _Mixing(nn.Module):
@@ -184,7 +183,7 @@ class _Attending(MlpBlock):
 
 
 def _attending() -> Any:
-    return transformed(_FlaggedNet(_Attending), (NARROW,), surrogate="bottleneck").model.eval()
+    return repl_fx.transform(_FlaggedNet(_Attending), (NARROW,), surrogate="bottleneck").model.eval()
 
 
 @pytest.mark.slow
@@ -236,7 +235,7 @@ class _Adds(MlpBlock):
 
 
 def test_a_tensor_that_a_surrogate_computes_with_has_to_be_there() -> None:
-    result = transformed(_Added(), (NARROW, torch.randn(2, 6, 8)), surrogate="bottleneck")
+    result = repl_fx.transform(_Added(), (NARROW, torch.randn(2, 6, 8)), surrogate="bottleneck")
     model: Any = result.model.eval()
     with pytest.raises(RuntimeError, match=r"surrogate of blocks.1 computes with more, .* is None now"):
         model(NARROW)
@@ -259,7 +258,7 @@ class _OfOneBatch(nn.Module):
 
 
 def test_a_batch_that_is_not_full_is_refused_as_a_users_affair() -> None:
-    model: Any = transformed(_OfOneBatch(), (NARROW,), surrogate="bottleneck").model.eval()
+    model: Any = repl_fx.transform(_OfOneBatch(), (NARROW,), surrogate="bottleneck").model.eval()
     with pytest.raises(
         repl_fx.ReplFxError, match=r"called with \(1, 6, 8\); give it batches of 2: drop_last=True, or --f"
     ):
@@ -289,7 +288,7 @@ class _HandsAllOn(nn.Module):
 
 
 def test_keywords_that_no_code_of_the_block_reads_change_nothing() -> None:
-    model: Any = transformed(_HandsAllOn(), (NARROW,), surrogate="bottleneck").model.eval()
+    model: Any = repl_fx.transform(_HandsAllOn(), (NARROW,), surrogate="bottleneck").model.eval()
     plain = model(NARROW)
     assert torch.equal(model(NARROW, num_items_in_batch=torch.tensor(3), note="x"), plain)
     assert torch.equal(model(NARROW, mask=torch.ones(2, 6)), plain)
@@ -318,7 +317,7 @@ class _MaskedConv(ConvBlock):
 @pytest.mark.slow
 def test_a_surrogate_that_mixes_positions_refuses_a_mask_that_it_never_saw() -> None:
     x = torch.randn(2, 8, 8, 8)
-    model: Any = transformed(_Masked(), (x,), surrogate="coarse").model.eval()
+    model: Any = repl_fx.transform(_Masked(), (x,), surrogate="coarse").model.eval()
     model(x)
     with pytest.raises(RuntimeError, match=r"blocks.1 was captured with mask = None, and is called with a tensor"):
         model(x, torch.ones(2, 1, 8, 8))
@@ -333,7 +332,7 @@ def test_attributes_of_the_block_are_there_without_its_modules() -> None:
             self.index, self.layers = index, [self.fc1, self.fc2]
 
     model = nn.Sequential(*(Named(i) for i in range(3)))
-    rewritten: Any = transformed(model, (NARROW,), surrogate="bottleneck").model
+    rewritten: Any = repl_fx.transform(model, (NARROW,), surrogate="bottleneck").model
     block = rewritten[1]
     assert (block.kind, block.index) == ("mlp", 1)
     assert not hasattr(block, "layers")
@@ -344,7 +343,7 @@ def test_attributes_of_the_block_are_there_without_its_modules() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> None:
-    result = transformed(TokenNet(depth=5), (TOKENS,), surrogate="reuse", checkpoint_blocks=checkpointed)
+    result = repl_fx.transform(TokenNet(depth=5), (TOKENS,), surrogate="reuse", checkpoint_blocks=checkpointed)
     model: Any = result.model.eval()
     copied: Any = share_tensors(model)
     for module in copied.modules():
@@ -364,7 +363,7 @@ def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> 
 def test_a_block_that_runs_all_its_children_does_not_run_the_surrogates_own() -> None:
     x = torch.randn(2, 8)
     blocks = (nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
-    result = transformed(nn.Sequential(*blocks), (x,), surrogate="blend")
+    result = repl_fx.transform(nn.Sequential(*blocks), (x,), surrogate="blend")
     assert torch.equal(result.model.eval()(x), result.graph_module.eval()(x))
 
 
@@ -372,7 +371,7 @@ def test_a_block_that_runs_all_its_children_does_not_run_the_surrogates_own() ->
 def test_blocks_of_a_similar_repeat_have_their_places() -> None:
     models = pytest.importorskip("torchvision.models")
     x = torch.randn(2, 3, 32, 32)
-    result = transformed(models.resnet18(num_classes=3), (x,), blocks=["layer3.1#similar_1"])
+    result = repl_fx.transform(models.resnet18(num_classes=3), (x,), blocks=["layer3.1#similar_1"])
     # Blocks of an exact repeat of two, whose ends stay, have the plain names.
     assert [replacement.block for replacement in result.plan.replacements] == ["layer3.1#similar_1"]
     assert not result.in_place.refusals

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import repl_fx
 from repl_fx.rewriting.in_place.attention_calls import WatchedForward, this_thread
-from tests.captures import transformed
 from tests.nets import TokenNet, TransformerBlock
 
 X, NARROW = torch.randn(2, 6, 16), torch.randn(2, 6, 8)
@@ -25,7 +25,7 @@ def _watched(module: nn.Module) -> WatchedForward:
 
 
 def _model(dropout: float = 0.0) -> Any:
-    model = transformed(TokenNet(depth=5, dropout=dropout), (X,), surrogate="reuse").model
+    model = repl_fx.transform(TokenNet(depth=5, dropout=dropout), (X,), surrogate="reuse").model
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "surrogate" in name:
@@ -109,7 +109,7 @@ class _ManualNet(nn.Module):
 
 
 def test_a_map_that_is_written_out_is_the_one_of_this_call() -> None:
-    result = transformed(_ManualNet(), (NARROW,), surrogate="reuse")
+    result = repl_fx.transform(_ManualNet(), (NARROW,), surrogate="reuse")
     model: Any = result.model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -153,7 +153,7 @@ class _Masked(_Manual):
 def test_masks_of_each_head_are_taken_as_the_graph_takes_them(shape: tuple[int, ...]) -> None:
     net, bias = _ManualNet(), torch.randn(shape)
     net.blocks = nn.ModuleList(_Masked() for _ in range(3))
-    result = transformed(net, (NARROW, bias), surrogate="reuse")
+    result = repl_fx.transform(net, (NARROW, bias), surrogate="reuse")
     model: Any = result.model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -192,6 +192,6 @@ class _TimedNet(nn.Module):
 def test_the_stream_need_not_be_the_first_value_that_is_read() -> None:
     torch.manual_seed(0)
     given = X, torch.tensor([1, 7])
-    result = transformed(_TimedNet(), given, surrogate="reuse")
+    result = repl_fx.transform(_TimedNet(), given, surrogate="reuse")
     assert not result.in_place.refusals
     assert torch.equal(result.model.eval()(*given), result.module.eval()(*given))

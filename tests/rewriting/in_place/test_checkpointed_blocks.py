@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.costs.counted import measure_costs
-from tests.captures import transformed
 from tests.nets import RawNet, TokenNet
 
 X = torch.randn(2, 6, 16)
@@ -36,8 +35,8 @@ def _kept(model: nn.Module) -> int:
 @pytest.mark.parametrize("surrogate", ["reuse", "blend"])
 def test_less_is_kept_and_gradients_are_the_same(surrogate: str, tmp_path: Path) -> None:
     model = TokenNet(depth=5, dropout=0.1)
-    plain = transformed(model, (X,), surrogate=surrogate)
-    again = transformed(model, (X,), plan=plain.plan, checkpoint_blocks=True)
+    plain = repl_fx.transform(model, (X,), surrogate=surrogate)
+    again = repl_fx.transform(model, (X,), plan=plain.plan, checkpoint_blocks=True)
     again.module.load_state_dict(plain.module.state_dict())
     expected = _gradients(plain.model)
     assert all(torch.equal(a, b) for a, b in zip(_gradients(again.model), expected, strict=True))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.captures import transformed
+import repl_fx
 from tests.nets import ConvNet, TokenNet
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
@@ -26,7 +26,7 @@ TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_model_in_place_is_one_graph_to_the_compiler(model: nn.Module, x: Tensor, surrogate: str) -> None:
-    result = transformed(model, (x,), surrogate=surrogate)
+    result = repl_fx.transform(model, (x,), surrogate=surrogate)
     assert not result.in_place.refusals
     torch.compiler.reset()
     compiled: Any = torch.compile(result.model, backend="aot_eager", fullgraph=True)

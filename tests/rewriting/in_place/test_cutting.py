@@ -15,14 +15,13 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import BadInput, CallRefused
 from repl_fx.rewriting.in_place.surrogate_block import SwappedBlock
-from tests.captures import transformed
 from tests.nets import MlpBlock
 
 X = torch.randn(2, 6, 8)
 
 
 def _reasons(model: nn.Module, args: Sequence[Any] = (X,), surrogate: str = "bottleneck") -> list[str]:
-    result = transformed(model, args, surrogate=surrogate)
+    result = repl_fx.transform(model, args, surrogate=surrogate)
     assert (result.in_place.model is None) == bool(result.in_place.refusals)
     return [refusal.reason for refusal in result.in_place.refusals]
 
@@ -90,7 +89,7 @@ class _Ramped(MlpBlock):
 
 def test_what_a_surrogate_makes_on_a_device_follows_the_model() -> None:
     x = torch.randn(2, 4, 16)
-    result = transformed(nn.Sequential(*(_Ramped(16) for _ in range(3))), (x,), surrogate="bottleneck")
+    result = repl_fx.transform(nn.Sequential(*(_Ramped(16) for _ in range(3))), (x,), surrogate="bottleneck")
     model = result.in_place.model
     assert model is not None
     assert torch.equal(model(x), result.graph_module(x))
@@ -182,7 +181,7 @@ def test_code_that_computes_with_its_hidden_size_does_not_run_on_fewer_units(
         for module in source.blocks:
             nn.init.zeros_(module.fc2.weight)  # type: ignore[arg-type, union-attr]
             nn.init.zeros_(module.fc2.bias)  # type: ignore[arg-type, union-attr]
-    result = transformed(source, (X,), surrogate="narrow")
+    result = repl_fx.transform(source, (X,), surrogate="narrow")
     model: Any = result.in_place.model
     assert model is not None
     assert isinstance(model.blocks[1], SwappedBlock) is own
@@ -200,7 +199,7 @@ def test_what_reads_another_size_of_a_surrogate_than_the_graph_keeps_it_out_of_p
         def forward(self, x: Tensor) -> Any:
             return super().forward(x) * self.blocks[1].fc1.out_features  # type: ignore[union-attr]
 
-    result = transformed(Reading(), (X,), surrogate="narrow")
+    result = repl_fx.transform(Reading(), (X,), surrogate="narrow")
     assert [refusal.reason for refusal in result.in_place.refusals] == [
         "in evaluation it computes otherwise there than in the graph"
     ]
@@ -224,7 +223,7 @@ class _Skipping(nn.Module):
 def test_what_leaves_nothing_has_a_place_where_layers_may_be_skipped() -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 8)
-    result = transformed(_Skipping(), (x,), surrogate="identity", blocks=["layers.1"])
+    result = repl_fx.transform(_Skipping(), (x,), surrogate="identity", blocks=["layers.1"])
     assert not result.in_place.refusals
     net: Any = result.model.eval()
     assert torch.equal(net(x), net.layers[3](net.layers[2](net.layers[0](x))))
@@ -235,7 +234,7 @@ def test_what_leaves_nothing_has_a_place_where_layers_may_be_skipped() -> None:
         draws.add(tuple(net.train()(x).flatten().tolist()))
     # Each of the three layers that stay is there or not.
     assert len(draws) == 8
-    refused = transformed(_Skipping(), (x,), surrogate="bottleneck", blocks=["layers.1"]).in_place.reason
+    refused = repl_fx.transform(_Skipping(), (x,), surrogate="bottleneck", blocks=["layers.1"]).in_place.reason
     assert "may be skipped in training; give the model a rate of 0" in refused
 
 
@@ -253,8 +252,8 @@ class _Weighted(nn.Module):
 @pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "linear"])
 def test_what_computes_with_its_stream_alone_goes_along_with_lengths_that_code_elsewhere_fixed(surrogate: str) -> None:
     model = _Weighted()
-    result = transformed(model, (torch.randn(2, 7, 16),), surrogate=surrogate)
-    there = transformed(model, (torch.randn(2, 9, 16),), plan=replace(result.plan, fingerprint="")).model
+    result = repl_fx.transform(model, (torch.randn(2, 7, 16),), surrogate=surrogate)
+    there = repl_fx.transform(model, (torch.randn(2, 9, 16),), plan=replace(result.plan, fingerprint="")).model
     there.load_state_dict(result.model.state_dict())
     x = torch.randn(3, 9, 16)
     assert torch.equal(result.model.eval()(x), there.eval()(x))

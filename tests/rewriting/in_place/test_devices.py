@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+import repl_fx
 from repl_fx.errors import CallRefused
-from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, TransformerBlock
 
 CASES = [
@@ -48,7 +48,7 @@ class _Offloading:
 
 def _in_place(net: type[nn.Module], x: Tensor, surrogate: str) -> Any:
     """A model in place, whose surrogates are away from their silent start."""
-    result = transformed(net(), (x,), surrogate=surrogate)
+    result = repl_fx.transform(net(), (x,), surrogate=surrogate)
     assert not result.in_place.refusals
     with torch.no_grad():
         for parameter in result.model.parameters():

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+import repl_fx
 from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.effective_weights import weight_now
-from tests.captures import transformed
 
 
 class _Adapter(nn.Module):
@@ -202,7 +202,7 @@ class _ConvBlock(nn.Module):
 def test_a_norm_that_is_fused_into_a_layer_makes_another_weight_of_it(surrogate: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, 5, 5)
-    model: Any = transformed(nn.Sequential(*(_ConvBlock() for _ in range(3))), (x,), surrogate=surrogate).model
+    model: Any = repl_fx.transform(nn.Sequential(*(_ConvBlock() for _ in range(3))), (x,), surrogate=surrogate).model
     model(x)
     before = model.eval()(x)
     for block in (model[0], model[2]):

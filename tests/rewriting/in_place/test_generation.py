@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import repl_fx
-from tests.captures import transformed
 
 transformers = pytest.importorskip("transformers")
 
@@ -61,7 +60,7 @@ def _in_place(make: Any) -> tuple[Any, Any, dict[str, Any]]:
         for parameter in source.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
-    result = transformed(source.eval(), (), inputs)
+    result = repl_fx.transform(source.eval(), (), inputs)
     # A position that is mixed by a map of another is what a cache can get wrong.
     assert {replacement.surrogate for replacement in result.plan.replacements} == {"reuse"}
     assert not result.in_place.refusals
@@ -134,7 +133,7 @@ def test_layers_that_see_all_before_layers_that_see_a_window_generate(surrogate:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 6, "layer_types": kinds}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 5}
     source = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads, **_NAMED))
-    result = transformed(source.eval(), (), {"input_ids": _TOKENS}, surrogate=surrogate)
+    result = repl_fx.transform(source.eval(), (), {"input_ids": _TOKENS}, surrogate=surrogate)
     model: Any = result.model.eval()
     # A mask is made for more positions than the window alone, so that each kind of layer asks for the length.
     assert [r.block for r in result.plan.replacements] == ["model.layers.1", "model.layers.4"]
@@ -168,7 +167,7 @@ _CROPS_ALL = pytest.mark.xfail(
 def test_windows_of_a_cache_are_cropped_where_tokens_are_guessed(make: Any, surrogate: str) -> None:
     torch.manual_seed(0)
     source, inputs = make()
-    model: Any = transformed(source.eval(), (), inputs, every=2, surrogate=surrogate).model
+    model: Any = repl_fx.transform(source.eval(), (), inputs, every=2, surrogate=surrogate).model
     plain, guessed, assisted = (
         model.generate(_TOKENS[:1], max_new_tokens=12, min_new_tokens=12, do_sample=False, **how)
         for how in ({}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": source})
@@ -199,7 +198,7 @@ def test_a_cache_that_another_model_filled_is_refused() -> None:
 def test_the_cache_changes_nothing_in_what_auto_takes() -> None:
     torch.manual_seed(0)
     source, inputs = _gpt2()
-    chosen = [transformed(source, (), {**inputs, "use_cache": use}).plan.replacements for use in (True, False)]
+    chosen = [repl_fx.transform(source, (), {**inputs, "use_cache": use}).plan.replacements for use in (True, False)]
     assert chosen[0] == chosen[1]
 
 
@@ -223,7 +222,7 @@ def test_a_model_that_is_converted_afterwards_generates() -> None:
 def test_a_graph_is_no_place_for_attention_with_a_cache(layers: int, surrogate: str, block: str) -> None:
     """A graph leaves nothing in a cache: attention that stays, in a blend or beside half a block, has no place."""
     source, inputs = _gemma(layers)
-    result = transformed(source.eval(), (), inputs, surrogate=surrogate)
+    result = repl_fx.transform(source.eval(), (), inputs, surrogate=surrogate)
     model: Any = result.model
     assert result.plan.replacements[0].block == block
     has_place = (layers, surrogate) == (8, "bottleneck")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.rewriting.in_place import judging
 from repl_fx.rewriting.in_place.judging import compute_with_sizes, parting
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import outcome_of
 from repl_fx.tracing import side_by_side
-from tests.captures import transformed
 from tests.nets import MlpBlock
 
 INPUTS = ExampleInputs((torch.randn(2, 4),))
@@ -94,7 +94,7 @@ def test_modules_that_are_not_the_same_twice_and_those_without_values_say_nothin
 
 def test_large_models_are_compared_on_shapes_where_these_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side_by_side, "_PER_NODE", -1)
-    result = transformed(nn.Sequential(*(MlpBlock(4) for _ in range(4))), (INPUTS.args[0],), surrogate="blend")
+    result = repl_fx.transform(nn.Sequential(*(MlpBlock(4) for _ in range(4))), (INPUTS.args[0],), surrogate="blend")
     model, graph, computed = result.model, result.module, list[str]()
 
     def run(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +138,7 @@ def test_norms_that_count_their_batches_are_left_as_they_were() -> None:
             return x + self.fc2(torch.relu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
 
     net = nn.Sequential(*(Block() for _ in range(3)))
-    result = transformed(net, (torch.randn(4, 8),), surrogate="narrow")
+    result = repl_fx.transform(net, (torch.randn(4, 8),), surrogate="narrow")
     assert result.in_place.model is not None
     counts = [value for name, value in net.named_buffers() if name.endswith("num_batches_tracked")]
     assert len(counts) == 3 and not any(counts)
@@ -175,6 +175,6 @@ class _Masked(nn.Module):
 def test_a_mask_that_code_leaves_out_but_in_a_trace_is_tried(monkeypatch: pytest.MonkeyPatch, products: int) -> None:
     monkeypatch.setattr(side_by_side, "_PER_NODE", products)
     given = torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.int64)
-    result = transformed(_Masked(), given, surrogate="identity")
+    result = repl_fx.transform(_Masked(), given, surrogate="identity")
     assert "computes with mask, which was a tensor when the model was captured" in result.in_place.reason
     assert torch.equal(result.model(*given), result.module(*given))

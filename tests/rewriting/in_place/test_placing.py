@@ -15,7 +15,6 @@ import repl_fx
 from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.placing import OWN, places_of
 from repl_fx.rewriting.in_place.restoring import restored_state
-from tests.captures import transformed
 from tests.rewriting.in_place.pairs import Pair, X, steps
 
 
@@ -34,7 +33,7 @@ class _Net(nn.Module):
 
 
 def _result(surrogate: str) -> repl_fx.TransformResult:
-    return transformed(_Net(), (X,), surrogate=surrogate)
+    return repl_fx.transform(_Net(), (X,), surrogate=surrogate)
 
 
 @pytest.mark.parametrize("surrogate", ["auto", "blend", "linear", "narrow"])
@@ -109,7 +108,7 @@ def test_a_map_that_a_graph_makes_is_not_taken() -> None:
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
     source = transformers.ModernBertModel(transformers.ModernBertConfig(vocab_size=50, **sizes, **special)).eval()
     inputs = {"input_ids": torch.arange(3, 21).reshape(2, 9)}
-    result = transformed(source, (), inputs)
+    result = repl_fx.transform(source, (), inputs)
     # Whether others train depends on the release of transformers.
     others = [replacement.why for replacement in result.plan.replacements]
     refused = [refusal.reason for refusal in result.in_place.refusals]

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.rewriting.in_place.restoring import restored_state
-from tests.captures import transformed
 from tests.nets import ConvNet, Counts, TokenNet
 
 TOKENS, PICTURES = torch.randn(3, 6, 16), torch.randn(3, 3, 8, 8)
@@ -18,7 +17,7 @@ TOKENS, PICTURES = torch.randn(3, 6, 16), torch.randn(3, 3, 8, 8)
 
 def _trained(model: nn.Module, x: Tensor, surrogate: str, every: int = 2, **settings: Any) -> repl_fx.TransformResult:
     """A transform whose weights, all of them, are others since."""
-    result = transformed(model, (x,), surrogate=surrogate, every=every, settings=settings)
+    result = repl_fx.transform(model, (x,), surrogate=surrogate, every=every, settings=settings)
     assert result.in_place.model is not None
     with torch.no_grad():
         for parameter in result.model.parameters():

@@ -15,7 +15,6 @@ import repl_fx
 from repl_fx.rewriting.in_place.placing import OWN, place_of
 from repl_fx.rewriting.in_place.restoring import restored_state
 from repl_fx.rewriting.in_place.rows import NotInPlace, Way, main_of, ways_of
-from tests.captures import transformed
 from tests.rewriting.in_place.pairs import Pair, X, steps
 
 
@@ -32,7 +31,7 @@ class _Twos(nn.Module):
 
 @pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "linear"])
 def test_one_of_a_row_of_modules_has_the_surrogate(surrogate: str, tmp_path: Path) -> None:
-    result = transformed(_Twos(), (X,), surrogate=surrogate)
+    result = repl_fx.transform(_Twos(), (X,), surrogate=surrogate)
     (part,) = result.found
     (replaced,) = result.plan.replacements
     assert replaced.block == "layers.2-3"
@@ -52,7 +51,7 @@ def test_one_of_a_row_of_modules_has_the_surrogate(surrogate: str, tmp_path: Pat
 
 
 def test_the_others_of_a_row_hand_on() -> None:
-    model: Any = transformed(_Twos(), (X,), surrogate="bottleneck").model.eval()
+    model: Any = repl_fx.transform(_Twos(), (X,), surrogate="bottleneck").model.eval()
     assert model.layers[2].get_submodule(OWN) is not None
     assert model.layers[3](X) is X
     # What it keeps of the block is read there: the norm of the last branch.
@@ -60,12 +59,12 @@ def test_the_others_of_a_row_hand_on() -> None:
 
 
 def test_blocks_whose_layers_are_in_several_modules_of_a_row_have_no_place() -> None:
-    result = transformed(_Twos(), (X,), surrogate="blend")
+    result = repl_fx.transform(_Twos(), (X,), surrogate="blend")
     assert "layers.2-3: it calls layers.3.norm, which is outside of layers.2" in result.in_place.reason
 
 
 def test_the_way_of_a_stream_leads_through_all_modules_of_a_row() -> None:
-    (part,) = transformed(_Twos(), (X,), surrogate="identity").found
+    (part,) = repl_fx.transform(_Twos(), (X,), surrogate="identity").found
     block, graph = part.blocks["layers.2-3"], part.graph_module.graph
     ways = ways_of(graph, block, ("layers.2", "layers.3"))
     assert ways == {"layers.2": Way(("x",), 0), "layers.3": Way(("x",), 0)}

@@ -18,7 +18,6 @@ import repl_fx
 from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.placing import OWN
 from repl_fx.rewriting.in_place.surrogate_block import Argument, SurrogateBlock, surrogate_class, surrogate_graphs
-from tests.captures import transformed
 from tests.nets import TokenNet, TransformerBlock
 
 X = torch.randn(2, 6, 16)
@@ -72,7 +71,7 @@ class _FrozenNet(TokenNet):
 @pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["bottleneck", "identity", "blend"])
 def test_modes_are_those_that_the_block_keeps_also_where_a_child_is_gone(surrogate: str) -> None:
-    model: Any = transformed(_FrozenNet(), (X,), surrogate=surrogate).model
+    model: Any = repl_fx.transform(_FrozenNet(), (X,), surrogate=surrogate).model
     for mode in (True, False):
         block = model.train(mode).blocks[1]
         assert isinstance(block, SurrogateBlock)
@@ -81,7 +80,7 @@ def test_modes_are_those_that_the_block_keeps_also_where_a_child_is_gone(surroga
 
 
 def test_values_in_the_place_of_parameters_are_gone_behind_the_call() -> None:
-    model: Any = transformed(TokenNet(depth=3), (X,), surrogate="blend").model
+    model: Any = repl_fx.transform(TokenNet(depth=3), (X,), surrogate="blend").model
     block = model.blocks[1]
     model(X)
     assert block.fc1._parameters["weight"] is None
@@ -110,7 +109,7 @@ class _Convolved(nn.Module):
 @pytest.mark.parametrize("copied", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
 def test_layers_whose_weights_are_made_are_of_no_class_that_has_weights(copied: Any) -> None:
     source, x = nn.Sequential(*(_Convolved() for _ in range(3))), torch.randn(2, 4, 5)
-    result = transformed(source, (x,), surrogate="blend")
+    result = repl_fx.transform(source, (x,), surrogate="blend")
     net = copied(result.model)
     emptied = [module for module in net.modules() if "weight" in module._parameters and module.weight is None]
     assert [type(module).__name__ for module in emptied] == [
@@ -130,7 +129,7 @@ def test_layers_whose_weights_are_made_are_of_no_class_that_has_weights(copied: 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("surrogate", ["reuse", "blend", "bottleneck", "narrow"])
 def test_symbolic_and_torchscript_traces_compute_what_the_model_does(surrogate: str) -> None:
-    model: Any = transformed(TokenNet(depth=3), (X,), surrogate=surrogate).model.eval()
+    model: Any = repl_fx.transform(TokenNet(depth=3), (X,), surrogate=surrogate).model.eval()
     with torch.no_grad():
         for parameter in model.blocks[1].parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
@@ -172,7 +171,7 @@ def test_threads_may_evaluate_one_model_and_copies_of_it(surrogate: str) -> None
     for model in (TokenNet(depth=5), _chains()):
         if surrogate == "reuse" and not isinstance(model, TokenNet):
             continue
-        net = transformed(model, (X,), surrogate=surrogate).model.eval()
+        net = repl_fx.transform(model, (X,), surrogate=surrogate).model.eval()
         for one in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             with torch.no_grad():
                 wanted = one(X)
@@ -183,7 +182,7 @@ def test_threads_may_evaluate_one_model_and_copies_of_it(surrogate: str) -> None
 
 @pytest.mark.usefixtures("quick_switches")
 def test_threads_may_train_side_by_side() -> None:
-    net = transformed(TokenNet(depth=5), (X,), surrogate="blend").model
+    net = repl_fx.transform(TokenNet(depth=5), (X,), surrogate="blend").model
     parameters = list(net.parameters())
     wanted = torch.autograd.grad(net(X).square().sum(), parameters)
 
@@ -203,7 +202,7 @@ def _evaluated(net: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("surrogate", ["blend", "narrow"])
 def test_a_call_changes_no_module(surrogate: str) -> None:
-    net = transformed(_chains(), (X,), surrogate=surrogate).model.eval()
+    net = repl_fx.transform(_chains(), (X,), surrogate=surrogate).model.eval()
     before = {path: (id(m._parameters), id(m._modules), dict.copy(m._modules)) for path, m in net.named_modules()}
     with torch.no_grad():
         net(X)
@@ -237,7 +236,7 @@ def test_a_model_that_is_converted_afterwards_has_one_precision(dtype: torch.dty
     torch.manual_seed(0)
     source = nn.Sequential(*(_Careful(8) for _ in range(3)), nn.Linear(8, 2))
     x = torch.randn(4, 8)
-    result = transformed(source, (x,), every=2, surrogate="bottleneck", in_place=True)
+    result = repl_fx.transform(source, (x,), every=2, surrogate="bottleneck", in_place=True)
     model = result.model.eval()
     wanted = model(x)
     model.to(dtype)
@@ -282,7 +281,9 @@ class _Branched(nn.Module):
 def test_layers_that_are_fused_for_inference_are_no_surrogates(surrogate: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 8)
-    model: Any = transformed(nn.Sequential(*(_Branched() for _ in range(3))), (x,), surrogate=surrogate).model.eval()
+    model: Any = repl_fx.transform(
+        nn.Sequential(*(_Branched() for _ in range(3))), (x,), surrogate=surrogate
+    ).model.eval()
     before = model(x)
     with torch.no_grad():
         model[0].reparameterize()

@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.graph.state import SOURCE_STATE, state_shapes
-from tests.captures import captured_graph, transformed
 from tests.nets import Counts, MlpNet, as_after_training, tokens
 
 
@@ -27,7 +26,7 @@ def trained() -> MlpNet:
 @pytest.fixture
 def net() -> fx.GraphModule:
     """A rewritten model of untrained weights; blocks 1 and 3 are gone."""
-    return transformed(MlpNet(5), (tokens(),)).graph_module
+    return repl_fx.transform(MlpNet(5), (tokens(),)).graph_module
 
 
 def _removed(state: dict[str, Any], prefix: str = "") -> set[str]:
@@ -54,8 +53,8 @@ def test_what_fits_is_loaded_and_the_rest_is_said(trained: MlpNet, net: fx.Graph
 def test_it_computes_what_a_transform_of_the_loaded_source_computes(trained: MlpNet, net: fx.GraphModule) -> None:
     x = tokens()
     repl_fx.load_source_state(net, trained.state_dict())
-    assert torch.equal(net(x), transformed(trained, (x,)).graph_module(x))
-    assert not torch.equal(net(x), transformed(MlpNet(5), (x,)).graph_module(x))
+    assert torch.equal(net(x), repl_fx.transform(trained, (x,)).graph_module(x))
+    assert not torch.equal(net(x), repl_fx.transform(MlpNet(5), (x,)).graph_module(x))
 
 
 @pytest.mark.slow
@@ -63,7 +62,7 @@ def test_copies_pickles_wrappers_and_artifacts_know_their_source(
     trained: MlpNet, net: fx.GraphModule, tmp_path: Path
 ) -> None:
     x = tokens()
-    repl_fx.save(transformed(MlpNet(5), (x,)), tmp_path / "out")
+    repl_fx.save(repl_fx.transform(MlpNet(5), (x,)), tmp_path / "out")
     modules = {
         "copy": copy.deepcopy(net),
         "pickle": pickle.loads(pickle.dumps(net)),
@@ -71,7 +70,7 @@ def test_copies_pickles_wrappers_and_artifacts_know_their_source(
         "compiled": torch.compile(copy.deepcopy(net), backend="eager"),
         "artifact": repl_fx.load(tmp_path / "out", MlpNet(5)),
     }
-    expected = transformed(trained, (x,)).graph_module(x)
+    expected = repl_fx.transform(trained, (x,)).graph_module(x)
     for name, module in modules.items():
         found = repl_fx.load_source_state(module, {f"module.{k}": v for k, v in trained.state_dict().items()})
         assert found.left_out, name
@@ -92,13 +91,13 @@ class _Scaled(Counts):
 @pytest.mark.slow
 def test_a_model_in_parts(trained: MlpNet) -> None:
     x, source = tokens(), _Scaled(trained, 2.0)
-    net = transformed(_Scaled(MlpNet(5), 1.0), (x,)).module
+    net = repl_fx.transform(_Scaled(MlpNet(5), 1.0), (x,)).module
     assert not isinstance(net, fx.GraphModule)
     found = repl_fx.load_source_state(net, source.state_dict())
     gone = source.state_dict().keys() - net.state_dict().keys()
     assert set(found.left_out) == gone <= _removed(source.state_dict(), "body.")
     assert all(name.startswith("body.surrogates.") for name in found.own) and found.own
-    assert torch.equal(net.eval()(x), 2 * transformed(trained, (x,)).graph_module.eval()(x))
+    assert torch.equal(net.eval()(x), 2 * repl_fx.transform(trained, (x,)).graph_module.eval()(x))
 
 
 def _edited(state: dict[str, Any], **edits: Any) -> dict[str, Any]:
@@ -155,13 +154,13 @@ def test_a_head_of_ones_own_has_the_shape_of_now(trained: MlpNet, net: fx.GraphM
 
 
 def test_modules_without_a_source_are_refused(trained: MlpNet, net: fx.GraphModule) -> None:
-    for module in (MlpNet(5), captured_graph(MlpNet(5), (tokens(),)), repl_fx.fold(net)):
+    for module in (MlpNet(5), repl_fx.capture(MlpNet(5), (tokens(),)), repl_fx.fold(net)):
         with pytest.raises(
             repl_fx.BadInput, match=r"takes a module from repl_fx\.transform or repl_fx\.load, and this"
         ):
             repl_fx.load_source_state(module, trained.state_dict())
     with pytest.raises(repl_fx.BadInput, match=r"give result\.module"):
-        repl_fx.load_source_state(transformed(MlpNet(5), (tokens(),)), {})  # type: ignore[arg-type]
+        repl_fx.load_source_state(repl_fx.transform(MlpNet(5), (tokens(),)), {})  # type: ignore[arg-type]
 
 
 def test_tied_weights_are_given_once() -> None:
@@ -173,7 +172,7 @@ def test_tied_weights_are_given_once() -> None:
     x, source = tokens(), tied()
     with torch.no_grad():
         source.blocks[0].norm.weight += 1  # type: ignore[operator, union-attr]
-    net = transformed(tied(), (x,), every=2).graph_module
+    net = repl_fx.transform(tied(), (x,), every=2).graph_module
     state = {name: t for name, t in source.state_dict().items() if name != "blocks.4.norm.weight"}
     repl_fx.load_source_state(net, state)
     assert torch.equal(net.get_parameter("blocks.4.norm.weight"), source.state_dict()["blocks.4.norm.weight"])

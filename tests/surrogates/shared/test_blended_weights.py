@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis, FunctionalModule
-from tests.captures import transformed
 from tests.stages import Stages, images
 
 
 def test_blend_refuses_neighbours_of_another_size() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match=r"its own units.1.conv1.weight is 4x4x3x3|units.2.conv1"):
-        transformed(Stages(2, 2, 2), (images(),), surrogate="blend")
+        repl_fx.transform(Stages(2, 2, 2), (images(),), surrogate="blend")
 
 
 def test_gains_keep_the_scale_of_fresh_and_of_agreeing_weights() -> None:
@@ -46,13 +45,13 @@ def test_a_gain_belongs_to_an_output_channel(layer: nn.Module) -> None:
     back: Any = nn.Linear(6, 4) if isinstance(layer, nn.Linear) else type(layer)(6, 4, 3, padding=1)
     model = nn.Sequential(*(nn.Sequential(copy.deepcopy(layer), copy.deepcopy(back)) for _ in range(3)))
     x = torch.randn(2, 4, *[5] * (layer.get_parameter("weight").ndim - 2))
-    gm = transformed(model, (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
     assert tuple(gm.get_parameter("surrogates.1.blend.alpha.0").shape) == (6,)
 
 
 def test_a_gain_behind_a_transposed_convolution_belongs_to_its_own_layer() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.ConvTranspose2d(4, 6, 1), nn.Conv2d(6, 4, 1)) for _ in range(3)))
-    gm = transformed(model, (torch.randn(2, 4, 5, 5),), surrogate="blend").graph_module
+    gm = repl_fx.transform(model, (torch.randn(2, 4, 5, 5),), surrogate="blend").graph_module
     shapes = [tuple(gm.get_parameter(f"surrogates.1.blend.alpha.{i}").shape) for i in range(2)]
     assert shapes == [(6,), (4,)]
 
@@ -64,7 +63,7 @@ def test_weights_of_norms_of_any_shape_stay_the_blocks_own(normalised: tuple[int
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(2, 4, 5, 6)
-    gm = transformed(model, (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
     blend = gm.get_submodule("surrogates.1.blend")
     assert isinstance(blend, BlendSynthesis) and len(blend.alpha) == 1
     with torch.no_grad():
@@ -120,7 +119,7 @@ def _conv(name: str) -> nn.Module:
 def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> None:
     model = nn.Sequential(*(nn.Sequential(_conv(kind), nn.ReLU()) for _ in range(3)))
     x = torch.randn(2, 4, 6, 6)
-    result = transformed(model, (x,), surrogate="blend")
+    result = repl_fx.transform(model, (x,), surrogate="blend")
     gm = result.graph_module
     blend = gm.get_submodule("surrogates.1.blend")
     assert isinstance(blend, BlendSynthesis)
@@ -135,7 +134,7 @@ def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> 
 def test_weights_computed_by_a_hook_are_blended_too() -> None:
     model = nn.Sequential(*(nn.Sequential(_conv("weight_norm"), nn.ReLU()) for _ in range(3)))
     x = torch.randn(2, 4, 6, 6)
-    gm = transformed(model, (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
     gm(x).square().mean().backward()
     assert gm.get_parameter("surrogates.1.blend.alpha.0").grad is not None
     assert "1.0.weight_v" not in dict(gm.named_parameters()) and "1.0.weight_g" in dict(gm.named_parameters())
@@ -152,7 +151,7 @@ def test_a_layer_with_a_mode_of_its_own_keeps_it() -> None:
     x = torch.randn(4, 8)
     for training in (True, False):
         model = nn.Sequential(*(nn.Sequential(Noisy(8, 8), nn.Tanh()) for _ in range(4))).train(training)
-        gm = transformed(model, (x,), surrogate="blend").graph_module
+        gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
         assert gm.training is training
         gm.eval()
         assert torch.equal(gm(x), gm(x))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+import repl_fx
 from repl_fx.surrogates.shared.borrowed_maps import BorrowedMap, Heads, selection
-from tests.captures import captured_graph
 from tests.nets import TokenNet
 
 
@@ -42,7 +42,7 @@ def test_heads_at_even_distances_are_a_view() -> None:
 
 
 def test_a_map_is_told_by_its_module_and_its_place_there() -> None:
-    gm = captured_graph(TokenNet(depth=3), (torch.randn(2, 6, 16),))
+    gm = repl_fx.capture(TokenNet(depth=3), (torch.randn(2, 6, 16),))
     core = [n for n in gm.graph.nodes if "scaled_dot_product" in str(n.target)][1]
     found = BorrowedMap.made_at(core, Heads((0,), 2), Heads((0,), 2), scaled=True)
     assert (found.module, found.number, found.count) == ("blocks.1.attn", 0, 1)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from tests.captures import transformed
 from tests.nets import Attention, as_after_training
 
 Join = Callable[[Tensor, Tensor], Tensor]
@@ -45,7 +44,7 @@ def test_settings_of_an_addition_count_or_are_refused(kind: str, surrogate: str)
         torch.manual_seed(0)
         model = nn.Sequential(*(Joined(join) for _ in range(3)))
         try:
-            gm = transformed(model, (x,), surrogate=surrogate).graph_module
+            gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
         except repl_fx.NothingToReplace:
             continue
         # What starts at zero would hide how it is added.
@@ -82,7 +81,9 @@ def test_a_sum_written_over_an_operand_is_any_other(over: str, surrogate: str) -
     x, results = torch.randn(2, 16, 6, 6), []
     for way in (over, ""):
         torch.manual_seed(0)
-        gm = transformed(nn.Sequential(*(WrittenSum(way) for _ in range(3))), (x,), surrogate=surrogate).graph_module
+        gm = repl_fx.transform(
+            nn.Sequential(*(WrittenSum(way) for _ in range(3))), (x,), surrogate=surrogate
+        ).graph_module
         torch.manual_seed(1)
         as_after_training(gm)
         results.append(gm(x))
@@ -94,7 +95,7 @@ def test_these_are_not_all_refused() -> None:
     for join in _JOINS["add with alpha"]:
         model = nn.Sequential(*(Joined(join) for _ in range(3)))
         for surrogate in ("bottleneck", "blend"):
-            assert transformed(model, (x,), surrogate=surrogate).plan.replacements
+            assert repl_fx.transform(model, (x,), surrogate=surrogate).plan.replacements
 
 
 class Joint(nn.Module):
@@ -145,7 +146,7 @@ def test_one_span_for_two_streams_is_one_layer(surrogate: str) -> None:
     x, made = (torch.randn(2, 3, 16), torch.randn(2, 5, 16)), []
     for together in (True, False):
         torch.manual_seed(0)
-        result = transformed(JointNet(together), x, surrogate=surrogate)
+        result = repl_fx.transform(JointNet(together), x, surrogate=surrogate)
         assert result.in_place.model is not None
         torch.manual_seed(1)
         as_after_training(result.graph_module)
@@ -166,7 +167,7 @@ def test_one_span_for_two_streams_is_one_layer(surrogate: str) -> None:
 def test_a_layer_scale_of_either_stream_sets_how_their_span_begins(surrogate: str, scaled: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
-    gm = transformed(JointNet(scaled=scaled), x, surrogate=surrogate).graph_module
-    pruned = transformed(JointNet(scaled=scaled), x, surrogate="identity").graph_module
+    gm = repl_fx.transform(JointNet(scaled=scaled), x, surrogate=surrogate).graph_module
+    pruned = repl_fx.transform(JointNet(scaled=scaled), x, surrogate="identity").graph_module
     pruned.load_state_dict(gm.state_dict(), strict=False)
     assert not torch.allclose(gm(*x), pruned(*x))

@@ -14,7 +14,6 @@ from repl_fx.graph.roles import LINEAR
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
-from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
@@ -31,7 +30,7 @@ def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
 
 
 def test_nodes_of_a_surrogate_say_what_they_replace() -> None:
-    gm = transformed(TokenNet(depth=3), (tokens(),), surrogate="bottleneck").graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="bottleneck").graph_module
     made = [n for n in gm.graph.nodes if "replaces" in n.meta]
     assert made and {n.meta["replaces"] for n in made} == {("blocks.1", "bottleneck")}
     assert all("val" in n.meta for n in made)
@@ -52,7 +51,7 @@ class _Lowered(nn.Module):
 
 def test_values_are_of_the_precision_of_the_place_where_nodes_are_made() -> None:
     x = torch.randn(2, 8)
-    gm = transformed(nn.Sequential(*(_Lowered() for _ in range(3))), (x,), surrogate="blend").graph_module
+    gm = repl_fx.transform(nn.Sequential(*(_Lowered() for _ in range(3))), (x,), surrogate="blend").graph_module
     made = [n for n in gm.graph.nodes if "replaces" in n.meta and n.target is LINEAR]
     assert [n.meta["val"].dtype for n in made] == [torch.bfloat16] * 2
     assert gm(x).dtype == torch.float32
@@ -61,9 +60,9 @@ def test_values_are_of_the_precision_of_the_place_where_nodes_are_made() -> None
 def test_blocks_of_one_plan_may_have_other_widths() -> None:
     x = images()
     model = ConvNet(width=16)
-    plan = transformed(model, (x,), surrogate="bottleneck").plan
+    plan = repl_fx.transform(model, (x,), surrogate="bottleneck").plan
     first, second = plan.replacements
     mixed = replace(plan, replacements=(first, replace(second, settings={**second.settings, "width": 7})))
-    gm = transformed(model, (x,), plan=mixed).graph_module
+    gm = repl_fx.transform(model, (x,), plan=mixed).graph_module
     (made,) = (n for n in gm.graph.nodes if is_synthesis(gm, n))
     assert [int(weights[0].shape[0]) for weights in made.meta["val"]] == [4, 7]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.fitting.channel_terms import ChannelFit
 from repl_fx.fitting.last_layer import LayerFit
 from repl_fx.fitting.stand_ins import GraphStandIn, stand_ins
 from repl_fx.graph.recording import watched
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, LastLayer
-from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 from tests.surrogates.nets import NETS
 
@@ -61,7 +61,7 @@ def test_values_are_affine_in_what_is_fitted(
 ) -> None:
     torch.manual_seed(0)
     model, x = _MORE[net]()
-    result = transformed(model.double().eval(), (x.double(),), surrogate=surrogate, settings=settings)
+    result = repl_fx.transform(model.double().eval(), (x.double(),), surrogate=surrogate, settings=settings)
     (one,) = stand_ins(result)
     assert len(one.starts) == len(places)
     for (node, start), place in zip(one.starts, places, strict=True):

@@ -14,7 +14,6 @@ import repl_fx
 from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
 from repl_fx.surrogates.shared.matching import Matches
 from repl_fx.surrogates.shared.site import Unfit
-from tests.captures import captured_graph
 from tests.surrogates.nets import CHANNELS, Residual
 
 PICTURES = torch.randn(2, CHANNELS, 6, 6)
@@ -38,7 +37,7 @@ def _found(block: Callable[[], nn.Module], x: Tensor) -> list[HiddenUnits]:
 
 
 def _of_middle(net: nn.Module, x: Tensor) -> list[HiddenUnits]:
-    gm = captured_graph(net, (x,))
+    gm = repl_fx.capture(net, (x,))
     repeats = repl_fx.find_repeats(gm)
     before, block, after = repeats[0].blocks
     return find_hidden_units(Matches(gm, repeats).site(block.name, before.name, after.name))

@@ -11,7 +11,6 @@ from torch import fx, nn
 import repl_fx
 from repl_fx.planning.policies import policy_of
 from repl_fx.surrogates.shared.matching import Matches
-from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 CANDIDATES = [type(candidate) for candidate in policy_of("auto").candidates]
@@ -44,22 +43,22 @@ def fail_to_build(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
 def test_match_runs_once_a_block_and_candidate(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = (ConvNet(depth=3), images()) if kind is ConvNet else (TokenNet(depth=3), tokens())
     asked = count_matches(monkeypatch)
-    first = transformed(model, (x,)).plan
+    first = repl_fx.transform(model, (x,)).plan
     assert {asked[r.surrogate, r.block] for r in first.replacements} == {1} and set(asked.values()) == {1}
     # The training check goes on to the next choice.
     asked.clear()
     fail_to_build(monkeypatch, first.replacements[0].surrogate)
-    second = transformed(model, (x,)).plan
+    second = repl_fx.transform(model, (x,)).plan
     assert second.replacements and first.replacements[0].surrogate not in {r.surrogate for r in second.replacements}
     assert set(asked.values()) == {1}
     # A plan from JSON knows no matches.
     asked.clear()
-    transformed(model, (x,), plan=repl_fx.Plan.from_json(second.to_json()))
+    repl_fx.transform(model, (x,), plan=repl_fx.Plan.from_json(second.to_json()))
     assert asked == {(r.surrogate, r.block): 1 for r in second.replacements}
 
 
 def test_a_refusal_names_block_repeat_and_node() -> None:
-    gm = captured_graph(ConvNet(), (images(),))
+    gm = repl_fx.capture(ConvNet(), (images(),))
     repeats = repl_fx.find_repeats(gm)
     matches = Matches(gm, repeats)
     site = matches.site("blocks.1", "blocks.0", "blocks.2")

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.surrogates.shared.norms import ThinNorm, norm_at
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
-from tests.captures import captured_graph
 from tests.nets import TokenNet, rewritten, tokens
 
 
@@ -54,7 +54,7 @@ def test_a_norm_without_a_layer_is_told_by_its_operator() -> None:
 
 
 def _norms(model: nn.Module, channels: int) -> list[ThinNorm]:
-    gm = captured_graph(model, (torch.randn(2, 8, 8, 8),))
+    gm = repl_fx.capture(model, (torch.randn(2, 8, 8, 8),))
     found = (norm_at(gm, node, {channels}) for node in gm.graph.nodes)
     return [norm for norm in found if norm is not None]
 

@@ -12,13 +12,12 @@ import repl_fx
 from repl_fx.finding.blocks import Block
 from repl_fx.surrogates.shared.sampling import sampling_of
 from repl_fx.surrogates.shared.site import Site
-from tests.captures import captured_graph
 from tests.surrogates.nets import Halving, Strided
 
 
 def _site(model: nn.Module, shape: tuple[int, ...]) -> Site:
     """The whole of a model as a block."""
-    gm = captured_graph(model, (torch.randn(shape),))
+    gm = repl_fx.capture(model, (torch.randn(shape),))
     given = next(node for node in gm.graph.nodes if node.op == "placeholder")
     nodes = tuple(node for node in gm.graph.nodes if node.op in ("call_function", "call_module"))
     made: Any = gm.graph.output_node().args[0]
@@ -66,7 +65,7 @@ def test_an_average_of_the_stream_is_read_in_its_place() -> None:
     assert found is not None and found.average is not None and found.strides == (1, 1)
     assert found.average.all_input_nodes == [site.input]
     # Of a stretch, what the last block averages is not what the first took.
-    gm = captured_graph(Halving(average=True), (torch.randn(2, 8, 9, 9),))
+    gm = repl_fx.capture(Halving(average=True), (torch.randn(2, 8, 9, 9),))
     blocks: Any = repl_fx.find_repeats(gm)[0].blocks
     last = Site(gm, blocks[3], blocks[2], blocks[4], "similar_1")
     stretch = sampling_of(last, blocks[1].input, 1)

@@ -13,7 +13,6 @@ from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
-from tests.captures import captured_graph
 from tests.graphs import residual
 from tests.surrogates.nets import Residual
 
@@ -43,7 +42,7 @@ class _Dropping(nn.Module):
 
 def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
     model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Dropping(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
-    gm = captured_graph(model, (torch.randn(2, 16, 8, 8),))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
     before = torch.get_rng_state()
     for surrogate in ("slim", "coarse", "bottleneck", "auto"):
         repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
@@ -54,7 +53,7 @@ def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
 
 def test_planning_moves_no_state() -> None:
     model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Counting(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
-    gm = captured_graph(model, (torch.randn(2, 16, 8, 8),))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
     for surrogate in ("slim", "coarse", "bottleneck", "auto"):
         repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
     for name, buffer in (*gm.named_buffers(), *model.named_buffers()):
@@ -68,7 +67,7 @@ def test_a_norm_of_the_mean_of_all_batches_is_planned_and_stays() -> None:
 
     model = nn.Sequential(*(block() for _ in range(3)))
     given = (torch.randn(2, 16, 8, 8),)
-    gm = captured_graph(model, given)
+    gm = repl_fx.capture(model, given)
     for surrogate in ("slim", "narrow", "bottleneck", "auto"):
         result = repl_fx.transform(model, given, surrogate=surrogate, captured=gm)
         assert {m.momentum for m in result.module.modules() if isinstance(m, nn.BatchNorm2d)} == {None}
@@ -101,7 +100,7 @@ def test_a_match_that_depends_on_a_size_that_varies_is_refused_and_the_size_stay
     def match(surrogate: object, site: Site) -> None:
         int(site.input.meta["val"].shape[0])
 
-    gm = captured_graph(nn.Sequential(*(Residual(nn.Linear(8, 8)) for _ in range(3))), (torch.randn(2, 8),))
+    gm = repl_fx.capture(nn.Sequential(*(Residual(nn.Linear(8, 8)) for _ in range(3))), (torch.randn(2, 8),))
     (repeat,) = find_repeats(gm)
     before, block, after = repeat.blocks
     site = Site(gm, block, before, after, repeat.name)

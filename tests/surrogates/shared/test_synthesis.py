@@ -16,7 +16,6 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import BadInput, CallRefused, WeightsChanged
 from repl_fx.surrogates.shared.synthesis import length, random_values, ratio
-from tests.captures import transformed
 from tests.nets import TokenNet
 
 
@@ -98,7 +97,7 @@ def test_copies_make_their_own(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> 
 def _rewritten(surrogate: str) -> nn.Module:
     torch.manual_seed(0)
     model = TokenNet(depth=3)
-    return transformed(model, (torch.randn(2, 6, 16),), surrogate=surrogate).module.train()
+    return repl_fx.transform(model, (torch.randn(2, 6, 16),), surrogate=surrogate).module.train()
 
 
 @contextmanager
@@ -238,7 +237,7 @@ def test_the_ratio_to_no_length_is_one() -> None:
 @pytest.mark.parametrize("surrogate", ["blend", "reuse", "bottleneck"])
 def test_a_graph_says_how_to_trace_and_to_quantise_it(surrogate: str) -> None:
     x = torch.randn(2, 17, 16)
-    graph = transformed(TokenNet(depth=3).eval(), (x,), surrogate=surrogate).graph_module.eval()
+    graph = repl_fx.transform(TokenNet(depth=3).eval(), (x,), surrogate=surrogate).graph_module.eval()
     with pytest.raises(BadInput, match="this is a graph already"):
         fx.symbolic_trace(graph)
     quantise: Any = torch.ao.quantization.quantize_dynamic
@@ -269,7 +268,7 @@ def test_gradients_by_samples_are_whole_or_refused(made: tuple[Sum, nn.Parameter
 @pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
 def test_a_copy_whose_parameters_are_buffers_computes_the_same(surrogate: str) -> None:
     x = torch.randn(2, 6, 16)
-    model = transformed(TokenNet(depth=3), (x,), surrogate=surrogate).model.eval()
+    model = repl_fx.transform(TokenNet(depth=3), (x,), surrogate=surrogate).model.eval()
     frozen = copy.deepcopy(model)
     for module in frozen.modules():
         for name, parameter in list(module._parameters.items()):

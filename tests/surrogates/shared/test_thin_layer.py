@@ -12,7 +12,6 @@ from torch import Tensor
 
 import repl_fx
 from repl_fx.surrogates.shared.thin_layer import ThinShape, ThinSynthesis, WeightForm, _folded
-from tests.captures import transformed
 from tests.nets import ConvNet, as_after_training, images
 from tests.surrogates.nets import Shrinking
 
@@ -47,11 +46,11 @@ def _syntheses(gm: torch.fx.GraphModule) -> list[ThinSynthesis]:
 
 def test_weights_of_one_shape_are_blended_together_and_others_one_by_one() -> None:
     settings = {"weights": "neighbours"}
-    gm = transformed(ConvNet(depth=3), (images(),), surrogate="bottleneck", settings=settings).graph_module
+    gm = repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="bottleneck", settings=settings).graph_module
     assert all(len(piece.sources) == 2 for made in _syntheses(gm) for piece in made.pieces)
 
     x = torch.randn(2, 8, 16, 16)
-    gm = transformed(Shrinking(), (x,), surrogate="bottleneck", settings=settings).graph_module
+    gm = repl_fx.transform(Shrinking(), (x,), surrogate="bottleneck", settings=settings).graph_module
     made = _syntheses(gm)
     assert {len(piece.sources) for synthesis in made for piece in synthesis.pieces} == {1, 2}
     as_after_training(gm)

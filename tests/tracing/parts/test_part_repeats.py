@@ -9,12 +9,11 @@ import repl_fx
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture_parts import CapturedParts, Part
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats, find_in_parts, lines_made
-from tests.captures import captured_graph
 from tests.nets import TokenNet, tokens
 
 
 def test_names_begin_with_the_path_of_the_part() -> None:
-    gm = captured_graph(TokenNet(depth=4), (tokens(),))
+    gm = repl_fx.capture(TokenNet(depth=4), (tokens(),))
     found = repl_fx.find_repeats(gm)
     part = PartRepeats.of("text.encoder", gm, found)
     (repeat,) = part.repeats
@@ -27,7 +26,7 @@ def test_names_begin_with_the_path_of_the_part() -> None:
 
 
 def test_a_whole_model_has_no_prefix() -> None:
-    gm = captured_graph(TokenNet(depth=4), (tokens(),))
+    gm = repl_fx.capture(TokenNet(depth=4), (tokens(),))
     part = PartRepeats.of("", gm, repl_fx.find_repeats(gm))
     assert part.repeats == part.inside and list(part.blocks) == [f"blocks.{i}" for i in range(4)]
 
