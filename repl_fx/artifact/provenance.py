@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -18,6 +19,9 @@ from repl_fx.running.holders import ORIGIN
 from repl_fx.sources import Source
 from repl_fx.tracing.parts.origin import Model, Origin, SourceOptions, Weights
 from repl_fx.tracing.parts.part_repeats import lines_made
+
+# Before each setting in the line of a module.
+_SETTING = re.compile(r" (?=\w+=)")
 
 
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
@@ -74,11 +78,18 @@ def require_as_made(module: nn.Module, origin: Origin) -> None:
 
 
 def first_difference(before: Sequence[str], after: Sequence[str]) -> str:
-    """The first line in which two texts differ, in words; nothing where none does."""
+    """The first line in which two texts differ, in words; nothing where none does.
+
+    Of two lines for one module, the settings in which they differ.
+    """
     at = next((i for i, pair in enumerate(zip_longest(before, after)) if pair[0] != pair[1]), None)
     if at is None:
         return ""
     was, now = (lines[at] if at < len(lines) else "nothing" for lines in (before, after))
+    (module, *own), (other, *others) = (_SETTING.split(line) for line in (now, was))
+    if module == other and own and others:
+        now = " ".join([module, *(setting for setting in own if setting not in others)])
+        was = " ".join(setting for setting in others if setting not in own) or "not set"
     return f"{now}, which was {was}"
 
 

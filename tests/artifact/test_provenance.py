@@ -106,6 +106,9 @@ def test_the_first_difference_of_two_texts() -> None:
     assert first_difference(("a", "b"), ("a", "b")) == ""
     assert first_difference(("a", "b", "x"), ("a", "c", "y")) == "c, which was b"
     assert first_difference(("a", "b"), ("a",)) == "nothing, which was b"
+    was, now = "head: Net a=(1, 2) b=2.0 c=3", "head: Net a=(1, 2) b=4.0 c=3"
+    assert first_difference((was,), (now,)) == "head: Net b=4.0, which was b=2.0"
+    assert first_difference((was,), (f"{was} d=1",)) == "head: Net d=1, which was not set"
 
 
 def test_a_module_whose_settings_changed_is_not_as_it_was_made() -> None:
