@@ -44,7 +44,7 @@ def ways_of(graph: fx.Graph, block: Block, paths: Sequence[str]) -> dict[str, Wa
     for path, taken, returned, behind in zip(paths, given, made, [*given[1:], {block.output: ()}], strict=True):
         shared = [node for node in returned if node in behind]
         if len(shared) != 1 or stream not in taken:
-            raise NotInPlace(f"{path} hands on {len(shared)} values")
+            raise NotInPlace(f"of the results of {path}, {len(shared)} go on to the module behind it, and not one")
         ways[path] = Way(taken[stream], returned[shared[0]])
         stream = shared[0]
     return ways

@@ -68,7 +68,7 @@ def test_the_way_of_a_stream_leads_through_all_modules_of_a_row() -> None:
     block, graph = part.blocks["layers.2-3"], part.graph_module.graph
     ways = ways_of(graph, block, ("layers.2", "layers.3"))
     assert ways == {"layers.2": Way(("x",), 0), "layers.3": Way(("x",), 0)}
-    with pytest.raises(NotInPlace, match=r"layers.3 hands on 0 values"):
+    with pytest.raises(NotInPlace, match=r"of the results of layers.3, 0 go on"):
         ways_of(graph, block, ("layers.3", "layers.2"))
 
 
