@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.benchmarking.training import kept_bytes
+from repl_fx.config import stamp_calls
 from repl_fx.graph.captured import CapturedModule, tensors_in
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.source_mark import source_mark
+from repl_fx.tracing.attempt import _unlike
 from repl_fx.tracing.leaf_calls import attention_kernels
 
 Trace = Callable[..., CapturedModule]
@@ -43,8 +45,9 @@ def shared(trace: Trace, *, kept: bool) -> Trace:
         tracers: Mapping[str, Any], model: nn.Module, inputs: ExampleInputs, fixed: Sequence[str] = ()
     ) -> CapturedModule:
         try:
-            given = _described((inputs.args, inputs.kwargs))
-            key = tuple(tracers), _source(model), given, tuple(fixed), torch.get_default_device(), attention_kernels()
+            given = _described((inputs.args, inputs.kwargs)), tuple(fixed)
+            settings = stamp_calls(), _unlike.get(), torch.get_default_device(), attention_kernels()
+            key = tuple(tracers), _source(model), given, settings
         except _Unknown:
             return trace(tracers, model, inputs, fixed)
         if key in _graphs:
