@@ -736,6 +736,21 @@ def symbolic_number(kind: type, sizes: ShapeEnv, expression: Any, hint: Any, con
     return made(SymNode(expression, sizes, SYMBOLIC[kind], hint, constant))
 
 
+def whole_number(number: torch.SymFloat) -> torch.SymInt | None:
+    """The size that a quotient of sizes is; None where it is none, or not for all sizes.
+
+    Floats hold such quotients exactly: of sizes below 2**53 that are divided without a rest.
+    """
+    sizes, expression, value, _ = expression_of(number)
+    exact = expression.replace(functions.ToFloat, lambda size: size)
+    for quotient in (functions.IntTrueDiv, functions.FloatTrueDiv):
+        exact = exact.replace(quotient, lambda over, under: over / under)
+    exact = sympy.cancel(exact.replace(lambda part: part.is_Float, sympy.Rational))
+    if value is None or not exact.is_integer:
+        return None
+    return symbolic_number(torch.SymInt, sizes, exact, int(value), None)  # type: ignore[no-any-return]
+
+
 _OF_SYMPY = (
     sympy.Add, sympy.Mul, sympy.Pow, sympy.floor, sympy.ceiling, type(sympy.oo), type(-sympy.oo), IntInfinity,
     NegativeIntInfinity, sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, sympy.And, sympy.Or, sympy.Not,

@@ -35,6 +35,7 @@ from repl_fx._torch import (
     settled_condition,
     size_evaluations,
     symbol_of,
+    whole_number,
 )
 from repl_fx.errors import Untraceable
 from repl_fx.graph.axes import size_checks, with_names
@@ -314,7 +315,9 @@ class _WholeKind(type):
     """The class of `_Whole`, which passes for Python's `int`."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if len(args) == 1 and isinstance(args[0], torch.SymInt) else int(*args, **kwargs)
+        given = args[0] if len(args) == 1 else None
+        size = whole_number(given) if isinstance(given, torch.SymFloat) else given
+        return size if isinstance(size, torch.SymInt) else int(*args, **kwargs)
 
     def __instancecheck__(cls, value: Any) -> bool:
         return isinstance(value, (int, torch.SymInt))
@@ -330,7 +333,7 @@ class _WholeKind(type):
 
 
 class _Whole(int, metaclass=_WholeKind):
-    """Python's `int`, but for a symbolic size, which stays one: Python's own has to return a number."""
+    """Python's `int`, but for a symbolic size, or a quotient that is one: Python's own has to return a number."""
 
 
 @contextmanager

@@ -321,3 +321,27 @@ def test_two_sizes_of_which_neither_is_larger_are_one(tmp_path: Path) -> None:
     with suppress(Exception):
         found = session.run(given)["output"]
     assert np.isnan(found).all()
+
+
+class _Windows(nn.Module):
+    """Reckons the batch from the number of its windows, as the first Swin did."""
+
+    def __init__(self, parts: float) -> None:
+        super().__init__()
+        self.parts, self.fc = parts, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows = self.fc(x.view(2 * x.shape[0], 4, 8, 4).relu())
+        batch = int(windows.shape[0] / (8 * 8 / 4 / 8))
+        return windows.view(batch, 8, 8, -1) * int(batch / self.parts)  # type: ignore[no-any-return]
+
+
+def test_a_batch_that_is_a_quotient_of_sizes_is_free_and_one_with_a_rest_is_not() -> None:
+    x, others = torch.randn(4, 8, 8, 4), torch.randn(7, 8, 8, 4)
+    model = _Windows(1.0)
+    gm = capture(model, (x,))
+    for batch in (others, others[:1]):
+        assert torch.equal(gm(batch), model(batch))
+    halved = capture(_Windows(2.0), (x,))
+    with pytest.raises(BadInput, match=r"inputs of shape \[7, 8, 8, 4\]: the model goes another way"):
+        halved(others)
