@@ -21,6 +21,11 @@ from repl_fx.passes.driver import Result
 ANCHOR = "device_anchor"
 
 
+def is_anchor(name: str) -> bool:
+    """Tell whether a buffer is the anchor of a graph, by its path."""
+    return name.rpartition(".")[2] == ANCHOR
+
+
 def follow_device_(gm: fx.GraphModule, device: torch.device) -> Result:
     """Replace every literal of the capture device by a read of where the module is now.
 

@@ -26,7 +26,7 @@ from repl_fx.sources.checkpoints.fitting import with_weights
 from repl_fx.sources.checkpoints.weight_files import Weights
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite, require_original
-from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts, captured_before
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts, captured_before, is_as_captured
 from repl_fx.tracing.parts.finders import Finder, by_options, finder_of, without_patterns
 from repl_fx.tracing.parts.part_repeats import find_again, find_in_parts
 
@@ -74,7 +74,7 @@ def transform(
         checkpoint_blocks: let `result.model` compute the kept blocks of the repeats again in the backward pass of
             training, in place of keeping their inner values (`torch.utils.checkpoint`).
         captured: of this model, from `capture_parts` or `capture` with these inputs, so that it is not captured again,
-            as after `score_blocks` or `find_repeats`.
+            as after `score_blocks` or `find_repeats`; where the model was changed since, it is.
         finder: a function that gives the repeats of a graph, in place of `find_repeats`, or the name of one that an
             installed package offers.
         fixed: dimensions of the inputs that stay as in the example, see `capture`; what is `captured` has its own.
@@ -118,6 +118,9 @@ def transform(
         if before is None:
             raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
         known = before
+        if not is_as_captured(before):
+            stage("capture what has changed")
+            known = capture_parts(model, given.args, given.kwargs, fixed=before.fixed)
     form = Form(graph=graph, in_place=in_place, checkpoint_blocks=checkpoint_blocks)
     if plan is None:
         result = rewrite(known, options, stage, form=form, check=check, finder=finder)

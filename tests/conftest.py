@@ -48,7 +48,7 @@ def _seeded() -> None:
 def _traces_shared(request: pytest.FixtureRequest) -> Iterator[None]:
     """Trace models that are alike once in a process (`tests.captures`)."""
     capturing = importlib.import_module("repl_fx.tracing.capture")
-    alone = request.path.is_relative_to(Path(__file__).parent / "tracing")
+    alone = request.path.is_relative_to(Path(__file__).parent / "tracing") or "traces" in request.fixturenames
     trace = shared(capturing.trace_by_first, kept="monkeypatch" not in request.fixturenames)
     with nullcontext() if alone else patch.object(capturing, "trace_by_first", trace):
         yield

@@ -449,3 +449,19 @@ def test_results_at_a_prompt_are_short() -> None:
         assert repr(shown) == str(shown)
     assert repr(result.found) == repr(result.repeats)
     assert all(len(one) < 100 and "\n" not in one for one in map(repr, result.parts))
+
+
+@pytest.mark.parametrize("change", ["layer", "tensors", "setting"])
+def test_a_model_that_changed_since_its_capture_is_captured_again(change: str) -> None:
+    model, x = TokenNet(depth=3), tokens()
+    before = repl_fx.capture_parts(model, (x,))
+    if change == "layer":
+        model.blocks[0] = copy.deepcopy(model.blocks[2])
+    elif change == "tensors":
+        model.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()}, assign=True)
+    else:
+        model.blocks[0].norm1.eps = 1.0  # type: ignore[union-attr]
+    known = repl_fx.transform(model, (x,), surrogate="identity", captured=before)
+    anew = repl_fx.transform(model, (x,), surrogate="identity")
+    assert torch.equal(known.model.eval()(x), anew.model.eval()(x))
+    assert torch.equal(known.module.eval()(x), anew.module.eval()(x))

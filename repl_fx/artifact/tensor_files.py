@@ -18,6 +18,7 @@ from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import copy_model, is_traced_constant
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.state import address, with_prefix
+from repl_fx.passes.follow_device import is_anchor
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.parts.capture_parts import graphs_in, qualified_name
 
@@ -94,11 +95,12 @@ class State:
     def renamed(self, prefixes: Mapping[str, str]) -> State:
         """The same tensors under the names of the other form of a model, of the rewritten graphs or in place.
 
-        Constants in the code of one form are no state of the other.
+        Constants in the code of one form are no state of the other, nor is what follows its device.
         """
 
         def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {with_prefix(name, prefixes): t for name, t in tensors.items() if not is_traced_constant(name)}
+            own = {name: t for name, t in tensors.items() if not is_traced_constant(name) and not is_anchor(name)}
+            return {with_prefix(name, prefixes): tensor for name, tensor in own.items()}
 
         return State(self.file, named(self.weights), named(self.constants))
 
@@ -141,8 +143,15 @@ def load_state(module: nn.Module, state: State) -> None:
             f"{len(m)} tensors {w}, e.g. {min(m)}" for m, w in ((missing, "are missing"), (foreign, "are foreign")) if m
         ]
         raise ArtifactError(f"{state.file} does not fit its model: {'; '.join(words)}; transform it again")
+    tied: dict[tuple[Any, ...], str] = {}
     for name, tensor in own.items():
         _require_alike(state.file, name, state.weights[name], tensor)
+        first = name if tensor.is_meta or not tensor.numel() else tied.setdefault(address(tensor), name)
+        if first != name and not torch.equal(state.weights[first], state.weights[name]):
+            raise ArtifactError(
+                f"{state.file} does not fit its model: {first} and {name} are one tensor there, and two in the file; "
+                "give load a model that does not tie them"
+            )
         if tensor.dtype != state.weights[name].dtype:
             # Of the object itself, so that what is tied stays tied.
             tensor.data = tensor.data.to(state.weights[name].dtype)

@@ -74,7 +74,7 @@ class TransformResult(Displayed, HasInputs):
         It shares its tensors with `model`, also those that this got since, as by `.to()`; see `InPlace.share_`.
         """
         if "in_place" in vars(self):
-            self.in_place.share_(self.rewritten)
+            self.in_place.share_(self.rewritten, *self.one_by_one.items())
         return self.rewritten
 
     @property

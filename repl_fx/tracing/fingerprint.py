@@ -106,7 +106,7 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
                     name: value
                     for name, value in settings.items()
                     if name not in assigned
-                    and not (as_set and "checkpoint" in name)
+                    and not (as_set and "checkpoint" in name and isinstance(value, bool))
                     and (read is None or name in read)
                     and (private or not name.startswith("_"))
                     and _is_fixed(value)

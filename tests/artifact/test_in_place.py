@@ -95,3 +95,30 @@ def test_a_checkpoint_of_the_source_goes_into_the_model_in_place() -> None:
     assert torch.equal(model.get_parameter("blocks.0.fc1.weight"), other.get_parameter("blocks.0.fc1.weight"))
     assert "blocks.1.attn.qkv.weight" in loaded.left_out
     assert all(name.startswith("blocks.1.surrogate.") for name in loaded.own)
+
+
+class _Positions(nn.Module):
+    """Makes a table in its forward, on the device of its input; its first half is another in every second one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.mix = nn.Linear(8, 8) if number % 2 else nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.mix(self.norm1(x)) * torch.arange(x.shape[1], device=x.device)[:, None]
+        return x + self.fc2(self.fc1(self.norm2(x)).relu())  # type: ignore[no-any-return]
+
+
+def _positions() -> nn.Module:
+    return nn.Sequential(*(_Positions(number) for number in range(4)))
+
+
+def test_what_follows_the_device_in_one_form_is_no_state_of_the_other(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 8)
+    model = repl_fx.transform(_positions(), (x,), surrogate="identity").model.eval()
+    assert [name for name, _ in model.named_buffers()] == ["1.device_anchor"]
+    repl_fx.save(model, tmp_path / "out")
+    for graph in (False, True):
+        assert torch.equal(repl_fx.load(tmp_path / "out", _positions(), graph=graph)(x), model(x))

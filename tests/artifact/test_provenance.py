@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import repl_fx
@@ -190,3 +191,18 @@ def test_a_setting_that_a_method_changed_is_refused_and_checkpointing_is_not(tmp
     model.set_scale(3.0)
     with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*scale=3\.0, which was .*scale=1\.0"):
         repl_fx.save(model, tmp_path / "again")
+
+
+@pytest.mark.parametrize("change", ["mask", "bias", "no bias"])
+def test_parameters_that_came_or_went_are_refused(tmp_path: Path, change: str) -> None:
+    result = repl_fx.transform(ConvNet(), (images(),), surrogate="blend")
+    model: Any = result.model
+    if change == "mask":
+        torch.nn.utils.prune.l1_unstructured(model.head, "weight", 0.5)  # type: ignore[no-untyped-call]
+    elif change == "bias":
+        model.stem.register_parameter("shift", nn.Parameter(torch.ones(8)))
+    else:
+        model.head.bias = None
+    for what in (result, model):
+        with pytest.raises(repl_fx.BadInput, match=r"was changed since: the parameter (head|stem)\."):
+            repl_fx.save(what, tmp_path / "again")

@@ -13,6 +13,7 @@ import repl_fx
 from repl_fx.artifact.tensor_files import State, load_state, read_state, write_state
 from repl_fx.sources import load_source
 from tests.artifact.tables_net import X, transformed, write
+from tests.nets import MlpBlock
 
 
 class Shares(nn.Module):
@@ -212,3 +213,22 @@ def test_the_other_form_of_a_model_has_the_same_tensors_under_its_names() -> Non
     renamed = state.renamed({"surrogates.b1.": "b1.surrogate.", "surrogates.b12.": "b12.surrogate."})
     assert list(renamed.weights) == ["b1.surrogate.gain", "b12.surrogate.gain", "b1.gain"]
     assert list(renamed.constants) == ["b1.surrogate.table"] and renamed.file == state.file
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.net = nn.Embedding(8, 8), nn.Sequential(*(MlpBlock(8) for _ in range(3)))
+        self.head = nn.Linear(8, 8, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.net(self.embed(ids)))  # type: ignore[no-any-return]
+
+
+def test_two_tensors_of_a_file_are_no_single_one_of_a_model(tmp_path: Path) -> None:
+    model = repl_fx.transform(_Tied(), (torch.randint(8, (2, 5)),), surrogate="identity").model
+    model.get_submodule("head").weight = nn.Parameter(torch.randn(8, 8))
+    repl_fx.save(model, tmp_path / "out")
+    with pytest.raises(repl_fx.ArtifactError, match=r"embed\.weight and head\.weight are one tensor there"):
+        repl_fx.load(tmp_path / "out", _Tied())

@@ -49,25 +49,26 @@ class InPlace:
         every = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
         return {with_prefix(name, self.prefixes): tensor for name, tensor in chain(*every)}
 
-    def share_(self, module: nn.Module) -> None:
-        """Give the rewritten module the tensors that the model got in the place of shared ones.
+    def share_(self, module: nn.Module, *others: tuple[str, nn.Module]) -> None:
+        """Give the rewritten module, and others by their paths in it, the tensors that the model got for shared ones.
 
         `.to()` gives a module new buffers, and `load_state_dict(assign=True)` and new layers give it new parameters.
         """
         now = {} if self.model is None else self.tensors_of(self.model)
         moved = {name: now[name] for name, was in self.shared.items() if name in now and now[name] is not was}
-        given: dict[str, Tensor] = {}
-        for path, part in module.named_modules() if moved else ():
-            for held in (part._parameters, part._buffers):
-                for key, tensor in held.items():
-                    name = with_prefix(qualified_name(path, key), self.prefixes)
-                    if name in moved and tensor is self.shared[name]:
-                        held[key] = given[name] = moved[name]
-        self.shared.update(given)
-        for tensor in given.values():
-            # Constants, which the model has not, go along.
-            module.to(tensor.device)
-            break
+        for root, one in (*others, ("", module)) if moved else ():
+            given: dict[str, Tensor] = {}
+            for path, part in one.named_modules(prefix=root):
+                for held in (part._parameters, part._buffers):
+                    for key, tensor in held.items():
+                        name = with_prefix(qualified_name(path, key), self.prefixes)
+                        if name in moved and tensor is self.shared[name]:
+                            held[key] = given[name] = moved[name]
+            if given:
+                # Constants, which the model has not, go along.
+                one.to(next(iter(given.values())).device)
+            if one is module:
+                self.shared.update(given)
 
     @property
     def reason(self) -> str:

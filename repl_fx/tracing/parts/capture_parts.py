@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from types import MethodType
 from typing import Any
 
@@ -31,11 +32,12 @@ from repl_fx.display.html import Displayed
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import CaptureError
 from repl_fx.graph.axes import dimensions_of
-from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
+from repl_fx.graph.captured import CapturedModule, copy_model, has_attribute, refer_to_copies, share_tensors
 from repl_fx.graph.state import parameter_count
 from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
+from repl_fx.running.source_mark import source_mark
 from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.tracing.capture import TRACERS, trace_widened, untraced, widen_batch
 from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
@@ -207,6 +209,20 @@ def captured_before(
     shares = all(own.get(name) is parameter for name, parameter in captured.named_parameters())
     known = info is not None and info.model == type(model).__name__ and shares
     return CapturedParts.of_graph(captured, inputs, model) if known else None
+
+
+def is_as_captured(captured: CapturedParts) -> bool:
+    """Tell whether the source of a capture is as it was, as far as it has a mark, and its graphs hold its tensors."""
+    for part in captured.parts:
+        if part.path and not has_attribute(captured.source, part.path):
+            return False
+        gm, module = part.graph_module, captured.source.get_submodule(part.path)
+        own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
+        held = chain(gm.named_parameters(), gm.named_buffers())
+        mark = gm.meta["capture"].mark
+        if any(own.get(n, t) is not t for n, t in held) or (mark and not source_mark(module).fits(mark)):
+            return False
+    return True
 
 
 def capture_as_called(

@@ -156,12 +156,14 @@ def _named_from(path: str, repeat: Repeat) -> Repeat:
 
 
 def lines_made(module: nn.Module) -> tuple[str, ...]:
-    """The text of the code of a rewritten module: its graphs, and what stays Python around them.
+    """The text of the code of a rewritten module: its graphs, what stays Python around them, and its parameters.
 
     Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it.
     """
     text = _text({path: lines_of_code(gm) for path, gm in graphs_in(module).items()}, module, as_set=True)
-    return tuple(_NO_RATE.sub("", _PRECISION.sub("", line)) for line in text)
+    shapes = sorted((name, list(tensor.shape)) for name, tensor in module.named_parameters(remove_duplicate=False))
+    parameters = (f"the parameter {name} {shape}" for name, shape in shapes)
+    return *(_NO_RATE.sub("", _PRECISION.sub("", line)) for line in text), *parameters
 
 
 def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module, *, as_set: bool = False) -> tuple[str, ...]:
