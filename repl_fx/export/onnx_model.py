@@ -26,7 +26,7 @@ from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, fir
 from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.pairing import MARK
-from repl_fx.export.stateless import drop_updates_
+from repl_fx.export.stateless import drop_updates_, stateful
 from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.graph.axes import InputSizes, captured_axes, limits_by_axis, name_dims
@@ -34,6 +34,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.hushed import hushed
+from repl_fx.running.opaque_outputs import equal_leaves
 from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
 from repl_fx.tracing.parts.capture_parts import graphs_in
@@ -148,8 +149,14 @@ def quiet() -> AbstractContextManager[None]:
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
     refused = foreign_code(lambda problem: BadInput(f"the module fails on the example inputs: {first_line(problem)}"))
+    before = {} if isinstance(source, fx.GraphModule) else {n: b.detach().clone() for n, b in source.named_buffers()}
     with untouched(source, buffers=True, parameters=True), refused:
         tensors, _ = name_outputs(inputs.given.map(torch.clone).passed_to(source))
+        now = dict(source.named_buffers())
+        changed = [name for name, was in before.items() if not equal_leaves(now.get(name), was)]
+        again = name_outputs(inputs.given.map(torch.clone).passed_to(source))[0] if changed else tensors
+    if changed and not all(equal_leaves(tensor, again.get(name)) for name, tensor in tensors.items()):
+        raise stateful(changed[0])
     if not tensors:
         raise ExportError(f"{type(source).__name__} returns no tensor, so there is nothing to export")
     odd = next((name for name in tensors if name.encode(errors="ignore").decode() != name), None)

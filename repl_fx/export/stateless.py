@@ -36,10 +36,7 @@ def drop_updates_(gm: fx.GraphModule) -> Result:
     read = leading_to(digraph_with_writes(gm.graph.nodes), gm.graph.find_nodes(op="output"))
     for buffer in dict.fromkeys(updates.values()):
         if any(n.op == "get_attr" and str(n.target) == buffer for n in read):
-            raise ExportError(
-                f"the outputs depend on buffer {buffer}, which each forward changes in evaluation mode too; an ONNX "
-                "graph has no state, so it would be right for one call alone"
-            )
+            raise stateful(buffer)
     dropped = []
     for node in reversed(updates):
         if not node.users:
@@ -47,6 +44,14 @@ def drop_updates_(gm: fx.GraphModule) -> Result:
             gm.graph.erase_node(node)
     drop_dead(gm.graph)
     return Result(gm, tuple(dropped))
+
+
+def stateful(buffer: str) -> ExportError:
+    """The error for outputs that depend on a buffer which each forward changes."""
+    return ExportError(
+        f"the outputs depend on buffer {buffer}, which each forward changes in evaluation mode too; an ONNX graph has "
+        "no state, so it would be right for one call alone"
+    )
 
 
 def _updated(gm: fx.GraphModule, node: fx.Node) -> Iterator[str]:

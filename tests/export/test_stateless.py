@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,3 +49,25 @@ def test_an_output_that_depends_on_a_change_is_refused() -> None:
     gm = repl_fx.capture(Counts(reads=True), (torch.randn(2, 4),))
     with pytest.raises(ExportError, match="the outputs depend on buffer sums, which each forward changes"):
         drop_updates_(gm)
+
+
+class _Counting(nn.Module):
+    """Counts its calls in a buffer, which its output depends on or not."""
+
+    def __init__(self, *, read: bool) -> None:
+        super().__init__()
+        self.layer, self.read = nn.Linear(4, 4), read
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)  # type: ignore[operator]
+        return self.layer(x) * (self.calls if self.read else 1)  # type: ignore[no-any-return]
+
+
+def test_a_module_whose_output_each_call_changes_is_refused(tmp_path: Path) -> None:
+    x = torch.randn(2, 4)
+    with pytest.raises(ExportError, match="the outputs depend on buffer calls, which each forward changes"):
+        repl_fx.export_onnx(_Counting(read=True), tmp_path / "model.onnx", (x,))
+    model = _Counting(read=False)
+    repl_fx.export_onnx(model, tmp_path / "model.onnx", (x,))
+    assert model.calls == 0
