@@ -216,14 +216,14 @@ def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes)
     made_of = loaded.manifest.model
     read = read_data(config, "" if made_of is None else made_of.spec, trust_remote_code=trusted)
     data = prepared(read, None if made_of is None else made_of.preprocessing, config)
-    if request.output is not None and processes.first:
-        save(loaded.model, request.output, force=request.force)
     built = model or (None if made_of is None else made_of.spec)
     teacher = None
     if config.teacher is not None:
         request.progress("build the original")
         weights = None if config.teacher == FROM_SPEC else Path(config.teacher)
         teacher = build_original(spec, model, weights, trusted)
+    if request.output is not None and processes.first:
+        save(loaded.model, request.output, force=request.force)
     return TrainingRun(
         request.output or Path(spec),
         loaded.model,
@@ -254,10 +254,12 @@ def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) ->
         result = models.transform(source, progress=progress)
     require_schedule(config, result)
     source = replace(source, preprocessing=kept_preprocessing(source.preprocessing, data, config))
+    # What is refused leaves nothing behind.
+    teacher = models.teacher()
     if processes.first:
         save(result, output, source=source, force=request.force)
     known = result.model, result, data, config, request.resume, processes
-    return TrainingRun(output, *known, source, models, models.teacher())
+    return TrainingRun(output, *known, source, models, teacher)
 
 
 def _require_to_resume(spec: str, changes: Mapping[str, Any], config_file: Path | None, *, is_artifact: bool) -> None:

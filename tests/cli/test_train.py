@@ -133,3 +133,10 @@ def test_data_that_the_model_does_not_fit_leave_nothing(run: Run, tmp_path: Path
     (out / "repl_fx_notes").mkdir()
     assert "is not empty" in one_line(run("train", spec, "-o", out, "--data", f"npz:{data}", *asked))
     assert out.exists()
+
+
+def test_a_teacher_that_is_not_there_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    line = one_line(run("train", spec, "-o", out, "--data", "digits", *FAST, "--teacher", tmp_path / "gone.pt"))
+    assert "gone.pt" in line and not out.exists()
