@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ def load_coco(request: DataRequest) -> Data:
         by_image = _by_image(found, labels, files[split], crowds=split != _SPLITS[0])
         splits[split] = BoxedPictures(path / split, found.images, by_image, labels, outlined)
     train_part, test_part = (splits[split] for split in _SPLITS)
-    return Data(request.name, "detection", len(labels) + 1, (3,), train_part, test_part, changes=as_read(request)[:1])
+    changes = (*as_read(request)[:1], *_boxes_changed(request.name, list(instances.values())))
+    return Data(request.name, "detection", len(labels) + 1, (3,), train_part, test_part, changes=changes)
 
 
 def _read(file: Path) -> _Instances:
@@ -175,6 +176,22 @@ def _by_image(
         elif width and height:
             raise BadInput(f"{file}: annotation {one.id} has the box {list(one.bbox)}, which lies outside its picture")
     return kept
+
+
+def _boxes_changed(name: str, read: Sequence[_Instances]) -> Iterator[str]:
+    """A line for boxes that are not as they lie in the files."""
+    sizes = [{one.id: one for one in found.images} for found in read]
+    every = [
+        (one, images[one.image_id]) for found, images in zip(read, sizes, strict=True) for one in found.annotations
+    ]
+    left_out = sum(not (one.bbox[2] and one.bbox[3]) for one, _ in every)
+    cut = sum(
+        _corners(one, image) != (x, y, x + width, y + height) and bool(width and height)
+        for one, image in every
+        for x, y, width, height in [one.bbox]
+    )
+    if left_out or cut:
+        yield f"boxes of {name}: {left_out} without extent left out, {cut} cut off at the border of their picture"
 
 
 def _corners(one: _Annotation, image: _Image) -> tuple[float, float, float, float]:

@@ -90,9 +90,16 @@ def _set(**values: Any) -> Callable[[Found], None]:
 
 def test_boxes_are_cut_off_at_the_border_and_those_without_extent_left_out(folder: Path) -> None:
     change(folder, _set(bbox=[-3, 20, 10, 12.5]))
-    assert read(folder)[1][0][1]["boxes"][0].tolist() == [0, 20, 7, 32]
+    data, train, _ = read(folder)
+    assert train[0][1]["boxes"][0].tolist() == [0, 20, 7, 32]
+    said = "boxes of coco:{}: {} without extent left out, {} cut off at the border of their picture"
+    assert data.changes[1:] == (said.format(folder, 0, 1),)
     change(folder, _set(bbox=[3, 20, 10, 0]))
     assert len(read(folder)[1][0][1]["boxes"]) == len(shapes.scene(0, 32).shapes) - 1
+    assert read(folder)[0].changes[1:] == (said.format(folder, 1, 0),)
+    for split in ("train2017", "val2017"):
+        change(folder, lambda found: found["annotations"].clear(), split)
+    assert len(read(folder)[0].changes) == 1
 
 
 def test_without_outlines_there_are_no_masks(folder: Path) -> None:
