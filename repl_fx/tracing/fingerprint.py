@@ -3,6 +3,7 @@
     %3 = call_function aten.gelu.default(%2)    nodes, with all that is no tensor among their arguments
     blocks.0.drop: torch.nn.modules.dropout.Dropout p=0.1
                                                 layers called as a whole, with their settings
+    blocks.0.drop: hook scaled                  hooks of the user's own on them
     blocks.0.fc.weight: float32[32, 16]         parameters and buffers, without their values
     rope.inv_freq: float32[8]                   other buffers, of which an artifact holds the values
     traced_constant_0: float32[2] 0.5 2         tensors that the code itself holds, with them
@@ -58,7 +59,7 @@ def lines_of_code(gm: fx.GraphModule) -> list[str]:
 
 def lines_of_graph(gm: fx.GraphModule) -> list[str]:
     """The text of a captured graph, by lines."""
-    lines = lines_of_code(gm)
+    lines = [*lines_of_code(gm), *_hooks(gm)]
     state = gm.state_dict(keep_vars=True)
     lines += [f"{name}: {kind_of(tensor)}" for name, tensor in state.items()]
     read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
@@ -67,6 +68,15 @@ def lines_of_graph(gm: fx.GraphModule) -> list[str]:
             values = _values(buffer) if is_traced_constant(name) else ""
             lines.append(f"{name}: {kind_of(buffer)} {values}".rstrip())
     return lines
+
+
+def _hooks(gm: fx.GraphModule) -> Iterator[str]:
+    """The user's own hooks on the calls of layers, which may change what these compute."""
+    for path in dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module"):
+        for inner, module in gm.get_submodule(path).named_modules(prefix=path):
+            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+                if isinstance(hook, FunctionType) and is_own_code(hook):
+                    yield f"{inner}: hook {_describe(hook)}"
 
 
 def lines_of_module(module: nn.Module, path: str) -> Iterator[str]:

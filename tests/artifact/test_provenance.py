@@ -206,3 +206,19 @@ def test_parameters_that_came_or_went_are_refused(tmp_path: Path, change: str) -
     for what in (result, model):
         with pytest.raises(repl_fx.BadInput, match=r"was changed since: the parameter (head|stem)\."):
             repl_fx.save(what, tmp_path / "again")
+
+
+def _doubled(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+    return 2 * out
+
+
+def test_a_hook_on_a_layer_of_the_source_is_part_of_it(tmp_path: Path) -> None:
+    model, x = ConvNet(), images()
+    model.head.register_forward_hook(_doubled)
+    result = repl_fx.transform(model, (x,), surrogate="blend")
+    repl_fx.save(result, tmp_path / "out")
+    with pytest.raises(repl_fx.ArtifactError, match=r"what differs first: .*, which was head: hook _doubled"):
+        repl_fx.load(tmp_path / "out", ConvNet())
+    again = ConvNet()
+    again.head.register_forward_hook(_doubled)
+    assert torch.equal(repl_fx.load(tmp_path / "out", again)(x), result.model.eval()(x))
