@@ -46,9 +46,10 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _traces_shared(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Trace models that are alike once in a process (`tests.captures`)."""
+    """Trace models that are alike once in a process (`tests.captures`), but in files that say `TRACED_ALONE`."""
     capturing = importlib.import_module("repl_fx.tracing.capture")
-    alone = request.path.is_relative_to(Path(__file__).parent / "tracing") or "traces" in request.fixturenames
+    alone = getattr(request.module, "TRACED_ALONE", request.path.is_relative_to(Path(__file__).parent / "tracing"))
+    alone = alone or "traces" in request.fixturenames
     trace = shared(capturing.trace_by_first, kept="monkeypatch" not in request.fixturenames)
     with nullcontext() if alone else patch.object(capturing, "trace_by_first", trace):
         yield

@@ -19,6 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import repl_fx
 from tests.nets import TokenNet, tokens
 
+# See `tests.captures`.
+TRACED_ALONE = True
+
 
 class Functions(TorchFunctionMode):
     """Sees each function of torch, and calls it."""

@@ -8,6 +8,9 @@ from torch import nn
 from benchmarks import compile_time
 from tests.nets import TokenNet, tokens
 
+# See `tests.captures`.
+TRACED_ALONE = True
+
 
 def test_every_part_of_a_transform_is_timed() -> None:
     model: nn.Module = TokenNet(depth=3)

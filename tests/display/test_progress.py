@@ -20,6 +20,9 @@ from repl_fx.display import progress
 from repl_fx.display.progress import shown, tell, telling
 from tests.nets import TokenNet
 
+# See `tests.captures`.
+TRACED_ALONE = True
+
 _CLEARED = "\x1b[2K"
 
 
