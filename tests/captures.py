@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import wraps
-from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from repl_fx._torch import pytree
 from repl_fx.benchmarking.training import kept_bytes
 from repl_fx.config import stamp_calls
 from repl_fx.graph.captured import CapturedModule, tensors_in
+from repl_fx.graph.state import named_tensors
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.source_mark import source_mark
@@ -63,8 +63,8 @@ def shared(trace: Trace, *, kept: bool) -> Trace:
 
 def copied(graph: CapturedModule, model: nn.Module) -> CapturedModule:
     """A copy of a graph with the tensors of a model in the places of those of the one that was traced."""
-    own = _tensors(model)
-    memo: dict[int, Any] = {id(tensor): own[name] for name, tensor in _tensors(graph).items() if name in own}
+    own = named_tensors(model)
+    memo: dict[int, Any] = {id(tensor): own[name] for name, tensor in named_tensors(graph).items() if name in own}
     return copy.deepcopy(graph, memo)
 
 
@@ -89,11 +89,6 @@ def _described(value: Any) -> Hashable:
     if isinstance(value, Mapping):
         return type(value), tuple((key, _described(item)) for key, item in value.items())
     raise _Unknown
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    every = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    return dict(chain(*every))
 
 
 def kept_in_a_run(module: nn.Module, *args: Tensor) -> int:

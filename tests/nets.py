@@ -63,6 +63,21 @@ class MlpBlock(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
 
 
+class MixedHalves(nn.Module):
+    """Two residual halves over (batch, tokens, 8), of which the second alone is the same in all blocks."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.mix = nn.Linear(8, 8) if number % 2 else nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        hidden = self.norm1(x)
+        x = x + self.mix(hidden if mask is None else hidden * mask[..., None])
+        return x + self.fc2(self.fc1(self.norm2(x)).relu())  # type: ignore[no-any-return]
+
+
 class ConvBlock(nn.Module):
     """Two 3x3 convolutions with batch norm around a residual addition."""
 

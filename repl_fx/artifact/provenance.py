@@ -28,7 +28,8 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     """A rewritten module, which is from `transform` or `load`, and what is known of it."""
     if isinstance(model, TransformResult):
         _require_one(model)
-        return model.module, model.origin_of(model.module)
+        module = model.module
+        return module, model.origin_of(module)
     if isinstance(model, nn.Module):
         origin = vars(model).get(ORIGIN)
         if isinstance(origin, Origin):

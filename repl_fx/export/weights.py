@@ -23,6 +23,7 @@ from repl_fx.export.pairing import MARK, constants_of, pair_graphs
 from repl_fx.export.weight_difference import Array, Arrays, WeightDifference, difference_of, is_floating, is_of, same
 from repl_fx.export.weight_sources import Sources, dequantised
 from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.state import named_tensors
 
 _OTHER_GRAPH = "its graph is not that of a fresh export"
 
@@ -121,10 +122,7 @@ def with_weights(gm: fx.GraphModule, weights: Arrays, fresh: Arrays) -> fx.Graph
     if not weights:
         return gm
     result = copy.deepcopy(gm)
-    state = {
-        **dict(result.named_parameters(remove_duplicate=False)),
-        **dict(result.named_buffers(remove_duplicate=False)),
-    }
+    state = named_tensors(result)
     for name, value in weights.items():
         if name in state and _holds(state[name], fresh[name]) and value.shape == fresh[name].shape:
             # The same tensor object, so that weights that are tied stay tied.
@@ -157,11 +155,8 @@ def _traced(found: ir.Model, fresh: Arrays, state: Arrays, known: Collection[str
 
 
 def _state_of(module: nn.Module) -> dict[str, Array]:
-    state: dict[str, Tensor] = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    return {name: ir.tensor(value.detach()).numpy() for name, value in state.items() if not value.is_complex()}
+    state = named_tensors(module).items()
+    return {name: ir.tensor(value.detach()).numpy() for name, value in state if not value.is_complex()}
 
 
 def _holds(tensor: Tensor, array: Array) -> bool:

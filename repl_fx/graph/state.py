@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -32,6 +33,12 @@ def source_state(module: nn.Module) -> Mapping[str, tuple[int, ...]] | None:
     """The names and shapes that the source's state had where a module stands; None of a module that keeps none."""
     meta = vars(module).get("meta")
     return meta.get(SOURCE_STATE) if isinstance(meta, dict) else None
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module, tied ones under each of their names."""
+    every = module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    return dict(chain(*every))
 
 
 def with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
@@ -79,8 +86,7 @@ def used_by(gm: fx.GraphModule) -> Used:
             state.update(assigned)
         elif isinstance(value, nn.Module):
             modules.add(path)
-            state.update(f"{path}.{name}" for name, _ in value.named_parameters(remove_duplicate=False))
-            state.update(f"{path}.{name}" for name, _ in value.named_buffers(remove_duplicate=False))
+            state.update(f"{path}.{name}" for name in named_tensors(value))
         elif isinstance(value, Tensor):
             state.add(path)
         else:

@@ -73,8 +73,7 @@ class TransformResult(Displayed, HasInputs):
 
         It shares its tensors with `model`, also those that this got since, as by `.to()`; see `InPlace.share_`.
         """
-        if "in_place" in vars(self):
-            self.in_place.share_(self.rewritten, *self.one_by_one.items())
+        self._follow_model()
         return self.rewritten
 
     @property
@@ -107,8 +106,8 @@ class TransformResult(Displayed, HasInputs):
     @property
     def graph_module(self) -> fx.GraphModule:
         """The rewritten model, where the whole model is one graph."""
-        module = self._whole(self.parts, "module")
-        return cast(fx.GraphModule, self.module) if module is self.rewritten else module
+        self._follow_model()
+        return self._whole(self.parts, "module")
 
     @property
     def captured(self) -> fx.GraphModule:
@@ -139,7 +138,7 @@ class TransformResult(Displayed, HasInputs):
 
     def origin_of(self, module: nn.Module) -> Origin:
         """All that is known of the transform, for `module` or for the model in place."""
-        captured, in_place = self.captured_parts, module is not self.module
+        captured, in_place = self.captured_parts, module is not self.rewritten
         return Origin(
             code=self.code,
             parts=tuple(_captured(part) for part in captured.parts if part.path in self.plan.parts),
@@ -182,17 +181,21 @@ class TransformResult(Displayed, HasInputs):
     def displayed(self) -> list[str | Table]:
         """The model and its costs in a line, its sizes, and the tables of repeats and blocks."""
         source = self.captured_parts.source
-        before, after = parameter_count(source), parameter_count(self.module)
+        before, after = parameter_count(source), parameter_count(self.rewritten)
         head = (
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
         )
         return [head, *self.captured_parts.sizes, repeats_table(self.repeats), blocks_table(self.report)]
 
+    def _follow_model(self) -> None:
+        if "in_place" in vars(self):
+            self.in_place.share_(self.rewritten, *self.one_by_one.items())
+
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
             raise AttributeError(
-                f"{type(self.module).__name__} was captured in parts and is no single graph; use result.{instead}"
+                f"{type(self.rewritten).__name__} was captured in parts and is no single graph; use result.{instead}"
             )
         return parts[0].graph_module
 

@@ -43,6 +43,7 @@ from repl_fx.graph.signature import (
     output_of,
     step_into,
 )
+from repl_fx.graph.state import named_tensors
 from repl_fx.running.collection import collection_paused
 from repl_fx.tracing.attempt import Attempt
 from repl_fx.tracing.dynamic_shapes import put_numbers_
@@ -120,8 +121,7 @@ class _Lifter:
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
         specs = self.program.graph_signature.input_specs
-        named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        named.update(model.named_buffers(remove_duplicate=False))
+        named = named_tensors(model)
         targets = [s.target for s in specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
         # A forward may register a buffer, which the model does not have behind the trace.
         states = {id(named[target]): target for target in targets if target in named}

@@ -12,7 +12,7 @@ from torch import nn
 import repl_fx
 from repl_fx.artifact import load_artifact
 from repl_fx.running.holders import ORIGIN
-from tests.nets import ConvNet, RawNet, TokenNet
+from tests.nets import ConvNet, MixedHalves, RawNet, TokenNet
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
 
@@ -97,18 +97,11 @@ def test_a_checkpoint_of_the_source_goes_into_the_model_in_place() -> None:
     assert all(name.startswith("blocks.1.surrogate.") for name in loaded.own)
 
 
-class _Positions(nn.Module):
-    """Makes a table in its forward, on the device of its input; its first half is another in every second one."""
+class _Positions(MixedHalves):
+    """Makes a table in its forward, on the device of its input."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
-        self.mix = nn.Linear(8, 8) if number % 2 else nn.Sequential(nn.Linear(8, 8), nn.Tanh())
-        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.mix(self.norm1(x)) * torch.arange(x.shape[1], device=x.device)[:, None]
-        return x + self.fc2(self.fc1(self.norm2(x)).relu())  # type: ignore[no-any-return]
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x, torch.arange(x.shape[1], device=x.device))
 
 
 def _positions() -> nn.Module:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 
 from torch import Tensor, fx, nn
 
 from repl_fx.graph.captured import is_tensor
-from repl_fx.graph.state import with_prefix
+from repl_fx.graph.state import named_tensors, with_prefix
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
@@ -46,8 +45,7 @@ class InPlace:
 
     def tensors_of(self, module: nn.Module) -> dict[str, Tensor]:
         """The parameters and buffers of the rewritten module, or of the model, by their names in the model."""
-        every = (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-        return {with_prefix(name, self.prefixes): tensor for name, tensor in chain(*every)}
+        return {with_prefix(name, self.prefixes): tensor for name, tensor in named_tensors(module).items()}
 
     def share_(self, module: nn.Module, *others: tuple[str, nn.Module]) -> None:
         """Give the rewritten module, and others by their paths in it, the tensors that the model got for shared ones.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.state import named_tensors
 
 
 class SavePretrained:
@@ -66,8 +66,7 @@ def with_own_names(model: nn.Module, written: Mapping[str, Tensor]) -> dict[str,
     Those that are under such names already, and those of which transformers knows nothing, stay as they are.
     """
     # Without `state_dict`, whose hooks gather what is sharded.
-    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-    own = {name for name, _ in named}
+    own = named_tensors(model).keys()
     foreign = {name: tensor for name, tensor in written.items() if name not in own}
     rest = {name: tensor for name, tensor in written.items() if name in own}
     # A model of transformers has it imported, which takes seconds.

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from types import MethodType
 from typing import Any
 
@@ -33,7 +32,7 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import CaptureError
 from repl_fx.graph.axes import dimensions_of
 from repl_fx.graph.captured import CapturedModule, copy_model, has_attribute, refer_to_copies, share_tensors
-from repl_fx.graph.state import parameter_count
+from repl_fx.graph.state import named_tensors, parameter_count
 from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
@@ -217,8 +216,7 @@ def is_as_captured(captured: CapturedParts) -> bool:
         if part.path and not has_attribute(captured.source, part.path):
             return False
         gm, module = part.graph_module, captured.source.get_submodule(part.path)
-        own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
-        held = chain(gm.named_parameters(), gm.named_buffers())
+        own, held = named_tensors(module), named_tensors(gm).items()
         mark = gm.meta["capture"].mark
         if any(own.get(n, t) is not t for n, t in held) or (mark and not source_mark(module).fits(mark)):
             return False

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,13 +134,18 @@ def load_coco(request: DataRequest) -> Data:
         raise BadInput(f"{files[_SPLITS[0]]}: {len(train)} categories with {len(labels)} numbers; number each")
     outlined = all(one.has_outline for found in instances.values() for one in found.annotations)
     splits: dict[str, BoxedPictures] = {}
+    boxes: Counter[str] = Counter()
     for split, found in instances.items():
         if not (path / split).is_dir():
             raise BadInput(f"no folder {path / split}; give the pictures of {files[split]} there")
-        by_image = _by_image(found, labels, files[split], crowds=split != _SPLITS[0])
+        by_image = _by_image(found, labels, files[split], boxes, crowds=split != _SPLITS[0])
         splits[split] = BoxedPictures(path / split, found.images, by_image, labels, outlined)
     train_part, test_part = (splits[split] for split in _SPLITS)
-    changes = (*as_read(request)[:1], *_boxes_changed(request.name, list(instances.values())))
+    changes = as_read(request)[:1]
+    if boxes.total():
+        left_out, cut = boxes["left out"], boxes["cut"]
+        said = f"{left_out} without extent left out, {cut} cut off at the border of their picture"
+        changes = (*changes, f"boxes of {request.name}: {said}")
     return Data(request.name, "detection", len(labels) + 1, (3,), train_part, test_part, changes=changes)
 
 
@@ -154,9 +159,9 @@ def _read(file: Path) -> _Instances:
 
 
 def _by_image(
-    found: _Instances, labels: Mapping[int, int], file: Path, *, crowds: bool
+    found: _Instances, labels: Mapping[int, int], file: Path, boxes: Counter[str], *, crowds: bool
 ) -> dict[int, list[_Annotation]]:
-    """The annotations to use, by the number of their image."""
+    """The annotations to use, by the number of their image; boxes that are not as in the file are counted."""
     images = {one.id: one for one in found.images}
     if len(images) < len(found.images):
         raise BadInput(f"{file}: two images have the same number; number each")
@@ -166,32 +171,19 @@ def _by_image(
             raise BadInput(f"{file}: annotation {one.id} is of image {one.image_id}, which is not there")
         if one.category_id not in labels:
             raise BadInput(f"{file}: annotation {one.id} is of category {one.category_id}, which is not there")
-        *_, width, height = one.bbox
+        x, y, width, height = one.bbox
         if not all(map(math.isfinite, one.bbox)) or width < 0 or height < 0:
             raise BadInput(f"{file}: annotation {one.id} has the box {list(one.bbox)}; give x, y, width, height")
         x1, y1, x2, y2 = _corners(one, images[one.image_id])
         if x1 < x2 and y1 < y2:
+            boxes["cut"] += (x1, y1, x2, y2) != (x, y, x + width, y + height)
             if crowds or not one.iscrowd:
                 kept[one.image_id].append(one)
         elif width and height:
             raise BadInput(f"{file}: annotation {one.id} has the box {list(one.bbox)}, which lies outside its picture")
+        else:
+            boxes["left out"] += 1
     return kept
-
-
-def _boxes_changed(name: str, read: Sequence[_Instances]) -> Iterator[str]:
-    """A line for boxes that are not as they lie in the files."""
-    sizes = [{one.id: one for one in found.images} for found in read]
-    every = [
-        (one, images[one.image_id]) for found, images in zip(read, sizes, strict=True) for one in found.annotations
-    ]
-    left_out = sum(not (one.bbox[2] and one.bbox[3]) for one, _ in every)
-    cut = sum(
-        _corners(one, image) != (x, y, x + width, y + height) and bool(width and height)
-        for one, image in every
-        for x, y, width, height in [one.bbox]
-    )
-    if left_out or cut:
-        yield f"boxes of {name}: {left_out} without extent left out, {cut} cut off at the border of their picture"
 
 
 def _corners(one: _Annotation, image: _Image) -> tuple[float, float, float, float]:

@@ -14,7 +14,7 @@ from repl_fx.rewriting.in_place.judging import compute_with_sizes, parting
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import outcome_of
 from repl_fx.tracing import side_by_side
-from tests.nets import MlpBlock
+from tests.nets import MixedHalves, MlpBlock
 
 INPUTS = ExampleInputs((torch.randn(2, 4),))
 
@@ -144,23 +144,10 @@ def test_norms_that_count_their_batches_are_left_as_they_were() -> None:
     assert len(counts) == 3 and not any(counts)
 
 
-class _Mixed(nn.Module):
-    def __init__(self, index: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
-        self.mix = nn.Linear(8, 8) if index % 2 else nn.Sequential(nn.Linear(8, 8), nn.Tanh())
-        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        hidden = self.norm1(x)
-        x = x + self.mix(hidden if mask is None else hidden * mask[..., None])
-        return x + self.fc2(self.fc1(self.norm2(x)).relu())  # type: ignore[no-any-return]
-
-
 class _Masked(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Mixed(index) for index in range(4))
+        self.blocks = nn.ModuleList(MixedHalves(number) for number in range(4))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         # As transformers does in models with recurrent layers.
