@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, ExportError
 from repl_fx.export import TOLERANCES, export_onnx, verify_onnx
 from repl_fx.export.onnx_model import quiet
 from tests.export.subjects import X
@@ -156,10 +156,15 @@ class Writes(Counts):
 def test_export_and_verification_leave_the_state_of_a_module_alone(tmp_path: Path, kind: type[Counts]) -> None:
     torch.manual_seed(0)
     module, x = kind().train(), torch.randn(3, 4)
-    buffer = module.get_buffer("mean")
-    path = export_onnx(module, tmp_path / "m.onnx", (x,))
-    # Each batch is compared from the state that was exported on.
-    assert verify_onnx(module, path, (x,))
+    buffer, path = module.get_buffer("mean"), tmp_path / "m.onnx"
+    if kind is Writes:
+        with pytest.raises(ExportError, match="the outputs depend on buffer mean, which each forward changes"):
+            export_onnx(module, path, (x,))
+        assert not path.exists()
+    else:
+        export_onnx(module, path, (x,))
+        # Each batch is compared from the state that was exported on.
+        assert verify_onnx(module, path, (x,))
     assert module.get_buffer("mean") is buffer and not buffer.any()
     assert module.calls == 0 and module.sizes == [] and module.training
 
