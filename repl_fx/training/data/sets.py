@@ -45,6 +45,8 @@ _LOADERS: dict[str, Callable[[DataRequest], Data]] = {
     "text:": load_text,
     "hf:": load_hugging_face,
 }
+# Pictures that are decoded where they are read can be brought to a size.
+_SIZED = ("folder:", "masks:", "hf:")
 
 
 def load_data(
@@ -81,6 +83,9 @@ def load_data(
     key, colon, argument = spec.partition(":")
     where = default_root() if root is None else root
     request = DataRequest(spec, argument, where, download, context, held_out, size, tokenizer)
+    if size is not None and key + colon not in _SIZED:
+        sized = ", ".join(map(_with_argument, _SIZED))
+        raise BadInput(f"{spec} is read in the size that it has, and size is for {sized}; leave out --size")
     # Before the kinds: the path may begin with anything.
     if names_python_file(spec):
         return standardised(load_user_code(request), normalise)

@@ -37,6 +37,12 @@ def test_options_reach_the_request() -> None:
         load_data("digits", held_out=2)
 
 
+def test_a_size_that_nothing_would_follow_is_refused(tmp_path: Path) -> None:
+    for spec in ("digits", "cifar10", f"coco:{tmp_path}", f"text:{tmp_path}", "data.py:sets"):
+        with pytest.raises(BadInput, match=r"size is for folder:PATH, masks:PATH, hf:NAME; leave out --size$"):
+            load_data(spec, size=64)
+
+
 def test_named_sets_lie_below_the_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert default_root().is_relative_to(tmp_path)
