@@ -7,7 +7,6 @@ some copies have and others lack, are given to the block they stand in; so are s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,32 +15,23 @@ from torch import fx
 from repl_fx._torch import module_stack
 from repl_fx.finding.block_names import BlockNames
 from repl_fx.finding.blocks import Block
-from repl_fx.finding.node_table import NodeTable, has_tensor, passed, passes_through
+from repl_fx.finding.node_table import has_tensor, passed, passes_through
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import attribute
 
 
-@dataclass(frozen=True)
-class BlockBoundary:
-    """Nodes and values of one block, as in `repl_fx.finding.blocks.Block`."""
-
-    nodes: tuple[fx.Node, ...]
-    inputs: tuple[fx.Node, ...]
-    outputs: tuple[fx.Node, ...]
-    side_outputs: tuple[fx.Node, ...]
-    side_inputs: tuple[fx.Node, ...]
-
-
-def boundaries(
-    table: NodeTable,
+def blocks_of(
+    names: BlockNames,
+    titles: Sequence[str],
     members: npt.NDArray[np.int64],
     streams: Sequence[npt.NDArray[np.bool_]],
     streamed: Sequence[int],
-) -> list[BlockBoundary]:
-    """The boundaries of the copies of a repeat.
+) -> list[Block]:
+    """The blocks of a repeat.
 
     Args:
-        table: of the graph.
+        names: of the graph.
+        titles: the names of the blocks.
         members: int array (copies, P): positions of the nodes of each copy.
         streams: for each streamed value a bool array (P, A): the arguments of a copy that are it.
         streamed: for each streamed value its place in the copy that makes it.
@@ -49,6 +39,7 @@ def boundaries(
     Returns:
         One for each copy; output i of a copy is input i of the next where that takes it.
     """
+    table = names.table
     copies = [tuple(table.nodes[i] for i in copy) for copy in members.tolist()]
     inside = with_passing(copies)
     places = [tuple(int(axis[0]) for axis in np.nonzero(stream)) for stream in streams]
@@ -56,33 +47,44 @@ def boundaries(
         tuple(entering(table.feeders[copy[place]][slot], nodes) for place, slot in places)
         for copy, nodes in zip(members.tolist(), inside, strict=True)
     ]
-    found = []
-    for number, nodes in enumerate(inside):
-        made = tuple(copies[number][place] for place in streamed)
-        following = inputs[number + 1] if number + 1 < len(copies) else ()
+    blocks = []
+    for copy, title, nodes, given, following in zip(copies, titles, inside, inputs, [*inputs[1:], ()], strict=True):
+        made = tuple(copy[place] for place in streamed)
         # Copies of a similar repeat need not take what the one before made.
         takes = tuple(passed(node) for node in following) == made
         outputs = following if takes else tuple(leaving(node, nodes) for node in made)
-        found.append(boundary(table, copies[number], nodes, inputs[number], outputs))
-    return found
+        blocks.append(block_of(names, title, nodes, given, outputs))
+    return blocks
 
 
-def boundary(
-    table: NodeTable,
-    aligned: Sequence[fx.Node],
+def block_of(
+    names: BlockNames,
+    title: str,
     nodes: dict[fx.Node, None],
     inputs: tuple[fx.Node, ...],
     outputs: tuple[fx.Node, ...],
-) -> BlockBoundary:
-    """The boundary of one block, whose nodes are `aligned` and what else is in `nodes`."""
-    side_outputs = tuple(
-        node for node in nodes if node not in outputs and any(user not in nodes for user in node.users)
-    )
+    own: int = 0,
+) -> Block:
+    """The block of some nodes, of which the last `own` that compute are not in all copies."""
+    table = names.table
+    members = [node for node in nodes if node in table.index]
+    aligned = dict.fromkeys(members[: len(members) - own])
+    side_outputs = (node for node in nodes if node not in outputs and any(user not in nodes for user in node.users))
     feeders = dict.fromkeys(f for node in nodes for f in node.all_input_nodes if f not in nodes and f not in inputs)
-    side = tuple(f for f in feeders if f.op == "placeholder" or passes_through(f) or f in table.index)
-    known = set(aligned)
-    extra = sorted(node for node in nodes if node not in known)
-    return BlockBoundary((*aligned, *extra), inputs, outputs, side_outputs, side)
+    parameters = tuple(path for node in members for path in table.parameters[table.index[node]])
+    tensors = [attribute(table.graph_module, path) for path in parameters]
+    return Block(
+        name=title,
+        nodes=(*aligned, *sorted(node for node in nodes if node not in aligned)),
+        inputs=inputs,
+        outputs=outputs,
+        side_outputs=tuple(side_outputs),
+        side_inputs=tuple(f for f in feeders if f.op == "placeholder" or passes_through(f) or f in table.index),
+        parameters=parameters,
+        # Behind the sign is what tells the block from another of the same module, in an exact and a similar repeat.
+        module_path=names.module_of(title.partition("#")[0], members),
+        sizes={id(tensor): tensor.numel() for tensor in tensors},
+    )
 
 
 def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None]]:
@@ -164,24 +166,6 @@ def _is_elsewhere(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:
     # Mostly it stands in a module of the block, and the graph need not be searched.
     computing = (one for one in node.graph.nodes if has_tensor(one) and not passes_through(one)) if around else ()
     return any(not around.isdisjoint(module_stack(one)) for one in computing)
-
-
-def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[int], bounds: BlockBoundary) -> Block:
-    """The block of the nodes at these positions, which are those that all copies have and any parametric others."""
-    # Behind the sign is what tells the block from another of the same module, in an exact and a similar repeat.
-    path = name.partition("#")[0]
-    module_path = named.module_of(path, (table.nodes[i] for i in members))
-    parameters = tuple(path for i in members for path in table.parameters[i])
-    root = table.nodes[members[0]].graph.owning_module
-    assert root is not None  # blocks are of the graph of a module
-    tensors = [attribute(root, name) for name in parameters]
-    return Block(
-        name=name,
-        **vars(bounds),
-        parameters=parameters,
-        module_path=module_path,
-        sizes={id(tensor): tensor.numel() for tensor in tensors},
-    )
 
 
 def share_parameters(blocks: Sequence[Block]) -> bool:

@@ -28,7 +28,7 @@ from torch import fx
 
 from repl_fx.arguments import require_module
 from repl_fx.finding.block_names import BlockNames
-from repl_fx.finding.block_values import block_of, boundaries, share_parameters
+from repl_fx.finding.block_values import blocks_of, share_parameters
 from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.find_similar import find_similar
 from repl_fx.finding.node_table import NodeTable, node_table
@@ -73,8 +73,8 @@ def find_repeats(gm: fx.GraphModule) -> Repeats:
     if len(table.nodes) < 2:
         return Repeats()
     names = BlockNames(table)
-    exact = _nouns(table, _choose(table, _candidate_shifts(table)), names)
-    similar = find_similar(gm, table, exact, names)
+    exact = _nouns(_choose(table, _candidate_shifts(table)), names)
+    similar = find_similar(exact, names)
     # The two halves of one residual block (convolution and norm, twice) are no blocks of their own.
     units = [block.node_set for repeat in similar for block in repeat.blocks]
     whole = [r for r in exact if not any(all(b.node_set <= unit for b in r.blocks) for unit in units)]
@@ -210,21 +210,19 @@ def _candidate_shifts(table: NodeTable) -> list[int]:
 # --- nouns ----------------------------------------------------------------------------------------------------------
 
 
-def _nouns(table: NodeTable, chosen: Sequence[_ChosenCutting], named: BlockNames) -> tuple[Repeat, ...]:
+def _nouns(chosen: Sequence[_ChosenCutting], named: BlockNames) -> tuple[Repeat, ...]:
     # The outer names first: an inner repeat must not take the name that its block would have.
-    repeats = [_repeat(table, found.cutting, named) for found in chosen]
+    repeats = [_repeat(found.cutting, named) for found in chosen]
     return tuple(
-        replace(repeat, children=_nouns(table, found.children, named))
-        for repeat, found in zip(repeats, chosen, strict=True)
+        replace(repeat, children=_nouns(found.children, named)) for repeat, found in zip(repeats, chosen, strict=True)
     )
 
 
-def _repeat(table: NodeTable, cutting: Cutting, named: BlockNames) -> Repeat:
+def _repeat(cutting: Cutting, named: BlockNames) -> Repeat:
     members = cutting.members
     name, names = named.names(members.tolist())
     # Copy after copy takes the streamed values in the same places.
-    second = table.arguments[members[1]]
+    second = named.table.arguments[members[1]]
     streams = [second == int(members[0, offset]) for offset in cutting.streamed]
-    bounds = boundaries(table, members, streams, cutting.streamed)
-    blocks = [block_of(table, named, *each) for each in zip(names, members.tolist(), bounds, strict=True)]
+    blocks = blocks_of(named, names, members, streams, cutting.streamed)
     return Repeat(name, tuple(blocks), shared=share_parameters(blocks), own=False)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.finding.block_names import BlockNames
-from repl_fx.finding.block_values import block_of, boundary, entering, leaving, with_passing
+from repl_fx.finding.block_values import block_of, entering, leaving, with_passing
 from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.node_table import NONE, NodeTable
 from repl_fx.finding.residual_units import Residual, residuals
@@ -33,21 +33,18 @@ _SIZES = {
 _FORK, _OUTSIDE = -1, -2
 
 
-def find_similar(
-    gm: fx.GraphModule, table: NodeTable, exact: Sequence[Repeat], names: BlockNames
-) -> tuple[Repeat, ...]:
+def find_similar(exact: Sequence[Repeat], names: BlockNames) -> tuple[Repeat, ...]:
     """Find similar repeats.
 
     Args:
-        gm: a graph in normal form.
-        table: its table.
-        exact: its exact repeats; what is wholly part of those of three blocks and more is not found again.
-        names: gives names that are not taken.
+        exact: the exact repeats of a graph; what is wholly part of those of three blocks and more is not found again.
+        names: those of the graph; gives such as are not taken.
 
     Returns:
         Sequences of two or more similar blocks, in program order.
     """
-    alike = _Alike(gm, table)
+    table = names.table
+    alike = _Alike(table)
     groups: dict[Any, list[Residual]] = {}
     for unit in residuals(table):
         groups.setdefault(alike.signature(unit), []).append(unit)
@@ -63,7 +60,7 @@ def find_similar(
             continue
         taken |= own
         found.append(units)
-    return tuple(_repeat(table, units, names) for units in sorted(found, key=lambda units: units[0].add))
+    return tuple(_repeat(units, names) for units in sorted(found, key=lambda units: units[0].add))
 
 
 def _gain(table: NodeTable, units: Sequence[Residual]) -> tuple[int, int]:
@@ -82,8 +79,8 @@ def _is_new(units: Sequence[Residual], replaceable: set[int], repeated: set[int]
 class _Alike:
     """Signatures of residual units, equal for those that are alike up to sizes."""
 
-    def __init__(self, gm: fx.GraphModule, table: NodeTable) -> None:
-        self.gm = gm
+    def __init__(self, table: NodeTable) -> None:
+        self.gm = table.graph_module
         self.table = table
         self.known: dict[int, Any] = {}
 
@@ -145,15 +142,14 @@ def _module_label(module: nn.Module) -> tuple[Any, ...]:
     return type(module), settings, shapes, getattr(module, "kernel_size", None), kind
 
 
-def _repeat(table: NodeTable, units: Sequence[Residual], names: BlockNames) -> Repeat:
-    name, named = names.similar([unit.members for unit in units])
+def _repeat(units: Sequence[Residual], names: BlockNames) -> Repeat:
+    table, (name, titles) = names.table, names.similar([unit.members for unit in units])
     copies = [tuple(table.nodes[i] for i in unit.members) for unit in units]
     blocks = []
-    for number, (unit, nodes) in enumerate(zip(units, with_passing(copies), strict=True)):
-        aligned = copies[number][: len(unit.main) + 1]
+    for title, unit, nodes in zip(titles, units, with_passing(copies), strict=True):
         # The value that the unit takes, as it stands in the graph.
         rows = ((table.arguments[i].tolist(), table.feeders[i]) for i in unit.members)
         fork = next(feeders[row.index(unit.fork)] for row, feeders in rows if unit.fork in row)
-        bounds = boundary(table, aligned, nodes, (entering(fork, nodes),), (leaving(table.nodes[unit.add], nodes),))
-        blocks.append(block_of(table, names, named[number], unit.members, bounds))
+        given, made = entering(fork, nodes), leaving(table.nodes[unit.add], nodes)
+        blocks.append(block_of(names, title, nodes, (given,), (made,), own=len(unit.shortcut)))
     return Repeat(name, tuple(blocks), similar=True, own=False)

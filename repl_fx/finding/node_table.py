@@ -36,6 +36,7 @@ class NodeTable:
     """The computing nodes of a graph.
 
     Attributes:
+        graph_module: the graph.
         nodes: nodes with tensor values, without placeholders and state, in program order; N of them. Dropout, drop
             path and Identity are left out: where their rate is 0, many models leave them out themselves.
         labels: int array (N,).
@@ -51,6 +52,7 @@ class NodeTable:
             such as a mask or an empty cache that is made anew for each layer; 0 for all others.
     """
 
+    graph_module: fx.GraphModule
     nodes: tuple[fx.Node, ...]
     labels: npt.NDArray[np.int64]
     arguments: npt.NDArray[np.int64]
@@ -118,6 +120,7 @@ def node_table(gm: fx.GraphModule) -> NodeTable:
     for position, given in enumerate(feeders):
         arguments[position, : len(given)] = [labeller.number(passed(feeder)) for feeder in given]
     return NodeTable(
+        gm,
         tuple(nodes),
         labels,
         arguments,

@@ -27,8 +27,8 @@ from torch import Tensor, fx
 from repl_fx.arguments import in_words, require_module
 from repl_fx.errors import BadInput, close_matches
 from repl_fx.finding.block_names import BlockNames
-from repl_fx.finding.block_values import block_of, boundaries, share_parameters, with_passing
-from repl_fx.finding.blocks import Block, Repeat
+from repl_fx.finding.block_values import blocks_of, share_parameters, with_passing
+from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.node_table import NONE, NodeTable, common_path, node_table, passes_through
 from repl_fx.graph.captured import attribute
 from repl_fx.graph.kinds import kind_of
@@ -56,17 +56,16 @@ def repeat_of(gm: fx.GraphModule, blocks: str | Sequence[Given], name: str = "")
             one: says which block, and what does not hold.
     """
     require_module("repeat_of", gm, graph=True)
-    table = node_table(gm)
-    names = BlockNames(table)
+    names = BlockNames(node_table(gm))
     if isinstance(blocks, str):
         blocks = require_several(blocks, _matching(names, blocks, ""))
     if not isinstance(blocks, Sequence) or len(blocks) < 2:
         raise BadInput(
             "repeat_of takes two blocks or more, each a module path or its nodes, or one pattern such as 'enc.*'"
         )
-    made = [(_positions(gm, table, names, block), block) for block in blocks]
+    made = [(_positions(names, block), block) for block in blocks]
     made.sort(key=lambda one: one[0][0])
-    copies = _Copies(table, [positions for positions, _ in made], _words(made))
+    copies = _Copies(names.table, [positions for positions, _ in made], _words(made))
     copies.require_alike()
     copies.require_whole()
     given = [block for _, block in made]
@@ -121,7 +120,7 @@ def _matching(names: BlockNames, pattern: str, part: str) -> list[str]:
     return [path for path in names.under if matches(path)]
 
 
-def _positions(gm: fx.GraphModule, table: NodeTable, names: BlockNames, block: Given) -> list[int]:
+def _positions(names: BlockNames, block: Given) -> list[int]:
     """The nodes of a block, in program order, as positions in the table."""
     if isinstance(block, str):
         if block not in names.under:
@@ -130,20 +129,21 @@ def _positions(gm: fx.GraphModule, table: NodeTable, names: BlockNames, block: G
     else:
         if not isinstance(block, Sequence):
             raise BadInput(f"a block is a module path or a sequence of nodes, and this is {in_words(block)}")
-        known = {node.name: node for node in gm.graph.nodes}
-        nodes = [node for one in block for node in _nodes(gm, known, names, one)]
-    positions = sorted({table.index[node] for node in nodes if node in table.index})
+        known = {node.name: node for node in names.table.graph_module.graph.nodes}
+        nodes = [node for one in block for node in _nodes(names, known, one)]
+    index = names.table.index
+    positions = sorted({index[node] for node in nodes if node in index})
     if not positions:
         raise BadInput("a block of no nodes that compute tensors; give some, such as those of a layer")
     return positions
 
 
-def _nodes(gm: fx.GraphModule, known: dict[str, fx.Node], names: BlockNames, given: fx.Node | str) -> Iterable[fx.Node]:
+def _nodes(names: BlockNames, known: dict[str, fx.Node], given: fx.Node | str) -> Iterable[fx.Node]:
     """The nodes that a part of a block means; the names of nodes come before those of modules."""
     if isinstance(given, str) and given not in known and given in names.under:
         return names.under[given]
     node = known.get(given) if isinstance(given, str) else given
-    if not isinstance(node, fx.Node) or node.graph is not gm.graph:
+    if not isinstance(node, fx.Node) or node.graph is not names.table.graph_module.graph:
         why = "is of another graph" if isinstance(node, fx.Node) else "is no node of the graph, and no module"
         raise BadInput(f"{given} {why}{close_matches(str(given), known)}; give nodes of the graph that is given")
     return (node,)
@@ -273,10 +273,9 @@ class _Copies:
     def _what(self, position: int) -> str:
         """A node with what tells it from others: its operator, parameters and result."""
         node = self.table.nodes[position]
-        root = node.graph.owning_module
-        assert root is not None  # blocks are of the graph of a module
-        target = node.target
-        kind = type(root.get_submodule(str(target))) if node.op == "call_module" else target
+        root, kind = self.table.graph_module, node.target
+        if node.op == "call_module":
+            kind = type(root.get_submodule(str(node.target)))
         word = getattr(kind, "__name__", str(kind))
         shapes = [str(tuple(attribute(root, path).shape)) for path in self.table.parameters[position]]
         on = f" on {', '.join(shapes)}" if shapes else ""
@@ -291,7 +290,5 @@ def _leaves(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:
 
 
 def _repeat(copies: _Copies, names: BlockNames, name: str, titles: Sequence[str]) -> Repeat:
-    bounds = boundaries(copies.table, np.array(copies.members), [copies.streamed()], [copies.output])
-    each = zip(titles, copies.members, bounds, strict=True)
-    blocks: list[Block] = [block_of(copies.table, names, *one) for one in each]
+    blocks = blocks_of(names, titles, np.array(copies.members), [copies.streamed()], [copies.output])
     return Repeat(name, tuple(blocks), shared=share_parameters(blocks), similar=not copies.chained)
