@@ -18,7 +18,6 @@ import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import fx, nn
@@ -53,132 +52,208 @@ def arguments_read(block: nn.Module, left: Left) -> list[tuple[str, ...]]:
 
     Of `**kwargs` each name that is read, as `("kwargs", "scale")`, or `("kwargs",)` where any may be.
     """
-    forward = vars(block).get("forward", type(block).forward)
+    forward = _Function(block, vars(block).get("forward", type(block).forward), 1, left)
     places: list[tuple[str, ...]] = []
     for parameter in list(inspect.signature(type(block).forward).parameters.values())[1:]:
         name = parameter.name
         if parameter.kind is parameter.VAR_KEYWORD:
-            names = _keywords_read(block, forward, name, left)
+            names = forward.keywords_read(name)
             places += [(name,)] if names is None else [(name, keyword) for keyword in sorted(names)]
-        elif _is_read(block, forward, name, left):
+        elif forward.is_read(name):
             places.append((name,))
     return places
 
 
-@dataclass(frozen=True)
-class _FunctionCode:
-    """The code of a function.
+class _Function:
+    """A function that the rest of a block runs: a method of one of its modules, or what such a method calls.
+
+    Args:
+        owner: the module whose method it is, or whose method calls it.
+        function: the function.
+        first: the number of its first parameter that a call gives.
+        left: the rest of the block.
 
     Attributes:
+        known: whether there is code of it to see.
         file, names: where it is, and what is under names there that are none of its own.
         above: the node around each node.
         loads: the places where names are read.
     """
 
-    file: str
-    names: Mapping[str, Any]
-    above: dict[ast.AST, ast.AST]
-    loads: list[ast.Name]
-
-    @staticmethod
-    def of(function: Callable[..., Any]) -> _FunctionCode | None:
-        """The code, None where there is none to see."""
+    def __init__(self, owner: nn.Module, function: Callable[..., Any], first: int, left: Left) -> None:
+        self.owner, self.function, self.first, self.left = owner, function, first, left
+        self.known = False
         try:
             own = inspect.unwrap(function)
-            lines, first = inspect.getsourcelines(own)
-            code = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), first - 1)
+            lines, number = inspect.getsourcelines(own)
+            code = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), number - 1)
         except (OSError, TypeError, SyntaxError):
-            return None
-        above = {child: node for node in ast.walk(code) for child in ast.iter_child_nodes(node)}
-        loads = [node for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+            return
+        self.known = True
         local = {*own.__code__.co_varnames, *own.__code__.co_cellvars, *own.__code__.co_freevars}
-        names = {name: value for name, value in own.__globals__.items() if name not in local}
-        return _FunctionCode(own.__code__.co_filename, names, above, loads)
+        self.file = own.__code__.co_filename
+        self.names = {name: value for name, value in own.__globals__.items() if name not in local}
+        self.above = {child: node for node in ast.walk(code) for child in ast.iter_child_nodes(node)}
+        self.loads = [node for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
 
-    def uses(self, name: str, left: Left) -> list[ast.Name]:
+    def is_read(self, name: str) -> bool:
+        """Tell whether the code does more with an argument than hand it to what is gone."""
+        if not self.known:
+            return True
+        seen, pending = set[str](), [name]
+        while pending:
+            seen.add(now := pending.pop())
+            for node in self._uses(now):
+                further = self._handed_on(node)
+                if further is None:
+                    return True
+                pending += [other for other in further if other not in seen]
+        return False
+
+    def keywords_read(self, name: str) -> set[str] | None:
+        """The names under which the code reads what is in its `**kwargs`; None where it may read all of it."""
+        return _united(map(self._keywords_at, self._uses(name))) if self.known else None
+
+    def reads(self, call: ast.Call, used: ast.AST) -> bool:
+        """Tell whether the function reads what a call hands to it."""
+        keyword = next((argument for argument in call.keywords if argument.value is used), None)
+        if keyword is None:
+            if any(isinstance(argument, ast.Starred) for argument in call.args):
+                return True
+            number = next(i for i, argument in enumerate(call.args) if argument is used)
+            placed = [p.name for p in self._parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+            taking = placed[number:][:1]
+        else:
+            taking = [p.name for p in self._parameters if p.name == keyword.arg]
+        if taking or keyword is None or keyword.arg is None:
+            return not taking or self.is_read(taking[0])
+        rest = next((p.name for p in self._parameters if p.kind is p.VAR_KEYWORD), None)
+        names = None if rest is None else self.keywords_read(rest)
+        return names is None or keyword.arg in names
+
+    def taken_by_name(self, call: ast.Call) -> set[str] | None:
+        """The names that the function reads of the keywords that it is handed, beside the arguments of the call."""
+        taken, given = set[str](), {keyword.arg for keyword in call.keywords}
+        placed = itertools.takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
+        for parameter in self._parameters[len(list(placed)) :]:
+            name = parameter.name
+            if parameter.kind is parameter.VAR_KEYWORD:
+                rest = self.keywords_read(name)
+                return None if rest is None else taken | (rest - given)
+            if parameter.kind is not parameter.VAR_POSITIONAL and name not in given and self.is_read(name):
+                taken.add(name)
+        return taken
+
+    @property
+    def _parameters(self) -> list[inspect.Parameter]:
+        """Those that a call gives."""
+        return list(inspect.signature(self.function).parameters.values())[self.first :]
+
+    def _uses(self, name: str) -> list[ast.Name]:
         """The reads of a name in the rest of a block."""
-        return [n for n in self.loads if n.id == name and not _is_in_what_is_gone(n, self.above, self.file, left)]
+        return [node for node in self.loads if node.id == name and not self._is_in_what_is_gone(node)]
 
-    def meant(self, owner: nn.Module, node: ast.AST) -> Any:
+    def _is_in_what_is_gone(self, node: ast.AST) -> bool:
+        """Tell whether a name is in a statement of which nothing stays, or that was not run."""
+        inner: ast.AST = node
+        while not isinstance(node, ast.stmt):
+            node = self.above[node]
+        lines = self._lines([node])
+        whole = not isinstance(node, ast.For | ast.While | ast.With | ast.Try) and not getattr(node, "orelse", [])
+        if whole and not lines.isdisjoint(self.left.before) and lines.isdisjoint(self.left.now):
+            return True
+        while inner in self.above:
+            inner, within = self.above[inner], inner
+            if isinstance(inner, ast.If) and isinstance(within, ast.stmt):
+                ways = [inner.body, inner.orelse] if within in inner.body else [inner.orelse, inner.body]
+                # The trace went the other way, by what is no affair of this argument.
+                if [self._lines(way).isdisjoint(self.left.before) for way in ways] == [True, False]:
+                    return True
+        return False
+
+    def _lines(self, statements: Sequence[ast.stmt]) -> set[Line]:
+        """The lines of statements."""
+        spans = ((statement.lineno, statement.end_lineno or statement.lineno) for statement in statements)
+        return {(self.file, number) for first, last in spans for number in range(first, last + 1)}
+
+    def _handed_on(self, node: ast.expr) -> list[str] | None:
+        """The other names that a value gets where it is handed on; None where it is read."""
+        used, by = node, self.above[node]
+        while isinstance(by, ast.Starred) or (isinstance(by, ast.IfExp) and used is not by.test):
+            used, by = by, self.above[by]
+        if isinstance(by, ast.Assign) and all(isinstance(target, ast.Name) for target in by.targets):
+            return [target.id for target in by.targets if isinstance(target, ast.Name)]
+        call = self.above[by] if isinstance(by, ast.keyword) else by
+        if not isinstance(call, ast.Call) or used is call.func:
+            return None
+        callees = self._callees(call)
+        return None if callees is None or any(callee.reads(call, used) for callee in callees) else []
+
+    def _keywords_at(self, node: ast.Name) -> set[str] | None:
+        """The names that are read of `**kwargs` at one place; None where that is not known."""
+        by = self.above[node]
+        over = self.above[by]
+        match by, over:
+            case ast.keyword(arg=None), ast.Call():
+                callees = self._callees(over)
+                return None if callees is None else _united(callee.taken_by_name(over) for callee in callees)
+            case ast.Subscript(slice=ast.Constant(value=str(key))), _:
+                return {key}
+            case ast.Attribute(attr="get" | "pop"), ast.Call(args=[ast.Constant(value=str(key)), *_]):
+                return {key}
+            case ast.Compare(left=ast.Constant(value=str(key)), ops=[ast.In() | ast.NotIn()]), _:
+                return {key}
+        return None
+
+    def _callees(self, call: ast.Call) -> list[_Function] | None:
+        """The functions that a call runs; none of what is gone, and None in all where they are not known."""
+        owner, callee = self.owner, self._meant(call.func)
+        if isinstance(callee, nn.Module):
+            function = vars(callee).get("forward", type(callee).forward)
+            first = 0 if inspect.ismethod(function) else 1
+            return [_Function(callee, function, first, self.left)] if callee in self.left.modules else []
+        if callee is None and isinstance(call.func, ast.Attribute) and self._meant(call.func.value) is owner:
+            # A child that the module may have, and has not.
+            return []
+        if inspect.ismethod(callee) and callee.__self__ is owner:
+            return [_Function(owner, callee.__func__, 1, self.left)]
+        functions = self._bound_to(call.func.id) if isinstance(call.func, ast.Name) else [callee]
+        known = all(map(inspect.isfunction, functions))
+        return [_Function(owner, function, 0, self.left) for function in functions] if known else None
+
+    def _meant(self, node: ast.AST) -> Any:
         """The value that an expression such as `self.layer[0].attn` or `TABLE.get(KEY)` means; None for all others."""
         match node:
             case ast.Name(id=name):
-                return owner if name == "self" else self.names.get(name)
+                return self.owner if name == "self" else self.names.get(name)
             case ast.Constant(value=constant):
                 return constant
             case ast.Attribute(value=value, attr=name):
-                return getattr(self.meant(owner, value), name, None)
+                return getattr(self._meant(value), name, None)
             case ast.Subscript(value=value, slice=key):
-                within, at = self.meant(owner, value), self.meant(owner, key)
+                within, at = self._meant(value), self._meant(key)
                 with suppress(IndexError, KeyError, TypeError):
                     return within[at] if isinstance(within, nn.ModuleList | nn.ModuleDict | Mapping) else None
             case ast.Call(func=ast.Attribute(value=value, attr=name), args=args) if name.startswith("get"):
-                within = self.meant(owner, value)
+                within = self._meant(value)
                 # Of tables alone: other functions may do more than find.
                 if isinstance(within, Mapping):
-                    return getattr(within, name)(*(self.meant(owner, argument) for argument in args))
+                    return getattr(within, name)(*map(self._meant, args))
         return None
 
-    def bound_to(self, owner: nn.Module, name: str) -> list[Any]:
+    def _bound_to(self, name: str) -> list[Any]:
         """All that a name may mean; `[None]` where that is not known."""
         if name in self.names:
             return [self.names[name]]
         bound = [node for node in self.above if isinstance(node, ast.Name | ast.arg) and _is_bound(node, name)]
-        values = [
-            getattr(self.above[node], "value", None)
-            for node in bound
-            if isinstance(self.above[node], ast.Assign | ast.AnnAssign)
-        ]
+        assigned = [self.above[node] for node in bound]
+        values = [getattr(by, "value", None) for by in assigned if isinstance(by, ast.Assign | ast.AnnAssign)]
         known = len(values) == len(bound) and bool(bound)
-        return [self.meant(owner, value) for value in values if isinstance(value, ast.AST)] if known else [None]
+        return [self._meant(value) for value in values if isinstance(value, ast.AST)] if known else [None]
 
 
 def _is_bound(node: ast.Name | ast.arg, name: str) -> bool:
     return node.arg == name if isinstance(node, ast.arg) else node.id == name and isinstance(node.ctx, ast.Store)
-
-
-def _is_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> bool:
-    """Tell whether the code of a method of a module does more with an argument than hand it to what is gone."""
-    code = _FunctionCode.of(function)
-    if code is None:
-        return True
-    known, pending = set[str](), [name]
-    while pending:
-        known.add(now := pending.pop())
-        for node in code.uses(now, left):
-            further = _handed_on(node, code, partial(_takes, owner, code, left=left))
-            if further is None:
-                return True
-            pending += [other for other in further if other not in known]
-    return False
-
-
-def _keywords_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> set[str] | None:
-    """The names under which the code of a method reads what is in its `**kwargs`; None where it may read all of it."""
-    code, keywords = _FunctionCode.of(function), set[str]()
-    for node in [] if code is None else code.uses(name, left):
-        assert code is not None
-        names = _keywords_at(owner, node, code, left)
-        if names is None:
-            return None
-        keywords |= names
-    return None if code is None else keywords
-
-
-def _keywords_at(owner: nn.Module, node: ast.Name, code: _FunctionCode, left: Left) -> set[str] | None:
-    by = code.above[node]
-    over = code.above[by]
-    match by, over:
-        case ast.keyword(arg=None), ast.Call():
-            callees = _callees(owner, over, code, left)
-            return None if callees is None else _united(_taken_by_name(*callee, over, left) for callee in callees)
-        case ast.Subscript(slice=ast.Constant(value=str(key))), _:
-            return {key}
-        case ast.Attribute(attr="get" | "pop"), ast.Call(args=[ast.Constant(value=str(key)), *_]):
-            return {key}
-        case ast.Compare(left=ast.Constant(value=str(key)), ops=[ast.In() | ast.NotIn()]), _:
-            return {key}
-    return None
 
 
 def _united(sets: Iterable[set[str] | None]) -> set[str] | None:
@@ -188,106 +263,3 @@ def _united(sets: Iterable[set[str] | None]) -> set[str] | None:
             return None
         united |= names
     return united
-
-
-def _taken_by_name(
-    inner: nn.Module, function: Callable[..., Any], first: int, call: ast.Call, left: Left
-) -> set[str] | None:
-    """The names that a function reads of the keywords that it is handed, beside the arguments that the call gives."""
-    taken, given = set[str](), {keyword.arg for keyword in call.keywords}
-    placed = itertools.takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
-    for parameter in list(inspect.signature(function).parameters.values())[first + len(list(placed)) :]:
-        name = parameter.name
-        if parameter.kind is parameter.VAR_KEYWORD:
-            rest = _keywords_read(inner, function, name, left)
-            return None if rest is None else taken | (rest - given)
-        if (
-            parameter.kind is not parameter.VAR_POSITIONAL
-            and name not in given
-            and _is_read(inner, function, name, left)
-        ):
-            taken.add(name)
-    return taken
-
-
-def _is_in_what_is_gone(node: ast.AST, above: dict[ast.AST, ast.AST], file: str, left: Left) -> bool:
-    """Tell whether a name is in a statement of which nothing stays, or that was not run."""
-    inner: ast.AST = node
-    while not isinstance(node, ast.stmt):
-        node = above[node]
-    lines = _lines(file, [node])
-    whole = not isinstance(node, ast.For | ast.While | ast.With | ast.Try) and not getattr(node, "orelse", [])
-    if whole and not lines.isdisjoint(left.before) and lines.isdisjoint(left.now):
-        return True
-    while inner in above:
-        inner, within = above[inner], inner
-        if isinstance(inner, ast.If) and isinstance(within, ast.stmt):
-            ways = [inner.body, inner.orelse] if within in inner.body else [inner.orelse, inner.body]
-            # The trace went the other way, by what is no affair of this argument.
-            if [_lines(file, way).isdisjoint(left.before) for way in ways] == [True, False]:
-                return True
-    return False
-
-
-def _lines(file: str, statements: Sequence[ast.stmt | ast.expr]) -> set[Line]:
-    """The lines of statements."""
-    spans = ((statement.lineno, statement.end_lineno or statement.lineno) for statement in statements)
-    return {(file, number) for first, last in spans for number in range(first, last + 1)}
-
-
-def _handed_on(node: ast.expr, code: _FunctionCode, takes: Callable[[ast.Call, ast.AST], bool]) -> list[str] | None:
-    """The other names that a value gets where it is handed on; None where it is read."""
-    used, by = node, code.above[node]
-    while isinstance(by, ast.Starred) or (isinstance(by, ast.IfExp) and used is not by.test):
-        used, by = by, code.above[by]
-    if isinstance(by, ast.Assign) and all(isinstance(target, ast.Name) for target in by.targets):
-        return [target.id for target in by.targets if isinstance(target, ast.Name)]
-    call = code.above[by] if isinstance(by, ast.keyword) else by
-    return [] if isinstance(call, ast.Call) and used is not call.func and takes(call, used) else None
-
-
-def _takes(owner: nn.Module, code: _FunctionCode, call: ast.Call, used: ast.AST, *, left: Left) -> bool:
-    """Tell whether a call in the code of a module hands an argument to what does not read it."""
-    callees = _callees(owner, call, code, left)
-    return callees is not None and not any(_reads(*callee, call, used, left) for callee in callees)
-
-
-def _reads(
-    inner: nn.Module, function: Callable[..., Any], first: int, call: ast.Call, used: ast.AST, left: Left
-) -> bool:
-    """Tell whether a function reads what a call hands to it."""
-    keyword = next((argument for argument in call.keywords if argument.value is used), None)
-    parameters = list(inspect.signature(function).parameters.values())[first:]
-    if keyword is None:
-        if any(isinstance(argument, ast.Starred) for argument in call.args):
-            return True
-        number = next(i for i, argument in enumerate(call.args) if argument is used)
-        taking = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][number:][:1]
-    else:
-        taking = [p.name for p in parameters if p.name == keyword.arg]
-    if taking or keyword is None or keyword.arg is None:
-        return not taking or _is_read(inner, function, taking[0], left)
-    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
-    names = None if rest is None else _keywords_read(inner, function, rest, left)
-    return names is None or keyword.arg in names
-
-
-_Callee = tuple[nn.Module, Callable[..., Any], int]
-
-
-def _callees(owner: nn.Module, call: ast.Call, code: _FunctionCode, left: Left) -> list[_Callee] | None:
-    """The functions that a call in the code of a module runs, each with its module and its first parameter to be given.
-
-    None of what is gone; None in all where they are not known.
-    """
-    callee = code.meant(owner, call.func)
-    if isinstance(callee, nn.Module):
-        function = vars(callee).get("forward", type(callee).forward)
-        return [(callee, function, 0 if inspect.ismethod(function) else 1)] if callee in left.modules else []
-    if callee is None and isinstance(call.func, ast.Attribute) and code.meant(owner, call.func.value) is owner:
-        # A child that the module may have, and has not.
-        return []
-    if inspect.ismethod(callee) and callee.__self__ is owner:
-        return [(owner, callee.__func__, 1)]
-    functions = code.bound_to(owner, call.func.id) if isinstance(call.func, ast.Name) else [callee]
-    return [(owner, function, 0) for function in functions] if all(map(inspect.isfunction, functions)) else None
