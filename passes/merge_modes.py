@@ -219,40 +219,35 @@ class _Merger:
         # A region may use values of those before it, which must know before they are built.
         for region in reversed(self.regions):
             if region.wanted or any(has_effect(n) for n in [*region.train, *region.evaluation]):
-                if self.sizes_only(region):
+                if self.sizes_alike(region):
                     continue
                 self.switch(region)
             for node in reversed(region.train):
                 self.graph.erase_node(node)
 
-    def sizes_only(self, region: _Region) -> bool:
-        """Let both modes compute the sizes that only training needs: that costs less than a switch."""
-        if not region.train:
-            return self.sizes_known(region)
-        if region.evaluation or any(has_effect(n) or is_tensor(n) for n in region.train):
-            return False
-        if any(theirs is not None for _, theirs, _ in region.wanted):
-            return False
-        for ours, _, pending in region.wanted:
-            pending.replace_all_uses_with(ours)
-            self.graph.erase_node(pending)
-        return True
+    def sizes_alike(self, region: _Region) -> bool:
+        """Let both modes compute the sizes that only training needs: that costs less than a switch.
 
-    def sizes_known(self, region: _Region) -> bool:
-        """Let both modes use the sizes of training, where it computes the same ones earlier."""
-        if any(has_effect(n) or is_tensor(n) for n in region.evaluation):
+        Likewise those that evaluation computes later than training.
+        """
+        if any(has_effect(n) or is_tensor(n) for n in [*region.train, *region.evaluation]):
             return False
-        for ours, theirs, _ in region.wanted:
-            if not isinstance(ours, fx.Node) or not isinstance(theirs, fx.Node) or not ours < region.before:
-                return False
-            # The arguments of the evaluation graph's node, as they are in the training graph.
-            imaged = fx.node.map_arg((theirs.args, theirs.kwargs), lambda n: self.image.get(n, n))
-            if ours.target != theirs.target or imaged != (ours.args, ours.kwargs):
-                return False
-        for ours, _, pending in region.wanted:
-            pending.replace_all_uses_with(self.source(ours, training=True))
+        if region.train:
+            alike = not region.evaluation and all(theirs is None for _, theirs, _ in region.wanted)
+        else:
+            alike = all(self.same_size(ours, theirs, region) for ours, theirs, _ in region.wanted)
+        for ours, _, pending in region.wanted if alike else ():
+            pending.replace_all_uses_with(ours if region.train else self.source(ours, training=True))
             self.graph.erase_node(pending)
-        return True
+        return alike
+
+    def same_size(self, ours: Any, theirs: Any, region: _Region) -> bool:
+        """Tell whether the training graph computes before a region what the evaluation graph does in it."""
+        if not isinstance(ours, fx.Node) or not isinstance(theirs, fx.Node) or not ours < region.before:
+            return False
+        # The arguments of the evaluation graph's node, as they are in the training graph.
+        imaged = fx.node.map_arg((theirs.args, theirs.kwargs), lambda n: self.image.get(n, n))
+        return ours.target == theirs.target and imaged == (ours.args, ours.kwargs)
 
     def switch(self, region: _Region) -> None:
         train = _Stretch(self, region.train, True, [ours for ours, _, _ in region.wanted])

@@ -14,7 +14,6 @@ not.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
@@ -28,26 +27,6 @@ from repl_fx.surrogates.shared.channels import put_channels, take_channels
 _SPLIT, _CAT = torch.ops.aten.split_with_sizes.default, torch.ops.aten.cat.default
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """A concatenation that can go.
-
-    Attributes:
-        made: the concatenation.
-        stream, total: the value that is split, and the sum that it comes from: itself, or the input of its ReLU.
-        split, taken, rest: the node that splits it, and the two slices.
-        new: the value in the place of the first slice, before its own ReLU.
-    """
-
-    made: fx.Node
-    stream: fx.Node
-    total: fx.Node
-    split: fx.Node
-    taken: fx.Node
-    rest: fx.Node
-    new: fx.Node
-
-
 def write_in_place_(gm: fx.GraphModule) -> Result:
     """Let slim blocks write into the stream where nothing else reads it.
 
@@ -57,51 +36,47 @@ def write_in_place_(gm: fx.GraphModule) -> Result:
     Returns:
         The graph, with the names of the concatenations that are gone.
     """
-    names = []
-    for node in gm.graph.find_nodes(op="call_function", target=_CAT):
-        found = _slice(gm, node)
-        if found is not None:
-            names.append(node.name)
-            _write(gm, found)
-    return Result(gm, tuple(names))
+    made = gm.graph.find_nodes(op="call_function", target=_CAT)
+    return Result(gm, tuple(node.name for node in made if _write_in_place(gm, node)))
 
 
-def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:
-    if REPLACES.of(node) is None or len(node.all_input_nodes) != 2:
-        return None
-    new, rest = node.all_input_nodes
+def _write_in_place(gm: fx.GraphModule, made: fx.Node) -> bool:
+    """Take a concatenation out of the graph; tell whether it was one that can go."""
+    if REPLACES.of(made) is None or len(made.all_input_nodes) != 2:
+        return False
+    # The value in the place of the first slice, and the other slice, of the value that is split.
+    new, rest = made.all_input_nodes
     split = rest.args[0]
     if rest.target is not operator.getitem or not isinstance(split, fx.Node) or split.target is not _SPLIT:
-        return None
+        return False
     stream, taken = split.all_input_nodes[0], next(user for user in split.users if user is not rest)
     if len(stream.users) > 1 or len(rest.users) > 1:
-        return None
-    total = stream
-    if _is_relu(gm, stream):
+        return False
+    gone = [made, rest, taken, split]
+    # The sum that the stream comes from: itself, or the input of its ReLU; likewise of the new value.
+    total, relu = stream, _is_relu(gm, stream)
+    if relu:
         total = stream.all_input_nodes[0]
         if len(total.users) > 1 or not _is_relu(gm, new) or len(new.users) > 1:
-            return None
+            return False
+        gone += [new, stream]
         new = new.all_input_nodes[0]
-    return _Slice(node, stream, total, split, taken, rest, new) if _is_owned_sum(gm, total) else None
-
-
-def _write(gm: fx.GraphModule, found: _Slice) -> None:
-    relu = found.stream is not found.total
-    values = found.stream.meta["val"], found.taken.meta["val"]
-    with gm.graph.inserting_before(found.taken):
-        both = gm.graph.call_function(take_channels, (found.total, found.taken.meta["val"].shape[1], relu))
-        total, part = (gm.graph.call_function(operator.getitem, (both, i)) for i in range(2))
-    with gm.graph.inserting_before(found.made):
-        put = gm.graph.call_function(put_channels, (total, found.new, relu))
-    for node, value in ((both, values), (total, values[0]), (part, values[1]), (put, values[0])):
-        node.meta.update(found.made.meta)
+    if not _is_owned_sum(gm, total):
+        return False
+    whole, first = stream.meta["val"], taken.meta["val"]
+    with gm.graph.inserting_before(taken):
+        both = gm.graph.call_function(take_channels, (total, first.shape[1], relu))
+        kept, part = (gm.graph.call_function(operator.getitem, (both, i)) for i in range(2))
+    with gm.graph.inserting_before(made):
+        put = gm.graph.call_function(put_channels, (kept, new, relu))
+    for node, value in ((both, (whole, first)), (kept, whole), (part, first), (put, whole)):
+        node.meta.update(made.meta)
         node.meta["val"] = value
-    found.taken.replace_all_uses_with(part, propagate_meta=False)
-    old = found.made.all_input_nodes[0]
-    found.made.replace_all_uses_with(put, propagate_meta=False)
-    gone = [found.made, found.rest, found.taken, found.split, *([old, found.stream] if relu else [])]
+    taken.replace_all_uses_with(part, propagate_meta=False)
+    made.replace_all_uses_with(put, propagate_meta=False)
     for node in gone:
         gm.graph.erase_node(node)
+    return True
 
 
 def _is_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
