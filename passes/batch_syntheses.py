@@ -19,20 +19,22 @@ import operator
 
 from torch import fx
 
-from repl_fx.graph.captured import drop_dead, get_attr, unique_name
+from repl_fx.graph.captured import copy_graph, drop_dead, get_attr, unique_name
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, SynthesisBatch
 
 
-def batch_syntheses_(gm: fx.GraphModule) -> Result:
+def batch_syntheses(gm: fx.GraphModule) -> Result:
     """Put all syntheses that can be done together into one call.
 
     Args:
-        gm: a rewritten graph, changed in place.
+        gm: a rewritten graph; it is not changed.
 
     Returns:
-        The graph, with the names of the nodes that were put together; none where there are fewer than two.
+        A copy, whose code is not written yet, with the names of the nodes that were put together; none where there are
+        fewer than two.
     """
+    gm = copy_graph(gm, compiled=False)
     members = {node: found for node in gm.graph.nodes if (found := _joinable(gm, node)) is not None}
     if len(members) < 2:
         return Result(gm)

@@ -8,9 +8,8 @@ from functools import partial
 
 from torch import fx
 
-from repl_fx.graph.captured import copy_graph
-from repl_fx.passes.batch_syntheses import batch_syntheses_
-from repl_fx.passes.driver import Result, run_passes
+from repl_fx.passes.batch_syntheses import batch_syntheses
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan
@@ -36,15 +35,9 @@ def apply_plan(parts: Iterable[PartRepeats], plan: Plan) -> Rewritten:
     for part in parts:
         own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
         if own:
-            first = partial(_replace_blocks, part=part, plan=replace(plan, replacements=own), one_by_one=one_by_one)
-            graphs[part.path] = run_passes(part.graph_module, first, batch_syntheses_, write_in_place_).graph_module
+            replacing = partial(
+                replace_blocks, repeats=part.inside, plan=replace(plan, replacements=own), matches=part.matches
+            )
+            run = run_passes(part.graph_module, replacing, batch_syntheses, write_in_place_)
+            one_by_one[part.path], graphs[part.path] = run.results[0].graph_module, run.graph_module
     return Rewritten(graphs, one_by_one)
-
-
-def _replace_blocks(
-    gm: fx.GraphModule, *, part: PartRepeats, plan: Plan, one_by_one: dict[str, fx.GraphModule]
-) -> Result:
-    """Replace blocks, and keep the graph as it is then."""
-    result = replace_blocks(gm, part.inside, plan, part.matches)
-    one_by_one[part.path] = result.graph_module
-    return replace(result, graph_module=copy_graph(result.graph_module, compiled=False))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.passes.batch_syntheses import batch_syntheses_
+from repl_fx.passes.batch_syntheses import batch_syntheses
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
@@ -45,8 +45,9 @@ def _results(gm: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
 def test_outputs_gradients_and_names_stay(surrogate: str) -> None:
     gm, x = _parts(surrogate)
     apart = [node for node in gm.graph.nodes if is_synthesis(gm, node)]
-    joined = copy.deepcopy(gm)
-    assert run_passes(joined, batch_syntheses_).results[0].changed == tuple(node.name for node in apart)
+    run = run_passes(gm, batch_syntheses)
+    joined = run.graph_module
+    assert run.results[0].changed == tuple(node.name for node in apart)
     assert len(apart) == 2
     together = [node for node in joined.graph.nodes if is_synthesis(joined, node)]
     assert [str(node.target) for node in together] == ["surrogates.together"]
@@ -60,7 +61,7 @@ def test_outputs_gradients_and_names_stay(surrogate: str) -> None:
 def test_one_synthesis_stays_alone() -> None:
     x = tokens()
     gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="reuse").graph_module
-    assert not batch_syntheses_(gm).modified
+    assert not batch_syntheses(gm).modified
     assert not any(isinstance(module, SynthesisBatch) for module in gm.modules())
 
 
@@ -103,7 +104,5 @@ def test_a_transformed_model_copies_saves_folds_and_shares(tmp_path: Any) -> Non
 @pytest.mark.slow
 def test_compiled_it_is_the_same() -> None:
     gm, x = _parts("reuse")
-    joined = copy.deepcopy(gm)
-    run_passes(joined, batch_syntheses_)
-    compiled = torch.compile(joined, backend="aot_eager")
+    compiled = torch.compile(run_passes(gm, batch_syntheses).graph_module, backend="aot_eager")
     torch.testing.assert_close(compiled(x), gm(x))
