@@ -24,7 +24,7 @@ from repl_fx.errors import BadInput
 from repl_fx.finding.blocks import Repeat
 from repl_fx.pipeline import rewrite_again
 from repl_fx.rewriting.folding import fold
-from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
+from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.tracing.parts.capture_parts import CapturedParts, qualified_name
 

@@ -12,7 +12,7 @@ from torch import fx
 
 import repl_fx
 from repl_fx.artifact.manifest import read_manifest
-from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
+from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from repl_fx.sources import load_source
 from tests.cli.results import document, one_line, refused
 from tests.planning.untrainable import MADE, register

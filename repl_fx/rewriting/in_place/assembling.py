@@ -12,13 +12,12 @@ from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.state import named_tensors, with_prefix
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
-from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.rewriting.in_place.cutting import Cut
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, is_one_number, parting
-from repl_fx.rewriting.in_place.placing import ModulePlace, places_of
+from repl_fx.rewriting.in_place.placing import ModulePlace, NotInPlace, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
-from repl_fx.rewriting.in_place.rows import NotInPlace
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
+from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.other_sizes import other_sizes_of
 from repl_fx.tracing.parts.capture_parts import assemble, qualified_name

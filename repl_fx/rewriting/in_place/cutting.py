@@ -43,8 +43,7 @@ from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.rewriting.in_place.arguments_read import Left, Line, arguments_read, lines_of
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
-from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, place_of
-from repl_fx.rewriting.in_place.rows import NotInPlace, main_of, ways_of
+from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, NotInPlace, main_of, place_of, ways_of
 from repl_fx.rewriting.in_place.surrogate_block import (
     Argument,
     Constant,

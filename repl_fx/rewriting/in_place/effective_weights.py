@@ -103,10 +103,7 @@ def _quantised_to_train(module: nn.Module, value: Any) -> Any:
 
 def _fake(module: nn.Module) -> nn.Module | None:
     """The module by which a layer quantises its weight in each forward, to be trained for it; None where none does."""
-    for name in _FAKE:
-        if module._modules.get(name) is not None:
-            return module._modules[name]
-    return None
+    return next((fake for name in _FAKE if (fake := module._modules.get(name)) is not None), None)
 
 
 def _adapted(module: Any, path: str, value: Tensor) -> Tensor:

@@ -4,6 +4,8 @@
     x + attn(norm(x)) is, which is half of layers.0             a surrogate and the other half do in that of layers.0
     layers.4 and layers.5 are, one behind the other             a surrogate does in that of one; the other hands on
 
+Of such a row, layers.4(x, mask) -> y and layers.5(y, mask) -> z, the first hands x on then, and the other computes z
+from it.
 What of a module is no block runs as the graph has it: its layers are called, and its own code is not.
 """
 
@@ -11,15 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
 
 from repl_fx._torch import module_stack
 from repl_fx.finding.blocks import Block
+from repl_fx.graph.boundaries import at_boundaries
 from repl_fx.graph.captured import is_tensor
 from repl_fx.plan import Plan, Replacement
 from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 # The submodule that holds the surrogates' own modules.
 OWN = "surrogate"
+
+
+class NotInPlace(Exception):
+    """A surrogate that cannot stand in the source's own tree; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +92,41 @@ def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str
     paths = tuple(dict.fromkeys(stack[depth] for stack in stacks))
     inside = (node for node in part.graph_module.graph.nodes if is_tensor(node) and node.op != "get_attr")
     return () if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside) else paths
+
+
+@dataclass(frozen=True)
+class Way:
+    """The way of the stream through a module.
+
+    Attributes:
+        place: among the arguments.
+        leaf: the number among the results.
+    """
+
+    place: tuple[Any, ...]
+    leaf: int
+
+
+def ways_of(graph: fx.Graph, block: Block, paths: Sequence[str]) -> dict[str, Way]:
+    """The ways of the stream through the modules of a row, by path.
+
+    Raises:
+        NotInPlace: a module hands on several values, or none.
+    """
+    given = [{n: b.argument for n, b in at_boundaries(graph, path) if b.argument is not None} for path in paths]
+    made = [{n: b.leaf for n, b in at_boundaries(graph, path) if b.argument is None} for path in paths]
+    ways, stream = {}, block.input
+    for path, taken, returned, behind in zip(paths, given, made, [*given[1:], {block.output: ()}], strict=True):
+        shared = [node for node in returned if node in behind]
+        if len(shared) != 1 or stream not in taken:
+            raise NotInPlace(f"of the results of {path}, {len(shared)} go on to the module behind it, and not one")
+        ways[path] = Way(taken[stream], returned[shared[0]])
+        stream = shared[0]
+    return ways
+
+
+def main_of(paths: Sequence[str], inside: set[fx.Node]) -> str:
+    """The module of a row that has all layers which the nodes of a surrogate call; the first where they call none."""
+    called = [f"{node.target}." for node in inside if node.op == "call_module"]
+    with_layers = [path for path in paths if any(target.startswith(f"{path}.") for target in called)]
+    return with_layers[0] if with_layers else paths[0]

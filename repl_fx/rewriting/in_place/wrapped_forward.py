@@ -1,4 +1,4 @@
-"""A forward of a module's own object, around the forward that it had."""
+"""A forward of a module's own object, around the forward that it had; and activation checkpoints as one of these."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from functools import update_wrapper
 from types import MethodType
 from typing import Any, Self
 
+import torch
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from repl_fx.graph.captured import RefersToModules
 
@@ -83,3 +85,15 @@ class WrappedForward(RefersToModules):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it, with more around it."""
         raise NotImplementedError
+
+
+class CheckpointedForward(WrappedForward):
+    """The forward of a block that is computed again in the backward pass, in place of keeping its inner values.
+
+    Hooks on the block run once. Where nothing is learned, the forward runs as it is.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.module.training or not torch.is_grad_enabled():
+            return self.run(*args, **kwargs)
+        return checkpoint(self.run, *args, use_reentrant=False, **kwargs)
