@@ -18,7 +18,6 @@ Never touches: the graph.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -105,8 +104,7 @@ class _Chooser:
     def __init__(self, table: NodeTable, cuttings: Sequence[Cutting]) -> None:
         self.table = table
         self.cuttings = cuttings
-        self.order = sorted(range(len(cuttings)), key=lambda i: cuttings[i].begin)
-        self.begins = [cuttings[i].begin for i in self.order]
+        self.begins = [cutting.begin for cutting in cuttings]
         self.owned = np.zeros(len(table.nodes), np.int64)
 
     def among(self, numbers: Iterable[int], level: int) -> list[_ChosenCutting]:
@@ -130,8 +128,8 @@ class _Chooser:
 
     def _inside(self, number: int, first: Ints) -> list[int]:
         """The cuttings that begin in the first copy of one, but for itself, the best first."""
-        low, high = bisect_left(self.begins, int(first.min())), bisect_left(self.begins, int(first.max()) + 1)
-        return sorted(other for other in self.order[low:high] if other != number)
+        low, high = int(first.min()), int(first.max())
+        return [other for other, begin in enumerate(self.begins) if low <= begin <= high and other != number]
 
     def _gain(self, cutting: Cutting) -> int:
         """Parameters that can go when every second block does."""
@@ -171,7 +169,7 @@ def match_at_shift(table: NodeTable, shift: int) -> Bools:
     here, there = table.arguments[places], table.arguments[places + shift]
     inside = (here >= 0) & (there - here == shift)
     alike = inside | (here == there)
-    if table.has_equal_values:
+    if table.value_numbers.any():
         rows, slots = np.nonzero(~alike)
         ours, theirs = here[rows, slots], there[rows, slots]
         made = (ours >= 0) & (theirs >= 0) & (table.value_numbers[ours] > 0)

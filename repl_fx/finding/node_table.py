@@ -63,11 +63,6 @@ class NodeTable:
     index: dict[fx.Node, int]
     value_numbers: npt.NDArray[np.int64]
 
-    @cached_property
-    def has_equal_values(self) -> bool:
-        """Tell whether any node computes the same as another, from inputs and constants alone."""
-        return bool(self.value_numbers.any())
-
     def same(self, one: int, other: int) -> bool:
         """Tell whether two entries of `arguments` are one value, or equal by their value numbers."""
         return one == other or (min(one, other) >= 0 and 0 != self.value_numbers[one] == self.value_numbers[other])
@@ -101,33 +96,21 @@ def node_table(gm: fx.GraphModule) -> NodeTable:
     ]
     index = {node: position for position, node in enumerate(nodes)}
     labeller = _Labeller(gm, index)
-    known: dict[Any, int] = {}
-    labels = np.empty(len(nodes), np.int64)
-    feeders: list[tuple[fx.Node, ...]] = []
-    sizes = np.zeros(len(nodes), np.int64)
-    mixing = np.zeros(len(nodes), bool)
-    parameters: list[tuple[str, ...]] = []
-    for position, node in enumerate(nodes):
-        label, given, names = labeller.label(node)
-        labels[position] = known.setdefault(label, len(known))
-        feeders.append(given)
-        parameters.append(names)
-        read = [labeller.parameters[name] for name in names]
-        sizes[position] = sum(parameter.numel() for parameter in read)
-        mixing[position] = any(map(matrix_like, read))
-    width = max((len(given) for given in feeders), default=0)
-    arguments = np.full((len(nodes), width), NONE, np.int64)
+    labels, feeders, parameters = zip(*map(labeller.label, nodes), strict=True) if nodes else ((), (), ())
+    numbers: dict[Any, int] = {}
+    read = [[labeller.parameters[name] for name in names] for names in parameters]
+    arguments = np.full((len(nodes), max(map(len, feeders), default=0)), NONE, np.int64)
     for position, given in enumerate(feeders):
         arguments[position, : len(given)] = [labeller.number(passed(feeder)) for feeder in given]
     return NodeTable(
         gm,
         tuple(nodes),
-        labels,
+        np.array([numbers.setdefault(label, len(numbers)) for label in labels], np.int64),
         arguments,
-        tuple(feeders),
-        sizes,
-        mixing,
-        tuple(parameters),
+        feeders,
+        np.array([sum(parameter.numel() for parameter in own) for own in read], np.int64),
+        np.array([any(map(matrix_like, own)) for own in read], bool),
+        parameters,
         index,
         _value_numbers(gm, index),
     )
