@@ -10,7 +10,7 @@ head by head) is found by sending the numbers of the units through the views.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -96,10 +96,11 @@ def _is_map(node: Any) -> bool:
     """Tell whether a value is a softmax over its last axis, but for dropout and precision."""
     while isinstance(node, fx.Node):
         if node.op == "call_module":
-            if not isinstance(_module(node), torch.nn.Dropout | torch.nn.Identity | torch.nn.Softmax):
+            module = _module(node)
+            if isinstance(module, torch.nn.Softmax):
+                return module.dim in (-1, 3)
+            if not isinstance(module, torch.nn.Dropout | torch.nn.Identity):
                 return False
-            if isinstance(_module(node), torch.nn.Softmax):
-                return getattr(_module(node), "dim", None) in (-1, 3)
         elif node.target in SOFTMAX:
             return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None) in (-1, 3)
         elif node.target not in _KEEP_MAP and not is_view(node):
@@ -118,9 +119,7 @@ def _views_back(node: fx.Node, makers: set[fx.Node]) -> list[fx.Node] | None:
     path = [_joined_with_nothing(node)]
     while path[-1] not in makers:
         last = path[-1]
-        if last.op != "call_function" or not is_view(last):
-            return None
-        source = last.args[0]
+        source = last.args[0] if last.op == "call_function" and is_view(last) else None
         if not isinstance(source, fx.Node):
             return None
         path.append(_joined_with_nothing(source))
@@ -218,17 +217,17 @@ def distinct_heads(attention: Attention) -> Iterator[int]:
             yield head
 
 
-def product_settings(core: fx.Node) -> dict[str, object]:
-    """The arguments of a scaled dot product by name."""
+def product_settings(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `scaled_dot_product_attention` by name."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None}
-    return {**defaults, **dict(zip(names, core.args, strict=False)), **core.kwargs}
+    return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
 
 def sees_all_positions(attention: Attention) -> bool:
     """Tell whether each position attends to every other, by what they hold alone: there is no mask and no bias."""
     if attention.scaled:
-        settings = product_settings(attention.core)
+        settings = product_settings(attention.core.args, attention.core.kwargs)
         return settings["attn_mask"] is None and not settings["is_causal"]
     node = attention.core.args[0]
     while isinstance(node, fx.Node) and not (node.op == "call_function" and node.target is _PRODUCT):

@@ -99,27 +99,21 @@ _OPERATIONS = ("placeholder", "get_attr", "call_function", "call_module", "outpu
 _NOTES = {"val", "nn_module_stack", "stack_trace", "passes_through", BOUNDARIES}
 _FILE = re.compile(r'(?<=File ")[^"]+(?=", line )')
 _SYMBOL = re.compile(r"[a-z]+\d+")
-# Values that are told by parts that are values, by their very class: the word for them, and the parts. Lists and tuples
-# of other classes are no data.
-_PARTS: Mapping[type, tuple[str, Callable[[Any], Iterable[Any]]]] = {
-    tuple: ("tuple", iter),
-    **dict.fromkeys((list, fx.immutable_collections.immutable_list), ("list", iter)),
-    **dict.fromkeys((set, frozenset), ("set", iter)),
-    torch.Size: ("size", iter),
-    slice: ("slice", attrgetter("start", "stop", "step")),
-    ValueRanges: ("range", attrgetter("lower", "upper")),
-    **{kind: (kind.__name__, _word_of) for kind in (torch.dtype, torch.device, torch.layout, torch.memory_format)},
+# Values that are told by parts that are values, by the word for them: their very classes, the parts, and what makes one
+# of these. Lists and tuples of other classes are no data.
+_KINDS: Mapping[str, tuple[tuple[type, ...], Callable[[Any], Iterable[Any]], Callable[..., Any]]] = {
+    "tuple": ((tuple,), iter, lambda *items: items),
+    "list": ((list, fx.immutable_collections.immutable_list), iter, lambda *items: list(items)),
+    "set": ((set, frozenset), iter, lambda *items: set(items)),
+    "size": ((torch.Size,), iter, lambda *sizes: torch.Size(map(int, sizes))),
+    "slice": ((slice,), attrgetter("start", "stop", "step"), lambda start, stop, step: slice(start, stop, step)),
+    "range": ((ValueRanges,), attrgetter("lower", "upper"), ValueRanges),
+    "device": ((torch.device,), _word_of, torch.device),
+    **{n: ((getattr(torch, n),), _word_of, partial(of_torch, n)) for n in ("dtype", "layout", "memory_format")},
 }
-_MADE: Mapping[str, Callable[..., Any]] = {
-    "tuple": lambda *items: items,
-    "list": lambda *items: list(items),
-    "slice": lambda start, stop, step: slice(start, stop, step),
-    "size": lambda *sizes: torch.Size(map(int, sizes)),
-    "device": torch.device,
-    **{kind: partial(of_torch, kind) for kind in ("dtype", "layout", "memory_format")},
-}
-# Likewise of such as are no arguments.
-_NOTED: Mapping[str, Callable[..., Any]] = {"set": lambda *items: set(items), "range": ValueRanges}
+_WORDS = {kind: word for word, (kinds, *_) in _KINDS.items() for kind in kinds}
+# Those that are no arguments.
+_NOTED = frozenset({"set", "range"})
 # What a condition on sizes is made of, besides names and numbers.
 _OF_CONDITIONS = (
     ast.Expression, ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.Compare, ast.boolop, ast.operator, ast.unaryop, ast.cmpop,
@@ -269,9 +263,9 @@ class Writer:
             return self._fake(value)
         if type(value) in SYMBOLIC:
             return self._number(value)
-        if type(value) in _PARTS:
-            tag, parts_of = _PARTS[type(value)]
-            return [tag, *map(self.value, parts_of(value))]
+        if type(value) in _WORDS:
+            word = _WORDS[type(value)]
+            return [word, *map(self.value, _KINDS[word][1](value))]
         if type(value) in (dict, fx.immutable_collections.immutable_dict):
             return ["dict", *([self.value(key), self.value(item)] for key, item in value.items())]
         return self._noted(value)
@@ -378,7 +372,7 @@ class Reader:
                 path,
                 together,
                 {tuple(_words_and_numbers(place)): self._value(value) for place, value in given},
-                None if result is None and given is None else self._structure(result),
+                self._structure(result),
                 {int(number): self._value(value) for number, value in constants},
             )
             together.append(call)
@@ -468,8 +462,8 @@ class Reader:
                 return data
             case ["node", int(number)] if before is not None and number >= 0:
                 return before[number]
-            case [str(kind), *parts] if kind in _MADE:
-                return _MADE[kind](*map(read, parts))
+            case [str(kind), *parts] if kind in _KINDS and (before is None or kind not in _NOTED):
+                return _KINDS[kind][2](*map(read, parts))
             case ["dict", *pairs]:
                 return {read(key): read(item) for key, item in pairs}
             case ["float", ("inf" | "-inf" | "nan") as text]:
@@ -491,8 +485,6 @@ class Reader:
                 return symbolic_number(kinds[kind], self._sizes[sizes], self._expressions[expression], *values)
             case ["expression", int(row)]:
                 return self._expressions[row]
-            case [str(kind), *parts] if kind in _NOTED:
-                return _NOTED[kind](*map(self._value, parts))
             case ["class", str(module), str(name)]:
                 return _class(module, name)
             case ["tree", structure]:

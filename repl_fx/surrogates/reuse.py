@@ -164,7 +164,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         dims = branch.output.meta["val"].ndim
         settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
         if attention.scaled:
-            product = product_settings(mixing.core)
+            product = product_settings(mixing.core.args, mixing.core.kwargs)
             given = _scaled_product(site, product, heads, source.queries.chosen)
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:

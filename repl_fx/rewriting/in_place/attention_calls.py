@@ -23,10 +23,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from repl_fx._torch import backward_pass
 from repl_fx.errors import CallRefused
+from repl_fx.finding.attention import product_settings
 from repl_fx.rewriting.in_place.wrapped_forward import WrappedForward, as_leaf
 from repl_fx.surrogates.shared.borrowed_maps import BorrowedMap
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
 
+# The arguments of `scaled_dot_product_attention` that make its map, in the order of those of an `AttentionCall`.
+_OF_CALL = ("query", "key", "attn_mask", "dropout_p", "is_causal", "scale")
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 # Where attention modules of transformers keep the number of their layer in a cache.
 _LAYERS = ("layer_idx", "layer_id")
@@ -59,21 +62,6 @@ class AttentionCall:
             return self
         tensors: Any = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
-
-
-def _of_product(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> AttentionCall:
-    """The arguments of `scaled_dot_product_attention`, under its names."""
-    return AttentionCall(query, key, attn_mask, dropout_p, is_causal, scale)
 
 
 class KeptCall:
@@ -180,7 +168,8 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.calls[True].append(_of_product(*args, **(kwargs or {})))
+            product = product_settings(args, kwargs or {})
+            self.calls[True].append(AttentionCall(*[product[name] for name in _OF_CALL]))
         elif func in _PRODUCTS:
             self.calls[False].append(AttentionCall(args[0]))
         return func(*args, **(kwargs or {}))

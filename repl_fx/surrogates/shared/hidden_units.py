@@ -97,7 +97,7 @@ def find_hidden_units(site: Site) -> list[HiddenUnits]:
 
 def _heads(site: Site, core: fx.Node) -> HiddenUnits | None:
     """The heads of an attention as units that go together; None where they are no rows of layers of their own."""
-    settings: Any = product_settings(core)
+    settings = product_settings(core.args, core.kwargs)
     sizes = _head_sizes(core, settings)
     if sizes is None:
         return None
