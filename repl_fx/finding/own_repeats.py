@@ -65,7 +65,8 @@ def repeat_of(gm: fx.GraphModule, blocks: str | Sequence[Given], name: str = "")
         )
     made = [(_positions(names, block), block) for block in blocks]
     made.sort(key=lambda one: one[0][0])
-    copies = _Copies(names.table, [positions for positions, _ in made], _words(made))
+    words = [block if isinstance(block, str) else f"block {i}" for i, (_, block) in enumerate(made, start=1)]
+    copies = _Copies(names.table, [positions for positions, _ in made], words)
     copies.require_alike()
     copies.require_whole()
     given = [block for _, block in made]
@@ -147,10 +148,6 @@ def _nodes(names: BlockNames, known: dict[str, fx.Node], given: fx.Node | str) -
         why = "is of another graph" if isinstance(node, fx.Node) else "is no node of the graph, and no module"
         raise BadInput(f"{given} {why}{close_matches(str(given), known)}; give nodes of the graph that is given")
     return (node,)
-
-
-def _words(made: Sequence[tuple[list[int], Given]]) -> list[str]:
-    return [block if isinstance(block, str) else f"block {i}" for i, (_, block) in enumerate(made, start=1)]
 
 
 @dataclass(frozen=True)

@@ -368,12 +368,6 @@ def is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
-def dimension_of(size: fx.Node, tensors: Iterable[fx.Node]) -> tuple[fx.Node, int] | None:
-    """The first of the tensors, and its dimension, whose size is the value of a node; None for other values."""
-    value = size.meta.get("val")
-    return dimension_called(str(value), tensors) if isinstance(value, torch.SymInt) else None
-
-
 def dimension_called(symbol: str, tensors: Iterable[fx.Node]) -> tuple[fx.Node, int] | None:
     """The first of the tensors, and its dimension, whose size in the trace is a symbol, or an expression of symbols."""
     sizes = ((t, dim, s) for t in tensors for dim, s in enumerate(t.meta["val"].shape) if isinstance(s, torch.SymInt))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from repl_fx.graph.captured import dimension_of, is_tensor
+from repl_fx.graph.captured import dimension_called, is_tensor
 
 
 class Extract:
@@ -43,8 +43,9 @@ class Extract:
         return self._noted(node, self.graph.create_node(node.op, target or node.target, args, kwargs))
 
     def size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
-        """The tensor that is handed in, and its dimension, whose size is the value of a node."""
-        return dimension_of(node, filter(is_tensor, self._given))
+        """The tensor that is handed in, and its dimension, whose size is the value of a node; None for other values."""
+        value = node.meta.get("val")
+        return dimension_called(str(value), filter(is_tensor, self._given)) if isinstance(value, torch.SymInt) else None
 
     def value(self, node: fx.Node) -> fx.Node:
         """The node of the new graph that has the value of a node: one that was added, or a size."""

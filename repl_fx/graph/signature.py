@@ -64,24 +64,17 @@ def bind_arguments(model: nn.Module, inputs: ExampleInputs) -> BoundInputs:
         TypeError: the forward does not take these arguments.
     """
     signature = inspect.signature(model.forward)
-    args, kwargs = inputs.args, inputs.kwargs
-    signature.bind(*args, **kwargs)
-    parameters = list(signature.parameters.values())
+    given = signature.bind(*inputs.args, **inputs.kwargs).arguments
+    named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    last = max((i for i, parameter in enumerate(named) if parameter.name in given), default=-1)
     bound: dict[str, Any] = {}
-    positional = list(args)
-    for parameter in parameters:
+    for parameter in named[: last + 1]:
+        name, value = parameter.name, given.get(parameter.name, parameter.default)
         if parameter.kind is parameter.VAR_POSITIONAL:
-            bound.update({f"{parameter.name}_{i}": value for i, value in enumerate(positional)})
-            positional = []
-        elif positional and parameter.kind is not parameter.KEYWORD_ONLY:
-            bound[parameter.name] = positional.pop(0)
-    last = max((i for i, p in enumerate(parameters) if p.name in kwargs), default=-1)
-    for parameter in parameters[: last + 1]:
-        if parameter.name in kwargs:
-            bound[parameter.name] = kwargs[parameter.name]
-        elif parameter.name not in bound and parameter.default is not parameter.empty:
-            bound[parameter.name] = parameter.default
-    bound.update({name: value for name, value in kwargs.items() if name not in bound})
+            bound.update({f"{name}_{i}": one for i, one in enumerate(given.get(name, ()))})
+        elif value is not parameter.empty:
+            bound[name] = value
+    bound.update({name: value for name, value in inputs.kwargs.items() if name not in bound})
     defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
     return BoundInputs(inputs, bound, defaults)
 

@@ -66,11 +66,10 @@ class Trials:
             # Blocks that are alike mostly fail alike, so the first of them speaks for all.
             first = self._first_that_trains(chain(group[:1], choices(group[0])), with_kept)
             alike = [] if first is None else [_standing_in(chain([r], choices(r)), first) for r in group]
-            if alike and None not in alike:
-                more = with_kept(*filter(None, alike))
-                if self._reason(more) is None:
-                    kept = more
-                    continue
+            more = with_kept(*filter(None, alike))
+            if alike and None not in alike and self._reason(more) is None:
+                kept = more
+                continue
             for one in group:
                 other = self._first_that_trains(chain([one], choices(one)), with_kept)
                 if other is not None:

@@ -176,11 +176,8 @@ def _require_watched(cut: Cut, part: PartRepeats, places: Sequence[ModulePlace])
             raise NotInPlace(f"it mixes by the attention map of {path}, beside which another block is replaced")
 
 
-def _kept_modules(found: ModelRepeats, plan: Plan) -> list[str]:
+def _kept_modules(found: ModelRepeats, plan: Plan) -> set[str]:
     """The paths of the modules that are kept blocks of a repeat in which others were replaced."""
     gone = {replacement.block for replacement in plan.replacements}
-    kept: dict[str, None] = {}
-    for repeat in found.repeats:
-        if not gone.isdisjoint(block.name for block in repeat.blocks):
-            kept.update({b.module_path: None for b in repeat.blocks if b.module_path and b.name not in gone})
-    return list(kept)
+    rest = [repeat.blocks for repeat in found.repeats if not gone.isdisjoint(block.name for block in repeat.blocks)]
+    return {b.module_path for blocks in rest for b in blocks if b.module_path and b.name not in gone}

@@ -106,16 +106,14 @@ class _ReplacedBlock:
 
     def _means(self, site: Site) -> Iterator[tuple[str, Tensor]]:
         """The means of the neighbours' tensors, for all those of the block."""
-        removed = site.graph_module.get_submodule(str(site.block.module_path)) if self._is_module(site) else nn.Module()
-        names = [f"{site.block.module_path}.{name}" for name in removed.state_dict()]
+        root, path = site.graph_module, str(site.block.module_path)
+        removed = root.get_submodule(path) if has_attribute(root, path) else nn.Module()
+        names = [f"{path}.{name}" for name in removed.state_dict()]
         for path in dict.fromkeys((*site.block.parameters, *names)):
-            own = attribute(site.graph_module, path)
+            own = attribute(root, path)
             pair = [value for value in self._of_neighbours(site, path) if value.shape == own.shape]
             if pair:
                 yield self.named(path), torch.stack(pair).mean(0) if own.is_floating_point() else pair[0]
-
-    def _is_module(self, site: Site) -> bool:
-        return has_attribute(site.graph_module, str(site.block.module_path))
 
     def _of_neighbours(self, site: Site, path: str) -> Iterator[Any]:
         """The tensors of the neighbours that play the part of one of the block's."""
