@@ -208,6 +208,19 @@ class RawNet(nn.Module):
         return x
 
 
+class Row(nn.Module):
+    """Blocks one behind another, each of which is handed what the row is."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, given)
+        return x
+
+
 def training_step(model: nn.Module, x: Tensor, training: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
     """The output in a mode, under one seed, and the gradients of its mean square, by name."""
     model.train(training)
@@ -232,7 +245,7 @@ def as_after_training(gm: nn.Module) -> None:
     """Give the parameters of surrogates random values, for those that start at zero hide what follows them."""
     with torch.no_grad():
         for name, parameter in gm.named_parameters():
-            if name.startswith("surrogates."):
+            if "surrogate" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.graph.captured import share_tensors
-from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, RawNet, TokenNet, TransformerBlock, training_step
+from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, RawNet, Row, TokenNet, TransformerBlock, training_step
 
 TOKENS, NARROW, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 6, 8), torch.randn(2, 3, 8, 8)
 
@@ -216,26 +216,15 @@ def test_a_structure_that_the_neighbours_return_now_is_refused() -> None:
         model(NARROW, output_attentions=True)
 
 
-class _Added(nn.Module):
-    """Blocks that add what they are handed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(_Adds(8) for _ in range(3))
-
-    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
-        for block in self.blocks:
-            x = block(x, more)
-        return x
-
-
 class _Adds(MlpBlock):
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         return super().forward(x if more is None else x + more)
 
 
 def test_a_tensor_that_a_surrogate_computes_with_has_to_be_there() -> None:
-    result = repl_fx.transform(_Added(), (NARROW, torch.randn(2, 6, 8)), surrogate="bottleneck")
+    result = repl_fx.transform(
+        Row(*(_Adds(8) for _ in range(3))), (NARROW, torch.randn(2, 6, 8)), surrogate="bottleneck"
+    )
     model: Any = result.model.eval()
     with pytest.raises(RuntimeError, match=r"surrogate of blocks.1 computes with more, .* is None now"):
         model(NARROW)
@@ -296,20 +285,9 @@ def test_keywords_that_no_code_of_the_block_reads_change_nothing() -> None:
         model(NARROW, scale=2.0)
 
 
-class _Masked(nn.Module):
-    """Pictures through blocks that may be masked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(_MaskedConv(8) for _ in range(3))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        for block in self.blocks:
-            x = block(x, mask)
-        return x
-
-
 class _MaskedConv(ConvBlock):
+    """A block of pictures that may be masked."""
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return super().forward(x if mask is None else x * mask)
 
@@ -317,7 +295,7 @@ class _MaskedConv(ConvBlock):
 @pytest.mark.slow
 def test_a_surrogate_that_mixes_positions_refuses_a_mask_that_it_never_saw() -> None:
     x = torch.randn(2, 8, 8, 8)
-    model: Any = repl_fx.transform(_Masked(), (x,), surrogate="coarse").model.eval()
+    model: Any = repl_fx.transform(Row(*(_MaskedConv(8) for _ in range(3))), (x,), surrogate="coarse").model.eval()
     model(x)
     with pytest.raises(RuntimeError, match=r"blocks.1 was captured with mask = None, and is called with a tensor"):
         model(x, torch.ones(2, 1, 8, 8))

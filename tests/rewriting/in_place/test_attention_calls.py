@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import repl_fx
 from repl_fx.rewriting.in_place.attention_calls import WatchedForward, this_thread
-from tests.nets import TokenNet, TransformerBlock
+from tests.nets import Row, TokenNet, TransformerBlock, as_after_training
 
 X, NARROW = torch.randn(2, 6, 16), torch.randn(2, 6, 8)
 
@@ -26,10 +26,7 @@ def _watched(module: nn.Module) -> WatchedForward:
 
 def _model(dropout: float = 0.0) -> Any:
     model = repl_fx.transform(TokenNet(depth=5, dropout=dropout), (X,), surrogate="reuse").model
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "surrogate" in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    as_after_training(model)
     return model
 
 
@@ -97,24 +94,10 @@ class _Manual(nn.Module):
         return x + self.out(attended.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
 
 
-class _ManualNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(_Manual() for _ in range(3))
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        for block in self.blocks:
-            x = block(x, bias)
-        return x
-
-
 def test_a_map_that_is_written_out_is_the_one_of_this_call() -> None:
-    result = repl_fx.transform(_ManualNet(), (NARROW,), surrogate="reuse")
+    result = repl_fx.transform(Row(*(_Manual() for _ in range(3))), (NARROW,), surrogate="reuse")
     model: Any = result.model.eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "surrogate" in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    as_after_training(model)
     assert torch.equal(model(NARROW), result.graph_module.eval()(NARROW))
     # A bias that the trace did not see is in the map.
     first = model.blocks[0](NARROW, bias := torch.randn(1, 1, 6, 6))
@@ -151,14 +134,10 @@ class _Masked(_Manual):
 
 @pytest.mark.parametrize("shape", [(6, 6), (1, 1, 6, 6), (1, 2, 6, 6), (2, 2, 6, 6)], ids=str)
 def test_masks_of_each_head_are_taken_as_the_graph_takes_them(shape: tuple[int, ...]) -> None:
-    net, bias = _ManualNet(), torch.randn(shape)
-    net.blocks = nn.ModuleList(_Masked() for _ in range(3))
-    result = repl_fx.transform(net, (NARROW, bias), surrogate="reuse")
+    bias = torch.randn(shape)
+    result = repl_fx.transform(Row(*(_Masked() for _ in range(3))), (NARROW, bias), surrogate="reuse")
     model: Any = result.model.eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "surrogate" in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    as_after_training(model)
     other = torch.randn(shape)
     assert model is not result.graph_module
     assert torch.equal(model(NARROW, other), result.graph_module.eval()(NARROW, other))
@@ -178,20 +157,9 @@ class _Timed(TransformerBlock):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))  # type: ignore[no-any-return]
 
 
-class _TimedNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(_Timed() for _ in range(3))
-
-    def forward(self, x: Tensor, step: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x, step)
-        return x
-
-
 def test_the_stream_need_not_be_the_first_value_that_is_read() -> None:
     torch.manual_seed(0)
     given = X, torch.tensor([1, 7])
-    result = repl_fx.transform(_TimedNet(), given, surrogate="reuse")
+    result = repl_fx.transform(Row(*(_Timed() for _ in range(3))), given, surrogate="reuse")
     assert not result.in_place.refusals
     assert torch.equal(result.model.eval()(*given), result.module.eval()(*given))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import repl_fx
+from tests.nets import as_after_training
 
 transformers = pytest.importorskip("transformers")
 
@@ -65,10 +66,7 @@ def _in_place(make: Any) -> tuple[Any, Any, dict[str, Any]]:
     assert {replacement.surrogate for replacement in result.plan.replacements} == {"reuse"}
     assert not result.in_place.refusals
     model: Any = result.model.eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "surrogate" in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    as_after_training(model)
     return model, result.graph_module.eval(), inputs
 
 
@@ -142,7 +140,7 @@ def test_layers_that_see_all_before_layers_that_see_a_window_generate(surrogate:
 
 
 def _mistral() -> tuple[nn.Module, dict[str, Any]]:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 5, "sliding_window": 4}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "sliding_window": 4}
     config = transformers.MistralConfig(num_attention_heads=2, num_key_value_heads=1, **sizes, **_NAMED)
     return transformers.MistralForCausalLM(config), {"input_ids": _TOKENS}
 

@@ -36,6 +36,19 @@ def _result(surrogate: str) -> repl_fx.TransformResult:
     return repl_fx.transform(_Net(), (X,), surrogate=surrogate)
 
 
+def _check_forms(result: repl_fx.TransformResult, net: type[nn.Module], tmp_path: Path) -> None:
+    """The model in place, copied, pickled and loaded, computes what the graph does."""
+    outputs, gradients = steps(result.graph_module)
+    for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
+        assert isinstance(model, net) and all(isinstance(layer, Pair) for layer in model.layers)
+        ours = steps(model)
+        assert all(map(torch.equal, ours[0], outputs))
+        # A weight that is read three times has its gradients added in another order.
+        torch.testing.assert_close(ours[1], gradients)
+    repl_fx.save(result, tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", model=net())(X), result.model.eval()(X))
+
+
 @pytest.mark.parametrize("surrogate", ["auto", "blend", "linear", "narrow"])
 def test_the_model_in_place_computes_what_the_graph_does(surrogate: str, tmp_path: Path) -> None:
     result = _result(surrogate)
@@ -45,15 +58,7 @@ def test_the_model_in_place_computes_what_the_graph_does(surrogate: str, tmp_pat
         # Both halves of one layer, of others one half.
         assert places["layers.3"] == ["layers.3#similar_1", "layers.3.mlp"]
         assert places["layers.1"] == ["layers.1#similar_1"] and places["layers.2"] == ["layers.2.mlp"]
-    assert isinstance(result.model, _Net) and all(isinstance(layer, Pair) for layer in result.model.layers)
-    outputs, gradients = steps(result.graph_module)
-    for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
-        ours = steps(model)
-        assert all(map(torch.equal, ours[0], outputs))
-        # A weight that is read three times has its gradients added in another order.
-        torch.testing.assert_close(ours[1], gradients)
-    repl_fx.save(result, tmp_path / "out")
-    assert torch.equal(repl_fx.load(tmp_path / "out", model=_Net())(X), result.model.eval()(X))
+    _check_forms(result, _Net, tmp_path)
 
 
 def test_a_block_that_is_part_of_the_module_with_its_name_is_shown_with_its_layers() -> None:
@@ -138,14 +143,7 @@ def test_one_of_a_row_of_modules_has_the_surrogate(surrogate: str, tmp_path: Pat
     (replaced,) = result.plan.replacements
     assert replaced.block == "layers.2-3"
     assert place_of(part, part.blocks[replaced.block]) == ("layers.2", "layers.3")
-    outputs, gradients = steps(result.graph_module)
-    for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
-        assert isinstance(model, _Twos) and all(isinstance(layer, Pair) for layer in model.layers)
-        ours = steps(model)
-        assert all(map(torch.equal, ours[0], outputs))
-        torch.testing.assert_close(ours[1], gradients)
-    repl_fx.save(result, tmp_path / "out")
-    assert torch.equal(repl_fx.load(tmp_path / "out", model=_Twos())(X), result.model.eval()(X))
+    _check_forms(result, _Twos, tmp_path)
     if surrogate != "bottleneck":
         whole = _Twos().eval()
         whole.load_state_dict(restored_state(result.found, result.model, result.plan))
