@@ -397,6 +397,7 @@ _SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidde
 # Methods of blocks that fuse their layers for inference, as `timm.utils.reparameterize_model` calls them.
 _TO_DEPLOY = ("fuse", "reparameterize", "switch_to_deploy")
 _NUMBERS = tuple(SYMBOLIC.items())
+_CLASSES: dict[tuple[type[nn.Module], bool], type[SurrogateBlock]] = {}
 
 
 class SurrogateBlock(nn.Module):
@@ -470,9 +471,14 @@ class SwappedBlock(SurrogateBlock):
             return type(self)._source.forward(self, *args, **kwargs)
 
 
-@functools.cache
 def surrogate_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
     """The class of surrogates that stand for blocks of a class; the same at each call."""
+    if (source, swaps) not in _CLASSES:
+        _CLASSES[source, swaps] = _new_class(source, swaps)
+    return _CLASSES[source, swaps]
+
+
+def _new_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
     signature = inspect.signature(source.forward)
 
     def forward(self: SurrogateBlock, *args: Any, **kwargs: Any) -> Any:
