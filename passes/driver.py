@@ -3,7 +3,7 @@
 A pass is a function `(graph module, …) -> Result`. It works on a copy, unless its name ends in `_`, and writes no code:
 the driver does, once, behind the last pass.
 
-    run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan), batch_syntheses_, write_in_place_)
+    run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan), batch_syntheses, write_in_place_)
 
 Questions about a graph, which change none, are in `repl_fx.finding`.
 """

@@ -42,13 +42,10 @@ def write_in_place_(gm: fx.GraphModule) -> Result:
 
 def _write_in_place(gm: fx.GraphModule, made: fx.Node) -> bool:
     """Take a concatenation out of the graph; tell whether it was one that can go."""
-    if REPLACES.of(made) is None or len(made.all_input_nodes) != 2:
+    joined = _joined(made)
+    if joined is None:
         return False
-    # The value in the place of the first slice, and the other slice, of the value that is split.
-    new, rest = made.all_input_nodes
-    split = rest.args[0]
-    if rest.target is not operator.getitem or not isinstance(split, fx.Node) or split.target is not _SPLIT:
-        return False
+    new, rest, split = joined
     stream, taken = split.all_input_nodes[0], next(user for user in split.users if user is not rest)
     if len(stream.users) > 1 or len(rest.users) > 1:
         return False
@@ -77,6 +74,17 @@ def _write_in_place(gm: fx.GraphModule, made: fx.Node) -> bool:
     for node in gone:
         gm.graph.erase_node(node)
     return True
+
+
+def _joined(made: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """The value that a concatenation puts in the place of a slice, the other slice, and the node that made both."""
+    if REPLACES.of(made) is None or len(made.all_input_nodes) != 2:
+        return None
+    new, rest = made.all_input_nodes
+    split = rest.args[0]
+    if rest.target is not operator.getitem or not isinstance(split, fx.Node) or split.target is not _SPLIT:
+        return None
+    return new, rest, split
 
 
 def _is_relu(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -75,7 +75,7 @@ def block_of(
     tensors = [attribute(table.graph_module, path) for path in parameters]
     return Block(
         name=title,
-        nodes=(*aligned, *sorted(node for node in nodes if node not in aligned)),
+        nodes=(*aligned, *sorted(nodes.keys() - aligned.keys())),
         inputs=inputs,
         outputs=outputs,
         side_outputs=tuple(side_outputs),

@@ -70,12 +70,10 @@ def is_plain(module: nn.Module) -> bool:
 
     A derived class may pad one side only (causal convolutions), mask or standardise the weight; a hook may compute it.
     """
-    for base in (nn.Linear, *_CONV_MODULES):
-        if isinstance(module, base):
-            own = type(module).forward is base.forward
-            own = own and getattr(type(module), "_conv_forward", None) is getattr(base, "_conv_forward", None)
-            return own and "weight" in module._parameters
-    return False
+    base = next((base for base in (nn.Linear, *_CONV_MODULES) if isinstance(module, base)), None)
+    methods = ("forward", "_conv_forward")
+    same = all(getattr(type(module), name, None) is getattr(base, name, None) for name in methods)
+    return base is not None and same and "weight" in module._parameters
 
 
 def matrix_like(tensor: Tensor) -> bool:
@@ -174,11 +172,8 @@ def _weight_path(gm: fx.GraphModule, value: Any) -> tuple[str | None, bool]:
     """Path of the parameter a value is, and whether it is transposed on the way; None where it is no parameter."""
     transposed = False
     while isinstance(value, fx.Node) and value.target in TRANSPOSES:
-        if (
-            len(value.all_input_nodes) != 1
-            or not isinstance(value.meta.get("val"), Tensor)
-            or value.meta["val"].ndim != 2
-        ):
+        made = value.meta.get("val")
+        if len(value.all_input_nodes) != 1 or not isinstance(made, Tensor) or made.ndim != 2:
             return None, False
         transposed = not transposed
         value = value.all_input_nodes[0]

@@ -86,9 +86,8 @@ def own_repeat(gm: fx.GraphModule, known: OwnRepeat) -> Repeat:
 
 def described(repeat: Repeat, part: str = "") -> OwnRepeat:
     """A repeat of the user's as a plan holds it; `part` is the path of its graph in the model."""
-    paths = tuple(block.module_path for block in repeat.blocks if block.module_path == block.name)
-    if len(paths) == len(repeat):
-        return OwnRepeat(repeat.name, tuple(path for path in paths if path is not None), part)
+    if all(block.module_path == block.name for block in repeat.blocks):
+        return OwnRepeat(repeat.name, tuple(block.name for block in repeat.blocks), part)
     return OwnRepeat(repeat.name, tuple(tuple(node.name for node in block.nodes) for block in repeat.blocks), part)
 
 

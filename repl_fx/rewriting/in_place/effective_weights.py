@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -164,14 +164,11 @@ def _require_whole(model: nn.Module, path: str) -> None:
 def _offloaded(model: nn.Module, path: str, value: Tensor) -> Tensor:
     """The tensor that a hook of accelerate will load before the layer, or a module around it, runs; or the value."""
     for module, name in _around(model, path):
-        hook = _offloading_hook(module)
-        try:
-            if hook is not None:
-                # Asked once: to ask whether it is there would read it from a disk, too.
+        # Asked once: to ask whether it is there would read it from a disk, too.
+        with suppress(KeyError):
+            if (hook := _offloading_hook(module)) is not None:
                 loaded: Tensor = hook.weights_map[name].to(hook.execution_device)
                 return loaded
-        except KeyError:
-            continue
     return value
 
 
