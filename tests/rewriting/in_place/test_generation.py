@@ -140,7 +140,7 @@ def test_layers_that_see_all_before_layers_that_see_a_window_generate(surrogate:
 
 
 def _mistral() -> tuple[nn.Module, dict[str, Any]]:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "sliding_window": 4}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 5, "sliding_window": 4}
     config = transformers.MistralConfig(num_attention_heads=2, num_key_value_heads=1, **sizes, **_NAMED)
     return transformers.MistralForCausalLM(config), {"input_ids": _TOKENS}
 
