@@ -63,8 +63,7 @@ def block_flops(block: Block, flops: Mapping[fx.Node, int] | None) -> int | None
 
 def repeat_flops(repeat: Repeat, flops: Mapping[fx.Node, int] | None) -> int | None:
     """FLOPs of all copies of a repeat; None where they are unknown."""
-    each = [block_flops(block, flops) for block in repeat.blocks]
-    return None if flops is None else sum(number or 0 for number in each)
+    return None if flops is None else sum(block_flops(block, flops) or 0 for block in repeat.blocks)
 
 
 def _rows(
