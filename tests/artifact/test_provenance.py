@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,19 @@ def test_a_hook_on_a_layer_of_the_source_is_part_of_it(tmp_path: Path) -> None:
     again = ConvNet()
     again.head.register_forward_hook(_doubled)
     assert torch.equal(repl_fx.load(tmp_path / "out", again)(x), result.model.eval()(x))
+
+
+def test_a_result_has_no_graph_while_its_model_has_other_layers() -> None:
+    result, x = repl_fx.transform(ConvNet(), (images(),), surrogate="blend"), images()
+    model: Any = result.model.eval()
+    head = model.head
+    # As adapters do.
+    model.head = nn.Sequential(OrderedDict(base_layer=head))
+    for read in (lambda: result.module, lambda: result.graph_module):
+        with pytest.raises(
+            repl_fx.BadInput, match=r"graph of the model .* and head\.\w+ of result\.model has gone since"
+        ):
+            read()
+    assert "blocks replaced" in repr(result)
+    model.head = head
+    assert torch.equal(result.module.eval()(x), model(x))

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, fx, nn
 
+from repl_fx.errors import BadInput
 from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.state import named_tensors, with_prefix
 from repl_fx.plan import Plan, Refusal
@@ -50,8 +51,17 @@ class InPlace:
         """Give the rewritten module, and others by their paths in it, the tensors that the model got for shared ones.
 
         `.to()` gives a module new buffers, and `load_state_dict(assign=True)` and new layers give it new parameters.
+
+        Raises:
+            BadInput: a shared parameter has gone from the model, which has a layer of another kind in its place.
         """
-        now = {} if self.model is None else self.tensors_of(self.model)
+        now = self.shared if self.model is None else self.tensors_of(self.model)
+        gone = next((n for n, was in self.shared.items() if n not in now and isinstance(was, nn.Parameter)), None)
+        if gone is not None:
+            raise BadInput(
+                f"result.module is the graph of the model that transform made, and {gone} of result.model has gone "
+                "since; use result.model"
+            )
         moved = {name: now[name] for name, was in self.shared.items() if name in now and now[name] is not was}
         for root, one in (*others, ("", module)) if moved else ():
             given: dict[str, Tensor] = {}
