@@ -38,7 +38,6 @@ from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.timing import Share
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates import make_surrogate
-from repl_fx.tracing.parts.capture_parts import Part
 from repl_fx.tracing.parts.finders import without_patterns
 
 COSTS = (*COUNTED, LATENCY)
@@ -118,14 +117,13 @@ def budget_among(options: Mapping[str, Any]) -> Budget | None:
     return Budget(limits, scores)
 
 
-def reached(
-    before: Costs, after: Costs, plan: Plan, parts: Sequence[Part], rewritten: Sequence[Part]
-) -> dict[str, float | Share]:
+def reached(result: TransformResult, before: Costs, after: Costs) -> dict[str, float | Share]:
     """The share of each cost of a plan that is left of the original; latency is timed anew."""
     left: dict[str, float | Share] = {}
-    for name in plan.expected:
+    for name in result.plan.expected:
         if name == LATENCY:
-            left[name] = folded_latency(parts, {part.path: part.graph_module for part in rewritten})
+            graphs = {part.path: part.graph_module for part in result.all_parts}
+            left[name] = folded_latency(result.captured_parts.parts, graphs)
         elif (whole_cost := COUNTED[name](before)) and (rest := COUNTED[name](after)) is not None:
             left[name] = rest / whole_cost
     return left
@@ -158,8 +156,7 @@ def shares_of(
     result: TransformResult, before: Costs, after: Costs, limits: Mapping[str, float]
 ) -> dict[str, dict[str, float | None]]:
     """The `budget_shares` of a result, from the costs that it has of itself; latency is timed."""
-    left = reached(before, after, result.plan, result.captured_parts.parts, result.all_parts)
-    return budget_shares(limits, result.plan, left)
+    return budget_shares(limits, result.plan, reached(result, before, after))
 
 
 def budget_lines(shares: Mapping[str, Mapping[str, float | None]], timed_on: str) -> list[str]:
@@ -248,9 +245,8 @@ class BudgetPlanner:
         self.replacements: dict[Way, Replacement] = {}
         self.refusals = list(may_go.refusals)
         self.scores = self._scores()
-        places = self.places.values()
         # Each on its own: together they may be stretches.
-        for place in places:
+        for place in self.places.values():
             chosen = with_neighbours([place], one_sided=True).chosen
             each = [choose_surrogates(self.found, chosen, policy) for policy in mix]
             ways = {(r.block, number): r for number, (some, _) in enumerate(each) for r in some}
@@ -289,11 +285,10 @@ class BudgetPlanner:
                 expected = self.costs.left(replacements)
             except _UNBUILT:
                 # One of a kind that can be built need not be.
-                count = len(self.refusals)
                 choices = dict(self.replacements)
                 for way in going:
                     self._saved_by(way, build=True)
-                if len(self.refusals) == count and choices == self.replacements:
+                if choices == self.replacements:
                     raise
                 return self.plan()
             self._measured[best.gone] = expected
@@ -335,20 +330,19 @@ class BudgetPlanner:
         for name in given:
             if name not in every:
                 raise UnknownBlock(name, every)
-        missing = [block for block in self.places if block not in given]
-        for block in tuple(missing):
+        missing = []
+        for block in [block for block in self.places if block not in given]:
             repeat, i = self.places[block]
+            why = "scores have no number for it"
             if not repeat.blocks[i].keeps_size:
                 # Most kinds of scores compare what leaves a block with what enters it.
-                missing.remove(block)
-                del self.places[block]
-                why = "it changes the size of its value, and scores have no number for it"
-                self.refusals.append(Refusal(block, repeat.name, why))
-            elif i in (0, len(repeat) - 1):
-                # Few surrogates can stand in for it, so that scores need not have it.
-                missing.remove(block)
-                del self.places[block]
-                self.refusals.append(Refusal(block, repeat.name, "scores have no number for it"))
+                why = f"it changes the size of its value, and {why}"
+            elif i not in (0, len(repeat) - 1):
+                missing.append(block)
+                continue
+            # Few surrogates can stand in for it, so that scores need not have it.
+            del self.places[block]
+            self.refusals.append(Refusal(block, repeat.name, why))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
@@ -363,21 +357,13 @@ class BudgetPlanner:
         block, number = way
         return self.scores[block] * (self.mix[number].traits.error_left if len(self.mix) > 1 else 1)
 
-    def _items(
-        self,
-        ways: Sequence[Sequence[Way]],
-        place: int,
-        worth: Mapping[Way, int],
-        saved: Mapping[Way, Mapping[str, int]],
-    ) -> tuple[Item, ...]:
-        """The ways in which the block at a place may go, given those of all places of its repeat."""
-        names = tuple(self.budget.limits)
-        items = []
-        for way in ways[place]:
-            inner = self._saved_inside(way, ways, place)
-            item = Item(worth[way], _in_order(saved[way], names), joins=self._spans(way[1]))
-            items.append(replace(item, inner=_in_order(inner, names)) if inner else item)
-        return tuple(items)
+    def _item(self, way: Way, behind: Sequence[Way], worth: int, saved: Mapping[str, int]) -> Item:
+        """The way of a block, given those of the next block of its repeat."""
+        inner = self._saved_inside(way, behind)
+        return Item(worth, self._in_order(saved), inner and self._in_order(inner), self._spans(way[1]))
+
+    def _in_order(self, saved: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(saved[name] for name in self.budget.limits)
 
     def _ways(self, repeat: Repeat) -> list[list[Way]]:
         """The ways in which each block of a repeat may go."""
@@ -389,9 +375,13 @@ class BudgetPlanner:
         """The choices of which none is better than another in all, given the ways of each repeat and what they save."""
         worth = dict(zip(self.replacements, whole([self._worth(way) for way in self.replacements]), strict=True))
         between = any(surrogate.traits.source == "neighbours" for surrogate in self.mix)
-        items = [[self._items(ways, i, worth, saved) for i in range(len(ways))] for ways in every_way]
+        rows = []
+        for ways in every_way:
+            pairs = zip(ways, [*ways[1:], []], strict=True)
+            items = (tuple(self._item(way, behind, worth[way], saved[way]) for way in own) for own, behind in pairs)
+            rows.append(PlaceRow(tuple(items), between))
         try:
-            return front_of([PlaceRow(tuple(of_repeat), between) for of_repeat in items], len(self.budget.limits))
+            return front_of(rows, len(self.budget.limits))
         except TooMany:
             raise NoPlan(
                 f"there are more than {LARGEST:,} plans to choose from under a budget of "
@@ -412,23 +402,24 @@ class BudgetPlanner:
         in_stretches = {block for block, number in ways if self._spans(number)}
         return by_stretch(self.found, chosen, replacements, in_stretches) if in_stretches else replacements
 
-    def _saved_inside(self, way: Way, ways: Sequence[Sequence[Way]], place: int) -> dict[str, int] | None:
-        """The savings of a block where the next one goes too, and stands for both; None where they are no others."""
-        _, number = way
-        if not self._spans(number):
+    def _saved_inside(self, way: Way, behind: Sequence[Way]) -> dict[str, int] | None:
+        """The savings of a block where the next one goes too, and stands for both; None where they are no others.
+
+        Args:
+            behind: the ways of the next block.
+        """
+        number = way[1]
+        same = next((other for other in behind if other[1] == number), None)
+        if same is None or not self._spans(number):
             return None
-        # It is no end of its repeat.
-        behind = next((other for other in ways[place + 1] if other[1] == number), None)
-        if behind is None:
-            return None
-        alone, both = self.replacements[way], self._together([way, behind])
+        alone, both = self.replacements[way], self._together([way, same])
         inside, _ = both
         if inside.surrogate == alone.surrogate:
             return None
         if not inside.opens_stretch:
             return self.costs.saved(replace(inside, before=alone.before, after=alone.after))
         # It cannot go alone; and the map behind it is another one then.
-        saved, of_last = self.costs.saved(*both), self.costs.saved(self.replacements[behind])
+        saved, of_last = self.costs.saved(*both), self.costs.saved(self.replacements[same])
         return {name: saved[name] - of_last[name] for name in saved}
 
     def _saved_by(self, way: Way, *, build: bool = False) -> dict[str, int]:
@@ -491,10 +482,6 @@ class BudgetPlanner:
             flags = ",".join(f"{name}={share:g}" for name, share in better.items())
             return f"{line}; give --budget {flags}, or another surrogate"
         return f"{line}; give another surrogate"
-
-
-def _in_order(saved: Mapping[str, int], names: Sequence[str]) -> tuple[int, ...]:
-    return tuple(saved[name] for name in names)
 
 
 def _rounded_up(share: Fraction) -> str:

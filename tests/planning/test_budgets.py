@@ -43,8 +43,7 @@ def gone(result: TransformResult) -> list[str]:
 
 
 def left(result: TransformResult) -> dict[str, Any]:
-    captured = result.captured_parts
-    return reached(*result.costs(), result.plan, captured.parts, result.all_parts)
+    return reached(result, *result.costs())
 
 
 @pytest.mark.parametrize("surrogate", ["auto", "identity", "blend"])
