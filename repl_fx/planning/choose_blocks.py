@@ -43,14 +43,6 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """The blocks that may go, each as its repeat and its place there, and those that must stay."""
-
-    places: tuple[tuple[Repeat, int], ...]
-    refusals: tuple[Refusal, ...]
-
-
-@dataclass(frozen=True)
 class Choice:
     """The blocks to replace, and those that were asked for and must stay."""
 
@@ -86,8 +78,7 @@ def choose_blocks(
         why = "" if alone else ", because a replaced block needs kept blocks around it"
         raise BadInput(f"every is {every}; it must be {1 if alone else 2} or more{why}")
     wanted = None if blocks is None else _named(repeats, blocks)
-    settled = _settled(repeats)
-    sorting = _Sorting(ignore, alone, "goes")
+    settled, sorting = _settled(repeats), Candidates(ignore, alone, "goes")
     idle = []
     for repeat in repeats:
         if wanted is not None:
@@ -106,7 +97,7 @@ def choose_blocks(
             sorting.ask(repeat, asked)
         sorting.refusals += [Refusal(one.name, one.name, _idle(one, every, alone)) for one in idle]
     order = {id(repeat): i for i, repeat in enumerate(repeats)}
-    picked = sorted(sorting.going, key=lambda one: (order[id(one[0])], one[1]))
+    picked = sorted(sorting.places, key=lambda one: (order[id(one[0])], one[1]))
     between = with_neighbours(picked, one_sided=alone)
     return Choice(between.chosen, (*sorting.refusals, *between.refusals))
 
@@ -122,7 +113,7 @@ def candidates(
         repeats, ignore, alone: see `choose_blocks`.
         changes_sizes: whether blocks of a similar repeat may go that change the size of their value.
     """
-    settled, sorting = _settled(repeats), _Sorting(ignore, alone, "may go")
+    settled, sorting = _settled(repeats), Candidates(ignore, alone, "may go")
     for repeat in repeats:
         inner = _inner(repeat, settled, changes_sizes)
         if not inner and not alone and (short := _too_short(repeat)):
@@ -130,7 +121,7 @@ def candidates(
         sorting.ask(repeat, inner)
     for repeat in repeats if alone else ():
         sorting.ask(repeat, _ends(repeat, sorting.gone, changes_sizes))
-    return Candidates(tuple(sorting.going), tuple(sorting.refusals))
+    return sorting
 
 
 def with_neighbours(
@@ -222,19 +213,20 @@ def _too_short(repeat: Repeat) -> str | None:
 
 
 @dataclass
-class _Sorting:
-    """Blocks that were asked for: those that can go, each as its repeat and its place there, and why the others stay.
+class Candidates:
+    """Blocks that were asked for: those that can go, and why the others stay.
 
     Attributes:
         ignore, alone: see `choose_blocks`.
         fate: what becomes of those that can go, in the words of refusals.
+        places: those that can go, each as its repeat and its place there.
         gone: the nodes of those, with the name of the block.
     """
 
     ignore: Sequence[str]
     alone: bool
     fate: str
-    going: list[tuple[Repeat, int]] = field(default_factory=list)
+    places: list[tuple[Repeat, int]] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     gone: dict[fx.Node, str] = field(default_factory=dict)
 
@@ -244,17 +236,18 @@ class _Sorting:
         for i, reason in reasons.items():
             block = repeat.blocks[i]
             if reason is None:
-                self.going.append((repeat, i))
+                self.places.append((repeat, i))
                 self.gone.update(dict.fromkeys(block.nodes, block.name))
             else:
                 self.refusals.append(Refusal(block.name, repeat.name, reason))
 
     def _reason(self, repeat: Repeat, i: int) -> str | None:
         block = repeat.blocks[i]
-        if not self.alone and (end := _end(repeat, i)):
-            return end
         if repeat.shared:
             return "all copies use the same parameters, so there is nothing to save"
+        if not self.alone and i in (0, len(repeat) - 1):
+            which, side = ("first", "before") if i == 0 else ("last", "after")
+            return f"it is the {which} of its repeat, and has no block {side} it to be made from"
         for node in block.nodes:
             if node in self.gone:
                 return f"it is part of {self.gone[node]}, which {self.fate}"
@@ -262,11 +255,3 @@ class _Sorting:
             if any(fnmatchcase(name, glob) for name in (block.name, *block.parameters)):
                 return f"it matches --ignore {glob}"
         return None
-
-
-def _end(repeat: Repeat, i: int) -> str | None:
-    """Why a block at the end of a repeat stays; None for one inside, and where there is nothing to save at all."""
-    if repeat.shared or 0 < i < len(repeat) - 1:
-        return None
-    which, side = ("first", "before") if i == 0 else ("last", "after")
-    return f"it is the {which} of its repeat, and has no block {side} it to be made from"
