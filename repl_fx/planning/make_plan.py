@@ -7,7 +7,7 @@ budget=…            the plan with the highest score       BudgetPlanner
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, Unpack
+from typing import Unpack
 
 from torch import fx
 
@@ -15,7 +15,7 @@ from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Plan
-from repl_fx.planning.budgets import budget_among, budget_planner
+from repl_fx.planning.budgets import BudgetPlanner, budget_among, budget_planner
 from repl_fx.planning.choose_blocks import choose_blocks
 from repl_fx.planning.choose_surrogates import choose_surrogates
 from repl_fx.planning.options import Options, policy_among, require_known
@@ -28,16 +28,6 @@ from repl_fx.tracing.parts.finders import require_repeats
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, find_in_parts
 
 
-class PlanMaker(Protocol):
-    """Makes a plan, and another one where some of it cannot be."""
-
-    def plan(self) -> Plan:
-        """The plan as far as is known: without its fingerprint and parts, and not tried yet."""
-
-    def learn(self, plan: Plan, settled: Plan) -> bool:
-        """Take over what became of a plan when it was tried; whether another plan is to be made."""
-
-
 class PlanByChoice:
     """The plan of blocks that were chosen one by one, or by their places."""
 
@@ -45,7 +35,7 @@ class PlanByChoice:
         self.found, self.options = found, options
 
     def plan(self) -> Plan:
-        """See `PlanMaker`."""
+        """The plan, without its fingerprint and parts, and not tried yet."""
         options, policy = self.options, policy_among(self.options)
         # Globs and numbers mean the model, and surrogates the graph.
         choice = choose_blocks(
@@ -63,7 +53,10 @@ class PlanByChoice:
         return False
 
 
-def planner_of(found: ModelRepeats, options: Options, forms: Forms) -> PlanMaker:
+Planner = PlanByChoice | BudgetPlanner
+
+
+def planner_of(found: ModelRepeats, options: Options, forms: Forms) -> Planner:
     """The planner of some options.
 
     Args:
@@ -80,7 +73,7 @@ def planner_of(found: ModelRepeats, options: Options, forms: Forms) -> PlanMaker
     return budget_planner(ReplacementCosts(found, forms, budget.limits, seed), policy_among(options), budget, ignore)
 
 
-def plan_by(planner: PlanMaker, found: ModelRepeats) -> Plan:
+def plan_by(planner: Planner, found: ModelRepeats) -> Plan:
     """The plan of a planner, with its fingerprint and parts; see `completed`."""
     plan = planner.plan()
     return completed(found, plan, plan.replacements, ())
@@ -125,9 +118,7 @@ def require_replacements(found: ModelRepeats, plan: Plan) -> None:
 
 def _summary(found: ModelRepeats) -> str:
     captured, repeats = found.captured, found.repeats
-    where = (
-        "" if captured.whole else f" in {', '.join(part.path for part in captured.parts)}, which alone were captured"
-    )
-    if not repeats:
-        return f"no repeated blocks were found{where}"
-    return "found " + ", ".join(f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats) + where
+    every = ", ".join(f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats)
+    found_here = f"found {every}" if repeats else "no repeated blocks were found"
+    parts = ", ".join(part.path for part in captured.parts)
+    return found_here if captured.whole else f"{found_here} in {parts}, which alone were captured"
