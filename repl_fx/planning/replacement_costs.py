@@ -10,6 +10,7 @@ same. So a graph is built for each kind, and not for each block.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -25,6 +26,7 @@ from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Plan, Replacement
 from repl_fx.rewriting.apply import Rewritten, apply_plan
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.timing import Share
 from repl_fx.tracing.parts.capture_parts import Part
 from repl_fx.tracing.parts.part_repeats import ModelRepeats
@@ -36,6 +38,11 @@ COUNTED: Mapping[str, Callable[[Costs], int | None]] = {
     "flops": lambda costs: costs.flops,
     "memory": lambda costs: costs.activation_bytes,
 }
+
+
+def counted_in(costs: Costs) -> dict[str, int]:
+    """Those of `COUNTED` that are known."""
+    return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
 
 
 # Of a plan and the graphs that it makes: the model as its users have it, and with the graphs in it.
@@ -79,13 +86,13 @@ class ReplacementCosts:
             BadInput: a named cost is unknown, because the model does not run on shapes alone.
         """
         captured = self.found.captured
-        counted = measure_form(captured.source, captured.module, captured.parts)
-        before = {name: value for name, cost in COUNTED.items() if (value := cost(counted)) is not None}
+        costs = measure_form(captured.source, captured.module, captured.parts)
+        before = counted_in(costs)
         for name in self.names:
             if name in COUNTED and name not in before:
                 raise BadInput(
                     f"a budget of {name} is for models that run on shapes alone, and this one does not "
-                    f"({counted.unknown}); give --budget params=… or latency=…"
+                    f"({costs.unknown}); give --budget params=… or latency=…"
                 )
             if not before.get(name, 1):
                 raise BadInput(f"a budget of {name} is for a model that has any; leave {name} out")
@@ -142,8 +149,7 @@ class ReplacementCosts:
         return Plan(tuple(replacements), (), "", self.seed)
 
     def _counted(self, model: nn.Module, graphs: nn.Module, *, training: bool = True) -> dict[str, int]:
-        costs = measure_form(model, graphs, self.found.captured.parts, training=training)
-        return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
+        return counted_in(measure_form(model, graphs, self.found.captured.parts, training=training))
 
     def _least_counted_saved(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
         """The savings of the better of both forms of a model, of each cost that is named and counted."""
@@ -166,31 +172,29 @@ class ReplacementCosts:
     def _block_costs(self) -> dict[str, Hashable]:
         """Costs of each block, by the block's name: what tells kinds of blocks apart."""
         costs: dict[str, Hashable] = {}
-        inputs = {part.path: part.inputs for part in self.found.captured.parts}
         for part in self.found:
-            gm, given = part.graph_module, inputs[part.path]
-            flops = {n.name: number for n, number in (flops_by_node(gm, given.args, given.kwargs) or {}).items()}
+            gm, given = part.graph_module, self._inputs(part.path)
+            flops = flops_by_node(gm, given.args, given.kwargs) or {}
             kept = kept_by_node(gm, given.args, given.kwargs) or {}
             own = dict(gm.named_parameters(remove_duplicate=False))
-            names: dict[int, set[str]] = {}
-            for path, tensor in own.items():
-                names.setdefault(id(tensor), set()).add(path)
+            names = Counter(map(id, own.values()))
             for name, block in part.blocks.items():
-                tensors = [(own[path].shape, own[path].requires_grad, own[path]) for path in block.parameters]
+                tensors = [own[path] for path in block.parameters]
                 # Parameters that are read elsewhere too do not go with the block.
-                tied = tuple(len(names[id(tensor)]) for _, _, tensor in tensors)
-                sizes = tuple((shape, learns) for shape, learns, _ in tensors)
-                numbers = (tuple(sum(of.get(n.name, 0) for n in block.nodes) for of in (flops, kept)),)
-                costs[name] = sizes, tied, numbers, len(block.nodes), len(block.side_outputs)
+                sizes = tuple((tensor.shape, tensor.requires_grad, names[id(tensor)]) for tensor in tensors)
+                numbers = sum(flops.get(n, 0) for n in block.nodes), sum(kept.get(n.name, 0) for n in block.nodes)
+                costs[name] = sizes, numbers, len(block.nodes), len(block.side_outputs)
         return costs
+
+    def _inputs(self, path: str) -> ExampleInputs:
+        """The example inputs of the part at a path."""
+        return next(part.inputs for part in self.found.captured.parts if part.path == path)
 
     def _time_saved(self, replacements: Sequence[Replacement], graphs: Mapping[str, fx.GraphModule]) -> int:
         """Nanoseconds that replacements in one part save, in blocks and neighbours, folded as for inference."""
         part = self.found.part_of(replacements[0].block)
-        (given,) = (one.inputs for one in self.found.captured.parts if one.path == part.path)
-        folded = _folded(graphs[part.path])
-        sides = {"before": Part("", part.graph_module, given), "after": Part("", folded, given)}
-        times = node_times(sides)
+        given, folded = self._inputs(part.path), _folded(graphs[part.path])
+        times = node_times({"before": Part("", part.graph_module, given), "after": Part("", folded, given)})
         names = {name for one in replacements for name in (one.block, *one.neighbours)}
         around = {part.blocks[name].name for name in names}
         nodes = {n for name in names for n in part.blocks[name].nodes}
