@@ -161,36 +161,28 @@ class _Scoring:
         order: dict[str, float] = {}
         if self.alone is None:
             return order
-        losses = {name: mean for name, mean in self.alone.means.items() if math.isfinite(mean)}
-        candidates = list(losses)
-        losses = {name: losses[name] for name in self.skipping.allowed((), candidates)} if count else {}
-        for number in range(1, count + 1):
-            if number > 1:
-                stage(f"skip {number} blocks")
-                left = [name for name in candidates if name not in order]
-                models = MeanLosses(self.skipping.further(tuple(order), left), self.alone.loss, self.evaluation)
-                if not models.models:
-                    break
-                for batch in batches:
-                    models.add(batch)
-                losses = {name: mean for name, mean in models.means.items() if math.isfinite(mean)}
-            if not losses:
-                break
+        alone = self.alone.means
+        losses = {name: alone[name] for name in self.skipping.allowed((), alone)} if count else {}
+        while losses:
             least = min(losses, key=losses.__getitem__)
             order[least] = losses[least]
+            if len(order) == count:
+                break
+            stage(f"skip {len(order) + 1} blocks")
+            left = [name for name in alone if name not in order]
+            models = MeanLosses(self.skipping.further(tuple(order), left), self.alone.loss, self.evaluation)
+            for batch in batches if models.models else ():
+                models.add(batch)
+            losses = models.means
         return order
 
     def scores(self, order: Mapping[str, float]) -> Scores:
         """The scores, behind the last batch."""
         alone = self.alone.means if self.alone is not None else {}
-        blocks = [
-            self._block_score(name, repeat.name, alone.get(name), order)
-            for repeat in self.found.repeats
-            for name in (block.name for block in repeat.blocks)
-        ]
+        named = {block.name: repeat.name for repeat in self.found.repeats for block in repeat.blocks}
+        blocks = [self._block_score(name, repeat, alone.get(name), order) for name, repeat in named.items()]
         stretches = []
         if "influence" in self.asked:
-            named = {block.name: repeat.name for repeat in self.found.repeats for block in repeat.blocks}
             for names, statistics in self.statistics.items():
                 for (first, last), alike in sorted(statistics.alike.items()):
                     if first < last and (influence := alike.influence) is not None:
@@ -202,8 +194,7 @@ class _Scoring:
     def _block_score(self, name: str, repeat: str, loss: float | None, order: Mapping[str, float]) -> BlockScore:
         scores: dict[str, tuple[float | None, str]] = {}
         if "loss" in self.asked:
-            finite = loss if loss is not None and math.isfinite(loss) else None
-            scores["loss"] = finite, self.skipping.refusals.get(name, "the loss without it is no finite number")
+            scores["loss"] = loss, self.skipping.refusals.get(name, "the loss without it is no finite number")
         for names, statistics in self.statistics.items():
             if name in names:
                 number = names.index(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -92,5 +93,6 @@ class MeanLosses:
 
     @property
     def means(self) -> dict[str, float]:
-        """The mean losses by name."""
-        return {name: total / self._samples for name, total in self._totals.items()}
+        """The mean losses by name, those that are finite."""
+        means = {name: total / self._samples for name, total in self._totals.items()}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}

@@ -96,12 +96,8 @@ class _Contribution:
     batch_axis: int
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """A boundary of the batch at hand: copies of its values, in float32 at least, and their squares by position."""
-
-    values: list[Tensor]
-    squares: list[Tensor]
+# A boundary of the batch at hand: copies of its values, in float32 at least, each with its squares by position.
+_Seen = list[tuple[Tensor, Tensor]]
 
 
 class RepeatStatistics:
@@ -197,9 +193,8 @@ class RepeatStatistics:
     def _complete(self, number: int, values: list[Tensor]) -> None:
         """Compare a boundary with those before it."""
         wide = [_copied(value) for value in values]
-        squares = [_dot(value, value, axis) for value, axis in zip(wide, self._axes, strict=True)]
-        seen = _Seen(wide, squares)
-        finite = torch.isfinite(torch.stack([square.sum() for square in squares]).sum())
+        seen = [(value, _dot(value, value, axis)) for value, axis in zip(wide, self._axes, strict=True)]
+        finite = torch.isfinite(torch.stack([squares.sum() for _, squares in seen]).sum())
         self._finite[number] = finite & self._finite[number] if number in self._finite else finite
         for last, out in enumerate(self._exits):
             if out != number:
@@ -217,28 +212,26 @@ class RepeatStatistics:
             self._held.clear()
 
     def _compare(self, alike: Alikeness, entry: _Seen, seen: _Seen, *, single: bool) -> None:
-        for ours, theirs in zip(entry.values, seen.values, strict=True):
+        for (ours, _), (theirs, _) in zip(entry, seen, strict=True):
             if ours.shape != theirs.shape:
                 shapes = ("x".join(map(str, value.shape)) for value in (ours, theirs))
                 alike.reason = f"it turns {' into '.join(shapes)}"
                 return
-        for number, (ours, theirs) in enumerate(zip(entry.values, seen.values, strict=True)):
-            own, other = entry.squares[number], seen.squares[number]
+        for (ours, own), (theirs, other), axis in zip(entry, seen, self._axes, strict=True):
             norm = (own * other).sqrt()
             # No vector has a direction where both are zeros, or one of them is.
             both = ((own == 0) & (other == 0)).to(norm)
-            cosine = torch.where(norm > 0, _dot(ours, theirs, self._axes[number]) / norm, both)
+            cosine = torch.where(norm > 0, _dot(ours, theirs, axis) / norm, both)
             alike.apart = alike.apart + (1 - cosine).clamp(min=0).sum()
             alike.positions += norm.numel()
             if single:
                 difference = theirs - ours
-                alike.changed = alike.changed + _dot(difference, difference, self._axes[number]).sum()
+                alike.changed = alike.changed + _dot(difference, difference, axis).sum()
                 alike.entering = alike.entering + own.sum()
 
     def _contribute(self, block: int, entry: _Seen, seen: _Seen, values: list[Tensor]) -> None:
-        for node, value, before, after in zip(
-            self._places[self._exits[block]], values, entry.values, seen.values, strict=True
-        ):
+        place = self._places[self._exits[block]]
+        for node, value, (before, _), (after, _) in zip(place, values, entry, seen, strict=True):
             if not value.requires_grad:
                 self.sensitive[block].reason = "its value has no gradient"
                 return
