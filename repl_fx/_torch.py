@@ -267,12 +267,8 @@ def autograd_calls(
             return own.__get__(None, cls)(*args, **kwargs)
         return stand_in(cls, own.__get__(None, cls))(*args, **kwargs)
 
-    base: Any = torch.autograd.Function
-    base.apply = classmethod(apply)
-    try:
+    with patch.object(torch.autograd.Function, "apply", classmethod(apply)):
         yield
-    finally:
-        base.apply = own
 
 
 @contextmanager
@@ -283,12 +279,8 @@ def buffer_hooks_restored() -> Iterator[dict[Any, Any]]:
     hooks behind when a trace fails.
     """
     hooks: Any = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
-    before = dict(hooks)
-    try:
+    with patch.dict(hooks):
         yield hooks
-    finally:
-        hooks.clear()
-        hooks.update(before)
 
 
 def global_module_hooks() -> bool:
@@ -516,16 +508,9 @@ def code_of(condition: Any) -> str:
         raise ValueError(f"no expression of Python's: {condition}") from problem
 
 
-def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
-    """Begin an autocast region; returns what `exit_autocast` takes."""
-    enter: Any = torch.amp.autocast_mode._enter_autocast
-    return enter(device_type, dtype, enabled, cache)
-
-
-def exit_autocast(mode: Any) -> None:
-    """End an autocast region."""
-    leave: Any = torch.amp.autocast_mode._exit_autocast
-    leave(mode)
+# Begin an autocast region, and end it: the first returns what the second takes.
+enter_autocast: Any = torch.amp.autocast_mode._enter_autocast
+exit_autocast: Any = torch.amp.autocast_mode._exit_autocast
 
 
 def has_no_value(tensor: Tensor) -> bool:
@@ -573,15 +558,15 @@ def forget_tensors(mode: Any) -> None:
     mode.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
 
 
-class OperatorsMade(TorchDispatchMode):
-    """Hands what each operator makes to `pick`, with the operator and its arguments, and takes what that returns."""
+class OperatorsRun(TorchDispatchMode):
+    """Lets `run` run each operator: it gets the operator, its arguments and keyword arguments, and returns a result."""
 
-    def __init__(self, pick: Callable[[Any, Any, Any, Any], Any]) -> None:
+    def __init__(self, run: Callable[[Any, Any, Any], Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.pick = pick
+        self.run = run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.pick(func, args, kwargs or {}, func(*args, **(kwargs or {})))
+        return self.run(func, args, kwargs or {})
 
 
 # The result of an operator that is what its kernel keeps for the backward pass, by number; its fake is empty.
@@ -606,18 +591,6 @@ def _workspace(func: Any, known: tuple[Any, ...], structure: pytree.TreeSpec) ->
         leaves = [torch.zeros(one[0], dtype=one[1], device=one[2]) if isinstance(one, tuple) else one for one in known]
         args, kwargs = pytree.tree_unflatten(leaves, structure)
         return tuple(func(*args, **kwargs)[_WORKSPACES[func]].shape)
-
-
-class OperatorsSeen(TorchDispatchMode):
-    """Tells `see` of each operator, its arguments and keyword arguments, before it runs on tensors."""
-
-    def __init__(self, see: Callable[[Any, Any, Any], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.see = see
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.see(func, args, kwargs or {})
-        return func(*args, **(kwargs or {}))
 
 
 def is_transformed() -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx import _torch
-from repl_fx._torch import FakeTensorMode, OperatorsSeen, ShapeEnv, any_names, translations_kept
+from repl_fx._torch import FakeTensorMode, OperatorsRun, ShapeEnv, any_names, translations_kept
 
 
 def test_the_paths_of_the_calls_around_a_node() -> None:
@@ -118,7 +118,12 @@ def test_sizes_that_may_vary_have_an_example_and_no_fixed_size() -> None:
 def test_operators_are_seen_before_they_run() -> None:
     seen: list[str | None] = []
     x = torch.ones(2)
-    with OperatorsSeen(lambda operator, args, kwargs: seen.append(_torch.operator_name(operator))):
+
+    def run(operator: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(_torch.operator_name(operator))
+        return operator(*args, **kwargs)
+
+    with OperatorsRun(run):
         made = (x + 1).relu()
     assert seen == ["aten.add.Tensor", "aten.relu.default"] and made.tolist() == [2, 2]
     assert _torch.operator_name(torch.ops.aten.relu) == "aten.relu" and _torch.operator_name(torch.relu) is None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils.flop_counter import FlopCounterMode
 
-from repl_fx._torch import FakeTensorMode, OperatorsMade, forget_tensors, with_workspace
+from repl_fx._torch import FakeTensorMode, OperatorsRun, forget_tensors, with_workspace
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.graph.decisions import is_decision
@@ -98,22 +99,13 @@ def measure_costs(
         training: whether to measure a step of training, too; without it what autograd keeps is None.
     """
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
-    flops, activations, synthesis, unknown = None, None, None, None
+    known = given.batch, parameter_count(gm), _weight_bytes(gm)
     try:
         flops = _measured(gm, given, _flops)
-        if training:
-            activations, synthesis = _measured(gm, given, _saved_bytes)
+        kept = _measured(gm, given, _saved_bytes) if training else (None, None)
     except ForeignError as problem:
-        flops, activations, synthesis, unknown = None, None, None, str(problem)
-    return Costs(
-        batch=given.batch,
-        parameters=parameter_count(gm),
-        weight_bytes=_weight_bytes(gm),
-        flops=flops,
-        activation_bytes=activations,
-        synthesis_bytes=synthesis,
-        unknown=unknown,
-    )
+        return Costs(*known, None, None, None, unknown=str(problem))
+    return Costs(*known, flops, *kept)
 
 
 def measure_form(model: nn.Module, graphs: nn.Module, parts: Sequence[Part], *, training: bool = True) -> Costs:
@@ -188,6 +180,24 @@ def flops_by_node(
 class Interpreter(fx.Interpreter):
     """Runs a graph as its code does: a module may append to a list it is handed, and an error ends the regions."""
 
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self._mark: Callable[[], None] = lambda: None
+
+    def run_marked(self, mark: Callable[[], None], inputs: ExampleInputs) -> None:
+        """Run the graph, and call `mark` before it and behind each node."""
+        # An interpreter takes the arguments in the order of the placeholders.
+        bound = inspect.signature(self.module.forward).bind(*inputs.args, **inputs.kwargs)
+        bound.apply_defaults()
+        self._mark = mark
+        mark()
+        self.run(*bound.arguments.values())
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self._mark()
+        return value
+
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph; values of its nodes are forgotten once they are used, that of a region when it ends."""
         try:
@@ -231,9 +241,10 @@ def _by_node(
 
     def raised(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
         with watching(module) as total:
-            run = _NodeTotals(module, total)
-            run.run(*positional(module, inputs))
-        return run.raised
+            totals: list[int] = []
+            Interpreter(module).run_marked(lambda: totals.append(total()), inputs)
+        steps = zip(module.graph.nodes, pairwise(totals), strict=True)
+        return {node.name: after - before for node, (before, after) in steps}
 
     try:
         # The copy's nodes have the names of the graph's.
@@ -241,21 +252,6 @@ def _by_node(
     except ForeignError:
         # `measure_costs` reports what the model's code raised.
         return None
-
-
-class _NodeTotals(Interpreter):
-    """Runs a graph node by node, and notes by how much each raises a total."""
-
-    def __init__(self, gm: fx.GraphModule, total: Callable[[], int]) -> None:
-        super().__init__(gm)
-        self.total = total
-        self.raised: dict[str, int] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        before = self.total()
-        value = super().run_node(n)
-        self.raised[n.name] = self.total() - before
-        return value
 
 
 @contextmanager
@@ -396,7 +392,7 @@ class _Saved:
     def watching(self) -> Iterator[Callable[[], int]]:
         """Note what is saved inside the block, of a forward pass in training mode; gives the activations so far."""
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-        with torch.enable_grad(), hooks, OperatorsMade(self._made):
+        with torch.enable_grad(), hooks, OperatorsRun(self._run):
             yield lambda: self.activations
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -406,8 +402,8 @@ class _Saved:
             self.activations += 0 if id(storage) in self._weights else storage.nbytes()
         return tensor
 
-    def _made(self, operator: Any, args: Any, kwargs: Any, made: Any) -> Any:
-        made = with_workspace(operator, args, kwargs, made)
+    def _run(self, operator: Any, args: Any, kwargs: Any) -> Any:
+        made = with_workspace(operator, args, kwargs, operator(*args, **kwargs))
         given = [id(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))]
         of_weights = bool(given) and all(one in self._state or one in self._weights for one in given)
         for tensor in tensors_in(made):
@@ -428,13 +424,6 @@ def _saved_bytes(module: nn.Module, inputs: ExampleInputs) -> tuple[int, int]:
     with saved.watching():
         inputs.passed_to(module)
     return saved.sizes()
-
-
-def positional(gm: fx.GraphModule, inputs: ExampleInputs) -> tuple[Any, ...]:
-    """The arguments in the order of the placeholders, which is what an interpreter takes."""
-    bound = inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs)
-    bound.apply_defaults()
-    return tuple(bound.arguments.values())
 
 
 def _weight_bytes(module: nn.Module) -> int:

@@ -11,9 +11,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import fx
 
-from repl_fx.costs.counted import Interpreter, positional
+from repl_fx.costs.counted import Interpreter
 from repl_fx.errors import BadInput, foreign_code, one_line
 from repl_fx.running.timing import Mark, Share, Timer, interleaved, latency
 from repl_fx.running.untouched import device_of, in_mode, seeded, untouched
@@ -39,7 +38,7 @@ def node_times(graphs: Mapping[str, Part]) -> dict[str, dict[str, int]]:
     device = _device(list(graphs.values()))
     timer = Timer(device)
     turns = {
-        name: partial(timer, partial(_marked, timed, _Marked(timed.graph_module))) for name, timed in graphs.items()
+        name: partial(timer, partial(_step, timed, Interpreter(timed.graph_module))) for name, timed in graphs.items()
     }
     with _still(graphs.values(), device), _own_failures():
         found, begin = [], time.perf_counter()
@@ -96,22 +95,8 @@ def _share(found: Sequence[Mapping[str, float]]) -> Share:
     return share
 
 
-class _Marked(Interpreter):
-    """Runs a graph, with a mark behind each node."""
-
-    mark: Mark
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.mark()
-        return value
-
-
-def _marked(timed: Part, run: _Marked, mark: Mark) -> None:
-    run.mark = mark
-    inputs = positional(timed.graph_module, timed.inputs.fresh())
-    mark()
-    run.run(*inputs)
+def _step(timed: Part, interpreter: Interpreter, mark: Mark) -> None:
+    interpreter.run_marked(mark, timed.inputs.fresh())
 
 
 def _device(graphs: Sequence[Part]) -> torch.device:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from repl_fx._torch import (
     FakeTensor,
     FakeTensorMode,
-    OperatorsSeen,
+    OperatorsRun,
     forget_tensors,
     memory_of,
     outside_of_trace,
@@ -129,7 +129,7 @@ def _is_of_sizes(problem: BaseException) -> bool:
     )
 
 
-class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
+class _Terms(OperatorsRun):  # type: ignore[no-untyped-call]
     """Runs operators on fakes, and knows the terms of the memories of tensors: what they held first, and all writes.
 
     Attributes:
@@ -137,7 +137,7 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, mode: FakeTensorMode, numbers: dict[Any, int], fakes: dict[int, tuple[Tensor, Tensor]]) -> None:
-        super().__init__(lambda function, args, kwargs: None)
+        super().__init__(self._run)
         self.unsure = False
         self._mode = mode
         self._numbers = numbers
@@ -156,12 +156,11 @@ class _Terms(OperatorsSeen):  # type: ignore[no-untyped-call]
         self._begin(fake, tensor, "input", self._inputs)
         return fake
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def _run(self, function: Any, args: Any, kwargs: Any) -> Any:
         if function is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         read: list[Any] = [function]
         args = [self._given(value, read) for value in args]
-        kwargs = kwargs or {}
         read += kwargs
         kwargs = {name: self._given(value, read) for name, value in kwargs.items()}
         result = function(*args, **kwargs)

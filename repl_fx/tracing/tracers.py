@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
-    OperatorsSeen,
+    OperatorsRun,
     any_names,
     autograd_calls,
     memory_of,
@@ -160,18 +160,19 @@ def _of_inputs(traced: fx.Graph, inputs: BoundInputs, fixed: Collection[str]) ->
     return graph
 
 
-def _state_unread(model: nn.Module) -> OperatorsSeen:
+def _state_unread(model: nn.Module) -> OperatorsRun:
     """Refuses operators on parameters and buffers themselves: fx sees none of them, and bakes in what they return."""
     memory = {memory_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
-    def see(operator: Any, args: Any, kwargs: Any) -> None:
+    def run(operator: Any, args: Any, kwargs: Any) -> Any:
         if torch.Tag.nondeterministic_seeded in operator.tags:
             raise Untraceable(f"fx would bake in what {operator} draws")
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and memory_of(leaf) in memory:
                 raise Untraceable(f"fx would bake in what {operator} computes from a parameter or a buffer")
+        return operator(*args, **kwargs)
 
-    return OperatorsSeen(see)
+    return OperatorsRun(run)
 
 
 class _LeafTracer(fx.Tracer):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import FakeTensorMode, OperatorsSeen, fixed_size, forget_tensors, pytree
+from repl_fx._torch import FakeTensorMode, OperatorsRun, fixed_size, forget_tensors, pytree
 from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.roles import RESHAPES
@@ -143,8 +143,9 @@ def _operators(
     """The operators that a block calls, with the plain values among their arguments; None where it fails."""
     seen: list[tuple[Any, list[Any]]] = []
 
-    def see(operator: Any, *given: Any) -> None:
-        seen.append((operator, [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, PLAIN)]))
+    def run(operator: Any, args: Any, kwargs: Any) -> Any:
+        seen.append((operator, [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, PLAIN)]))
+        return operator(*args, **kwargs)
 
     def fresh(leaf: Any) -> Any:
         sized = isinstance(leaf, Tensor) and id(leaf) in sizes
@@ -152,7 +153,7 @@ def _operators(
 
     fakes = pytree.tree_map(fresh, (args, kwargs))
     try:
-        with foreign_code(), in_mode(module, training), OperatorsSeen(see):
+        with foreign_code(), in_mode(module, training), OperatorsRun(run):
             module.forward(*fakes[0], **fakes[1])
     except ForeignError:
         return None
