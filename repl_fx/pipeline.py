@@ -32,7 +32,7 @@ from repl_fx.tracing.parts.part_repeats import find_again, find_in_parts
 
 
 @shown("transform")
-@alone
+@alone()
 def transform(
     model: nn.Module,
     args: Sequence[Any] = (),

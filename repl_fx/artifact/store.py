@@ -159,7 +159,7 @@ def write_rest(change: DirectoryChange, module: nn.Module, origin: Origin, alias
 
 
 @shown("load")
-@alone
+@alone()
 def load(
     directory: str | Path,
     model: nn.Module | str | None = None,
@@ -192,7 +192,7 @@ def load(
 
 
 @shown("load")
-@alone
+@alone()
 def load_artifact(
     directory: str | Path,
     model: nn.Module | str | None = None,

@@ -6,23 +6,15 @@ process has one of each, so that two threads that did so at once would see each 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import RLock
-from typing import ParamSpec, TypeVar
-
-Parameters = ParamSpec("Parameters")
-Returned = TypeVar("Returned")
 
 _ONE_THREAD = RLock()
 
 
-def alone(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
-    """Let a function wait until no other thread is in one that is decorated so."""
-
-    @wraps(function)
-    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
-        with _ONE_THREAD:
-            return function(*args, **kwargs)
-
-    return call
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other thread is inside such a context; also a decorator."""
+    with _ONE_THREAD:
+        yield

@@ -93,7 +93,7 @@ class CaptureInfo:
 
 
 @shown("capture")
-@alone
+@alone()
 def capture(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -325,7 +325,7 @@ def _settle_sizes_(graph: fx.Graph) -> None:
             node.meta["val"] = pytree.tree_map_only(FakeTensor, settled, node.meta["val"])
 
 
-@alone
+@alone()
 def check_capture(
     model: nn.Module, gm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> CaptureCheck:

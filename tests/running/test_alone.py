@@ -50,7 +50,7 @@ def test_a_function_waits_for_another_thread_and_may_call_itself() -> None:
     inside: list[int] = []
     most: list[int] = []
 
-    @alone
+    @alone()
     def count(again: bool) -> None:
         inside.append(1)
         if again:

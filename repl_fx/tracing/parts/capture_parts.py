@@ -127,7 +127,7 @@ class CapturedParts(Displayed):
 
 
 @shown("capture")
-@alone
+@alone()
 def capture_parts(
     model: nn.Module,
     args: Sequence[Any] = (),
