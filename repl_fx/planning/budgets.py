@@ -360,7 +360,8 @@ class BudgetPlanner:
     def _item(self, way: Way, behind: Sequence[Way], worth: int, saved: Mapping[str, int]) -> Item:
         """The way of a block, given those of the next block of its repeat."""
         inner = self._saved_inside(way, behind)
-        return Item(worth, self._in_order(saved), inner and self._in_order(inner), self._spans(way[1]))
+        in_order = None if inner is None else self._in_order(inner)
+        return Item(worth, self._in_order(saved), in_order, self._spans(way[1]))
 
     def _in_order(self, saved: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(saved[name] for name in self.budget.limits)
