@@ -114,10 +114,10 @@ def random_tensor(
     sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator, *, low: int = 0, high: int = 2
 ) -> Tensor:
     """An example input on the CPU: normal floats, integers uniform in [low, high), or booleans of a fair coin."""
-    if dtype == torch.bool:
-        return torch.randint(0, 2, tuple(sizes), generator=generator, device="cpu").bool()
     if dtype.is_floating_point:
         return torch.randn(tuple(sizes), generator=generator, device="cpu").to(dtype)
+    if dtype == torch.bool:
+        low, high = 0, 2
     return torch.randint(low, high, tuple(sizes), generator=generator, device="cpu").to(dtype)
 
 

@@ -28,33 +28,47 @@ from repl_fx.tracing.parts.origin import Preprocessing
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A model, inputs to run it on, and what is needed to build both again.
+class Built:
+    """The model that a builder returns.
 
     Attributes:
-        spec: the specification, as given.
         model: the model, in the mode its factory left it in.
         args, kwargs: example inputs.
-        options: JSON-serialisable keyword arguments of `load_source` that rebuild this source: `input_shape`, `seed`
-            and `options`.
-        files: files the model was made from, the one named in `spec` first, each with the SHA-256 of what was read;
-            empty for a model of a zoo. Weights are none of them.
-        weights: the file or directory that its weights were loaded from; None for those that `spec` alone leads to.
-        absolute: a specification that leads to the same model from any directory.
+        files: files the model was made from, the one named in the specification first, each with the SHA-256 of what
+            was read; empty for a model of a zoo. Weights are none of them.
+        absolute: a specification that leads to the same model from any directory; empty where that which was given
+            does.
+        options: those of the request with what the weights told, and empty where they told nothing.
         notes: remarks on the model for a user, a line each, such as which weights are random.
+        pretrained: whether the builder has weights for the name, whether or not they were asked for.
         preprocessing: of pictures, where the weights come with it.
     """
 
-    spec: str
     model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    options: dict[str, Any]
-    files: Mapping[Path, str]
-    absolute: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    files: Mapping[Path, str] = field(default_factory=dict)
+    absolute: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    weights: Path | None = None
+    pretrained: bool = False
     preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source(Built):
+    """A model that was built, inputs to run it on, and what is needed to build both again.
+
+    Attributes:
+        spec: the specification, as given.
+        absolute: a specification that leads to the same model from any directory.
+        options: JSON-serialisable keyword arguments of `load_source` that rebuild this source: `input_shape`, `seed`
+            and `options`.
+        weights: the file or directory that its weights were loaded from; None for those that `spec` alone leads to.
+    """
+
+    spec: str
+    weights: Path | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -120,28 +134,14 @@ class Request:
     trust_remote_code: bool = False
     purpose: Purpose | None = None
 
+    @property
+    def picture(self) -> tuple[int, ...]:
+        """Channels, height and width of the pictures that the model is for; nothing where they are not known."""
+        return () if self.purpose is None else self.purpose.picture
+
     def fitted(self, **wanted: Any) -> dict[str, Any]:
         """The arguments that are as the data want them and not as the user said; None stands for none."""
         return {name: value for name, value in wanted.items() if value and name not in self.options}
-
-
-@dataclass(frozen=True, eq=False)
-class Built:
-    """The model that a builder returns; the fields are those of `Source`, and `absolute` is empty where the spec is.
-
-    `options` are those of the request with what the weights told, and empty where they told nothing. `pretrained` says
-    whether the builder has weights for the name, whether or not they were asked for.
-    """
-
-    model: nn.Module
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    files: Mapping[Path, str] = field(default_factory=dict)
-    absolute: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    pretrained: bool = False
-    preprocessing: Preprocessing | None = None
 
 
 def as_given(model: nn.Module, example: ExampleInputs, given: ExampleInputs) -> ExampleInputs:
@@ -196,15 +196,18 @@ def package_code(failed: str) -> AbstractContextManager[None]:
 _NO_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 
 
-def created(spec: str, create: Callable[[], Any]) -> Any:
+def created(spec: str, create: Callable[[], Any], address: str, place: str) -> Any:
     """The model that a function of a package makes.
+
+    Args:
+        address, place: of its weights, see `downloading`.
 
     Raises:
         BadInput: an argument that the package does not know; names the nearest one.
         SourceError: the package raises.
     """
     try:
-        with package_code(f"{spec} could not be built"):
+        with downloading(f"the weights of {spec}", address, place), package_code(f"{spec} could not be built"):
             return create()
     except SourceError as error:
         found = _NO_ARGUMENT.search(str(error))

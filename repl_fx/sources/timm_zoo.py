@@ -8,7 +8,9 @@ from typing import Any
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, positional
 from repl_fx.sources.preprocessing import of_timm
-from repl_fx.sources.source import Built, Request, created, downloading, fitting_note, import_zoo
+from repl_fx.sources.source import Built, Request, created, fitting_note, import_zoo
+
+_CACHES = "the cache of huggingface_hub (HF_HOME) or torch.hub"
 
 
 def build(request: Request) -> Built:
@@ -37,9 +39,10 @@ def build(request: Request) -> Built:
     config = timm.models.get_pretrained_cfg(request.name, allow_unregistered=True)
     fitted = _fitted(config, request)
     options = {"pretrained": pretrained, **fitted, **request.options}
-    model = _created(timm, request.name, options, config)
-    shape = request.purpose.picture if request.purpose is not None else ()
-    shapes = request.shapes or (InputShape((2, *(shape or _input_size(model, options)))),)
+    hub = getattr(config, "hf_hub_id", "")
+    address = f"https://huggingface.co/{hub}" if hub else getattr(config, "url", "")
+    model = created(spec, partial(timm.create_model, request.name, **options), address, _CACHES)
+    shapes = request.shapes or (InputShape((2, *(request.picture or _input_size(model, options)))),)
     notes = []
     if pretrained:
         notes.append(f"weights are those of {config.hf_hub_id or config.url or config.file}")
@@ -55,20 +58,13 @@ def build(request: Request) -> Built:
     )
 
 
-def _created(timm: Any, name: str, options: dict[str, Any], config: Any) -> Any:
-    spec = f"timm:{name}"
-    address = "" if config is None else f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
-    with downloading(f"the weights of {spec}", address, "the cache of huggingface_hub (HF_HOME) or torch.hub"):
-        return created(spec, partial(timm.create_model, name, **options))
-
-
 def _fitted(config: Any, request: Request) -> dict[str, Any]:
     """Constructor arguments that make the model take the images of the input shape, or what the data have."""
     if config is None:
         return {}
     purpose, shapes = request.purpose, request.shapes
     given = shapes[0].sizes[1:] if shapes is not None and len(shapes[0].sizes) == 4 else ()
-    channels, *size = given or (purpose.picture if purpose is not None and shapes is None else ()) or config.input_size
+    channels, *size = given or (request.picture if shapes is None else ()) or config.input_size
     fixed = config.fixed_input_size and tuple(size) != tuple(config.input_size[1:])
     classes = purpose.classes if purpose is not None and purpose.task == "classification" else 0
     return request.fitted(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, positional
 from repl_fx.sources.preprocessing import of_torchvision
-from repl_fx.sources.source import Built, Request, created, downloading, fitting_note, import_zoo
+from repl_fx.sources.source import Built, Request, created, fitting_note, import_zoo
 
 # Shapes of one sample where it is not a 224×224 image: inception has a stem for 299, the video networks take clips.
 _SAMPLES = {
@@ -48,9 +48,8 @@ def build(request: Request) -> Built:
     weights = _weights(models, name, tag, request)
     fitted = _fitted(name, request, spec)
     options = {**_defaults(models, name, request, spec), **fitted, **request.options}
-    address, place = getattr(weights, "url", ""), f"{torch.hub.get_dir()}/checkpoints"
-    with downloading(f"the weights of {spec}", address, place):
-        model = created(spec, partial(models.get_model, name, **{"weights": weights, **options}))
+    create = partial(models.get_model, name, **{"weights": weights, **options})
+    model = created(spec, create, getattr(weights, "url", ""), f"{torch.hub.get_dir()}/checkpoints")
     notes = () if weights is None else (f"weights are {weights} of torchvision",)
     return Built(
         model,
@@ -75,11 +74,10 @@ def _weights(models: Any, name: str, tag: str, request: Request) -> Any:
 
 def _fitted(name: str, request: Request, spec: str) -> dict[str, Any]:
     """Arguments that make the model fit the data: classes, and the size of pictures where it is fixed."""
-    purpose = request.purpose
-    if purpose is None:
+    if request.purpose is None:
         return {}
-    sizes = _fixed_size(name, purpose.picture, spec) if request.shapes is None and purpose.picture else {}
-    return request.fitted(num_classes=purpose.classes, **sizes)
+    sizes = _fixed_size(name, request.picture, spec) if request.shapes is None and request.picture else {}
+    return request.fitted(num_classes=request.purpose.classes, **sizes)
 
 
 def _fixed_size(name: str, sizes: Sequence[int], spec: str) -> dict[str, int | tuple[int, int]]:
@@ -112,8 +110,8 @@ def _inputs(models: Any, name: str, request: Request, model: nn.Module, spec: st
     # Weights may have been made at another size.
     if isinstance(size := getattr(model, "image_size", None), int):
         sample = (3, size, size)
-    if kind == "image" and request.purpose is not None and request.purpose.picture:
-        sample = request.purpose.picture
+    if kind == "image" and request.picture:
+        sample = request.picture
     shapes = request.shapes or (InputShape((2, *sample)),) * (2 if kind == "optical_flow" else 1)
     tensors = positional(shapes, request.generator, spec)
     if kind == "detection":
