@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,9 @@ def export_artifact(
                     digests[part.path] = digest_of(written)
             found[part.path] = OnnxFile(output or directory / names[part.path], _bytes_of(written), proof)
         if verify:
-            (change.place / PROOF).write_text(json.dumps(_proof(found, whole=whole), indent=2) + "\n")
+            proofs = {path: one.to_json()["verification"] for path, one in found.items()}
+            document = proofs[""] if whole else {"parts": proofs}
+            (change.place / PROOF).write_text(json.dumps(document, indent=2) + "\n")
         progress("save")
         # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
         exported = () if output is None else artifact.manifest.files.keys() - {PROOF}
@@ -119,11 +121,6 @@ def digest_of(file: Path) -> str:
     tensors = (value.const_value for value in read_model(file).graph.initializers.values())
     data = {file.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
     return hashlib.sha256("".join(map(hash_file, (file, *sorted(data)))).encode()).hexdigest()
-
-
-def _proof(found: Mapping[str, OnnxFile], *, whole: bool) -> Any:
-    proofs = {path: one.to_json()["verification"] for path, one in found.items()}
-    return proofs[""] if whole else {"parts": proofs}
 
 
 def _parts(artifact: Artifact, with_cache: bool, progress: Callable[[str], None]) -> tuple[Part, ...]:

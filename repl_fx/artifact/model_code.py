@@ -33,18 +33,19 @@ def build_original(directory: str | Path, model: str | None, weights: Path | Non
         ArtifactError: see `build_source`; or the weights are not known, gone, or others than they were.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
-    known = None if manifest.model is None else manifest.model.weights
+    manifest, known = read_manifest(directory), None
     give = "give the weights of the original with --teacher FILE"
-    if weights is None and known is None:
-        raise ArtifactError(f"{directory} does not say which weights its blocks were replaced in; {give}")
-    if weights is None and known is not None and known.file is not None and not Path(known.file).exists():
-        raise ArtifactError(f"{directory} was made with the weights {known.file}, which are gone; {give}")
-    there = None if known is None or known.file is None else Path(known.file)
-    built = build_source(directory, manifest, model, trusted, weights or there or True)
+    if weights is None:
+        known = None if manifest.model is None else manifest.model.weights
+        if known is None:
+            raise ArtifactError(f"{directory} does not say which weights its blocks were replaced in; {give}")
+        weights = None if known.file is None else Path(known.file)
+        if weights is not None and not weights.exists():
+            raise ArtifactError(f"{directory} was made with the weights {weights}, which are gone; {give}")
+    built = build_source(directory, manifest, model, trusted, weights or True)
     found = built.model if isinstance(built, Source) else built
-    if weights is None and known is not None and digest_of(found) != known.sha256:
-        where = known.file or (model if manifest.model is None else manifest.model.spec)
+    if known is not None and digest_of(found) != known.sha256:
+        where = known.file or (manifest.model and manifest.model.spec)
         raise ArtifactError(f"the weights of {where} are not those that {directory} was made with; {give}")
     return found
 

@@ -44,6 +44,7 @@ from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.holders import ORIGIN
+from repl_fx.running.source_mark import packages_of
 from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file
@@ -280,8 +281,7 @@ class _Files:
         """Tell whether a model may have another graph and be the same: where other versions trace the same code."""
         was, now = self.manifest.versions, versions()
         changed = {name for name in (*was, *now) if was.get(name) != now.get(name)}
-        of_model = {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}
-        return bool(changed) and not changed & of_model and self.manifest.code == code_of(model)
+        return bool(changed) and not changed & packages_of(model) and self.manifest.code == code_of(model)
 
 
 def _read(directory: Path) -> _Files:
