@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,9 +115,9 @@ def examine(progress: Callable[[str], None] = lambda stage: None) -> Examination
     packages = tuple(_package(needed, needed in core, modules[needed], probes) for needed in modules)
     torch = probes.get("torch", Probe("it is missing"))
     providers = probes.get("onnxruntime", Probe()).facts.get("providers", ())
-    return Examination(
-        packages, known, _machine(torch), tuple(providers), _compile_problem(), *_variables_and_notes(known, probes)
-    )
+    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)}
+    notes = tuple(_notes(known, probes))
+    return Examination(packages, known, _machine(torch), tuple(providers), _compile_problem(), variables, notes)
 
 
 def _package(needed: Needed, core: bool, modules: Iterable[str], probes: Mapping[str, Probe]) -> Package:
@@ -148,20 +148,19 @@ def _compile_problem() -> str | None:
     return None if python_headers() else "the headers of Python are missing; install its package of them (python3-dev)"
 
 
-def _variables_and_notes(known: Declared | None, probes: Mapping[str, Probe]) -> tuple[dict[str, str], tuple[str, ...]]:
-    variables = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_VARIABLES)}
-    notes = []
+def _notes(known: Declared | None, probes: Mapping[str, Probe]) -> Iterator[str]:
     if known is None:
-        notes.append(f"{OWN} is not installed, so that its requirements are unknown; pip install it")
+        yield f"{OWN} is not installed, so that its requirements are unknown; pip install it"
     try:
         check_passes()
     except BadInput as problem:
-        notes.append(str(problem))
+        yield str(problem)
     # Several packages may fail by one that they import.
     broken = {found.broken: found.problem for found in probes.values() if found.broken}
-    notes += [f"{name} cannot be imported ({problem}); {mend(name)}" for name, problem in broken.items()]
+    for name, why in broken.items():
+        yield f"{name} cannot be imported ({why}); {mend(name)}"
     for name in (name for name in probes if name not in broken):
         if (asked := unmet(name)) is not None:
-            notes.append(f"{name} asks for {asked}, and another torch is installed; {mend(name)}")
-    notes += [f"{name}: {line}" for name, found in probes.items() for line in found.facts.get("warnings", ())]
-    return variables, tuple(notes)
+            yield f"{name} asks for {asked}, and another torch is installed; {mend(name)}"
+    for name, found in probes.items():
+        yield from (f"{name}: {line}" for line in found.facts.get("warnings", ()))

@@ -200,13 +200,10 @@ def _fits(wanted: SpecifierSet, found: str) -> bool:
 
 def _installed_as(package: str) -> str:
     """The name of the installed package: that of another one where that brings the same."""
-    instead = _INSTEAD.get(package)
-    if instead is not None:
-        with suppress(PackageNotFoundError):
-            distribution(package)
-            return package
-        return instead
-    return package
+    with suppress(PackageNotFoundError):
+        distribution(package)
+        return package
+    return _INSTEAD.get(package, package)
 
 
 def _install(own: Distribution, extra: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +149,11 @@ def planning_options(**options: Any) -> Any:
 
 
 def _parse(text: str) -> Any:
-    if text[:1] in ("[", "{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+    readers: tuple[Callable[[str], Any], ...] = (json.loads,) if text[:1] in ("[", "{") else (int, float)
+    for read in readers:
+        with suppress(ValueError):
+            return read(text)
     return text
