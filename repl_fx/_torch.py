@@ -442,9 +442,8 @@ def size_with(size: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
     if isinstance(size, int):
         return size
     expression = size.node.expr
-    return int(
-        expression.xreplace({s: sympy.Integer(sizes[str(s)]) for s in expression.free_symbols if str(s) in sizes})
-    )
+    numbers = {s: sympy.Integer(sizes[str(s)]) for s in expression.free_symbols if str(s) in sizes}
+    return int(expression.xreplace(numbers))
 
 
 def condition_of(expression: Any, answer: Any) -> Any:

@@ -275,6 +275,13 @@ def close_matches(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {', '.join(names[one] for one in close)}?" if close else ""
 
 
+def listed(names: Iterable[object], shown: int = 3, separator: str = ", ") -> str:
+    """The first names, and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{separator.join(map(str, names[:shown]))}{more}"
+
+
 def first_line(problem: BaseException) -> str:
     """The first line of an error's message that says something; its class where none does."""
     # Without terminal colours.

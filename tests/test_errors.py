@@ -12,7 +12,7 @@ import pytest
 from torch import fx, nn
 
 import repl_fx
-from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code, not_ours, one_line
+from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code, listed, not_ours, one_line
 from repl_fx.export.layers import choose_nodes
 from repl_fx.planning.budgets import Budget
 from repl_fx.sources.input_shapes import parse_input_shape
@@ -126,3 +126,8 @@ def test_a_foreign_error_is_told_once() -> None:
 def test_interrupts_are_no_errors() -> None:
     with pytest.raises(KeyboardInterrupt), foreign_code():
         raise KeyboardInterrupt
+
+
+def test_lists_name_the_first_and_count_the_rest() -> None:
+    assert listed("abc") == "a, b, c"
+    assert listed("abcde") == "a, b, c and 2 more"

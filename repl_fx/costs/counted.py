@@ -10,7 +10,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -314,24 +314,13 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
     with warnings.catch_warnings():
         # Setting the flags of oneDNN warns of Intel GPUs that are not there.
         warnings.simplefilter("ignore")
-        with (
-            torch.no_grad(),
-            torch.backends.mkldnn.flags(enabled=False),
-            _without_fast_path(),
-            FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS)) as counter,
-        ):
+        counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), ExitStack() as stack, counter:
+            # Attention layers of torch run their own code, not the one operator without gradients that nobody counts.
+            fast_path = torch.backends.mha
+            stack.callback(fast_path.set_fastpath_enabled, fast_path.get_fastpath_enabled())
+            fast_path.set_fastpath_enabled(False)
             yield counter.get_total_flops
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Let attention layers of torch run their own code, not the one operator without gradients that nobody counts."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _flops_of_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

@@ -9,7 +9,7 @@ file; a quantised one by what it stands for. One that only resembles a tensor of
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.errors import ExportError, foreign_code, one_line
+from repl_fx.errors import ExportError, foreign_code, listed, one_line
 from repl_fx.export.pairing import MARK, constants_of, pair_graphs
 from repl_fx.export.weight_difference import Array, Arrays, WeightDifference, difference_of, is_floating, is_of, same
 from repl_fx.export.weight_sources import Sources, dequantised
@@ -51,12 +51,12 @@ class WeightComparison:
 
     def __str__(self) -> str:
         if self.altered:
-            text = f"weights in the file that are not the module's: {_listed(list(map(str, self.altered)))}"
+            text = f"weights in the file that are not the module's: {listed(self.altered)}"
         else:
             text = f"{self.equal} weights and constants are the module's"
         if self.unmatched:
             number = len(self.unmatched)
-            text += f"; {number} that cannot be matched, for which the outputs alone speak: {_listed(self.unmatched)}"
+            text += f"; {number} that cannot be matched, for which the outputs alone speak: {listed(self.unmatched)}"
         return f"{text}; {self.note}" if self.note else text
 
 
@@ -166,10 +166,6 @@ def _holds(tensor: Tensor, array: Array) -> bool:
         and array.dtype.kind in "biuf"
         and same(tensor.detach().numpy(), array)
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _shown(array: Array) -> str:

@@ -25,18 +25,8 @@ from typing import Any
 
 # Libraries whose objects, classes and modules are no part of a model's own state.
 _FOREIGN = (
-    "torch",
-    "numpy",
-    "logging",
-    "contextlib",
-    "threading",
-    "typing",
-    "abc",
-    "enum",
-    "inspect",
-    "repl_fx",
-    "builtins",
-)
+    "torch", "numpy", "logging", "contextlib", "threading", "typing", "abc", "enum", "inspect", "repl_fx", "builtins",
+)  # fmt: skip
 # Where installed packages and Python's own files are; those of a user or of the system lie in others of such folders.
 _INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 _FOLDERS = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 @contextmanager
@@ -20,17 +20,13 @@ def hushed(
         messages: patterns of warnings that are dropped whoever gives them.
         least: level of log lines that are kept.
     """
-    named = [logging.getLogger(name) for name in loggers]
-    levels = [logger.level for logger in named]
-    try:
-        for logger in named:
+    with ExitStack() as stack:
+        for logger in map(logging.getLogger, loggers):
+            stack.callback(logger.setLevel, logger.level)
             logger.setLevel(least)
-        with warnings.catch_warnings():
-            for package in packages:
-                warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
-            for message in messages:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for logger, level in zip(named, levels, strict=True):
-            logger.setLevel(level)
+        stack.enter_context(warnings.catch_warnings())
+        for package in packages:
+            warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+        for message in messages:
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -158,11 +158,7 @@ class PythonState:
         unseen: paths of what a trace may change unseen: iterators, and arrays, to which tensors may write.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        values: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, model: nn.Module, values: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.unseen: list[str] = []
         # Objects and containers that hold values, each with a shallow copy of what it held.
         self._holders: list[tuple[Spot, Any, Any]] = []

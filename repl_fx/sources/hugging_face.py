@@ -357,7 +357,7 @@ def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
     heads, groups = (getattr(default, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
     if "num_key_value_heads" in small and groups == heads:
         small["num_key_value_heads"] = small["num_attention_heads"]
-    for name in getattr(config_class, "sub_configs", {}):
+    for name in config_class.sub_configs:
         inner = getattr(default, name, None)
         if name in parameters and inner is not None and hasattr(inner, "to_dict"):
             small[name] = {"model_type": inner.model_type, **_shrunk(type(inner), inner)}
@@ -366,12 +366,11 @@ def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
 
 def _give_dtype_(config: Any, dtype: torch.dtype | None) -> dict[str, str]:
     """Give a config that names no dtype that of its weights, with the configs inside it; the option to do so again."""
-    name = "dtype" if hasattr(config, "dtype") else "torch_dtype"
-    own = getattr(config, name, None)
-    for inner in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))):
-        if inner is not None and getattr(inner, name, None) is None:
-            setattr(inner, name, own or dtype)
-    return {} if own is not None or dtype in (None, torch.float32) else {name: dtype_name(dtype)}
+    own = config.dtype
+    for inner in (config, *(getattr(config, key, None) for key in config.sub_configs)):
+        if inner is not None and inner.dtype is None:
+            inner.dtype = own or dtype
+    return {} if own is not None or dtype in (None, torch.float32) else {"dtype": dtype_name(dtype)}
 
 
 def _own_class(transformers: Any, class_name: str | None, config: Any, code: Code) -> Any:

@@ -164,8 +164,7 @@ def _as_transformers_loads(model: Any, state: Mapping[str, Tensor]) -> tuple[nn.
         None,
         config=model.config,
         state_dict=dict(state),
-        # The name that all versions know.
-        torch_dtype=model.dtype,
+        dtype=model.dtype,
         local_files_only=True,
         ignore_mismatched_sizes=True,
         output_loading_info=True,

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from repl_fx._torch import is_compiled, pytree
 from repl_fx.arguments import require_ordinary_tensors
-from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code
+from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code, listed
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
@@ -95,9 +95,8 @@ def require_finite(model: nn.Module) -> None:
     state = (*model.named_parameters(), *model.named_buffers())
     found = [f"{name} has {words}" for name, tensor in state if (words := _no_numbers(tensor))]
     if found:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise BadInput(
-            f"{type(model).__name__} has weights that are no numbers: {'; '.join(found[:3])}{more}; "
+            f"{type(model).__name__} has weights that are no numbers: {listed(found, separator='; ')}; "
             "mend them, or go on all the same with --allow-nan (allow_nan=True)"
         )
 
@@ -222,9 +221,8 @@ def without_values(state: Iterable[tuple[str, Tensor]]) -> str | None:
     names = [name for name, tensor in state if tensor.is_meta]
     if not names:
         return None
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
-        f"has tensors on the meta device, without values: {names[0]}{more}; give them values in the factory "
+        f"has tensors on the meta device, without values: {listed(names, 1)}; give them values in the factory "
         "(to_empty, then initialise), or inspect model and inputs together with --device meta"
     )
 

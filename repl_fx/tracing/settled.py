@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import CaptureError, foreign_code
+from repl_fx.errors import CaptureError, foreign_code, listed
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import device_of, in_mode, outcome_of, seed_everything, seeded, untouched
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.state_changes import StateChanges, place_of
-
-_SHOWN = 3
 
 
 def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInputs, training: bool) -> None:
@@ -125,11 +123,10 @@ def _refusal(model: nn.Module, paths: Sequence[str], what: str) -> CaptureError:
     # A container that grew is named, and not its items.
     grown = [path[4:-1] for path in paths if path.startswith("len(")]
     paths = [*grown, *(p for p in paths if not p.startswith(("len(", *(f"{path}[" for path in grown))))]
-    listed = ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
     return CaptureError(
         type(model).__name__,
         [
-            f"Python state {what}: {listed}{place_of(model, paths[0])}; a graph has no Python state: "
+            f"Python state {what}: {listed(paths)}{place_of(model, paths[0])}; a graph has no Python state: "
             "keep it in a buffer, or outside the forward"
         ],
     )

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, listed
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.state import address
 from repl_fx.sources.checkpoints.names import state_for
-from repl_fx.sources.checkpoints.weight_files import Weights, describe_weights, listed, read_weights
+from repl_fx.sources.checkpoints.weight_files import Weights, describe_weights, read_weights
 from repl_fx.tracing.model_checks import without_values
 
 

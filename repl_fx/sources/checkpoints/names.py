@@ -16,8 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from repl_fx.errors import BadInput
-from repl_fx.sources.checkpoints.weight_files import listed
+from repl_fx.errors import BadInput, listed
 
 # What `torch.compile` puts in front of the names of the module that it compiled, be it inside of another.
 _COMPILED = "_orig_mod"

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from repl_fx.arguments import in_words, require_module
-from repl_fx.errors import BadInput, first_line, foreign_code
+from repl_fx.errors import BadInput, first_line, foreign_code, listed
 from repl_fx.graph.state import source_state, state_shapes
 from repl_fx.sources.checkpoints.fitting import (
     Misfit,
@@ -21,7 +21,7 @@ from repl_fx.sources.checkpoints.fitting import (
     tied_names,
 )
 from repl_fx.sources.checkpoints.names import state_for
-from repl_fx.sources.checkpoints.weight_files import Weights, describe_weights, listed, read_weights
+from repl_fx.sources.checkpoints.weight_files import Weights, describe_weights, read_weights
 from repl_fx.tracing.parts.capture_parts import qualified_name
 
 

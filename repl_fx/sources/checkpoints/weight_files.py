@@ -16,7 +16,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from repl_fx.arguments import in_words
-from repl_fx.errors import BadInput, ForeignError, foreign_code, one_line
+from repl_fx.errors import BadInput, ForeignError, foreign_code, listed, one_line
 
 # The weights of a model as a user gives them: a file, a directory, or the state dict itself.
 Weights = str | os.PathLike[str] | Mapping[str, Any]
@@ -137,10 +137,3 @@ def _unreadable(file: Path, problem: Exception) -> BadInput:
         f"{file} is a pickle of more than weights{f' ({listed(foreign)})' if foreign else ''}, which could run code "
         "and is not loaded; where you trust it, load it with torch and save its state_dict alone"
     )
-
-
-def listed(names: Iterable[object], shown: int = 3) -> str:
-    """The first names, and the number of the others."""
-    names = list(names)
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{', '.join(map(str, names[:shown]))}{more}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from repl_fx.errors import BadInput, ForeignError, foreign_code, not_importable
+from repl_fx.errors import BadInput, ForeignError, foreign_code, listed, not_importable
 from repl_fx.training.data.arrays import KEYS, Array, data_of, read_npz
 from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.standardising import with_scale
@@ -99,9 +99,8 @@ def load_of_torchvision(request: DataRequest) -> Data:
 def _check_files(request: DataRequest) -> None:
     missing = [file for file in FILES[request.name] if not (request.root / file).is_file()]
     if missing and not request.download:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         also = " or cifar10.npz" if request.name == "cifar10" else ""
         raise BadInput(
-            f"{request.name}: no {missing[0]}{more}{also} in {request.root}; "
+            f"{request.name}: no {listed(missing, 1)}{also} in {request.root}; "
             "say with --data-dir where the files lie, or fetch them with --download"
         )

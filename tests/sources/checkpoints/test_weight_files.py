@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repl_fx.errors import BadInput
-from repl_fx.sources.checkpoints.weight_files import describe_weights, listed, read_weights
+from repl_fx.sources.checkpoints.weight_files import describe_weights, read_weights
 
 STATE = {"first.weight": torch.arange(6.0).reshape(2, 3), "second.weight": torch.ones(2)}
 
@@ -147,8 +147,3 @@ def test_an_index_of_more_than_its_shards_hold(tmp_path: Path) -> None:
     index.write_text(json.dumps(named))
     with pytest.raises(BadInput, match="weights that its shards do not hold: third; copy"):
         read_weights(tmp_path)
-
-
-def test_lists_name_the_first_and_count_the_rest() -> None:
-    assert listed("abc") == "a, b, c"
-    assert listed("abcde") == "a, b, c and 2 more"
