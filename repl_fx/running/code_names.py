@@ -19,7 +19,7 @@ import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import takewhile
+from itertools import chain, takewhile
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -33,9 +33,14 @@ _FOLDERS = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "di
 # What code does with the value under a name: it reads it, hands on what is in it, or may write to it.
 READ, HANDED_ON, WRITTEN = range(3)
 
-_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS")
-_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "STORE_ATTR", "DELETE_ATTR", "IMPORT_FROM")
-_STORE = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF")
+# The steps of a function's code that name something, by what they name.
+_STEPS = {
+    "globals": ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"),
+    "attributes": ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "STORE_ATTR", "DELETE_ATTR", "IMPORT_FROM"),
+    "imports": ("IMPORT_NAME",),
+    "stored": ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF"),
+}
+_KINDS = {step: [kind for kind, steps in _STEPS.items() if step in steps] for step in chain(*_STEPS.values())}
 # Ways to an attribute or a global of any name; the first ones mostly have a constant name.
 _GIVEN_A_NAME = ("getattr", "hasattr", "setattr", "delattr")
 _ANY_ATTRIBUTE = frozenset({"vars", "__dict__", "__setattr__", "__getattribute__", "attrgetter"})
@@ -79,25 +84,20 @@ class Names:
 @lru_cache(maxsize=65536)
 def names_in(code: CodeType) -> Names:
     """The names in some code."""
-    found: dict[str, set[str]] = {kind: set() for kind in ("globals", "attributes", "imports", "stored")}
+    found: dict[str, set[str]] = {kind: set() for kind in _STEPS}
     computed = False
     for inner in codes_in(code):
         steps = list(dis.get_instructions(inner))
         for number, step in enumerate(steps):
-            if step.opname in _GLOBAL:
-                found["globals"].add(step.argval)
-                if step.argval in _GIVEN_A_NAME:
-                    name = _given_name(steps[number + 1 :])
-                    computed = computed or name is None
-                    found["attributes"].add(name or "")
-                    if step.argval in ("setattr", "delattr"):
-                        found["stored"].add(name or "")
-            elif step.opname in _ATTRIBUTE:
-                found["attributes"].add(step.argval)
-            elif step.opname == "IMPORT_NAME":
-                found["imports"].add(step.argval)
-            if step.opname in _STORE:
-                found["stored"].add(step.argval)
+            kinds = _KINDS.get(step.opname, ())
+            for kind in kinds:
+                found[kind].add(step.argval)
+            if "globals" in kinds and step.argval in _GIVEN_A_NAME:
+                name = _given_name(steps[number + 1 :])
+                computed = computed or name is None
+                found["attributes"].add(name or "")
+                if step.argval in ("setattr", "delattr"):
+                    found["stored"].add(name or "")
     every = found["globals"] | found["attributes"] | set(code.co_freevars)
     return Names(
         **{kind: frozenset(names) for kind, names in found.items()},
