@@ -11,12 +11,13 @@ Trainers write their own state around that of a model (Lightning, timm), and wra
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from repl_fx.errors import BadInput, listed
+from repl_fx.finding.node_table import common_path
 
 # What `torch.compile` puts in front of the names of the module that it compiled, be it inside of another.
 _COMPILED = "_orig_mod"
@@ -61,7 +62,7 @@ def _without_wrappers(state: Mapping[str, Any], names: Collection[str]) -> Order
 
 def _without_prefix(state: OrderedDict[str, Any], names: Collection[str]) -> OrderedDict[str, Any]:
     """The state with as much of the prefix taken off that its names have in common as fits the names best."""
-    shared = _shared_parts(state)
+    shared = common_path(tuple(name.split(".")[:-1]) for name in state)
     lengths = [sum(len(part) + 1 for part in shared[:number]) for number in range(len(shared) + 1)]
 
     def fit(length: int) -> int:
@@ -71,15 +72,6 @@ def _without_prefix(state: OrderedDict[str, Any], names: Collection[str]) -> Ord
     length = max(lengths, key=fit)
     return _renamed(state, lambda name: name[length:]) if length else state
 
-
-def _shared_parts(names: Iterable[str]) -> list[str]:
-    """The parts of dotted names that all of them begin with, without the last of any."""
-    shared: list[str] = []
-    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return shared
 
 
 def _renamed(state: Mapping[str, Any], rename: Callable[[str], str]) -> OrderedDict[str, Any]:
