@@ -71,6 +71,14 @@ class Packing(NamedTuple):
     order: tuple[int, int]
     gone: tuple[tuple[int, int, int], ...]
 
+    def plus(
+        self, loss: int, saved: Iterable[int], order: tuple[int, int], gone: tuple[tuple[int, int, int], ...]
+    ) -> Packing:
+        """The sum with another one, of which these are the fields."""
+        sums = tuple(x + y for x, y in zip(self.saved, saved, strict=True))
+        in_order = self.order[0] + order[0], self.order[1] + order[1]
+        return Packing(self.loss + loss, sums, in_order, (*self.gone, *gone))
+
 
 def front_of(rows: Sequence[PlaceRow], costs: int) -> list[Packing]:
     """All choices of which none saves as much of each cost, at as little loss, as another.
@@ -84,7 +92,7 @@ def front_of(rows: Sequence[PlaceRow], costs: int) -> list[Packing]:
     front = [Packing(0, (0,) * costs, (0, 0), ())]
     for number, row in enumerate(rows):
         ends = _ends(number, row, costs)
-        front = undominated(_added(one, other) for one in front for other in ends)
+        front = undominated(one.plus(*other) for one in front for other in ends)
     return front
 
 
@@ -135,12 +143,7 @@ def _ends(number: int, row: PlaceRow, costs: int) -> list[Packing]:
         found = {}
         for k, item in enumerate(items):
             with_it = (
-                Packing(
-                    choice.loss + item.loss,
-                    tuple(x + y for x, y in zip(choice.saved, more, strict=True)),
-                    (choice.order[0] + (i - last) ** 2, choice.order[1] - i),
-                    (*choice.gone, (number, i, k)),
-                )
+                choice.plus(item.loss, more, ((i - last) ** 2, -i), ((number, i, k),))
                 for (last, of_last), choices in ends.items()
                 if last < 0 or last < i - row.apart
                 for more in (_behind(row.items[last][of_last], item) if 0 <= last == i - 1 else item.saved,)
@@ -162,12 +165,3 @@ def _behind(before: Item, item: Item) -> tuple[int, ...]:
         return item.saved
     each = zip(item.saved, before.inner, before.saved, strict=True)
     return tuple(saved + inner - alone for saved, inner, alone in each)
-
-
-def _added(one: Packing, other: Packing) -> Packing:
-    return Packing(
-        one.loss + other.loss,
-        tuple(x + y for x, y in zip(one.saved, other.saved, strict=True)),
-        (one.order[0] + other.order[0], one.order[1] + other.order[1]),
-        (*one.gone, *other.gone),
-    )
