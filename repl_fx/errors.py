@@ -150,11 +150,14 @@ class ForeignError(Exception):
 
 
 @contextmanager
-def foreign_code(refusal: Callable[[Exception], Exception] = ForeignError) -> Iterator[None]:
+def foreign_code(
+    refusal: Callable[[Exception], Exception] = ForeignError, *, passing: type[Exception] | tuple[()] = ()
+) -> Iterator[None]:
     """Run code that is not repl-fx's, and nothing else; what fails outside of it is a defect of repl-fx.
 
     Args:
         refusal: the error to raise for an exception of that code.
+        passing: the class of those that are raised as they are.
 
     Raises:
         ForeignError: whatever that code raised. An assertion of repl-fx that fails meanwhile stays one.
@@ -164,10 +167,13 @@ def foreign_code(refusal: Callable[[Exception], Exception] = ForeignError) -> It
     except ForeignError as failed:
         if refusal is ForeignError:
             raise
+        if isinstance(failed.problem, passing):
+            raise failed.problem from None
         raise refusal(failed.problem) from failed.problem
     except Exception as problem:
         # What a model, or a package that builds one, may raise has no common base.
-        if isinstance(problem, AssertionError) and _raised_here(problem.__traceback__):
+        ours = isinstance(problem, AssertionError) and _raised_here(problem.__traceback__)
+        if ours or isinstance(problem, passing):
             raise
         raise refusal(problem) from problem
 

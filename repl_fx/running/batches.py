@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.arguments import in_words
-from repl_fx.errors import BadInput, ForeignError, ReplFxError, first_line, foreign_code
+from repl_fx.errors import BadInput, ReplFxError, first_line, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import KeptTensors, seeded
 
@@ -130,20 +131,20 @@ class Evaluation:
         device = next((tensor.device for tensor in batch.inputs.tensors), torch.device("cpu"))
         registries = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
         try:
-            with seeded(device, 0), foreign_code():
+            with seeded(device, 0), foreign_code(partial(_not_taken, batch)):
                 return batch.inputs.fresh().passed_to(model)
-        except ForeignError as failed:
-            if isinstance(failed.problem, ReplFxError):
-                raise BadInput(f"{batch.where}: {failed.problem}") from failed.problem
-            shapes = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in batch.inputs.tensors)
-            raise BadInput(
-                f"the model does not take {batch.where}, which is {shapes or 'without tensors'}: "
-                f"{first_line(failed.problem)}"
-            ) from failed.problem
         finally:
             for registry, buffers in registries:
                 registry.update(buffers)
             self._buffers.restore()
+
+
+def _not_taken(batch: Batch, problem: Exception) -> BadInput:
+    if isinstance(problem, ReplFxError):
+        return BadInput(f"{batch.where}: {problem}")
+    shapes = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in batch.inputs.tensors)
+    what = f"{batch.where}, which is {shapes or 'without tensors'}"
+    return BadInput(f"the model does not take {what}: {first_line(problem)}")
 
 
 def loss_of(loss: Loss, outputs: Any, batch: Batch) -> Tensor:
@@ -152,13 +153,9 @@ def loss_of(loss: Loss, outputs: Any, batch: Batch) -> Tensor:
     Raises:
         BadInput: the loss raises, or returns something else.
     """
-    try:
-        with foreign_code():
-            found = loss(outputs, batch.targets)
-    except ForeignError as failed:
-        if isinstance(failed.problem, ReplFxError):
-            raise failed.problem from None
-        raise BadInput(f"the loss fails on {batch.where}: {first_line(failed.problem)}") from failed.problem
+    fails = f"the loss fails on {batch.where}"
+    with foreign_code(lambda problem: BadInput(f"{fails}: {first_line(problem)}"), passing=ReplFxError):
+        found = loss(outputs, batch.targets)
     if not isinstance(found, Tensor) or found.numel() != 1:
         kind = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else in_words(found)
         raise BadInput(f"the loss returns {kind} on {batch.where}; return one number, the mean over the batch")

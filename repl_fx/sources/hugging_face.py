@@ -340,8 +340,7 @@ def _construct(config_class: Any, values: Mapping[str, Any], options: Mapping[st
         if name not in known and not hasattr(default, name):
             raise BadInput(f"{config_class.__name__} has no option {name!r}{close_matches(name, known)}")
     with package_code(f"{config_class.__name__} refuses its values"):
-        config = config_class(**{**values, **options})
-    return config
+        return config_class(**{**values, **options})
 
 
 def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:

@@ -73,7 +73,6 @@ def _without_prefix(state: OrderedDict[str, Any], names: Collection[str]) -> Ord
     return _renamed(state, lambda name: name[length:]) if length else state
 
 
-
 def _renamed(state: Mapping[str, Any], rename: Callable[[str], str]) -> OrderedDict[str, Any]:
     """A state dict of its own with other names; with the versions of modules that torch keeps beside it."""
     renamed = OrderedDict((rename(name), value) for name, value in state.items())

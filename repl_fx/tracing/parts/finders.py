@@ -13,7 +13,7 @@ from torch import fx
 
 from repl_fx.arguments import in_words
 from repl_fx.config import load_offered, offered
-from repl_fx.errors import BadInput, ForeignError, ReplFxError, close_matches, foreign_code
+from repl_fx.errors import BadInput, ReplFxError, close_matches, foreign_code, one_line
 from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.finding.own_repeats import described, is_pattern, modules_matching, own_repeat, repeat_of, require_several
@@ -107,13 +107,9 @@ def _by_finder(finder: Finder) -> Find:
     name = getattr(finder, "__name__", type(finder).__name__)
 
     def find(part: Part) -> Sequence[Repeat]:
-        try:
-            with foreign_code():
-                found: Any = finder(part.graph_module)
-        except ForeignError as failed:
-            if isinstance(failed.problem, ReplFxError):
-                raise failed.problem from None
-            raise BadInput(f"the finder {name} fails: {failed}; mend it") from failed.problem
+        fails = f"the finder {name} fails"
+        with foreign_code(lambda problem: BadInput(f"{fails}: {one_line(problem)}; mend it"), passing=ReplFxError):
+            found: Any = finder(part.graph_module)
         return require_repeats(part.graph_module, found)
 
     return find
