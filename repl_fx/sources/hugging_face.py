@@ -87,9 +87,8 @@ def build(request: Request) -> Built:
     Returns:
         The model, with attention written out (`eager`) and without a cache of keys and values, and keyword inputs.
     """
-    spec = f"hf:{request.name}"
-    transformers = import_zoo("transformers", spec)
-    with about(spec):
+    transformers = import_zoo("transformers", request.spec)
+    with about(request.spec):
         return _built(transformers, request)
 
 

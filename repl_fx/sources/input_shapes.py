@@ -119,11 +119,3 @@ def random_tensor(
     if dtype == torch.bool:
         low, high = 0, 2
     return torch.randint(low, high, tuple(sizes), generator=generator, device="cpu").to(dtype)
-
-
-def positional(shapes: Sequence[InputShape], generator: torch.Generator, spec: str) -> tuple[Tensor, ...]:
-    """The inputs of a model that takes positional float tensors only, one for each shape."""
-    for shape in shapes:
-        if shape.name is not None:
-            raise BadInput(f"{spec} takes its inputs by position; leave the name {shape.name!r} out of the input shape")
-    return tuple(random_tensor(shape.sizes, shape.dtype or torch.float32, generator) for shape in shapes)

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,13 +17,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repl_fx.errors import BadInput, SourceError, close_matches, foreign_code, not_importable
 from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.checkpoints.digest import digest_of
-from repl_fx.sources.input_shapes import InputShape
+from repl_fx.sources.input_shapes import InputShape, random_tensor
 from repl_fx.tracing.parts.origin import Preprocessing
 
 
@@ -112,6 +112,7 @@ class Request:
     """The request for a model that a builder gets.
 
     Attributes:
+        spec: the specification.
         name: the specification without the prefix of its kind.
         shapes: shapes of the example inputs, or None for the default ones.
         options: keyword arguments for what builds the model.
@@ -124,6 +125,7 @@ class Request:
             first.
     """
 
+    spec: str
     name: str
     shapes: tuple[InputShape, ...] | None
     options: Mapping[str, Any]
@@ -138,6 +140,17 @@ class Request:
     def picture(self) -> tuple[int, ...]:
         """Channels, height and width of the pictures that the model is for; nothing where they are not known."""
         return () if self.purpose is None else self.purpose.picture
+
+    def positional(self, shapes: Sequence[InputShape]) -> tuple[Tensor, ...]:
+        """The inputs of a model that takes positional float tensors only, one for each shape.
+
+        Raises:
+            BadInput: a shape has a name.
+        """
+        named = next((shape.name for shape in shapes if shape.name is not None), None)
+        if named is not None:
+            raise BadInput(f"{self.spec} takes its inputs by position; leave the name {named!r} out of the input shape")
+        return tuple(random_tensor(shape.sizes, shape.dtype or torch.float32, self.generator) for shape in shapes)
 
     def fitted(self, **wanted: Any) -> dict[str, Any]:
         """The arguments that are as the data want them and not as the user said; None stands for none."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from repl_fx.errors import BadInput, SourceError, close_matches
-from repl_fx.sources.input_shapes import InputShape, positional
+from repl_fx.sources.input_shapes import InputShape
 from repl_fx.sources.preprocessing import of_timm
 from repl_fx.sources.source import Built, Request, created, fitting_note, import_zoo
 
@@ -23,8 +23,7 @@ def build(request: Request) -> Built:
     Returns:
         The model with two images of its default size, or of that of the data.
     """
-    spec = f"timm:{request.name}"
-    timm = import_zoo("timm", spec)
+    timm = import_zoo("timm", request.spec)
     if not timm.is_model(request.name):
         raise SourceError(f"timm has no model {request.name!r}{close_matches(request.name, timm.list_models())}")
     name, _, tag = request.name.partition(".")
@@ -41,7 +40,7 @@ def build(request: Request) -> Built:
     options = {"pretrained": pretrained, **fitted, **request.options}
     hub = getattr(config, "hf_hub_id", "")
     address = f"https://huggingface.co/{hub}" if hub else getattr(config, "url", "")
-    model = created(spec, partial(timm.create_model, request.name, **options), address, _CACHES)
+    model = created(request.spec, partial(timm.create_model, request.name, **options), address, _CACHES)
     shapes = request.shapes or (InputShape((2, *(request.picture or _input_size(model, options)))),)
     notes = []
     if pretrained:
@@ -50,7 +49,7 @@ def build(request: Request) -> Built:
             notes.append(f"its classifier is random: {options['num_classes']} classes, not {config.num_classes}")
     return Built(
         model,
-        positional(shapes, request.generator, spec),
+        request.positional(shapes),
         options={**fitted, **request.options},
         notes=(*notes, *fitting_note(fitted if request.purpose is not None else {})),
         pretrained=known,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput, SourceError, close_matches
-from repl_fx.sources.input_shapes import InputShape, positional
+from repl_fx.sources.input_shapes import InputShape
 from repl_fx.sources.preprocessing import of_torchvision
 from repl_fx.sources.source import Built, Request, created, fitting_note, import_zoo
 
@@ -39,21 +39,20 @@ def build(request: Request) -> Built:
         The model with a batch of two images; two clips for a video model, two pairs for optical flow; for detection a
         list of two images and a list of what is to be found in each, which training needs.
     """
-    spec = f"torchvision:{request.name}"
-    models = import_zoo("torchvision", spec).models
+    models = import_zoo("torchvision", request.spec).models
     name, _, tag = request.name.partition(".")
     known = models.list_models()
     if name not in known:
         raise SourceError(f"torchvision has no model {name!r}{close_matches(name, known)}")
     weights = _weights(models, name, tag, request)
-    fitted = _fitted(name, request, spec)
-    options = {**_defaults(models, name, request, spec), **fitted, **request.options}
+    fitted = _fitted(name, request)
+    options = {**_defaults(models, name, request), **fitted, **request.options}
     create = partial(models.get_model, name, **{"weights": weights, **options})
-    model = created(spec, create, getattr(weights, "url", ""), f"{torch.hub.get_dir()}/checkpoints")
+    model = created(request.spec, create, getattr(weights, "url", ""), f"{torch.hub.get_dir()}/checkpoints")
     notes = () if weights is None else (f"weights are {weights} of torchvision",)
     return Built(
         model,
-        _inputs(models, name, request, model, spec),
+        _inputs(models, name, request, model),
         options={**fitted, **request.options},
         notes=(*notes, *fitting_note(fitted)),
         pretrained=bool(list(models.get_model_weights(name))),
@@ -72,11 +71,11 @@ def _weights(models: Any, name: str, tag: str, request: Request) -> Any:
     return known[tag] if tag else known.DEFAULT
 
 
-def _fitted(name: str, request: Request, spec: str) -> dict[str, Any]:
+def _fitted(name: str, request: Request) -> dict[str, Any]:
     """Arguments that make the model fit the data: classes, and the size of pictures where it is fixed."""
     if request.purpose is None:
         return {}
-    sizes = _fixed_size(name, request.picture, spec) if request.shapes is None and request.picture else {}
+    sizes = _fixed_size(name, request.picture, request.spec) if request.shapes is None and request.picture else {}
     return request.fitted(num_classes=request.purpose.classes, **sizes)
 
 
@@ -89,7 +88,7 @@ def _fixed_size(name: str, sizes: Sequence[int], spec: str) -> dict[str, int | t
     return {argument: size for prefix, argument in _FIXED_SIZE.items() if name.startswith(prefix)}
 
 
-def _defaults(models: Any, name: str, request: Request, spec: str) -> dict[str, Any]:
+def _defaults(models: Any, name: str, request: Request) -> dict[str, Any]:
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     options: dict[str, Any] = {}
     # Without it, a detection or segmentation model downloads a trained backbone.
@@ -99,11 +98,11 @@ def _defaults(models: Any, name: str, request: Request, spec: str) -> dict[str, 
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
     if request.shapes is not None and len(request.shapes[0].sizes) == 4:
-        options |= _fixed_size(name, request.shapes[0].sizes, spec)
+        options |= _fixed_size(name, request.shapes[0].sizes, request.spec)
     return options
 
 
-def _inputs(models: Any, name: str, request: Request, model: nn.Module, spec: str) -> tuple[Any, ...]:
+def _inputs(models: Any, name: str, request: Request, model: nn.Module) -> tuple[Any, ...]:
     kinds = ("video", "optical_flow", "detection")
     kind = next((k for k in kinds if name in models.list_models(module=getattr(models, k))), "image")
     sample = _SAMPLES.get(name, _CLIP if kind == "video" else (3, 224, 224))
@@ -113,7 +112,7 @@ def _inputs(models: Any, name: str, request: Request, model: nn.Module, spec: st
     if kind == "image" and request.picture:
         sample = request.picture
     shapes = request.shapes or (InputShape((2, *sample)),) * (2 if kind == "optical_flow" else 1)
-    tensors = positional(shapes, request.generator, spec)
+    tensors = request.positional(shapes)
     if kind == "detection":
         images: list[Tensor] = [image for batch in tensors for image in batch.unbind(0)]
         return images, [_objects(image, request.generator) for image in images]
