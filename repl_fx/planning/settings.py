@@ -16,7 +16,6 @@ from repl_fx.planning.written_options import (
     parse_budget,
     parse_list,
     parse_settings,
-    planning_options,
     read_plan,
     read_scores,
 )
@@ -130,17 +129,23 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(named)}")
 
     def planning_options(self) -> Any:
-        """The options of `transform` that say which blocks go.
+        """Those options of `transform` that say which blocks go, with what they say early: before a model is loaded.
 
         Raises:
-            BadInput: they are none, or do not go together; see `planning_options`.
+            BadInput: they are none, or do not go together.
         """
-        return planning_options(
-            every=None if self.budget and _is_default(self, "every") else self.every,
-            blocks=None if self.blocks is None else parse_blocks(self.blocks),
-            budget=parse_budget(self.budget),
-            scores=None if self.scores is None else read_scores(Path(self.scores)),
-        )
+        # Here, as `--help` of what has these flags need not wait for torch.
+        from repl_fx.planning.budgets import budget_among
+
+        options = {
+            "every": None if self.budget and _is_default(self, "every") else self.every,
+            "blocks": None if self.blocks is None else parse_blocks(self.blocks),
+            "budget": parse_budget(self.budget),
+            "scores": None if self.scores is None else read_scores(Path(self.scores)),
+        }
+        given = {name: value for name, value in options.items() if value is not None}
+        budget_among(given)
+        return given
 
     def transform_options(self) -> dict[str, Any]:
         """The options of `transform`, but for the seed and the model.

@@ -134,20 +134,6 @@ def read_plan(file: Path) -> Plan:
         raise PlanMismatch(f"{file}: {problem}") from problem
 
 
-def planning_options(**options: Any) -> Any:
-    """Those options of `make_plan` that are given, with what they say early: before a model is loaded.
-
-    Raises:
-        BadInput: they do not go together, or a budget is none.
-    """
-    # Here, as the flags of `repl-fx train` are of this module, and `--help` need not wait for torch.
-    from repl_fx.planning.budgets import budget_among
-
-    given = {name: value for name, value in options.items() if value is not None}
-    budget_among(given)
-    return given
-
-
 def _parse(text: str) -> Any:
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:

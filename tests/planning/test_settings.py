@@ -79,3 +79,9 @@ def test_arguments_that_are_none_are_named(settings: ModelSettings, message: str
 def test_an_empty_name_of_a_dimension_is_refused() -> None:
     with pytest.raises(BadInput, match="has an empty item; write it like height,width"):
         PlanSettings(fixed="height,").transform_options()
+
+
+def test_options_that_do_not_go_together() -> None:
+    assert PlanSettings(budget=("params=0.5",)).planning_options() == {"budget": {"params": 0.5}}
+    with pytest.raises(BadInput, match="leave out every, or the budget"):
+        PlanSettings(every=3, budget=("params=0.5",)).planning_options()

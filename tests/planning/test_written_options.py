@@ -14,7 +14,6 @@ from repl_fx.planning.written_options import (
     parse_list,
     parse_settings,
     parse_sizes,
-    planning_options,
     read_plan,
     read_scores,
 )
@@ -90,9 +89,3 @@ def test_scores_in_a_file(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(BadInput, match=message):
             read_scores(file)
-
-
-def test_options_that_do_not_go_together() -> None:
-    assert planning_options(every=None, budget={"params": 0.5}) == {"budget": {"params": 0.5}}
-    with pytest.raises(BadInput, match="leave out every, or the budget"):
-        planning_options(every=2, budget={"params": 0.5})
