@@ -221,7 +221,8 @@ def load_artifact(
     else:
         built, known = source, None
     inputs = given or known or files.manifest.inputs.make()
-    result, manifest = _Applying(files, inputs, given is None, source is built).again(built), files.manifest
+    applying = _Applying(**vars(files), inputs=inputs, as_called=given is None, copy=source is built)
+    result, manifest = applying.again(built), files.manifest
     result = replace(result, checkpoint_blocks=manifest.checkpoint_blocks, scores=files.scores)
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
@@ -264,25 +265,6 @@ class _Files:
         load_state(result.module, of_graphs)
         return state
 
-    def changed(self, model: str, inputs: ExampleInputs) -> tuple[str, str]:
-        """Say whether the model or its example inputs changed since the artifact was made, with advice on these."""
-        now = describe_inputs(inputs)
-        try:
-            was = describe_inputs(self.manifest.inputs.make())
-        except ArtifactError:
-            # Nothing is known of them.
-            was = now
-        # Of another batch is no other kind.
-        if re.sub(r"\[\d+", "[", was) == re.sub(r"\[\d+", "[", now):
-            return f"{model} has changed since it was transformed", ""
-        return f"its example inputs were ({was}) and are ({now})", "give inputs as they were, or "
-
-    def may_trace_otherwise(self, model: nn.Module) -> bool:
-        """Tell whether a model may have another graph and be the same: where other versions trace the same code."""
-        was, now = self.manifest.versions, versions()
-        changed = {name for name in (*was, *now) if was.get(name) != now.get(name)}
-        return bool(changed) and not changed & packages_of(model) and self.manifest.code == code_of(model)
-
 
 def _read(directory: Path) -> _Files:
     """Read the files of an artifact."""
@@ -290,9 +272,7 @@ def _read(directory: Path) -> _Files:
     while True:
         try:
             plan = Plan.from_json(written_file(directory, manifest, PLAN).read_text())
-            names = weights_name(manifest), CONSTANTS
-            weights, constants = (written_file(directory, manifest, name) for name in names)
-            state = read_state(weights, constants, manifest.aliases)
+            state = read_state(*written_weights(directory, manifest), manifest.aliases)
             structure = written_file(directory, manifest, STRUCTURE).read_text().splitlines()
             written_file(directory, manifest, GRAPH)
             scores = read_scores(written_file(directory, manifest, SCORES)) if SCORES in manifest.files else {}
@@ -326,9 +306,10 @@ def adding(artifact: Artifact | None, *names: str) -> Iterator[Path | None]:
         change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
 
 
-def weights_name(manifest: Manifest) -> str:
-    """The name of the file of weights."""
-    return OWN_WEIGHTS if OWN_WEIGHTS in manifest.files else WEIGHTS
+def written_weights(directory: Path, manifest: Manifest) -> tuple[Path, Path]:
+    """The files of the weights and of the constants; see `written_file`."""
+    weights = OWN_WEIGHTS if OWN_WEIGHTS in manifest.files else WEIGHTS
+    return written_file(directory, manifest, weights), written_file(directory, manifest, CONSTANTS)
 
 
 def written_file(directory: Path, manifest: Manifest, name: str) -> Path:
@@ -353,17 +334,15 @@ def written_file(directory: Path, manifest: Manifest, name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Applying:
-    """The plan of an artifact, to be applied to its model again.
+class _Applying(_Files):
+    """The files of an artifact, whose plan is to be applied to its model again.
 
     Attributes:
-        files: the artifact's.
         inputs: the example inputs of the model.
         as_called: whether these are those of the artifact, so that its parts are called with theirs.
         copy: whether the model is the user's, and keeps its own tensors.
     """
 
-    files: _Files
     inputs: ExampleInputs
     as_called: bool
     copy: bool
@@ -371,7 +350,7 @@ class _Applying:
     @property
     def whole(self) -> bool:
         """Tell whether the model is one graph."""
-        return self.files.plan.parts == ("",)
+        return self.plan.parts == ("",)
 
     def source(self, model: nn.Module) -> nn.Module:
         """The model whose tensors the result shares."""
@@ -379,7 +358,7 @@ class _Applying:
 
     def calls(self, model: nn.Module) -> dict[str, ExampleInputs]:
         """Inputs like those that each part was called with."""
-        device, parts = device_of(model), self.files.manifest.parts
+        device, parts = device_of(model), self.manifest.parts
         return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in parts}
 
     def again(self, model: nn.Module) -> TransformResult:
@@ -392,37 +371,54 @@ class _Applying:
             return self.fitting(model)
         except (PlanMismatch, NothingToReplace) as problem:
             found = problem.structure if isinstance(problem, PlanMismatch) else ()
-            differs = first_difference(self.files.structure, found) if found else ""
-            changed, advice = self.files.changed(type(model).__name__, self.inputs)
+            differs = first_difference(self.structure, found) if found else ""
+            changed, advice = self.changed(type(model).__name__)
             raise ArtifactError(
-                f"{self.files.directory} no longer fits its model: {changed}; "
+                f"{self.directory} no longer fits its model: {changed}; "
                 f"{f'what differs first: {differs}; ' * bool(differs)}{advice}transform it again"
             ) from problem
 
+    def changed(self, model: str) -> tuple[str, str]:
+        """Say whether the model or its example inputs changed since the artifact was made, with advice on these."""
+        now = describe_inputs(self.inputs)
+        try:
+            was = describe_inputs(self.manifest.inputs.make())
+        except ArtifactError:
+            # Nothing is known of them.
+            was = now
+        # Of another batch is no other kind.
+        if re.sub(r"\[\d+", "[", was) == re.sub(r"\[\d+", "[", now):
+            return f"{model} has changed since it was transformed", ""
+        return f"its example inputs were ({was}) and are ({now})", "give inputs as they were, or "
+
+    def may_trace_otherwise(self, model: nn.Module) -> bool:
+        """Tell whether a model may have another graph and be the same: where other versions trace the same code."""
+        was, now = self.manifest.versions, versions()
+        changed = {name for name in (*was, *now) if was.get(name) != now.get(name)}
+        return bool(changed) and not changed & packages_of(model) and self.manifest.code == code_of(model)
+
     def to(self, captured: CapturedParts) -> TransformResult:
         """The plan applied to graphs; one that replaces nothing is of blocks that were made whole again in training."""
-        plan = self.files.plan
-        return rewrite_again(captured, plan, check=False, required=bool(plan.replacements))
+        return rewrite_again(captured, self.plan, check=False, required=bool(self.plan.replacements))
 
     def fitting(self, model: nn.Module) -> TransformResult:
         """The plan applied to a model as it is, as it was, or as other versions of libraries trace it."""
-        files = self.files
         try:
             return self.stored(model) or self.traced(model)
         except (PlanMismatch, CaptureError) as problem:
-            if (remade := as_captured(model, files.structure, files.state)) is not None:
+            if (remade := as_captured(model, self.structure, self.state)) is not None:
                 return self.traced(remade)
-            if isinstance(problem, PlanMismatch) and problem.structure and files.may_trace_otherwise(model):
-                return replace(self, files=replace(files, plan=replace(files.plan, fingerprint=""))).traced(model)
+            if isinstance(problem, PlanMismatch) and problem.structure and self.may_trace_otherwise(model):
+                return replace(self, plan=replace(self.plan, fingerprint="")).traced(model)
             raise
 
     def traced(self, model: nn.Module) -> TransformResult:
         """The plan applied to a model, which is captured anew."""
-        manifest, plan = self.files.manifest, self.files.plan
-        if self.whole or not self.as_called or not plan.replacements:
+        manifest = self.manifest
+        if self.whole or not self.as_called or not self.plan.replacements:
             require_capturable(model, self.inputs)
             inputs = widen_batch(model, self.inputs)
-            of_model: Any = {"copy": self.copy, "paths": plan.parts, "fixed": manifest.fixed}
+            of_model: Any = {"copy": self.copy, "paths": self.plan.parts, "fixed": manifest.fixed}
             return self.to(capture_parts(model, inputs.args, inputs.kwargs, **of_model))
         calls, tracers = self.calls(model), {part.path: part.tracer for part in manifest.parts}
         try:
@@ -437,8 +433,8 @@ class _Applying:
         Raises:
             ArtifactError: the graphs are none that were written.
         """
-        files, manifest, inputs = self.files, self.files.manifest, self.inputs
-        if not files.captured or not (self.whole or self.as_called):
+        manifest, inputs = self.manifest, self.inputs
+        if not self.captured or not (self.whole or self.as_called):
             return None
         if self.whole:
             given = _as_they_were(inputs, manifest.inputs)
@@ -449,10 +445,10 @@ class _Applying:
         else:
             calls = self.calls(model)
         try:
-            captured = read_data(files.captured, self.source(model), inputs, calls, manifest.fixed)
+            captured = read_data(self.captured, self.source(model), inputs, calls, manifest.fixed)
         except ValueError as problem:
             raise ArtifactError(
-                f"{files.directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
+                f"{self.directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
             ) from problem
         # A trace has the last word, and says what differs.
         with suppress(PlanMismatch):

@@ -162,18 +162,16 @@ def flops_of_parts(parts: Sequence[Part]) -> dict[fx.Node, int] | None:
     """FLOPs of each node of some graphs, for one call of each; None where one of them does not run on shapes."""
     every: dict[fx.Node, int] = {}
     for part in parts:
-        flops = flops_by_node(part.graph_module, part.args, part.kwargs)
+        flops = flops_by_node(part.graph_module, part.inputs)
         if flops is None:
             return None
         every.update(flops)
     return every
 
 
-def flops_by_node(
-    gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-) -> dict[fx.Node, int] | None:
+def flops_by_node(gm: fx.GraphModule, inputs: ExampleInputs) -> dict[fx.Node, int] | None:
     """FLOPs of the nodes of a graph that have any, as `Costs.flops` counts them; None where it does not run."""
-    flops = _by_node(gm, args, kwargs, _counting)
+    flops = _by_node(gm, inputs, _counting)
     return None if flops is None else {node: flops[node.name] for node in gm.graph.nodes if flops.get(node.name)}
 
 
@@ -221,34 +219,31 @@ def _changeable(value: Any) -> Any:
     return tuple(_changeable(item) for item in value) if type(value) is tuple else value
 
 
-def kept_by_node(
-    gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-) -> dict[str, int] | None:
+def kept_by_node(gm: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int] | None:
     """Bytes that the nodes of a graph make autograd keep, by name, as `Costs.activation_bytes` counts them.
 
     A storage is that of the first node that keeps it. None where the graph does not run.
     """
-    return _by_node(gm, args, kwargs, lambda module: _Saved(module.train()).watching())
+    return _by_node(gm, inputs, lambda module: _Saved(module.train()).watching())
 
 
 def _by_node(
     gm: fx.GraphModule,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
+    inputs: ExampleInputs,
     watching: Callable[[fx.GraphModule], AbstractContextManager[Callable[[], int]]],
 ) -> dict[str, int] | None:
     """By how much each node of a graph raises a total, by name; None where the graph does not run."""
 
-    def raised(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
+    def raised(module: fx.GraphModule, given: ExampleInputs) -> dict[str, int]:
         with watching(module) as total:
             totals: list[int] = []
-            Interpreter(module).run_marked(lambda: totals.append(total()), inputs)
+            Interpreter(module).run_marked(lambda: totals.append(total()), given)
         steps = zip(module.graph.nodes, pairwise(totals), strict=True)
         return {node.name: after - before for node, (before, after) in steps}
 
     try:
         # The copy's nodes have the names of the graph's.
-        return _measured(gm, widen_batch(gm, ExampleInputs.of(args, kwargs)), raised)
+        return _measured(gm, widen_batch(gm, inputs), raised)
     except ForeignError:
         # `measure_costs` reports what the model's code raised.
         return None

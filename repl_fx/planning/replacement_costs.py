@@ -174,8 +174,8 @@ class ReplacementCosts:
         costs: dict[str, Hashable] = {}
         for part in self.found:
             gm, given = part.graph_module, self._inputs(part.path)
-            flops = flops_by_node(gm, given.args, given.kwargs) or {}
-            kept = kept_by_node(gm, given.args, given.kwargs) or {}
+            flops = flops_by_node(gm, given) or {}
+            kept = kept_by_node(gm, given) or {}
             own = dict(gm.named_parameters(remove_duplicate=False))
             names = Counter(map(id, own.values()))
             for name, block in part.blocks.items():

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from safetensors import SafetensorError, safe_open
 
 from repl_fx.artifact.manifest import Manifest, read_manifest
-from repl_fx.artifact.store import CONSTANTS, PLAN, weights_name, written_file
+from repl_fx.artifact.store import PLAN, written_file, written_weights
 from repl_fx.display.columns import Table, words
 from repl_fx.display.numbers import change, count
 from repl_fx.errors import ArtifactError, BadInput, one_line
@@ -221,8 +221,7 @@ def _weights(one: _Side, other: _Side) -> WeightsDifference | None:
 
 def _tensors(directory: Path, manifest: Manifest, opened: ExitStack) -> dict[str, Any]:
     """The file of each tensor of an artifact, by its name."""
-    files = [written_file(directory, manifest, name) for name in (weights_name(manifest), CONSTANTS)]
-    opened_files = [opened.enter_context(safe_open(file, "pt")) for file in files]
+    opened_files = [opened.enter_context(safe_open(file, "pt")) for file in written_weights(directory, manifest)]
     return {name: file for file in opened_files for name in sorted(file.keys())}
 
 

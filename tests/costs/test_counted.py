@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.costs.counted import flops_by_node, kept_by_node, measure_costs
+from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import kept_in_a_run
 
 
@@ -99,7 +100,10 @@ def test_attention_layers_of_torch_count_what_they_are_made_of(width: int) -> No
     attend = nn.MultiheadAttention(width, 2, batch_first=True).eval()
     assert measure_costs(attend, (x, x, x)).flops == 2 * 8 * (4 * width * width + attention)
     # As of a graph, in which such a layer stays whole, and as one that somebody has switched off.
-    assert sum((flops_by_node(repl_fx.capture(layer, (x,)), (x,)) or {}).values()) == measure_costs(layer, (x,)).flops
+    assert (
+        sum((flops_by_node(repl_fx.capture(layer, (x,)), ExampleInputs((x,))) or {}).values())
+        == measure_costs(layer, (x,)).flops
+    )
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -120,9 +124,8 @@ class _Products(nn.Module):
 
 def test_products_that_the_counter_of_torch_does_not_know_count() -> None:
     given = torch.randn(2, 4), torch.randn(2, 5), torch.randn(8, 8, dtype=torch.bfloat16)
-    by_name = {
-        node.name: count for node, count in (flops_by_node(repl_fx.capture(_Products(), given), given) or {}).items()
-    }
+    found = flops_by_node(repl_fx.capture(_Products(), given), ExampleInputs(given)) or {}
+    by_name = {node.name: count for node, count in found.items()}
     assert sorted(by_name.values()) == sorted((2 * 2 * 4, 2 * 8 * 8 * 16, 2 * 2 * 4 * 5, 2 * 2 * 6 * 4 * 5))
     assert measure_costs(_Products(), given).flops == sum(by_name.values())
 
@@ -241,7 +244,7 @@ def test_flops_of_nodes_add_up() -> None:
     net = nn.Sequential(*(Residual(8) for _ in range(4)))
     inputs = (torch.randn(2, 8),)
     gm = repl_fx.capture(net, inputs)
-    flops = flops_by_node(gm, inputs)
+    flops = flops_by_node(gm, ExampleInputs(inputs))
     assert flops is not None
     assert sum(flops.values()) == measure_costs(gm, inputs).flops
     (repeat,) = repl_fx.find_repeats(gm)
@@ -267,7 +270,7 @@ def test_a_module_that_changes_the_list_it_gets() -> None:
     inputs = (torch.randn(2, 3),)
     gm = repl_fx.capture(Net(), inputs)
     assert "extend" in {node.target for node in gm.graph.nodes}
-    flops = flops_by_node(gm, inputs)
+    flops = flops_by_node(gm, ExampleInputs(inputs))
     assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 4
     assert measure_costs(gm, inputs).activation_bytes == measure_costs(Net(), inputs).activation_bytes
 
@@ -278,7 +281,7 @@ def test_keyword_inputs_reach_their_nodes() -> None:
             return (x @ y) * scale
 
     gm = repl_fx.capture(Two(), (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
-    flops = flops_by_node(gm, (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
+    flops = flops_by_node(gm, ExampleInputs((torch.randn(2, 3),), {"y": torch.randn(3, 5)}))
     assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 5
 
 
@@ -350,7 +353,7 @@ def test_attention_is_counted_by_the_kernel_that_runs(device: str) -> None:
     assert (costs.flops, costs.unknown) == (2 * 2 * 2 * 5 * 5 * 8, None)
     gm = repl_fx.capture(model, (torch.randn(2, 5, 8),))
     assert measure_costs(gm, (x,)) == costs
-    assert sum((flops_by_node(gm, (x,)) or {}).values()) == costs.flops
+    assert sum((flops_by_node(gm, ExampleInputs((x,))) or {}).values()) == costs.flops
 
 
 class Skips(nn.Module):
@@ -403,8 +406,8 @@ def test_a_graph_that_has_to_have_values_is_run_on_copies() -> None:
     assert measure_costs(model, (x,)).unknown
     costs = measure_costs(gm, (x,))
     assert (costs.flops, costs.unknown) == ((5 + 3) * 2 * 4 * 4, None)
-    assert sum((flops_by_node(gm, (x,)) or {}).values()) == costs.flops
-    assert sum((kept_by_node(gm, (x,)) or {}).values()) == costs.activation_bytes != 0
+    assert sum((flops_by_node(gm, ExampleInputs((x,))) or {}).values()) == costs.flops
+    assert sum((kept_by_node(gm, ExampleInputs((x,))) or {}).values()) == costs.activation_bytes != 0
     assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in gm.parameters()) and torch.equal(
         torch.get_rng_state(), state

@@ -53,7 +53,7 @@ def result() -> repl_fx.TransformResult:
 
 def test_repeats_with_the_repeats_inside_them(result: repl_fx.TransformResult) -> None:
     costs = measure_costs(result.captured, result.args)
-    flops = flops_by_node(result.captured, result.args)
+    flops = flops_by_node(result.captured, result.inputs)
     text = text_of(repeats_table(result.repeats, costs, flops))
     (repeat,) = result.repeats
     cells = row_of(text, "1")

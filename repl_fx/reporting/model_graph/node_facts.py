@@ -40,9 +40,9 @@ class NodeCosts:
     @classmethod
     def of(cls, gm: fx.GraphModule, inputs: ExampleInputs) -> NodeCosts:
         """Count the costs of each node on some inputs."""
-        flops = flops_by_node(gm, inputs.args, inputs.kwargs)
+        flops = flops_by_node(gm, inputs)
         named = None if flops is None else {node.name: number for node, number in flops.items()}
-        return cls(named, kept_by_node(gm, inputs.args, inputs.kwargs))
+        return cls(named, kept_by_node(gm, inputs))
 
     def of_node(self, name: str) -> tuple[int | None, int | None]:
         """FLOPs and kept bytes of a node."""
