@@ -71,9 +71,9 @@ def test_blocks_without_hidden_units_get_a_map() -> None:
 
 @pytest.mark.slow
 def test_a_budget_that_asks_for_more_than_units_takes_some_whole_blocks() -> None:
-    net, x = TokenNet(depth=7), tokens()
+    net, x = TokenNet(depth=5), tokens()
     found = []
-    for budget in (0.9, 0.65, 0.54, 0.21):
+    for budget in (0.9, 0.65, 0.54, 0.29):
         plan = repl_fx.transform(net, (x,), surrogate="trained", budget={"params": budget}, check=False).plan
         assert plan.expected["params"] <= budget
         found.append({one.surrogate for one in plan.replacements})
@@ -81,7 +81,7 @@ def test_a_budget_that_asks_for_more_than_units_takes_some_whole_blocks() -> Non
     assert found == [{"narrow"}, {"narrow"}, *2 * [{"narrow", "linear", "identity"}]]
     # The ends keep an eighth of their units there, which maps alone would leave whole.
     assert {one.settings["ratio"] for one in plan.replacements if one.surrogate == "narrow"} == {0.125}
-    with pytest.raises(BadInput, match=r"no plan has params at or below 0\.01 of the original: the least is 0\.207"):
+    with pytest.raises(BadInput, match=r"no plan has params at or below 0\.01 of the original: the least is 0\.287"):
         repl_fx.transform(net, (x,), surrogate="trained", budget={"params": 0.01}, check=False)
 
 
