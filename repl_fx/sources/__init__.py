@@ -104,7 +104,7 @@ def load_source(
     with seeded(target, seed):
         generator = torch.Generator().manual_seed(seed)
         request = Request(
-            spec, name, shapes, options, seed, generator, weights is True, pretrained, trust_remote_code, purpose
+            name, shapes, options, seed, generator, weights is True, pretrained, trust_remote_code, purpose, spec
         )
         built = build(request)
     if pretrained and not built.pretrained:

@@ -112,7 +112,6 @@ class Request:
     """The request for a model that a builder gets.
 
     Attributes:
-        spec: the specification.
         name: the specification without the prefix of its kind.
         shapes: shapes of the example inputs, or None for the default ones.
         options: keyword arguments for what builds the model.
@@ -123,9 +122,9 @@ class Request:
         trust_remote_code: whether code beside a config may run.
         purpose: the data that the model is built for, where they are known; what `options` and `shapes` say comes
             first.
+        spec: the specification itself.
     """
 
-    spec: str
     name: str
     shapes: tuple[InputShape, ...] | None
     options: Mapping[str, Any]
@@ -135,6 +134,7 @@ class Request:
     pretrained: bool = False
     trust_remote_code: bool = False
     purpose: Purpose | None = None
+    spec: str = ""
 
     @property
     def picture(self) -> tuple[int, ...]:
