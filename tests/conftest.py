@@ -25,8 +25,8 @@ from tests.captures import shared
 
 # A terminal is not for the bars of a thousand calls.
 os.environ["REPL_FX_PROGRESS"] = "0"
-# Lightning has torch ask NVIDIA's library for devices. Where there is none, each operator on fake tensors looks for its file
-# again, a tenth of a capture.
+# Lightning has torch ask NVIDIA's library for devices. Where there is none, each operator on fake tensors looks for its
+# file again, a tenth of a capture.
 if not torch.cuda.is_available():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
