@@ -29,8 +29,8 @@ def train_command(terminal: common.Terminal, flags: RunFlags, spec: common.AnySp
         repl-fx train model.py -o out --compare --seeds 3
     """
     with common.needing("train", "train"):
-        from repl_fx.training.command import train_directory, train_side_by_side
-    from repl_fx.training.comparing import comparison_table, rows_document
+        from repl_fx.training.command import rows_document, train_directory, train_side_by_side
+    from repl_fx.reporting.tables import comparison_table
 
     def work(run: TrainingRun) -> tuple[list[Any], dict[str, Any]]:
         if run.config.compare or run.config.seeds > 1:

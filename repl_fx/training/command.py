@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from repl_fx.display.progress import tell
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, first_line
 from repl_fx.planning.settings import flag_of, given_among
+from repl_fx.reporting.model_graph.document import VariantOutcome
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
-from repl_fx.training.comparing import Member, VariantOutcome, members, write_comparison
 from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.healing import Healed, heal
@@ -305,9 +307,9 @@ def keep(run: TrainingRun, model: nn.Module | None) -> None:
 
 
 def train_side_by_side(run: TrainingRun, progress: Callable[[str], None] = tell) -> tuple[VariantOutcome, ...]:
-    """Train each member of a comparison in turn, from paired starts; the rewritten model of the first seed is `run`'s.
+    """Train all variants of each seed in turn, from paired starts; the rewritten model of the first seed is `run`'s.
 
-    A run that goes on skips members that are at their end. A member other than `run`'s own that cannot be made or
+    A run that goes on skips those that are at their end. A model other than `run`'s own that cannot be made or
     trained is a row with the reason.
 
     Raises:
@@ -324,19 +326,24 @@ def train_side_by_side(run: TrainingRun, progress: Callable[[str], None] = tell)
         require_same_data(state, run.data)
     found: dict[str, list[TrainingResult]] = {variant: [] for variant in variants}
     reasons = dict.fromkeys(variants, "")
-    for member in members(variants, REWRITTEN, config.seed, config.seeds):
-        progress(f"train {member}")
-        own = not member.folder
+    for seed, variant in product(range(config.seed, config.seed + config.seeds), variants):
+        progress(f"train {variant}, seed {seed}")
+        own = (variant, seed) == (REWRITTEN, config.seed)
         try:
-            found[member.variant].append(_own(run) if own else _other(run, member))
+            found[variant].append(_own(run) if own else _other(run, variant, seed))
         except BadInput as problem:
             if own:
                 raise
-            reasons[member.variant] = f"seed {member.seed}: {first_line(problem)}"
+            reasons[variant] = f"seed {seed}: {first_line(problem)}"
     rows = tuple(_row(variant, found[variant], reasons[variant]) for variant in variants)
     with writing(state):
-        write_comparison(rows, state / COMPARISON)
+        (state / COMPARISON).write_text(json.dumps(rows_document(rows), indent=2) + "\n")
     return rows
+
+
+def rows_document(rows: Sequence[VariantOutcome]) -> list[dict[str, Any]]:
+    """The rows of a comparison as they go into a JSON document."""
+    return [msgspec.structs.asdict(row) for row in rows]
 
 
 def _own(run: TrainingRun) -> TrainingResult:
@@ -345,18 +352,18 @@ def _own(run: TrainingRun) -> TrainingResult:
     return train_directory(replace(run, resume=run.resume and begun))
 
 
-def _other(run: TrainingRun, member: Member) -> TrainingResult:
+def _other(run: TrainingRun, variant: str, seed: int) -> TrainingResult:
     """Train another model of a comparison, or go on with it, or read what came out."""
     assert run.models is not None
-    done = finished(run.directory, member.folder) if run.resume else None
+    folder = f"{OTHERS}/{variant}-seed-{seed}"
+    done = finished(run.directory, folder) if run.resume else None
     if done is not None:
         return done
-    model = run.models.variant(member.variant, member.seed, run.result.plan)
-    config = run.config.changed(seed=member.seed, compare=False, seeds=1)
-    place = run.directory / STATE / member.folder / CHECKPOINT
-    options: Any = {"folder": member.folder, "resume": run.resume and place.exists()}
-    teacher = None if member.variant == ORIGINAL else run.teacher
-    return train_once(model, run.data, config, run.directory, teacher=teacher, **options)
+    model = run.models.variant(variant, seed, run.result.plan)
+    config = run.config.changed(seed=seed, compare=False, seeds=1)
+    resume = run.resume and (run.directory / STATE / folder / CHECKPOINT).exists()
+    teacher = None if variant == ORIGINAL else run.teacher
+    return train_once(model, run.data, config, run.directory, folder=folder, resume=resume, teacher=teacher)
 
 
 def _row(variant: str, trained: Sequence[TrainingResult], reason: str) -> VariantOutcome:

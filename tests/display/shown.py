@@ -9,11 +9,11 @@ from rich.console import Console
 from repl_fx.display.columns import Table
 
 
-def text_of(table: Table, encoding: str = "utf-8") -> str:
+def text_of(table: Table, encoding: str = "utf-8", width: int = 80) -> str:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding)
     # As the command line prints where there is no terminal.
-    Console(file=file, width=80).print(table)
+    Console(file=file, width=width).print(table)
     file.flush()
     return raw.getvalue().decode(encoding)
 

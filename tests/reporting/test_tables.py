@@ -17,7 +17,9 @@ from repl_fx.display.columns import Table
 from repl_fx.export import Difference, LayerDifference, Verification
 from repl_fx.finding.repeats import repeats_table
 from repl_fx.reporting.documents import costs_document, repeats_document
+from repl_fx.reporting.model_graph.document import VariantOutcome
 from repl_fx.reporting.tables import (
+    comparison_table,
     costs_table,
     forms_line,
     grown_lines,
@@ -153,3 +155,18 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
         text = text_of(table, encoding)
         assert max(len(line) for line in text.splitlines()) <= 80
         assert "…" not in text
+
+
+def test_a_comparison_has_means_and_spreads_and_reasons() -> None:
+    rows = (
+        VariantOutcome("original", 3000, {"loss": [0.5, 0.7], "accuracy": [0.9, 0.8]}, [100.0, 110.0]),
+        VariantOutcome("depth-pruned", reason="seed 0: the loss is nan"),
+        VariantOutcome("rewritten", 2000, {"loss": [0.6], "accuracy": [0.85]}),
+    )
+    shown = text_of(comparison_table(rows), width=160)
+    original, pruned, rewritten = (next(line for line in shown.splitlines() if row.variant in line) for row in rows)
+    assert "3,000" in original and "0.6000 ± 0.1414" in original and "0.8500 ± 0.0707" in original
+    assert "105 ± 7" in original
+    assert "not trained: seed 0: the loss is nan" in pruned
+    assert "0.8500" in rewritten and "±" not in rewritten and " - " in rewritten
+    assert "memory" not in shown
