@@ -15,7 +15,6 @@ State of optimizers is by number in a checkpoint; a note in it has the names (`n
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +27,6 @@ from repl_fx.training.safe_checkpoints import WholeCheckpoints, read_checkpoint
 
 # The key of the note in a checkpoint, and the key of averaged runs for the weights that are trained (Lightning's).
 NOTE, CURRENT = "repl_fx_phase", "current_model_state"
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """A phase that is about to begin.
-
-    Attributes:
-        note: see `noted`.
-        state: the `state_dict` of its LightningModule.
-        averages: values of averaged weights that are new, by name in that.
-        optimizers: the `state_dict` of each of its optimizers.
-    """
-
-    note: Mapping[str, Any]
-    state: Mapping[str, Tensor]
-    averages: Mapping[str, Tensor]
-    optimizers: Sequence[Mapping[str, Any]]
 
 
 def noted(
@@ -89,21 +71,34 @@ def _of_model(checkpoint: Mapping[str, Any], state: Mapping[str, Tensor]) -> dic
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def carried_over(checkpoint: Mapping[str, Any], to: Beginning) -> dict[str, Any]:
-    """The checkpoint that a phase begins with, from the one at the end of the phase before; that stays as it is."""
+def carried_over(
+    checkpoint: Mapping[str, Any],
+    note: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    averages: Mapping[str, Tensor],
+    optimizers: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The checkpoint that a phase begins with, from the one at the end of the phase before; that stays as it is.
+
+    Args:
+        note: of the phase that begins, see `noted`.
+        state: the `state_dict` of its LightningModule.
+        averages: values of averaged weights that are new, by name in that.
+        optimizers: the `state_dict` of each of its optimizers.
+    """
     before = checkpoint.get(CURRENT, checkpoint["state_dict"])
-    made = {**checkpoint, NOTE: dict(to.note), "state_dict": _by_name(to.state, before)}
+    made = {**checkpoint, NOTE: dict(note), "state_dict": _by_name(state, before)}
     if CURRENT in checkpoint:
         made[CURRENT] = made["state_dict"]
-        made["state_dict"] = _by_name({**made[CURRENT], **to.averages}, checkpoint["state_dict"])
-    names = zip(checkpoint[NOTE]["parameters"], to.note["parameters"], strict=True)
-    states = zip(checkpoint["optimizer_states"], to.optimizers, names, strict=True)
-    same = {name for name, tensor in to.state.items() if name in before and before[name].shape == tensor.shape}
+        made["state_dict"] = _by_name({**made[CURRENT], **averages}, checkpoint["state_dict"])
+    names = zip(checkpoint[NOTE]["parameters"], note["parameters"], strict=True)
+    states = zip(checkpoint["optimizer_states"], optimizers, names, strict=True)
+    same = {name for name, tensor in state.items() if name in before and before[name].shape == tensor.shape}
     carried = [_Carried(old, fresh, *pair, same) for old, fresh, pair in states]
     made["optimizer_states"] = [optimizer.state for optimizer in carried]
     schedules = checkpoint["lr_schedulers"]
     owners = carried if len(schedules) == len(carried) else carried[:1] * len(schedules)
-    made["lr_schedulers"] = [owner.schedule(state) for owner, state in zip(owners, schedules, strict=True)]
+    made["lr_schedulers"] = [owner.schedule(known) for owner, known in zip(owners, schedules, strict=True)]
     return made
 
 
@@ -202,7 +197,7 @@ class Phase(pl.Callback):
         note = noted(self.name, module, model, optimizers)
         averages = {f"{note['prefix']}{name}": value for name, value in self.averages.items()}
         states = [optimizer.state_dict() for optimizer in optimizers]
-        made = carried_over(checkpoint, Beginning(note, module.state_dict(), averages, states))
+        made = carried_over(checkpoint, note, module.state_dict(), averages, states)
         WholeCheckpoints().save_checkpoint(made, place)
 
     def on_save_checkpoint(

@@ -101,9 +101,10 @@ def test_a_comparison_that_was_stopped_goes_on(spec: str, tmp_path: Path, monkey
 
 
 def test_a_member_that_cannot_be_trained_is_a_row(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = running.train_once
+    folders, own = [], running.train_once
 
     def train(*args: Any, folder: str = "", **kwargs: Any) -> Any:
+        folders.append(folder)
         if "pruned" in folder:
             raise BadInput("the loss is nan")
         return own(*args, folder=folder, **kwargs)
@@ -111,6 +112,8 @@ def test_a_member_that_cannot_be_trained_is_a_row(spec: str, tmp_path: Path, mon
     monkeypatch.setattr(command, "train_once", train)
     rows = train_side_by_side(_begin(spec, tmp_path / "out", seeds=1))
     assert [row.reason for row in rows] == ["", "seed 0: the loss is nan", ""]
+    # The run's own has the directory itself.
+    assert folders == ["others/original-seed-0", "others/depth-pruned-seed-0"]
 
 
 def test_settings_that_an_artifact_cannot_follow_are_a_line(spec: str, tmp_path: Path) -> None:

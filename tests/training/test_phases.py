@@ -15,7 +15,6 @@ from repl_fx.training.module import optimizers_of
 from repl_fx.training.phases import (
     CURRENT,
     NOTE,
-    Beginning,
     Phase,
     averaged_weights,
     carried_over,
@@ -141,7 +140,7 @@ def _begun(checkpoint: dict[str, Any], holder: _Holder, **averages: Tensor) -> t
     made = optimizers_of(holder.parameters(), TrainConfig(lr=0.1), 10)
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
     note = noted("rewritten", holder, holder.model, [optimizer])
-    begun = carried_over(checkpoint, Beginning(note, holder.state_dict(), averages, [optimizer.state_dict()]))
+    begun = carried_over(checkpoint, note, holder.state_dict(), averages, [optimizer.state_dict()])
     return begun, optimizer, schedule
 
 

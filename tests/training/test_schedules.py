@@ -18,8 +18,9 @@ from repl_fx.training import schedules
 from repl_fx.training.phases import NOTE, phase_of
 from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train_once
 from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
-from repl_fx.training.schedules import require_schedule, train_in_phases
+from repl_fx.training.schedules import neighbours_of, require_schedule, train_in_phases, treated
 from repl_fx.training.train_config import TrainConfig
+from tests.nets import TokenNet
 from tests.training.runs import Net, pictures
 
 PHASES = TrainConfig(
@@ -27,6 +28,7 @@ PHASES = TrainConfig(
 )
 BLEND = TrainConfig(epochs=2, batch_size=8, lr=0.02, device="cpu", restore_at=1)
 INPUTS = (torch.zeros(2, 1, 4, 4),)
+PICTURES, TOKENS = torch.randn(2, 1, 4, 4), torch.randn(2, 6, 16)
 
 
 def _result(seed: int = 0, surrogate: str = "blend", plan: repl_fx.Plan | None = None) -> repl_fx.TransformResult:
@@ -85,9 +87,9 @@ def test_blends_are_restored_as_they_act(tmp_path: Path, monkeypatch: pytest.Mon
     own = schedules._next
 
     def following(before: Any, result: Any, checkpoint: Path, name: str) -> Any:
-        model = own(before, result, checkpoint, name)
-        seen.extend(phase.result.model.eval()(x).detach() for phase in (before, model))
-        return model
+        made = own(before, result, checkpoint, name)
+        seen.extend(phase.model.eval()(x).detach() for phase in (before, made[0]))
+        return made
 
     monkeypatch.setattr(schedules, "_next", following)
     train_in_phases(_result(), pictures(), BLEND, tmp_path)
@@ -225,3 +227,85 @@ class _Loop(nn.Module):
         for first, second in zip(self.first, self.second, strict=True):
             x = x + second(first(x).relu())
         return x
+
+
+def _gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    model.eval()(x).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _moved(model: nn.Module) -> None:
+    """Away from surrogates that begin silent."""
+    for name, parameter in model.named_parameters():
+        if "surrogate" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+
+
+def test_frozen_neighbours_have_no_gradient_and_surrogates_have() -> None:
+    result = _result()
+    names = neighbours_of(result)
+    assert {name.split(".")[1] for name in names} == {"0", "2"} and "blocks.0.norm.bias" in names
+    result.model.get_parameter("blocks.0.norm.bias").requires_grad_(False)
+    with treated(result.model, result, "freeze"):
+        found = _gradients(result.model, PICTURES)
+    assert found.keys().isdisjoint(names) and any(".surrogate." in name for name in found) and "stem.weight" in found
+    # What the user has frozen stays so, and all else trains again.
+    trains = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
+    assert {name for name, _ in result.model.named_parameters()} - trains == {"blocks.0.norm.bias"}
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck", "reuse"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_detached_neighbours_have_their_own_gradients_alone(surrogate: str, graph: bool) -> None:
+    torch.manual_seed(0)
+    result = repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate=surrogate)
+    model = result.module if graph else result.model
+    _moved(model)
+    both = _gradients(model, TOKENS)
+    with treated(model, result, "detach"):
+        detached = _gradients(model, TOKENS)
+    # The same network whose surrogates have weights that are constants: no gradient but the block's own.
+    behind = {name for name in both if name.startswith("blocks.2.")}
+    changed = {name for name in both if not torch.equal(both[name], detached[name])}
+    assert changed and all(name.startswith(("blocks.0.", "blocks.2.")) for name in changed)
+    settings = {"train_neighbours": False}
+    torch.manual_seed(0)
+    constant = repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate=surrogate, settings=settings)
+    other = constant.module if graph else constant.model
+    other.load_state_dict(model.state_dict())
+    expected = _gradients(other, TOKENS)
+    assert behind and all(torch.equal(expected[name], detached[name]) for name in expected)
+    assert all(torch.equal(both[name], again) for name, again in _gradients(model, TOKENS).items())
+
+
+def test_neighbours_that_cannot_be_treated_are_a_line() -> None:
+    bare = _result(surrogate="identity")
+    reason = "detach is for surrogates made from neighbours' weights; here is none"
+    with pytest.raises(BadInput, match=reason), treated(bare.model, bare, "detach"):
+        pass
+    alone = _result(surrogate="narrow")
+    reason = "freeze is for surrogates between kept blocks; here is none"
+    with pytest.raises(BadInput, match=reason), treated(alone.model, alone, "freeze"):
+        pass
+    for module in (bare.model.stem, bare.model.head):
+        assert isinstance(module, nn.Module)
+        module.requires_grad_(False)
+    nothing = "neighbours=freeze leaves nothing to train"
+    with pytest.raises(BadInput, match=nothing), treated(bare.model, bare, "freeze"):
+        pass
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_surrogates_learn_alone(graph: bool) -> None:
+    result = _result()
+    model = result.module if graph else result.model
+    with treated(model, result, "train", "surrogates"):
+        found = _gradients(model, PICTURES)
+    own = {name for name, _ in result.captured_parts.source.named_parameters()}
+    assert found and found.keys().isdisjoint(own) and all("surrogate" in name for name in found)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    nothing = _result(surrogate="identity")
+    refused = pytest.raises(BadInput, match="learn=surrogates leaves nothing to train: no surrogate has parameters")
+    with refused, treated(nothing.model, nothing, "train", "surrogates"):
+        pass
