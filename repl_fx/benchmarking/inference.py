@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ class Prepared:
     exported_on: ExampleInputs
     device: torch.device
     place: Path
-    _module: nn.Module | None = None
     _session: OnnxSession | ReplFxError | None = None
 
     def call(self, runtime: str, inputs: ExampleInputs) -> Call:
@@ -59,13 +58,11 @@ class Prepared:
         module: Any = torch.compile(self.module, dynamic=False) if runtime == COMPILED else self.module
         return partial(_forward, module, moved)
 
-    @property
+    @cached_property
     def module(self) -> nn.Module:
         """The module on the device, in evaluation mode; one for eager and compiled."""
-        if self._module is None:
-            assert self.variant.inference is not None, "who measures inference leaves out what has none of its own"
-            self._module = copy.deepcopy(self.variant.inference).to(self.device).eval()
-        return self._module
+        assert self.variant.inference is not None, "who measures inference leaves out what has none of its own"
+        return copy.deepcopy(self.variant.inference).to(self.device).eval()
 
     def _by_onnx(self, inputs: ExampleInputs) -> Call:
         if self._session is None:

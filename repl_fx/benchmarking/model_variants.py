@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 
 from torch import fx, nn
 
@@ -26,7 +25,7 @@ from repl_fx.pipeline import rewrite_again
 from repl_fx.rewriting.folding import fold
 from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from repl_fx.rewriting.result import TransformResult
-from repl_fx.tracing.parts.capture_parts import CapturedParts, qualified_name
+from repl_fx.tracing.parts.capture_parts import qualified_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,25 +52,14 @@ def variants_of(result: TransformResult, model: nn.Module) -> dict[str, Callable
         result: of the transform.
         model: the rewritten model with its weights: `result.model`, or what was loaded from an artifact.
     """
+    source = result.captured_parts.source
     return {
-        ORIGINAL: partial(_original, result.captured_parts),
-        REWRITTEN: partial(_rewritten, result, model),
-        UNFOLDED: partial(_unfolded, result, model),
-        PRUNED: partial(_pruned, result),
-        CHECKPOINTED: partial(_checkpointed, result),
+        ORIGINAL: lambda: Variant("source", source, source, _graph_of(result.captured_parts.module)),
+        REWRITTEN: lambda: Variant(_form(result), model, fold(result.module), _graph_of(result.module)),
+        UNFOLDED: lambda: Variant(_form(result), model, model, None),
+        PRUNED: lambda: _pruned(result),
+        CHECKPOINTED: lambda: _checkpointed(result),
     }
-
-
-def _original(captured: CapturedParts) -> Variant:
-    return Variant("source", captured.source, captured.source, _graph_of(captured.module))
-
-
-def _rewritten(result: TransformResult, model: nn.Module) -> Variant:
-    return Variant(_form(result), model, fold(result.module), _graph_of(result.module))
-
-
-def _unfolded(result: TransformResult, model: nn.Module) -> Variant:
-    return Variant(_form(result), model, model, None)
 
 
 def _pruned(result: TransformResult) -> Variant:

@@ -117,7 +117,7 @@ class Trainer:
     def __init__(self, module: nn.Module, loss: Loss, device: torch.device) -> None:
         self.module = copy.deepcopy(module)
         self.device = device
-        self._loss = loss
+        self.loss = loss
         self.optimizer: torch.optim.Optimizer | None = None
 
     def load(self) -> None:
@@ -136,7 +136,7 @@ class Trainer:
         """One step, with a mark before, between and after its three parts; returns the loss."""
         assert self.optimizer is not None, "load() comes first"
         mark()
-        loss = self._loss(self.module)
+        loss = self.loss(self.module)
         mark()
         torch.autograd.backward(loss)
         mark()
@@ -145,31 +145,13 @@ class Trainer:
         mark()
         return loss.detach()
 
-    def parameters(self) -> int:
-        """Number of parameters, tied ones once."""
-        return sum(p.numel() for p in self.module.parameters())
-
-    def optimizer_bytes(self) -> int:
-        """Bytes of the optimizer's state, after a step."""
-        assert self.optimizer is not None, "load() comes first"
-        tensors = (value for state in self.optimizer.state.values() for value in state.values())
-        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
-
-    def kept_bytes(self) -> int:
-        """Bytes that a forward pass keeps for the backward pass; see `kept_bytes`."""
-        return kept_bytes(self.module, self._loss)
-
-    def peak_bytes(self) -> int | None:
-        """Peak memory of a step, on a device that has nothing else; see `peak_bytes`."""
-        return peak_bytes(self.step, self.device)
-
 
 @dataclass(frozen=True)
 class Sizes:
     """The memory of a module in training.
 
     Attributes:
-        parameters: how many.
+        parameters: how many, tied ones once.
         optimizer_bytes: size of the optimizer's state.
         kept_bytes: size of what the forward pass keeps for the backward pass.
         peak_bytes: most that tensors took on the device in a step; None where it cannot be told.
@@ -183,10 +165,15 @@ class Sizes:
     @classmethod
     def of(cls, trainer: Trainer, draws: int = 1) -> Sizes:
         """The sizes of a trainer that is loaded and warm, the largest of some draws where branches are random."""
-        peaks = [trainer.peak_bytes() for _ in range(draws)]
-        peak = None if None in peaks else max(one for one in peaks if one is not None)
-        kept = max(trainer.kept_bytes() for _ in range(draws))
-        return cls(trainer.parameters(), trainer.optimizer_bytes(), kept, peak)
+        assert trainer.optimizer is not None, "load() comes first"
+        module, states = trainer.module, trainer.optimizer.state.values()
+        peaks = [peak_bytes(trainer.step, trainer.device) for _ in range(draws)]
+        return cls(
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            optimizer_bytes=sum(one.nbytes for state in states for one in state.values() if isinstance(one, Tensor)),
+            kept_bytes=max(kept_bytes(module, trainer.loss) for _ in range(draws)),
+            peak_bytes=None if None in peaks else max(one for one in peaks if one is not None),
+        )
 
 
 def timed_steps(

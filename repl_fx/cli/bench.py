@@ -56,9 +56,9 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
         repl-fx bench timm:resnet18 --only inference --batch-sizes 1,8
     """  # noqa: D205 - this is the help text, and its first line is a paragraph
     from repl_fx.artifact import BENCH, CHART, Artifact, adding
-    from repl_fx.benchmarking import bench_tables
     from repl_fx.benchmarking.benchmark import Settings, bench
     from repl_fx.benchmarking.hardware import in_a_line
+    from repl_fx.benchmarking.results import bench_tables, unmeasured_lines, unsettled_lines
     from repl_fx.planning.written_options import parse_sizes
     from repl_fx.reporting import figures, terminal_charts
     from repl_fx.sources import usable_device
@@ -107,8 +107,8 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
     if flags.output is not None:
         common.write_whole(flags.output, text)
     terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine))
-    terminal.show(*bench_tables.bench_tables(document), chart)
-    terminal.show(*bench_tables.unmeasured_lines(document), *bench_tables.unsettled_lines(document))
+    terminal.show(*bench_tables(document), chart)
+    terminal.show(*unmeasured_lines(document), *unsettled_lines(document))
     written = (
         [flags.output] if flags.output else [artifact.directory / name for name in (BENCH, CHART)] if artifact else []
     )

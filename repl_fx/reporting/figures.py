@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from repl_fx.benchmarking.bench_tables import at_batch
-from repl_fx.benchmarking.results import REWRITTEN
+from repl_fx.benchmarking.results import REWRITTEN, at_batch
 from repl_fx.display.numbers import milliseconds, size, small
 from repl_fx.planning.scoring.scores import Kind, Scores
 from repl_fx.reporting.model_graph.document import Curve, Layer

@@ -27,7 +27,7 @@ from benchmarks.training.variants import (
     pruned,
     rewritten,
 )
-from repl_fx.benchmarking.training import PARTS, Trainer
+from repl_fx.benchmarking.training import PARTS, Trainer, kept_bytes
 from repl_fx.running.timing import order
 from tests.nets import TokenNet
 
@@ -81,8 +81,8 @@ def test_the_recipe_is_cross_entropy_in_autocast() -> None:
     # In bfloat16: the input, what the first layer made, the weight of the second; the rest is float32: the logits in
     # log-softmax, the targets, and the weight of the loss.
     two = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
-    kept = trainer_of(two, False, torch.bfloat16, _batch()).kept_bytes()
-    assert kept == 2 * (5 * 4 + 5 * 8 + 8 * 3) + 4 * 5 * 3 + 8 * 5 + 4
+    trainer = trainer_of(two, False, torch.bfloat16, _batch())
+    assert kept_bytes(trainer.module, trainer.loss) == 2 * (5 * 4 + 5 * 8 + 8 * 3) + 4 * 5 * 3 + 8 * 5 + 4
 
 
 def test_a_model_whose_blocks_are_skipped_is_compiled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.benchmarking.bench_tables import bench_tables
-from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
+from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow, bench_tables
 from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.costs.counted import Costs, flops_by_node, measure_costs
 from repl_fx.display.columns import Table

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from repl_fx.benchmarking.bench_tables import bench_tables, unmeasured_lines, unsettled_lines
 from repl_fx.benchmarking.hardware import in_a_line
+from repl_fx.benchmarking.results import bench_tables, unmeasured_lines, unsettled_lines
 from repl_fx.display.columns import Column, Table, numbers, words
 from repl_fx.display.comparisons import figures_table
 from repl_fx.display.numbers import change, count, size, small
