@@ -33,8 +33,7 @@ from benchmarks.training.tasks import SCALES, tasks
 from repl_fx.benchmarking.hardware import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.errors import ReplFxError, first_line
-from repl_fx.training.evaluation import evaluate
-from repl_fx.training.run import train_once
+from repl_fx.training.run import evaluate, train_once
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARES = (0.9, 0.75, 0.5)

@@ -9,7 +9,7 @@ from repl_fx.cli import common
 from repl_fx.cli.completion import complete_model_or_artifact
 from repl_fx.cli.flags import RunFlags
 from repl_fx.cli.group import CheckFailed
-from repl_fx.training.compression.compress_config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig
+from repl_fx.training.train_config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig
 
 _Spec = Annotated[
     str, common.argument("SPEC|DIR", "A trained model, or with --resume DIR.", complete_model_or_artifact)

@@ -17,12 +17,11 @@ from repl_fx.planning.scoring.scores import KINDS, Kind, Scores
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.parts.capture_parts import CapturedParts
-from repl_fx.training.building import module_of
 from repl_fx.training.data.data_set import Data, Tensors, UserData, length, rows_of
 from repl_fx.training.data.samples import KeptSamples
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.loading import batch_of, loaders
-from repl_fx.training.module import Training
+from repl_fx.training.module import Training, module_of
 from repl_fx.training.train_config import TrainConfig
 
 # Inputs in a batch: few enough that the values at all boundaries of a large model fit.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
@@ -20,7 +17,7 @@ from repl_fx.running.holders import ORIGIN
 from repl_fx.training.data.data_set import Data, UserData, length
 from repl_fx.training.processes import Processes, on_cuda
 from repl_fx.training.safe_checkpoints import WholeCheckpoints
-from repl_fx.training.sharding import ShardedStrategy, to_shard, whole_weights
+from repl_fx.training.sharding import ShardedStrategy
 from repl_fx.training.train_config import TrainConfig
 
 # Files may lie elsewhere on another node.
@@ -58,11 +55,6 @@ def require_possible(config: TrainConfig, processes: Processes) -> None:
         raise BadInput("sync_batchnorm is for GPUs; leave it out, or give --device cuda")
 
 
-def is_sharded(config: TrainConfig, processes: Processes) -> bool:
-    """Tell whether parameters are sharded over the processes."""
-    return config.strategy == "fsdp2" and not processes.alone
-
-
 def trainer_settings(config: TrainConfig, processes: Processes) -> dict[str, Any]:
     """The arguments of a Trainer that are about processes."""
     if processes.alone:
@@ -78,37 +70,6 @@ def trainer_settings(config: TrainConfig, processes: Processes) -> dict[str, Any
         "sync_batchnorm": config.sync_batchnorm,
         "plugins": [WholeCheckpoints(), TorchElasticEnvironment()],
     }
-
-
-class Sharding:
-    """The model of a run, and the one that its steps work on: with FSDP2, whose shards stay shards, a copy.
-
-    Attributes:
-        wanted: whether the run is sharded.
-        model: to train.
-    """
-
-    def __init__(self, model: nn.Module, config: TrainConfig, processes: Processes) -> None:
-        self.wanted = is_sharded(config, processes)
-        self._whole, self._processes = model, processes
-        # The weights of the first process are those that everything ends with.
-        self.model = copy.deepcopy(model) if self.wanted and processes.first else model
-
-    def to_try(self, batch: Any) -> Any:
-        """A batch to try the model on: on the CPU where one GPU may not hold the model."""
-        return move_data_to_device(batch, torch.device("cpu")) if self.wanted else batch
-
-    def begin(self, module: pl.LightningModule) -> None:
-        """Let a LightningModule shard its model."""
-        if self.wanted:
-            to_shard(module, self.model)
-
-    def end(self) -> None:
-        """Give the model its trained weights; of all processes, in the first one."""
-        if self.wanted:
-            weights = whole_weights(self.model)
-            if self._processes.first:
-                self._whole.load_state_dict(weights)
 
 
 def facts(

@@ -97,8 +97,8 @@ def heal(
         BadInput, OutputError: see `train`.
     """
     with needing("train", "heal"):
-        from repl_fx.training.evaluation import evaluate
         from repl_fx.training.processes import join
+        from repl_fx.training.run import evaluate
     result, cut = result_and_model(model)
     require_module("heal", cut)
     require_ordinary_tensors()

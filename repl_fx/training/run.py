@@ -35,28 +35,27 @@ from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, OutputError, not_ours
 from repl_fx.graph.state import parameter_count
 from repl_fx.running.hushed import hushed
-from repl_fx.training.building import module_of
+from repl_fx.running.untouched import in_mode
 from repl_fx.training.callbacks import SharedSyntheses, Speed, ToldSteps, peak_mib
 from repl_fx.training.compiling import compile_
 from repl_fx.training.data.content import content_of, require_content
 from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.data.passes import lost_worker
+from repl_fx.training.data.targets import has_targets
 from repl_fx.training.distributed import (
-    Sharding,
     device_of,
     facts,
     fingerprint,
-    is_sharded,
     require_possible,
     trainer_settings,
     unused_parameters,
 )
 from repl_fx.training.loading import DataModule
-from repl_fx.training.module import Training
+from repl_fx.training.module import Training, module_of
 from repl_fx.training.phases import Phase
-from repl_fx.training.processes import Processes, join, lost_peer
+from repl_fx.training.processes import ALONE, Processes, join, lost_peer
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, discard_all, header_of, last_whole
-from repl_fx.training.sharding import FullySharded
+from repl_fx.training.sharding import FullySharded, Sharding
 from repl_fx.training.train_config import TrainConfig, read_config, require_said
 
 CONFIG, CHECKPOINT, DATA = "config.yaml", "last.ckpt", "data.sha256"
@@ -148,13 +147,12 @@ def train_once(
     sharding, speed = Sharding(model, config, processes), Speed(config.log_every)
     place = state / CHECKPOINT if kept or phase else None
     checkpoints = Checkpoints(place, config.save_every, config.log_every, fingerprint(model))
-    callbacks = [*_callbacks(checkpoints, config, processes, phase), speed]
+    callbacks = [*_callbacks(checkpoints, config, processes, phase, sharded=sharding.wanted), speed]
     going_on = _saying_how_to_go_on(state / CHECKPOINT) if kept else nullcontext()
     with hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",)), going_on, _interruptible():
         trainer = pl.Trainer(
             accelerator=accelerator,
-            max_epochs=_epochs(config, phase),
-            **_trainer_options(state, config, resumed),
+            **_trainer_options(state, config, phase.until if phase else config.epochs, resumed),
             callbacks=callbacks,
             **trainer_settings(config, processes),
         )
@@ -211,10 +209,47 @@ def _fit(
     return figures_of(trainer)
 
 
-def _trainer_options(state: Path, config: TrainConfig, resumed: int | None) -> dict[str, Any]:
-    """The arguments of a Trainer that follow from the settings of a run, and from the step at which it goes on."""
+def evaluate(
+    model: nn.Module, data: Data | UserData, config: TrainConfig, teacher: nn.Module | None = None
+) -> dict[str, float]:
+    """The figures of a model on the data that are held out, by name, without training.
+
+    The model and the teacher are as before, but on the device of the settings.
+
+    Args:
+        model: takes the inputs of a batch.
+        data: see `repl_fx.training.data`.
+        config: the settings.
+        teacher: the original model, by which a model is judged where the data have no targets.
+
+    Raises:
+        BadInput: data and model do not fit, or the device is not here.
+    """
+    accelerator = require_available(config)
+    modes = in_mode(model, False), nullcontext() if teacher is None else in_mode(teacher, False)
+    with hushed(NOISY, NOISY_LOGGERS), modes[0], modes[1]:
+        precision = PRECISIONS[config.precision]
+        trainer = pl.Trainer(accelerator=accelerator, devices=1, precision=precision, logger=False, **BARE)
+        # Nothing is learned, and any model has its figures, with surrogates in place or without.
+        config = config.changed(teacher_values=0.0, teacher_logits=1.0)
+        batches = DataModule(data, config, device_of(ALONE, accelerator), trainer)
+        first = batches.first()
+        module = module_of(model, data, config, 1, first, None if has_targets(first[1]) else teacher)
+        if isinstance(module, Training):
+            batches.check_targets(module.task)
+        trainer.validate(module, verbose=False, datamodule=batches)
+        return figures_of(trainer)
+
+
+def _trainer_options(state: Path, config: TrainConfig, epochs: int, resumed: int | None) -> dict[str, Any]:
+    """The arguments of a Trainer that follow from the settings of a run, and from the step at which it goes on.
+
+    Args:
+        epochs: at the end of the run, or of a phase of it, where it does not end by its steps.
+    """
     return {
         "default_root_dir": state,
+        "max_epochs": -1 if config.steps else epochs,
         "max_steps": config.steps or -1,
         "precision": PRECISIONS[config.precision],
         "accumulate_grad_batches": config.accumulate,
@@ -241,13 +276,6 @@ def _refusing(state: Path) -> Iterator[None]:
         if not_ours(problem) is not None:
             raise
         raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
-
-
-def _epochs(config: TrainConfig, phase: Phase | None) -> int:
-    """The epochs at the end of a phase, or of a run; Lightning's -1 for one that ends by its steps."""
-    if config.steps is not None:
-        return -1
-    return config.epochs if phase is None else phase.until
 
 
 def finished(directory: Path, folder: str) -> TrainingResult | None:
@@ -326,7 +354,7 @@ def _loggers(state: Path, config: TrainConfig, step: int) -> Iterator[Logger]:
 
 
 def _callbacks(
-    checkpoints: Checkpoints, config: TrainConfig, processes: Processes, phase: Phase | None
+    checkpoints: Checkpoints, config: TrainConfig, processes: Processes, phase: Phase | None, *, sharded: bool
 ) -> Iterator[pl.Callback]:
     if phase is not None:
         yield phase
@@ -336,7 +364,7 @@ def _callbacks(
         yield SharedSyntheses()
     if config.ema:
         yield EMAWeightAveraging(decay=config.ema)
-    if is_sharded(config, processes):
+    if sharded:
         yield FullySharded()
     yield checkpoints
     if processes.first:

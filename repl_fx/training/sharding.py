@@ -10,6 +10,7 @@ A run that was killed in between goes on from the one that is whole. Needs a fil
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from pytorch_lightning.strategies.model_parallel import ModelParallelStrategy
 from torch import fx, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -26,7 +28,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from repl_fx.errors import first_line
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.training.processes import Processes
 from repl_fx.training.safe_checkpoints import before, discard, part_of, unwritten
+from repl_fx.training.train_config import TrainConfig
 
 
 def units_of(model: nn.Module) -> tuple[str, ...]:
@@ -69,21 +73,43 @@ def shard_(model: nn.Module, mesh: Any, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def to_shard(module: pl.LightningModule, model: nn.Module) -> None:
-    """Let a LightningModule shard its model when Lightning asks for it."""
-    any_module: Any = module
+class Sharding:
+    """The model of a run, and the one that its steps work on: with FSDP2, whose shards stay shards, a copy.
 
-    def configure_model() -> None:
-        # Lightning asks again before an evaluation of its own.
-        if not isinstance(model, FSDPModule):
-            shard_(model, any_module.device_mesh["data_parallel"], module.trainer.strategy.root_device)
+    Attributes:
+        wanted: whether parameters are sharded over the processes.
+        model: to train.
+    """
 
-    any_module.configure_model = configure_model
+    def __init__(self, model: nn.Module, config: TrainConfig, processes: Processes) -> None:
+        self.wanted = config.strategy == "fsdp2" and not processes.alone
+        self._whole, self._processes = model, processes
+        # The weights of the first process are those that everything ends with.
+        self.model = copy.deepcopy(model) if self.wanted and processes.first else model
 
+    def to_try(self, batch: Any) -> Any:
+        """A batch to try the model on: on the CPU where one GPU may not hold the model."""
+        return move_data_to_device(batch, torch.device("cpu")) if self.wanted else batch
 
-def whole_weights(model: nn.Module) -> dict[str, Any]:
-    """The `state_dict` of a sharded model with all values, on the CPU; empty but in the first process."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    def begin(self, module: pl.LightningModule) -> None:
+        """Let a LightningModule shard its model when Lightning asks for it."""
+        any_module: Any = module
+
+        def configure_model() -> None:
+            # Lightning asks again before an evaluation of its own.
+            if not isinstance(self.model, FSDPModule):
+                shard_(self.model, any_module.device_mesh["data_parallel"], module.trainer.strategy.root_device)
+
+        if self.wanted:
+            any_module.configure_model = configure_model
+
+    def end(self) -> None:
+        """Give the model its trained weights; of all processes, in the first one, on the CPU."""
+        if self.wanted:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(self.model, options=options)
+            if self._processes.first:
+                self._whole.load_state_dict(weights)
 
 
 class FullySharded(pl.Callback):

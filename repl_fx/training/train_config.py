@@ -1,4 +1,7 @@
-"""Settings of a training run: one table for the YAML file, the flags of `repl-fx train` and the artifact."""
+"""Settings of a training run: one table for the YAML file, the flags of `repl-fx train` and the artifact.
+
+Those of a compression are the settings of a run that heals, and a few more.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,13 @@ HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_va
 _COUNTS = {"save_every": "steps", "steps": "steps", "devices": "processes", "nodes": "machines", "size": "pixels"}
 # Settings that are for training from scratch.
 NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
+# Settings of a compression, where none are given.
+COMPRESSING: Mapping[str, Any] = MappingProxyType({**HEALING, "surrogate": "trained"})
+# What a compression says by itself, or has no use for.
+NOT_TO_COMPRESS = (
+    *("every", "scores", "plan", "compare", "seeds", "replace_at", "restore_at"),
+    *("devices", "nodes", "strategy", "find_unused", "sync_batchnorm"),
+)
 
 
 Config = TypeVar("Config", bound="TrainConfig")
@@ -186,6 +196,31 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
                 "(repl-fx transform), and give it with plan"
             )
         _require_order(self, where)
+
+
+class CompressConfig(TrainConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a compression; those of training are for healing.
+
+    Attributes:
+        score: How blocks are scored; gradient and loss need targets.
+        samples: Training samples to score and fit on, at most.
+        heal: Train the cut model against the original.
+    """
+
+    score: Literal["influence", "change", "gradient", "loss"] = "influence"
+    samples: Annotated[int, Meta(ge=1)] = 512
+    heal: bool = False
+
+    def healing(self) -> TrainConfig:
+        """The settings of the run that heals, whose artifact has its blocks replaced already."""
+        own = msgspec.to_builtins(self)
+        shared = {name: own[name] for name in TrainConfig.__struct_fields__ if name not in MAKING}
+        return TrainConfig().changed(**shared)
+
+
+def settings_to_compress() -> CompressConfig:
+    """The settings where none are given."""
+    return CompressConfig().changed(**COMPRESSING)
 
 
 def _require_scale(config: TrainConfig, where: str) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from repl_fx.cli import app
 from repl_fx.cli.flags import _SECTIONS
-from repl_fx.training.compression.compress_config import CompressConfig
+from repl_fx.training.train_config import CompressConfig
 
 if TYPE_CHECKING:
     from .conftest import Run

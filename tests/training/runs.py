@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 import repl_fx
 from examples.shapes import CLASSES, scene
 from repl_fx.training.data.data_set import Data, Tensors
+from repl_fx.training.data.targets import no_targets
 from tests.nets import ConvBlock, MlpBlock
 
 
@@ -44,6 +46,14 @@ def pictures(count: int = 48) -> Data:
     inputs[torch.arange(count + 16), 0, targets] += 150
     train, test = Tensors(inputs[:count], targets[:count]), Tensors(inputs[count:], targets[count:])
     return Data("bright", "classification", 3, (1, 4, 4), train, test, (0.3,), (0.3,))
+
+
+def bare() -> Data:
+    """The pictures without their classes."""
+    data = pictures()
+    assert isinstance(data.train, Tensors) and isinstance(data.test, Tensors)
+    train, test = (Tensors(part.inputs, no_targets(part.inputs)) for part in (data.train, data.test))
+    return replace(data, train=train, test=test, classes=0, has_targets=False)
 
 
 def rewritten(seed: int = 0) -> nn.Module:

@@ -17,11 +17,23 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.errors import BadInput
 from repl_fx.training.data.data_set import Data, Tensors
-from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE, finished, settings_of, train_once
+from repl_fx.training.run import (
+    CHECKPOINT,
+    CONFIG,
+    DATA,
+    LOGS,
+    RESULT,
+    STATE,
+    evaluate,
+    finished,
+    settings_of,
+    train_once,
+)
 from repl_fx.training.safe_checkpoints import Checkpoints, read_checkpoint
 from repl_fx.training.train_config import TrainConfig, read_config
-from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
+from tests.training.runs import Net, PixelNet, Spots, bare, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
 ROOT = Path(__file__).parents[2]
@@ -274,3 +286,36 @@ def test_an_interrupt_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train_once(_Interrupted(), pictures(), SHORT, tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_figures_are_those_of_all_held_out_inputs() -> None:
+    torch.manual_seed(0)
+    model, data = Net(), pictures()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = evaluate(model, data, SHORT)
+    assert isinstance(data.test, Tensors)
+    with torch.no_grad():
+        logits = model.eval()((data.test.main.float() / 255 - 0.3) / 0.3)
+    assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == data.test.targets).float().mean()))
+    expected = torch.nn.functional.cross_entropy(logits, data.test.targets)
+    assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+def test_without_targets_figures_are_against_the_original() -> None:
+    torch.manual_seed(0)
+    teacher, model = Net(), Net()
+    teacher.blocks[1].eval()
+    assert evaluate(teacher, bare(), SHORT, teacher)["accuracy_to_original"] == 1
+    # Its parameters may be those of a model that is trained next.
+    assert teacher.training and not teacher.blocks[1].training
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    found, data = evaluate(model, bare(), SHORT, teacher), bare()
+    assert isinstance(data.test, Tensors)
+    inputs = (data.test.main.float() / 255 - 0.3) / 0.3
+    with torch.no_grad():
+        same = (model.eval()(inputs).argmax(1) == teacher.eval()(inputs).argmax(1)).float().mean()
+    assert found.keys() == {"loss_to_original", "accuracy_to_original"}
+    assert found["accuracy_to_original"] == pytest.approx(float(same)) and same < 1
+    with pytest.raises(BadInput, match="bright has no targets; learn from the original: repl-fx heal"):
+        evaluate(model, bare(), SHORT)

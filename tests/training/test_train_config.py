@@ -9,7 +9,14 @@ import pytest
 import repl_fx
 from repl_fx.cli.flags import lines_of_help
 from repl_fx.errors import BadInput
-from repl_fx.training.train_config import TrainConfig, read_config
+from repl_fx.training.train_config import (
+    COMPRESSING,
+    NOT_TO_COMPRESS,
+    CompressConfig,
+    TrainConfig,
+    read_config,
+    settings_to_compress,
+)
 
 
 def test_settings_go_out_and_in(tmp_path: Path) -> None:
@@ -73,6 +80,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_each_setting_has_a_line_of_help() -> None:
     lines = lines_of_help(TrainConfig)
     assert lines.keys() == set(TrainConfig.__struct_fields__)
+    assert lines_of_help(CompressConfig).keys() == set(CompressConfig.__struct_fields__)
+    assert set(NOT_TO_COMPRESS) < set(CompressConfig.__struct_fields__)
     assert all(line.endswith((".", "…")) and "\n" not in line for line in lines.values())
 
 
@@ -84,3 +93,25 @@ def test_a_budget_takes_the_place_of_every() -> None:
         config.changed(every=3).planning_options()
     with pytest.raises(BadInput, match="a budget of latency is measured, and by each process in another way"):
         TrainConfig().changed(budget=["latency=0.7"], devices=2)
+
+
+def test_healing_has_the_settings_but_those_of_the_cut() -> None:
+    config = settings_to_compress().changed(budget=["flops=0.7"], weights="w.pt", epochs=3, data="npz:d", lr=0.1)
+    healing = config.healing()
+    assert type(healing) is TrainConfig
+    assert (healing.epochs, healing.data, healing.lr, healing.teacher) == (3, "npz:d", 0.1, "original")
+    assert (healing.budget, healing.weights, healing.surrogate) == ((), None, "auto")
+    assert config.surrogate == COMPRESSING["surrogate"] == "trained"
+
+
+def test_settings_of_a_file_come_before_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("budget: [params=0.5]\nsamples: 64\n")
+    config = read_config(file, settings_to_compress())
+    assert isinstance(config, CompressConfig) and (config.samples, config.surrogate) == (64, "trained")
+    file.write_text("samples: 0\n")
+    with pytest.raises(BadInput, match="samples"):
+        read_config(file, settings_to_compress())
+    file.write_text("sampels: 3\n")
+    with pytest.raises(BadInput, match=r"the settings are .*samples"):
+        read_config(file, settings_to_compress())

@@ -15,7 +15,7 @@ from tests.training.runs import Net, pictures
 MODEL = """
     import torch
     from tests.training.runs import Net, OneByOne, pictures
-    from tests.training.test_evaluation import bare
+    from tests.training.runs import bare
 
     def model():
         return Net()

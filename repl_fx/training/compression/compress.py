@@ -35,16 +35,14 @@ from repl_fx.tracing.parts.finders import by_options
 from repl_fx.tracing.parts.part_repeats import find_in_parts
 from repl_fx.training.calibration import calibration, require_loaders, score_on_data
 from repl_fx.training.command import RunRequest, begin as begin_training, train_directory
-from repl_fx.training.compression.compress_config import CompressConfig, settings_to_compress
 from repl_fx.training.compression.stages import CompressionState
 from repl_fx.training.data.content import content_of
 from repl_fx.training.data.data_set import Data, UserData
-from repl_fx.training.evaluation import evaluate
 from repl_fx.training.healing import with_places
 from repl_fx.training.loading import batch_of, changes_of, kept_preprocessing, prepared, purpose_of, read_data
-from repl_fx.training.run import CHECKPOINT, STATE, require_available
+from repl_fx.training.run import CHECKPOINT, STATE, evaluate, require_available
 from repl_fx.training.safe_checkpoints import discard_all, last_whole
-from repl_fx.training.train_config import read_config
+from repl_fx.training.train_config import CompressConfig, read_config, settings_to_compress
 from repl_fx.training.variants import Models
 
 Note = Callable[[Literal["data", "note"], Sequence[str]], None]

@@ -25,10 +25,9 @@ from repl_fx.artifact.places import COMPRESSION, RESULT as RESULT, SCORES
 from repl_fx.environment.files import write_whole, writing
 from repl_fx.errors import BadInput, one_line
 from repl_fx.planning.scoring.scores import Scores
-from repl_fx.training.compression.compress_config import CompressConfig
 from repl_fx.training.data.content import require_content
 from repl_fx.training.data.data_set import Data, UserData
-from repl_fx.training.train_config import require_said
+from repl_fx.training.train_config import CompressConfig, require_said
 
 SETTINGS = "settings.yaml"
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.data.data_set import Data, DataRequest
-from repl_fx.training.data.pictures import as_read, opened, rgb
+from repl_fx.training.data.pictures import as_read, decoded, opened, rgb
 from repl_fx.training.data.targets import IGNORED
 
 # Modes of PIL with one number in each pixel.
@@ -111,18 +110,10 @@ def _by_name(folder: Path, endings: Iterable[str]) -> dict[str, Path]:
 
 
 def _mask(file: Path) -> Tensor:
-    mask = opened(_decoded, file)
+    mask = opened(decoded, file)
     if mask.mode not in _MODES:
         raise BadInput(f"mask {file} is {mask.mode}; give the number of a class in each pixel, in grey or by a palette")
     return torch.from_numpy(np.array(mask, dtype=np.int32))
-
-
-def _decoded(file: Path) -> Any:
-    from PIL import Image
-
-    with Image.open(file) as picture:
-        picture.load()
-        return picture
 
 
 def _largest(file: Path) -> int:

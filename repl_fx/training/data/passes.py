@@ -55,8 +55,22 @@ class Passes:
     def __len__(self) -> int:
         """Batches of a pass."""
         if self._length is None:
-            self._length = _counted(self, self.where)
+            self._length = self._counted()
         return self._length
+
+    def _counted(self) -> int:
+        found, count, limit = iter(self), 0, time.monotonic() + LONGEST
+        while True:
+            try:
+                next_batch(found, f"{self.where}: batch {count}")
+            except StopIteration:
+                return count
+            count += 1
+            if time.monotonic() > limit:
+                raise BadInput(
+                    f"{self.where} has no length, and no end within {LONGEST:.0f} s and {count} batches; give it a "
+                    "length (__len__, of an IterableDataset too), or fewer batches"
+                )
 
 
 def with_length(loader: Iterable[Any], where: str) -> Iterable[Any]:
@@ -110,18 +124,3 @@ def lost_worker(problem: Exception) -> BadInput | None:
     return BadInput(
         f"a process that reads the data was ended ({said.splitlines()[0].rstrip('. ')}); go on with --resume"
     )
-
-
-def _counted(batches: Iterable[Any], where: str) -> int:
-    found, count, limit = iter(batches), 0, time.monotonic() + LONGEST
-    while True:
-        try:
-            next_batch(found, f"{where}: batch {count}")
-        except StopIteration:
-            return count
-        count += 1
-        if time.monotonic() > limit:
-            raise BadInput(
-                f"{where} has no length, and no end within {LONGEST:.0f} s and {count} batches; give it a length "
-                "(__len__, of an IterableDataset too), or fewer batches"
-            )

@@ -163,12 +163,18 @@ def _split(samples: Sequence[tuple[str, int]], top: Path, held_out: float) -> tu
     return train, test
 
 
-def rgb(path: str | Path) -> Any:
-    """The picture in a file, as a PIL image in RGB."""
+def decoded(path: str | Path) -> Any:
+    """The picture in a file, as a PIL image."""
     from PIL import Image
 
     with Image.open(path) as picture:
-        return in_rgb(picture)
+        picture.load()
+        return picture
+
+
+def rgb(path: str | Path) -> Any:
+    """The picture in a file, as a PIL image in RGB."""
+    return in_rgb(decoded(path))
 
 
 def in_rgb(picture: Any) -> Any:

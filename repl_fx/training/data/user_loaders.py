@@ -16,8 +16,8 @@ from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
 from repl_fx.running.untouched import seed_everything
 from repl_fx.training.data.data_set import UserData
+from repl_fx.training.data.loaders import PositionedLoader, seed_of
 from repl_fx.training.data.passes import next_batch, reading, with_length
-from repl_fx.training.data.positioned import PositionedLoader, seed_of
 from repl_fx.training.data.targets import NO_TOKEN, has_targets, no_targets
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.data.targets import require_labels
-from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task
 
 
 class Classification(Task):
@@ -30,10 +30,6 @@ class Classification(Task):
         # Checks of its values would wait for the device at each batch.
         accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
         super().__init__(classes, loss=MeanLoss(), accuracy=accuracy)
-
-    def logits(self, outputs: Any) -> Tensor:
-        """The logits, (batch, classes)."""
-        return logits_of(outputs)
 
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of a batch."""

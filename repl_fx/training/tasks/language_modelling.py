@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.data.targets import NO_TOKEN, require_labels
-from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task
 
 
 class LanguageModelling(Task):
@@ -33,10 +33,6 @@ class LanguageModelling(Task):
     def __init__(self, classes: int) -> None:
         super().__init__(classes, loss=MeanLoss())
         self.bytes_per_token = 1.0
-
-    def logits(self, outputs: Any) -> Tensor:
-        """The logits, (batch, length, tokens)."""
-        return logits_of(outputs)
 
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of all places."""

@@ -9,9 +9,9 @@ import pytest
 
 from repl_fx.errors import BadInput, OutputError
 from repl_fx.planning.scoring.scores import BlockScore, Scores
-from repl_fx.training.compression.compress_config import settings_to_compress
 from repl_fx.training.compression.stages import RESULT, SETTINGS, CompressionState
 from repl_fx.training.data.content import content_of
+from repl_fx.training.train_config import settings_to_compress
 from tests.training.runs import pictures
 
 SCORES = Scores((BlockScore("blocks.1", "blocks", influence=0.25),), (), 8, ("influence",))
