@@ -31,8 +31,8 @@ def compile_(model: nn.Module, **options: Any) -> int:
         # All are calls of two functions, of which torch.compile makes 8 versions, and runs the rest as it is.
         limit = torch.compiler.config.recompile_limit
         torch.compiler.config.recompile_limit = max(limit, _VERSIONS * len(blocks))
-    for path in blocks:
+    # The empty path is that of the model itself.
+    paths = blocks or ("",)
+    for path in paths:
         model.get_submodule(path).compile(**options)
-    if not blocks:
-        model.compile(**options)
-    return len(blocks) or 1
+    return len(paths)

@@ -136,8 +136,8 @@ def _begun(request: RunRequest, note: Note) -> _CompressRun:
                 f"repl-fx compress {typed(output or spec)} --resume"
             )
         state = CompressionState(Path(spec))
-        model, config = state.settings()
-        return _CompressRun(state, model, config, *known)
+        begun = state.settings()
+        return _CompressRun(state, begun.spec, begun.settings, *known)
     if output is None:
         raise BadInput("no place to write to; give -o DIR")
     if request.is_artifact:

@@ -32,7 +32,7 @@ from repl_fx.training.train_config import CompressConfig, require_said
 SETTINGS = "settings.yaml"
 
 
-class _SettingsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SettingsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file of settings.
 
     Attributes:
@@ -71,7 +71,7 @@ class CompressionState:
             OutputError: the directory cannot be written.
         """
         self.discard()
-        text = msgspec.yaml.encode(_SettingsFile(spec, config, data)).decode()
+        text = msgspec.yaml.encode(SettingsFile(spec, config, data)).decode()
         self._write(SETTINGS, text)
 
     def discard(self) -> None:
@@ -82,27 +82,23 @@ class CompressionState:
             with suppress(OSError):
                 folder.rmdir()
 
-    def settings(self) -> tuple[str, CompressConfig]:
-        """The model and the settings of the run.
-
-        Raises:
-            BadInput: no compression began here, or its settings are damaged.
-        """
-        found = self._settings()
-        return found.spec, found.settings
-
     def require_same_data(self, data: Data | UserData) -> None:
         """Refuse to go on with other data than those that the run began with.
 
         Raises:
             BadInput: they are others; names them.
         """
-        require_content(data, self._settings().data, f"the compression in {self.directory}")
+        require_content(data, self.settings().data, f"the compression in {self.directory}")
 
-    def _settings(self) -> _SettingsFile:
+    def settings(self) -> SettingsFile:
+        """The model, the settings and the data of the run.
+
+        Raises:
+            BadInput: no compression began here, or its settings are damaged.
+        """
         file = self.place / SETTINGS
         try:
-            found = msgspec.yaml.decode(file.read_bytes(), type=_SettingsFile)
+            found = msgspec.yaml.decode(file.read_bytes(), type=SettingsFile)
         except FileNotFoundError:
             raise BadInput(f"{self.directory} has no compression to go on with; give a model, and -o") from None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:

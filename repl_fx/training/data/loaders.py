@@ -154,32 +154,22 @@ class BatchLoader(PositionedLoader):
             workers: processes that read a Dataset; 0 reads in this one.
 
         Raises:
-            BadInput: an argument cannot be.
+            BadInput: a batch does not divide among the processes, or is never full.
         """
         samples = length(split)
-        if samples < 1:
-            raise BadInput("a loader needs at least one sample")
-        if batch_size < 1:
-            raise BadInput(f"batch_size is {batch_size}; give 1 or more")
-        if world_size < 1 or not 0 <= rank < world_size:
-            raise BadInput(f"rank is {rank} of {world_size} processes; ranks count from 0")
         if batch_size % world_size:
             raise BadInput(
                 f"batch_size is {batch_size}, of all processes together; give a multiple of their number, {world_size}"
             )
         if drop_last and samples < batch_size:
             raise BadInput(f"{samples} samples do not fill a batch of {batch_size}; give a smaller batch_size")
-        if seed < 0:
-            raise BadInput(f"seed is {seed}; give 0 or more")
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.device, self.change = torch.device(device), change
         self.rank, self.world_size, self.workers = rank, world_size, workers
-        self.split = (
-            Tensors(*move_data_to_device((split.inputs, split.targets), self.device))
-            if isinstance(split, Tensors)
-            else split
-        )
+        if isinstance(split, Tensors):
+            split = Tensors(*move_data_to_device((split.inputs, split.targets), self.device))
+        self.split = split
         super().__init__()
 
     def __len__(self) -> int:

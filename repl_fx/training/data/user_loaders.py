@@ -93,27 +93,32 @@ class UserLoader(PositionedLoader):
         seed_everything(seed_of(self.seed, *key), self.device)
 
     def _own(self, batch: Any, number: int) -> Any:
-        if self.pairs and isinstance(batch, tuple | list) and len(batch) == 1:
+        where = f"{self.name}: batch {number}"
+        batch = self._pair(batch) if self.pairs else batch
+        if self.check is not None and has_targets(batch[1]):
+            self.check(batch, where)
+        if self.world_size == 1:
+            return batch
+        # The collation of a DataLoader gives a list for a pair.
+        return self._part(tuple(batch) if isinstance(batch, list) and len(batch) == 2 else batch, where)
+
+    def _pair(self, batch: Any) -> Any:
+        """The inputs and the targets of a batch."""
+        if isinstance(batch, tuple | list) and len(batch) == 1:
             (batch,) = batch
-        if self.pairs and isinstance(batch, Mapping):
-            batch = labels_apart(batch)
-        if self.pairs and isinstance(batch, Tensor):
-            batch = batch, no_targets(batch)
-        if self.pairs and not (isinstance(batch, tuple | list) and len(batch) == 2):
+        if isinstance(batch, Mapping):
+            return labels_apart(batch)
+        if isinstance(batch, Tensor):
+            return batch, no_targets(batch)
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise BadInput(
                 f"{self.name}: a batch is {in_words(batch)}; give pairs (inputs, targets), inputs alone for heal, "
                 "or --task file.py:CLASS, a LightningModule that takes them"
             )
-        if self.pairs and isinstance(batch[1], tuple | list) and all(isinstance(one, Mapping) for one in batch[1]):
+        if isinstance(batch[1], tuple | list) and all(isinstance(one, Mapping) for one in batch[1]):
             # Of detection, as `tuple(zip(*samples))` collates them: lists are divided, tuples are not.
-            batch = list(batch[0]), list(batch[1])
-        if self.check is not None and has_targets(batch[1]):
-            self.check(batch, f"{self.name}: batch {number}")
-        if self.world_size == 1:
-            return batch
-        # The collation of a DataLoader gives a list for a pair.
-        batch = tuple(batch) if isinstance(batch, list) and len(batch) == 2 else batch
-        return self._part(batch, f"{self.name}: batch {number}")
+            return list(batch[0]), list(batch[1])
+        return batch
 
     def _part(self, batch: Any, where: str) -> Any:
         """This process's part: rows of tensors and of lists of samples, and of each entry of all else."""

@@ -25,11 +25,12 @@ def test_what_is_known_is_read_again(tmp_path: Path) -> None:
     state.add(figures={"original": {"loss": 1.5}})
     state.add(figures={"cut": {"loss": 2.5}}, fits=[])
     again = CompressionState(tmp_path / "out")
-    assert again.begun and again.settings() == ("net.py", config) and again.scores() == SCORES
+    assert again.begun and again.scores() == SCORES
+    assert (again.settings().spec, again.settings().settings) == ("net.py", config)
     assert again.figures() == {"original": {"loss": 1.5}, "cut": {"loss": 2.5}}
     # Of a run before nothing stays.
     again.begin("other.py", config)
-    assert again.scores() is None and again.result() == {} and again.settings()[0] == "other.py"
+    assert again.scores() is None and again.result() == {} and again.settings().spec == "other.py"
     again.discard()
     assert not (tmp_path / "out").exists()
 
