@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from repl_fx.training.processes import Processes
 from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE
 from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, pictures
-from tests.training.two_processes import CASES, ended, rewritten, started, trained, trajectory
+from tests.training.two_processes import CASES, SHARDED, ended, rewritten, started, trained, trajectory
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +28,24 @@ def models() -> dict[str, nn.Module]:
 
 
 @pytest.fixture(scope="module")
-def together(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory of all runs of two processes."""
+def sharded(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of sharded runs of two processes."""
     directory = tmp_path_factory.mktemp("together")
     torch.save(models, directory / "models.pt")
-    for code, _, errors in ended(started(["-m", "tests.training.two_processes", str(directory), *CASES])):
+    _train(directory, SHARDED)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def together(sharded: Path) -> Path:
+    """The directory of all runs of two processes."""
+    _train(sharded, *(case for case in CASES if case != SHARDED))
+    return sharded
+
+
+def _train(directory: Path, *cases: str) -> None:
+    for code, _, errors in ended(started(["-m", "tests.training.two_processes", str(directory), *cases])):
         assert code == 0, errors[-3000:]
-    yield directory
 
 
 def _apart(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
@@ -58,12 +69,12 @@ def test_two_processes_train_what_one_does(
     assert _apart(torch.load(together / case / "weights.pt", weights_only=True), weights) < 2e-5
 
 
-def test_sharded_runs_go_on_from_the_checkpoint_that_is_whole(together: Path) -> None:
-    state = together / "fsdp2 broken" / STATE
+def test_sharded_runs_go_on_from_the_checkpoint_that_is_whole(sharded: Path) -> None:
+    state = sharded / "fsdp2 broken" / STATE
     assert (state / LOGS / "from_step_35").exists()
     assert {path.name for path in state.iterdir()} == {CHECKPOINT, CONFIG, DATA, LOGS, RESULT}
-    names = ("fsdp2 broken", "fsdp2 blend")
-    found, wanted = (torch.load(together / name / "weights.pt", weights_only=True) for name in names)
+    names = ("fsdp2 broken", SHARDED)
+    found, wanted = (torch.load(sharded / name / "weights.pt", weights_only=True) for name in names)
     assert _apart(found, wanted) == 0
 
 

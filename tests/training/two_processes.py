@@ -49,8 +49,9 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "fsdp2 bottleneck": ("bottleneck", {"strategy": "fsdp2", "mixup": 0.2, "accumulate": 2, "epochs": 4}),
     "fsdp2 blend": ("blend", {"strategy": "fsdp2"}),
 }
-# Runs that are broken off behind a batch, and their case; a checkpoint is saved at every tenth.
-BROKEN: Mapping[str, str] = {"ddp broken": "ddp auto", "fsdp2 broken": "fsdp2 blend"}
+# Runs that are broken off behind a batch, and the case that they are made with; a checkpoint is saved at every tenth.
+SHARDED = "fsdp2 blend"
+BROKEN: Mapping[str, str] = {"ddp broken": "ddp auto", "fsdp2 broken": SHARDED}
 BEHIND, EVERY = 38, 10
 
 
@@ -143,7 +144,7 @@ def ended(running: Sequence[subprocess.Popen[str]], limit: float = 540) -> list[
 
 
 def main(directory: Path, cases: Sequence[str]) -> None:
-    """Train cases one after the other, in the same processes."""
+    """Train cases one after the other, in the same processes; the runs that are broken off behind them."""
     torch.set_num_threads(1)
     with ending_together():
         first, models = join(LONG).first, torch.load(directory / "models.pt", weights_only=False)
@@ -152,14 +153,17 @@ def main(directory: Path, cases: Sequence[str]) -> None:
             if first:
                 torch.save(weights, directory / case / "weights.pt")
         for name, case in BROKEN.items():
-            break_off(case, models, directory / name)
+            if case in cases:
+                break_off(case, models, directory / name)
+        if SHARDED not in cases:
+            return
         # As a kill leaves it that comes when the checkpoint before has made way for the next.
         place = directory / "fsdp2 broken" / STATE / CHECKPOINT
         if first:
             shutil.copytree(place, part_of(place))
             place.rename(before(place))
         dist.barrier()
-        weights = trained("fsdp2 blend", models, directory / "fsdp2 broken", resume=True, save_every=EVERY)
+        weights = trained(SHARDED, models, directory / "fsdp2 broken", resume=True, save_every=EVERY)
         if first:
             torch.save(weights, directory / "fsdp2 broken" / "weights.pt")
 
