@@ -80,8 +80,8 @@ class Original:
 
     def batches(self) -> Iterator[tuple[Any, ...]]:
         """Samples of the training data, without targets, the same each time."""
-        found = calibration(self.model, self.data, self.config, SAMPLES, with_loss=False)
-        return (given for given, _ in found.batches())
+        batches, _ = calibration(self.model, self.data, self.config, SAMPLES, with_loss=False)
+        return (given for given, _ in batches())
 
     def copy(self) -> nn.Module:
         """A network with the same weights, of its own."""

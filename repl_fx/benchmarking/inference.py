@@ -39,7 +39,6 @@ class Prepared:
     exported_on: ExampleInputs
     device: torch.device
     place: Path
-    _session: OnnxSession | ReplFxError | None = None
 
     def call(self, runtime: str, inputs: ExampleInputs) -> Call:
         """One forward pass by a runtime.
@@ -65,28 +64,28 @@ class Prepared:
         return copy.deepcopy(self.variant.inference).to(self.device).eval()
 
     def _by_onnx(self, inputs: ExampleInputs) -> Call:
-        if self._session is None:
-            try:
-                self._session = self._opened()
-            except ReplFxError as problem:
-                # An export that is refused is not tried again for another batch.
-                self._session = problem
-        if isinstance(self._session, ReplFxError):
-            raise self._session
+        session = self._session
+        if isinstance(session, ReplFxError):
+            raise session
         assert self.variant.graph is not None
         flat = flatten_inputs(self.variant.graph, inputs)
-        self._session.check_inputs(flat)
-        obstacle = self._session.fixed_dimension(flat)
+        session.check_inputs(flat)
+        obstacle = session.fixed_dimension(flat)
         if obstacle is not None:
             raise BadInput(obstacle)
-        return partial(self._session.run, flat)
+        return partial(session.run, flat)
 
-    def _opened(self) -> OnnxSession:
+    @cached_property
+    def _session(self) -> OnnxSession | ReplFxError:
+        """The session; or the refusal of the export, which is not tried again for another batch."""
         if self.variant.graph is None:
-            raise BadInput("it was captured in parts, and the code around them has no ONNX form")
+            return BadInput("it was captured in parts, and the code around them has no ONNX form")
         file = self.place / "model.onnx"
-        export_onnx(self.variant.graph, file, self.exported_on.args, self.exported_on.kwargs)
-        return OnnxSession(file, self.device.type, torch.get_num_threads())
+        try:
+            export_onnx(self.variant.graph, file, self.exported_on.args, self.exported_on.kwargs)
+            return OnnxSession(file, self.device.type, torch.get_num_threads())
+        except ReplFxError as problem:
+            return problem
 
 
 def _forward(module: nn.Module, inputs: ExampleInputs) -> object:

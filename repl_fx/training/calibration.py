@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,32 +28,22 @@ from repl_fx.training.train_config import TrainConfig
 _BATCH = 32
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """Samples to score a model on.
-
-    Attributes:
-        name: of the data.
-        batches: returns pairs of the model's arguments and targets, the same each time.
-        loss: of the task, for outputs and targets; None where no loss was asked for.
-    """
-
-    name: str
-    batches: Callable[[], Iterator[tuple[Any, Any]]]
-    loss: Callable[[Any, Any], Tensor] | None
+# Returns pairs of a model's arguments and targets, the same each time.
+Batches = Callable[[], Iterator[tuple[Any, Any]]]
+Loss = Callable[[Any, Any], Tensor]
 
 
 def calibration(
     model: nn.Module, data: Data | UserData, config: TrainConfig, samples: int, *, with_loss: bool
-) -> Calibration:
-    """Samples of the training data, drawn by the seed of the settings.
+) -> tuple[Batches, Loss | None]:
+    """Samples of the training data, drawn by the seed of the settings, and the task's loss for outputs and targets.
 
     Args:
         model: that is scored or fitted.
         data: see `read_data`.
         config: the settings.
         samples: how many, at most.
-        with_loss: whether the loss of the task is needed; then the model has to fit the targets.
+        with_loss: whether the loss is needed, which is None otherwise; then the model has to fit the targets.
 
     Raises:
         BadInput: data that are no loaders, or that have no loss.
@@ -81,7 +71,7 @@ def calibration(
                 continue
             yield given, wanted
 
-    return Calibration(data.name, batches, _loss(model, data, config, device) if with_loss else None)
+    return batches, _loss(model, data, config, device) if with_loss else None
 
 
 def require_loaders(data: Data | UserData) -> None:
@@ -120,17 +110,15 @@ def score_on_data(
         BadInput: see `calibration` and `score_blocks`.
     """
     with_loss = kind in ("gradient", "loss")
-    found = calibration(captured.source, data, config, samples, with_loss=with_loss)
+    batches, loss = calibration(captured.source, data, config, samples, with_loss=with_loss)
     kinds = tuple(one for one in KINDS if one in ("influence", "change", kind))
     # Without a loss the targets of a pair are left out.
-    batches = found.batches if with_loss else lambda: (given for given, _ in found.batches())
+    scored = batches if with_loss else lambda: (given for given, _ in batches())
     asked: Any = {"kinds": kinds, "greedy": greedy, "repeats": repeats}
-    return score_blocks(captured, batches, loss=found.loss, progress=progress, **asked)
+    return score_blocks(captured, scored, loss=loss, progress=progress, **asked)
 
 
-def _loss(
-    model: nn.Module, data: Data | UserData, config: TrainConfig, device: torch.device
-) -> Callable[[Any, Any], Tensor]:
+def _loss(model: nn.Module, data: Data | UserData, config: TrainConfig, device: torch.device) -> Loss:
     """The loss of the task of the data."""
     first = next(iter(loaders(data, config, device)[1]))
     if not has_targets(first[1]):

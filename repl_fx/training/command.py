@@ -25,10 +25,9 @@ from repl_fx.reporting.model_graph.document import VariantOutcome
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
 from repl_fx.training.data.data_set import Data, UserData
-from repl_fx.training.distributed import require_possible
 from repl_fx.training.healing import Healed, heal
 from repl_fx.training.loading import batch_of, changes_of, kept_preprocessing, prepared, purpose_of, read_data
-from repl_fx.training.processes import Processes, join, restarts
+from repl_fx.training.processes import Processes, restarts
 from repl_fx.training.run import (
     CHECKPOINT,
     CONFIG,
@@ -36,7 +35,7 @@ from repl_fx.training.run import (
     TrainingResult,
     begin_state,
     finished,
-    require_available,
+    joined,
     require_same_data,
     settings_of,
     train_once,
@@ -160,7 +159,13 @@ class RunRequest:
         spec, output = self.spec, self.output
         changes = given_among(self.given)
         if self.resume:
-            _require_to_resume(spec, changes, self.config, is_artifact=self.is_artifact)
+            if not self.is_artifact:
+                raise BadInput(
+                    f"--resume goes on with the run of a directory; give it in the place of {spec}, or by -o"
+                )
+            if changes or self.config is not None:
+                named = "--config" if self.config is not None else flag_of(next(iter(changes)))
+                raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")
             return settings_of(Path(spec))
         base = self.defaults if self.config is None else read_config(self.config, self.defaults)
         config = base.changed(**changes)
@@ -188,9 +193,7 @@ def begin(request: RunRequest) -> TrainingRun:
     """
     request = request.continued()
     config = request.settings()
-    require_available(config)
-    processes = join(config, resume=request.resume, stdout=request.stdout)
-    require_possible(config, processes)
+    _, processes = joined(config, resume=request.resume, stdout=request.stdout)
     if request.output is not None and processes.first:
         require_free(request.output, force=request.force)
     is_new = request.output is not None and not request.output.exists()
@@ -262,14 +265,6 @@ def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) ->
         save(result, output, source=source, force=request.force)
     known = result.model, result, data, config, request.resume, processes
     return TrainingRun(output, *known, source, models, teacher)
-
-
-def _require_to_resume(spec: str, changes: Mapping[str, Any], config_file: Path | None, *, is_artifact: bool) -> None:
-    if not is_artifact:
-        raise BadInput(f"--resume goes on with the run of a directory; give it in the place of {spec}, or by -o")
-    if changes or config_file is not None:
-        named = "--config" if config_file is not None else flag_of(next(iter(changes)))
-        raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")
 
 
 def _require_as_made(directory: str, config: TrainConfig) -> None:

@@ -154,11 +154,11 @@ def join(config: TrainConfig, *, resume: bool = False, stdout: int | None = None
                 f"{config.nodes} --nproc-per-node {config.devices or 1} --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
                 "-m repl_fx train … on each"
             )
-        if (config.devices or 1) == 1:
+        count = config.devices or 1
+        if count == 1:
             return ALONE
-        assert config.devices is not None
-        require_devices(config.device, config.devices)
-        raise Ended(_start(config.devices, stdout))
+        require_devices(config.device, count)
+        raise Ended(_start(count, stdout))
     found = _met(config, resume=resume)
     if not found.alone:
         _joined.append(found)

@@ -138,7 +138,9 @@ def train_once(
         OutputError: the directory cannot be written.
     """
     state = directory / STATE / folder
-    accelerator, processes = _joined(config, phase, resume=resume)
+    if phase is None and config.is_scheduled:
+        raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
+    accelerator, processes = joined(config, resume=resume)
     before: Path | None = None
     resumed: int | None = None
     if resume:
@@ -183,12 +185,18 @@ def train_once(
     return trained
 
 
-def _joined(config: TrainConfig, phase: Phase | None, *, resume: bool) -> tuple[str, Processes]:
-    """The accelerator, and the processes of a run, which are together now and can do what the settings say."""
-    if phase is None and config.is_scheduled:
-        raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
+def joined(config: TrainConfig, *, resume: bool, stdout: int | None = None) -> tuple[str, Processes]:
+    """The accelerator, and the processes of a run, which are together now and can do what the settings say.
+
+    Args:
+        config, resume, stdout: see `join`.
+
+    Raises:
+        BadInput: the device or a library is not here, or the settings are none for several processes.
+        Ended: see `join`.
+    """
     accelerator = require_available(config)
-    processes = join(config, resume=resume)
+    processes = join(config, resume=resume, stdout=stdout)
     require_possible(config, processes)
     return accelerator, processes
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -61,11 +60,10 @@ class Models:
         return replace(self, config=config).source(config.seed).model
 
     def transform(
-        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None, **other: Any
+        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None
     ) -> TransformResult:
-        """Rewrite a source as the settings say, or by a plan; `other` options of `transform` come before theirs."""
-        config = self.config
-        options = {**config.transform_options(), "seed": config.seed, **other}
+        """Rewrite a source as the settings say, or by a plan."""
+        options = {**self.config.transform_options(), "seed": self.config.seed}
         if plan is not None:
             options["plan"] = plan
         return transform(source.model, source.args, source.kwargs, progress=progress, **options)

@@ -146,8 +146,8 @@ def test_data_come_as_they_are(tmp_path: Path, source: str) -> None:
     assert held_out.dtype == wanted.dtype and torch.equal(held_out, wanted)
     # Training batches come in an order of their own.
     assert _sorted(_rows(inputs for inputs, _ in train)) == _sorted(wanted)
-    samples = calibration(nn.Flatten(), data, config, 6, with_loss=False)
-    seen = _rows(given for (given,), _ in samples.batches())
+    batches, _ = calibration(nn.Flatten(), data, config, 6, with_loss=False)
+    seen = _rows(given for (given,), _ in batches())
     assert seen.dtype == wanted.dtype and _sorted(seen) == _sorted(wanted)
     # A change is said; these have none, but for pixels that become floats.
     scaled = wanted is AS_FLOATS

@@ -36,14 +36,14 @@ class Digits(nn.Module):
 
 
 def test_samples_are_as_many_as_asked_for_and_the_same_each_time() -> None:
-    found = calibration(Digits(), DIGITS, TrainConfig(), 50, with_loss=True)
-    first, second = list(found.batches()), list(found.batches())
+    batches, loss = calibration(Digits(), DIGITS, TrainConfig(), 50, with_loss=True)
+    first, second = list(batches()), list(batches())
     assert [len(targets) for _, targets in first] == [32, 18]
     for (ours, labels), (theirs, again) in zip(first, second, strict=True):
         assert torch.equal(ours[0], theirs[0]) and torch.equal(labels, again)
-    assert found.loss is not None and found.loss(torch.zeros(32, 10), first[0][1]).shape == ()
-    other = calibration(Digits(), DIGITS, TrainConfig(seed=1), 50, with_loss=False)
-    assert other.loss is None and not torch.equal(next(other.batches())[1], first[0][1])
+    assert loss is not None and loss(torch.zeros(32, 10), first[0][1]).shape == ()
+    others, loss = calibration(Digits(), DIGITS, TrainConfig(seed=1), 50, with_loss=False)
+    assert loss is None and not torch.equal(next(others())[1], first[0][1])
 
 
 class _Counted(Dataset[tuple[torch.Tensor, int]]):
@@ -63,8 +63,8 @@ class _Counted(Dataset[tuple[torch.Tensor, int]]):
 def test_samples_in_files_are_read_once_and_by_this_process() -> None:
     split = _Counted()
     data = Data("mine", "classification", 10, (1, 8, 8), split, split)
-    found = calibration(Digits(), data, TrainConfig(), 20, with_loss=False)
-    first, second = ([given[0] for given, _ in found.batches()] for _ in range(2))
+    batches, _ = calibration(Digits(), data, TrainConfig(), 20, with_loss=False)
+    first, second = ([given[0] for given, _ in batches()] for _ in range(2))
     assert sorted(split.read) == sorted(set(split.read)) and len(split.read) >= 20
     assert len(torch.cat(first)) == 20 and torch.equal(torch.cat(first), torch.cat(second))
 
@@ -72,8 +72,8 @@ def test_samples_in_files_are_read_once_and_by_this_process() -> None:
 def test_full_batches_alone() -> None:
     config = TrainConfig(batch_size=20, full_batches=True)
     for samples, sizes in ((50, [20, 20]), (8, [20])):
-        found = calibration(Digits(), DIGITS, config, samples, with_loss=False)
-        assert [len(targets) for _, targets in found.batches()] == sizes
+        batches, _ = calibration(Digits(), DIGITS, config, samples, with_loss=False)
+        assert [len(targets) for _, targets in batches()] == sizes
 
 
 def test_scores_on_a_data_set() -> None:

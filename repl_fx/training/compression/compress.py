@@ -180,14 +180,14 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
         )
     if resume:
         run.state.require_same_data(data)
-        _cut_captured(run, source, data, captured)
-        return run
-    run.state.begin(run.spec, run.config, content_of(data))
+    else:
+        run.state.begin(run.spec, run.config, content_of(data))
     try:
         _cut_captured(run, source, data, captured)
     except BadInput:
-        # With these settings it would fail again: nothing to go on with.
-        run.state.discard()
+        if not resume:
+            # With these settings it would fail again: nothing to go on with.
+            run.state.discard()
         raise
     return run
 
@@ -225,11 +225,11 @@ def _cut_captured(run: _CompressRun, source: Source, data: Data | UserData, capt
             run.note("note", _near_chance(found, data))
         return found
 
-    samples = calibration(source.model, data, config, config.samples, with_loss=False)
+    batches, _ = calibration(source.model, data, config, config.samples, with_loss=False)
     options = {"args": source.args, "kwargs": source.kwargs, "captured": captured, "scores": scores}
     options |= {"seed": config.seed, "score": config.score, "evaluate": figures, "progress": run.progress}
     options |= {name: value for name, value in config.transform_options().items() if name not in ("plan", "fixed")}
-    done = compress(source.model, lambda: (given for given, _ in samples.batches()), **options)
+    done = compress(source.model, lambda: (given for given, _ in batches()), **options)
     before, after = done.costs
     source = replace(source, preprocessing=kept_preprocessing(source.preprocessing, data, config))
     save(done.result.model.cpu(), run.directory, source=source, force=(run.directory / MANIFEST).exists())
