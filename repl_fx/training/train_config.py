@@ -6,7 +6,7 @@ Those of a compression are the settings of a run that heals, and a few more.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -181,21 +181,9 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
     def require_consistent(self, where: str) -> None:
         """See `PlanSettings`."""
         super().require_consistent(where)
-        for name, what in _COUNTS.items():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")
-        _require_scale(self, where)
-        if self.teacher is not None and not (self.teacher_logits or self.teacher_values):
-            raise BadInput(
-                f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
-            )
-        if (self.devices or 1) * (self.nodes or 1) > 1 and "latency" in (parse_budget(self.budget) or {}):
-            raise BadInput(
-                f"{where}: a budget of latency is measured, and by each process in another way; make the plan first "
-                "(repl-fx transform), and give it with plan"
-            )
-        _require_order(self, where)
+        wrong = next(_problems(self), None)
+        if wrong is not None:
+            raise BadInput(f"{where}: {wrong}")
 
 
 class CompressConfig(TrainConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -223,19 +211,58 @@ def settings_to_compress() -> CompressConfig:
     return CompressConfig().changed(**COMPRESSING)
 
 
-def _require_scale(config: TrainConfig, where: str) -> None:
-    """Refuse means and deviations that are no numbers, or not both there."""
+def _problems(config: TrainConfig) -> Iterator[str]:
+    """A line for each setting that cannot be, or does not go with others; behind the first they count for nothing."""
+    for name, what in _COUNTS.items():
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            yield f"{name} is {value}; give 1 or more {what}"
+    yield from _problems_of_scale(config)
+    if config.teacher is not None and not (config.teacher_logits or config.teacher_values):
+        yield "a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
+    if (config.devices or 1) * (config.nodes or 1) > 1 and "latency" in (parse_budget(config.budget) or {}):
+        yield (
+            "a budget of latency is measured, and by each process in another way; make the plan first "
+            "(repl-fx transform), and give it with plan"
+        )
+    yield from _problems_of_phases(config)
+
+
+def _problems_of_scale(config: TrainConfig) -> Iterator[str]:
+    """Means and deviations that are no numbers, or not both there."""
     if (config.mean is None) != (config.std is None) or (config.mean is not None and config.normalise is not None):
-        raise BadInput(f"{where}: give mean and std, both, or else normalise")
+        yield "give mean and std, both, or else normalise"
     try:
         scale = config.scale
         right = not isinstance(scale, tuple) or (len(scale[0]) == len(scale[1]) and min(scale[1]) > 0)
     except ValueError:
         right = False
     if not right:
-        raise BadInput(
-            f"{where}: mean is {config.mean!r} and std {config.std!r}; give one number for each channel, such as "
+        yield (
+            f"mean is {config.mean!r} and std {config.std!r}; give one number for each channel, such as "
             "0.485,0.456,0.406, and deviations above 0"
+        )
+
+
+def _problems_of_phases(config: TrainConfig) -> Iterator[str]:
+    """Phases without an epoch, and what does not go with phases."""
+    for name in ("replace_at", "restore_at"):
+        epochs = getattr(config, name)
+        if epochs is not None and not 1 <= epochs < config.epochs:
+            yield f"{name} is {epochs} and epochs is {config.epochs}; give 1 or more, and fewer than all epochs"
+    if config.steps is not None and config.has_phases:
+        yield "replace_at and restore_at are counted in epochs; give epochs, and leave out steps"
+    if config.replace_at is not None and config.restore_at is not None and config.restore_at <= config.replace_at:
+        yield (
+            f"restore_at is {config.restore_at} and replace_at is {config.replace_at}; blocks are restored after they "
+            "were replaced"
+        )
+    if config.is_scheduled and (config.compare or config.seeds > 1):
+        yield "replace_at, restore_at, neighbours and learn are for one run; leave out compare and seeds, or them"
+    if config.has_phases and config.teacher is not None and config.teacher_values:
+        yield (
+            "teacher_values compares what is behind surrogates, which are there for some epochs alone with replace_at "
+            "and restore_at; give teacher_values 0"
         )
 
 
@@ -292,31 +319,4 @@ def require_said(file: Path) -> None:
         raise BadInput(
             f"{file} is of an older repl-fx and does not say whether pictures are standardised, as they were then; "
             "add `normalise: data` (and `size: PIXELS` for pictures in files) to go on as it began, or train anew"
-        )
-
-
-def _require_order(config: TrainConfig, where: str) -> None:
-    """Refuse phases without an epoch."""
-    for name in ("replace_at", "restore_at"):
-        epochs = getattr(config, name)
-        if epochs is not None and not 1 <= epochs < config.epochs:
-            raise BadInput(
-                f"{where}: {name} is {epochs} and epochs is {config.epochs}; give 1 or more, and fewer than all epochs"
-            )
-    if config.steps is not None and config.has_phases:
-        raise BadInput(f"{where}: replace_at and restore_at are counted in epochs; give epochs, and leave out steps")
-    if config.replace_at is not None and config.restore_at is not None and config.restore_at <= config.replace_at:
-        raise BadInput(
-            f"{where}: restore_at is {config.restore_at} and replace_at is {config.replace_at}; blocks are restored "
-            "after they were replaced"
-        )
-    if config.is_scheduled and (config.compare or config.seeds > 1):
-        raise BadInput(
-            f"{where}: replace_at, restore_at, neighbours and learn are for one run; leave out compare and seeds, or "
-            "them"
-        )
-    if config.has_phases and config.teacher is not None and config.teacher_values:
-        raise BadInput(
-            f"{where}: teacher_values compares what is behind surrogates, which are there for some epochs alone with "
-            "replace_at and restore_at; give teacher_values 0"
         )
