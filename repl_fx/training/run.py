@@ -54,7 +54,7 @@ from repl_fx.training.loading import DataModule
 from repl_fx.training.module import Training, module_of
 from repl_fx.training.phases import Phase
 from repl_fx.training.processes import ALONE, Processes, join, lost_peer
-from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, discard_all, header_of, last_whole
+from repl_fx.training.safe_checkpoints import FINGERPRINT, Checkpoints, SeededSteps, discard_all, header_of, last_whole
 from repl_fx.training.sharding import FullySharded, Sharding
 from repl_fx.training.train_config import TrainConfig, read_config, require_said
 
@@ -389,15 +389,16 @@ def _before(directory: Path, state: Path, model: nn.Module | None, config: Train
     if checkpoint is None:
         raise BadInput(f"{directory} has no {STATE}/{CHECKPOINT} to go on from; train it without --resume")
     header = header_of(checkpoint)
-    if model is not None and header.fingerprint not in (None, fingerprint(model)):
+    # One of before there were any has no fingerprint.
+    if model is not None and header.get(FINGERPRINT) not in (None, fingerprint(model)):
         raise BadInput(
             f"the checkpoint {checkpoint} is of another model or plan than {directory} has; train anew with --force"
         )
-    if header.sharded != (config.strategy == "fsdp2"):
+    if checkpoint.is_dir() != (config.strategy == "fsdp2"):
         raise BadInput(
             f"the checkpoint {checkpoint} is not one of strategy {config.strategy}; go on with the one it is of"
         )
-    return checkpoint, header.step
+    return checkpoint, int(header["global_step"])
 
 
 @contextmanager

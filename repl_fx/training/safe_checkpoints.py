@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,30 +55,14 @@ def unwritten(place: Path, why: str) -> OutputError:
     return OutputError(f"the checkpoint {place} cannot be written: {why}; {left}")
 
 
-@dataclass(frozen=True)
-class Header:
-    """The facts of a checkpoint besides tensors.
-
-    Attributes:
-        sharded: whether it is a directory with shards of each process.
-        step: of the optimizer.
-        fingerprint: of its model; None in one of before there were any.
-    """
-
-    sharded: bool
-    step: int
-    fingerprint: str | None
-
-
-def header_of(checkpoint: Path) -> Header:
-    """Read what a checkpoint says besides tensors.
+def header_of(checkpoint: Path) -> dict[str, Any]:
+    """Read what a checkpoint says besides tensors, which stay in the file, or in the shards of a directory.
 
     Raises:
         BadInput: it cannot be read.
     """
     sharded = checkpoint.is_dir()
-    found = read_checkpoint(checkpoint, "meta.pt" if sharded else "", mmap=not sharded)
-    return Header(sharded, int(found["global_step"]), found.get(FINGERPRINT))
+    return read_checkpoint(checkpoint, "meta.pt" if sharded else "", mmap=not sharded)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

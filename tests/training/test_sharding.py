@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import repl_fx
-from repl_fx.training.safe_checkpoints import Header, before, discard_all, header_of, last_whole, part_of
+from repl_fx.training.safe_checkpoints import FINGERPRINT, before, discard_all, header_of, last_whole, part_of
 from repl_fx.training.sharding import _put, units_of
 from tests.training.runs import Net
 
@@ -56,7 +56,7 @@ def test_one_of_two_checkpoints_is_whole_at_any_moment(tmp_path: Path, monkeypat
     place = tmp_path / "last.ckpt"
     assert last_whole(place) is None
     _put(_checkpoint(part_of(place), 1), place)
-    assert header_of(place) == Header(sharded=True, step=1, fingerprint="a")
+    assert header_of(place) == {"global_step": 1, FINGERPRINT: "a"}
     # A kill at each renaming.
     own, steps = Path.rename, []
     for kills in (1, 2, 3):
@@ -77,7 +77,7 @@ def test_one_of_two_checkpoints_is_whole_at_any_moment(tmp_path: Path, monkeypat
         monkeypatch.undo()
         found = last_whole(place)
         assert found is not None
-        steps.append(header_of(found).step)
+        steps.append(header_of(found)["global_step"])
     assert steps == [1, 1, 2] and not before(place).exists()
     discard_all(place)
     assert not any(tmp_path.iterdir())
