@@ -18,10 +18,10 @@ from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.data_set import Data, Split, Tensors, UserData, rows_of
 from repl_fx.training.data.loaders import WORKERS, BatchLoader, PositionedLoader
-from repl_fx.training.data.passes import reading
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.samples import KeptSamples, samples_of
 from repl_fx.training.data.sets import load_data
+from repl_fx.training.data.user_code import reading
 from repl_fx.training.data.user_loaders import UserLoader, loaders_of
 from repl_fx.training.processes import ALONE, Processes
 from repl_fx.training.tasks import Task

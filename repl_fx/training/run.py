@@ -40,8 +40,8 @@ from repl_fx.training.callbacks import SharedSyntheses, Speed, ToldSteps, peak_m
 from repl_fx.training.compiling import compile_
 from repl_fx.training.data.content import content_of, require_content
 from repl_fx.training.data.data_set import Data, UserData
-from repl_fx.training.data.passes import lost_worker
 from repl_fx.training.data.targets import has_targets
+from repl_fx.training.data.user_code import lost_worker
 from repl_fx.training.distributed import (
     device_of,
     facts,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.training.data.passes import lost_worker
+from repl_fx.training.data.user_code import lost_worker
 from repl_fx.training.distributed import facts, fingerprint, require_possible, unused_parameters
 from repl_fx.training.processes import Processes
 from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE

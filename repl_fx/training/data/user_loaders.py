@@ -17,8 +17,8 @@ from repl_fx.errors import BadInput
 from repl_fx.running.untouched import seed_everything
 from repl_fx.training.data.data_set import UserData
 from repl_fx.training.data.loaders import PositionedLoader, seed_of
-from repl_fx.training.data.passes import next_batch, reading, with_length
 from repl_fx.training.data.targets import NO_TOKEN, has_targets, no_targets
+from repl_fx.training.data.user_code import next_batch, reading, with_length
 
 CPU = torch.device("cpu")
 
