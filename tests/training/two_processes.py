@@ -49,18 +49,19 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "fsdp2 bottleneck": ("bottleneck", {"strategy": "fsdp2", "mixup": 0.2, "accumulate": 2, "epochs": 4}),
     "fsdp2 blend": ("blend", {"strategy": "fsdp2"}),
 }
-# Runs that are broken off behind a batch, and the case that they are made with; a checkpoint is saved at every tenth.
-SHARDED = "fsdp2 blend"
-BROKEN: Mapping[str, str] = {"ddp broken": "ddp auto", "fsdp2 broken": SHARDED}
-BEHIND, EVERY = 38, 10
+# A sharded run of fewer steps, which is broken off and goes on too.
+SHARDED = "fsdp2 short"
+RUNS: Mapping[str, tuple[str, dict[str, Any]]] = {**CASES, SHARDED: CASES["fsdp2 blend"]}
+# Runs that are broken off in the second epoch: their case, and the batch; a checkpoint is saved at every so many.
+BROKEN: Mapping[str, tuple[str, int, int]] = {"ddp broken": ("ddp auto", 38, 10), "fsdp2 broken": (SHARDED, 19, 5)}
 
 
-def samples() -> Data:
-    """Sequences whose class is their largest mean."""
+def samples(count: int = 200) -> Data:
+    """Sequences whose class is their largest mean, so many to train on."""
     drawn = torch.Generator().manual_seed(0)
     inputs = torch.randn(217, GRID, 16, generator=drawn)
     targets = inputs[:, :, :10].mean(1).argmax(1)
-    train, test = Tensors(inputs[:200], targets[:200]), Tensors(inputs[200:], targets[200:])
+    train, test = Tensors(inputs[:count], targets[:count]), Tensors(inputs[200:], targets[200:])
     return Data("sequences", "classification", 10, (GRID, 16), train, test, (), ())
 
 
@@ -74,10 +75,11 @@ def trained(
     case: str, models: Mapping[str, nn.Module], directory: Path, *, resume: bool = False, **changed: Any
 ) -> dict[str, Tensor]:
     """Train a case on a copy of its network, with some settings changed; returns the weights behind it."""
-    surrogate, settings = CASES[case]
+    surrogate, settings = RUNS[case]
     settings = {**settings, **changed}
     model = copy.deepcopy(models[surrogate])
-    train_once(model, samples(), LONG.changed(**settings), directory, resume=resume)
+    data = samples(96) if case == SHARDED else samples()
+    train_once(model, data, LONG.changed(**settings), directory, resume=resume)
     return model.state_dict()
 
 
@@ -85,19 +87,20 @@ class _BrokenOff(Exception):
     pass
 
 
-def break_off(case: str, models: Mapping[str, nn.Module], directory: Path) -> None:
-    """Train a case up to some batch."""
+def break_off(name: str, models: Mapping[str, nn.Module], directory: Path) -> None:
+    """Train the case of one of `BROKEN` up to its batch."""
     own, count = Checkpoints.on_train_batch_end, 0
+    case, behind, every = BROKEN[name]
 
     def on_train_batch_end(self: Checkpoints, *args: Any) -> None:
         nonlocal count
         own(self, *args)
         count += 1
-        if count == BEHIND:
+        if count == behind:
             raise _BrokenOff
 
     with patch.object(Checkpoints, "on_train_batch_end", on_train_batch_end), suppress(_BrokenOff):
-        trained(case, models, directory, save_every=EVERY)
+        trained(case, models, directory, save_every=every)
 
 
 def trajectory(directory: Path) -> dict[str, list[float]]:
@@ -152,20 +155,20 @@ def main(directory: Path, cases: Sequence[str]) -> None:
             weights = trained(case, models, directory / case)
             if first:
                 torch.save(weights, directory / case / "weights.pt")
-        for name, case in BROKEN.items():
-            if case in cases:
-                break_off(case, models, directory / name)
+        for name in (name for name, (case, _, _) in BROKEN.items() if case in cases):
+            break_off(name, models, directory / name)
         if SHARDED not in cases:
             return
         # As a kill leaves it that comes when the checkpoint before has made way for the next.
-        place = directory / "fsdp2 broken" / STATE / CHECKPOINT
+        broken = directory / "fsdp2 broken"
+        place = broken / STATE / CHECKPOINT
         if first:
             shutil.copytree(place, part_of(place))
             place.rename(before(place))
         dist.barrier()
-        weights = trained(SHARDED, models, directory / "fsdp2 broken", resume=True, save_every=EVERY)
+        weights = trained(SHARDED, models, broken, resume=True, save_every=BROKEN[broken.name][2])
         if first:
-            torch.save(weights, directory / "fsdp2 broken" / "weights.pt")
+            torch.save(weights, broken / "weights.pt")
 
 
 if __name__ == "__main__":
