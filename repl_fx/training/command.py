@@ -229,17 +229,9 @@ def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes)
         teacher = build_original(spec, model, weights, trusted)
     if request.output is not None and processes.first:
         save(loaded.model, request.output, force=request.force)
-    return TrainingRun(
-        request.output or Path(spec),
-        loaded.model,
-        loaded.result,
-        data,
-        config,
-        request.resume,
-        processes,
-        models=None if built is None else Models(built, config, trusted),
-        teacher=teacher,
-    )
+    known = loaded.model, loaded.result, data, config, request.resume, processes
+    models = None if built is None else Models(built, config, trusted)
+    return TrainingRun(request.output or Path(spec), *known, models=models, teacher=teacher)
 
 
 def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) -> TrainingRun:

@@ -23,8 +23,8 @@ from repl_fx.training.data.samples import KeptSamples, samples_of
 from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.user_code import reading
 from repl_fx.training.data.user_loaders import UserLoader, loaders_of
+from repl_fx.training.module import Training
 from repl_fx.training.processes import ALONE, Processes
-from repl_fx.training.tasks import Task
 from repl_fx.training.train_config import TrainConfig, names_python_file
 
 # Tasks whose batches are changed on their device; pictures of detection are, one by one, where they are read.
@@ -67,11 +67,17 @@ class DataModule(pl.LightningDataModule):
         """The first held-out batch, as a model gets it, but for its device."""
         return self.on_after_batch_transfer(self.on_before_batch_transfer(next(iter(self.test)), 0), 0)
 
-    def check_targets(self, task: Task) -> None:
-        """Let loaders of a user refuse targets that the task cannot take; a data set is checked when it is read."""
+    def serve(self, module: pl.LightningModule) -> None:
+        """Tell a module which held-out batches count, and refuse targets of a user's loaders that its task cannot take.
+
+        A data set is checked when it is read; a LightningModule of the user's takes what it gets.
+        """
+        if not isinstance(module, Training):
+            return
+        module.counts = self.test.counts
         for loader in (self.train, self.test):
             if isinstance(loader, UserLoader):
-                loader.check = task.require_targets
+                loader.check = module.task.require_targets
 
 
 def read_data(config: TrainConfig, spec: str = "", *, trust_remote_code: bool = False) -> Data | UserData:

@@ -152,19 +152,14 @@ def train_once(
     callbacks = [*_callbacks(checkpoints, config, processes, phase, sharded=sharding.wanted), speed]
     going_on = _saying_how_to_go_on(state / CHECKPOINT) if kept else nullcontext()
     with hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",)), going_on, _interruptible():
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            **_trainer_options(state, config, phase.until if phase else config.epochs, resumed),
-            callbacks=callbacks,
-            **trainer_settings(config, processes),
-        )
+        options = _trainer_options(state, config, phase.until if phase else config.epochs, resumed)
+        options |= trainer_settings(config, processes)
+        trainer = pl.Trainer(accelerator=accelerator, callbacks=callbacks, **options)
         batches = DataModule(data, config, device_of(processes, accelerator), trainer, processes)
         in_epoch = -(-len(batches.train) // config.accumulate)
         steps = config.steps or config.epochs * in_epoch
         module = module_of(sharding.model, data, config, steps, sharding.to_try(batches.first()), teacher)
-        if isinstance(module, Training):
-            batches.check_targets(module.task)
-            module.counts = batches.test.counts
+        batches.serve(module)
         processes.agree(facts(model, data, config, resumed))
         if not resume and processes.first:
             begin_state(state, config, data)
@@ -243,8 +238,7 @@ def evaluate(
         batches = DataModule(data, config, device_of(ALONE, accelerator), trainer)
         first = batches.first()
         module = module_of(model, data, config, 1, first, None if has_targets(first[1]) else teacher)
-        if isinstance(module, Training):
-            batches.check_targets(module.task)
+        batches.serve(module)
         trainer.validate(module, verbose=False, datamodule=batches)
         return figures_of(trainer)
 
