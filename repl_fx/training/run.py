@@ -141,11 +141,7 @@ def train_once(
     if phase is None and config.is_scheduled:
         raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
     accelerator, processes = joined(config, resume=resume)
-    before: Path | None = None
-    resumed: int | None = None
-    if resume:
-        before, resumed = _before(directory, state, None if phase else model, config)
-        require_same_data(state, data)
+    before, resumed = _before(directory, state, None if phase else model, data, config) if resume else (None, None)
     sharding, speed = Sharding(model, config, processes), Speed(config.log_every)
     place = state / CHECKPOINT if kept or phase else None
     checkpoints = Checkpoints(place, config.save_every, config.log_every, fingerprint(model))
@@ -373,8 +369,10 @@ def _callbacks(
         yield ToldSteps(config.log_every)
 
 
-def _before(directory: Path, state: Path, model: nn.Module | None, config: TrainConfig) -> tuple[Path, int]:
-    """The checkpoint to go on from, and its step.
+def _before(
+    directory: Path, state: Path, model: nn.Module | None, data: Data | UserData, config: TrainConfig
+) -> tuple[Path, int]:
+    """The checkpoint to go on from, and its step; of the same model, data and strategy.
 
     Args:
         model: that it has to be of; None for one of several phases, which know their own.
@@ -392,6 +390,7 @@ def _before(directory: Path, state: Path, model: nn.Module | None, config: Train
         raise BadInput(
             f"the checkpoint {checkpoint} is not one of strategy {config.strategy}; go on with the one it is of"
         )
+    require_same_data(state, data)
     return checkpoint, int(header["global_step"])
 
 

@@ -18,23 +18,8 @@ from repl_fx.training import command, run as running
 from repl_fx.training.command import COMPARISON, OTHERS, RunRequest, TrainingRun, begin, train_side_by_side
 from repl_fx.training.run import CHECKPOINT, CONFIG, STATE, settings_of
 from repl_fx.training.train_config import TrainConfig
+from tests.training.trained_net import MODEL
 
-MODEL = """
-    import torch
-    from tests.training.runs import Net, OneByOne, pictures
-
-    def model():
-        return Net()
-
-    def one_by_one():
-        return OneByOne()
-
-    def example_inputs():
-        return (torch.randn(2, 1, 4, 4),)
-
-    def data():
-        return pictures()
-"""
 FAST = {"epochs": 1, "batch_size": 8, "device": "cpu", "compare": True, "seeds": 2, "surrogate": "blend"}
 
 

@@ -14,8 +14,7 @@ from tests.training.runs import Net, pictures
 
 MODEL = """
     import torch
-    from tests.training.runs import Net, OneByOne, pictures
-    from tests.training.runs import bare
+    from tests.training.runs import Net, OneByOne, bare, pictures
 
     def model():
         return Net()
