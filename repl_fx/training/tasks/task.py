@@ -145,12 +145,9 @@ def logits_of(outputs: Any, *names: str) -> Tensor:
     Raises:
         BadInput: there are none.
     """
-    found = outputs
-    for name in ("logits", *names):
-        named = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
-        if named is not None:
-            found = named
-            break
+    known = ("logits", *names)
+    named = (outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None) for name in known)
+    found = next((one for one in named if one is not None), outputs)
     if isinstance(found, (tuple, list)) and found:
         found = found[0]
     if not isinstance(found, Tensor):
