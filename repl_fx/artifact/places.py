@@ -12,3 +12,5 @@ SCORES = "scores.json"
 # The directory of a run of training, and in it the log, the other runs of a comparison and the figures.
 STATE, LOGS, OTHERS = "train_state", "logs", "others"
 RESULT, COMPARISON, FIGURES = "result.json", "comparison.json", "healing.json"
+# A file in it that says that the artifact got the weights of the run.
+KEPT = "kept"

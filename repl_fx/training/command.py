@@ -15,7 +15,7 @@ import msgspec
 from torch import nn
 
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
-from repl_fx.artifact.places import COMPARISON as COMPARISON, LOGS, OTHERS as OTHERS
+from repl_fx.artifact.places import COMPARISON as COMPARISON, KEPT, LOGS, OTHERS as OTHERS
 from repl_fx.benchmarking.results import ORIGINAL, REWRITTEN
 from repl_fx.display.progress import tell
 from repl_fx.environment.files import writing
@@ -287,10 +287,12 @@ def heal_directory(run: TrainingRun, progress: Callable[[str], None] = tell) -> 
 
 
 def keep(run: TrainingRun, model: nn.Module | None) -> None:
-    """Put the weights of a trained model into the artifact of its run."""
-    if run.processes.first and model is not None:
+    """Put the weights of a trained model into the artifact of its run, once: what was saved there since is the user's."""
+    kept = run.directory / STATE / KEPT
+    if run.processes.first and model is not None and not (run.resume and kept.exists()):
         built_like(model, run.model)
         save(model.cpu(), run.directory, source=run.source, force=True)
+        kept.touch()
 
 
 def train_side_by_side(run: TrainingRun, progress: Callable[[str], None] = tell) -> tuple[VariantOutcome, ...]:

@@ -29,7 +29,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
-from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
+from repl_fx.artifact.places import KEPT, LOGS as LOGS, RESULT as RESULT, STATE as STATE
 from repl_fx.display.html import Displayed
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, OutputError, not_ours
@@ -309,7 +309,8 @@ def begin_state(state: Path, config: TrainConfig, data: Data | UserData) -> None
     with writing(state):
         state.mkdir(parents=True, exist_ok=True)
         discard_all(state / CHECKPOINT)
-        (state / RESULT).unlink(missing_ok=True)
+        for name in (RESULT, KEPT):
+            (state / name).unlink(missing_ok=True)
         shutil.rmtree(state / LOGS, ignore_errors=True)
         (state / CONFIG).write_text(config.to_yaml())
         (state / DATA).write_text(content_of(data))

@@ -115,8 +115,18 @@ def test_a_graph_is_trained(run: Run, tmp_path: Path) -> None:
     spec.write_text(MODEL)
     result = run("train", spec, "-o", out, "--graph", "--steps", "1", "--batch-size", "8", "--device", "cpu", "-q")
     assert result.exit_code == 0, result.stderr
-    assert isinstance(repl_fx.load(out, graph=True), fx.GraphModule)
+    trained = repl_fx.load(out, graph=True)
+    assert isinstance(trained, fx.GraphModule)
+    # What is saved behind the end of a run stays, also where the run is asked for again.
+    head: Any = trained.head
+    torch.nn.init.constant_(head.bias, 3.0)
+    repl_fx.save(trained, out, force=True)
     assert run("train", out, "--resume", "-q").exit_code == 0
+    again: Any = repl_fx.load(out, graph=True)
+    assert torch.equal(again.head.bias, head.bias)
+    assert run("train", out, "--force", "--graph", "--steps", "1", "--batch-size", "8", "-q").exit_code == 0
+    again = repl_fx.load(out, graph=True)
+    assert not torch.equal(again.head.bias, head.bias)
 
 
 def test_data_that_the_model_does_not_fit_leave_nothing(run: Run, tmp_path: Path) -> None:
