@@ -363,6 +363,18 @@ def has_attribute(root: nn.Module, path: str) -> bool:
     return True
 
 
+def called_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls; None of a node of another kind."""
+    return gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def parameters_read(gm: fx.GraphModule, node: fx.Node) -> list[str]:
+    """The paths of the tensors that a node is given, and of the parameters of the module that it calls."""
+    given = [str(feeder.target) for feeder in node.all_input_nodes if feeder.op == "get_attr"]
+    module = called_module(gm, node)
+    return given if module is None else [*given, *(f"{node.target}.{name}" for name, _ in module.named_parameters())]
+
+
 def is_tensor(node: fx.Node) -> bool:
     """Tell whether a node's value is one tensor."""
     return isinstance(node.meta.get("val"), Tensor)

@@ -41,7 +41,7 @@ from repl_fx.surrogates.shared.activations import activation_function, find_acti
 from repl_fx.surrogates.shared.branch_edits import by_span, starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
-from repl_fx.surrogates.shared.norms import PreNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm, fresh_norm
+from repl_fx.surrogates.shared.norms import PreNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, check_thin_settings, register_surrogate
@@ -155,10 +155,8 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         axis_in, axis_out = span.axes
         synthesis, paths = self._weights(site, span)
         parts = site.synthesised(span.name, synthesis, paths, synthesis.names)
-        places = {name: (place, name) for place, name in enumerate(synthesis.names)}
-        gains, weight = self.config.weights == "neighbours", places["weight_out"]
-        last = LastLayer((weight[0], "gain_out") if gains else weight, places.get("bias_out"), gains)
-        site.fitted(parts["weight_out"], last)
+        gains = "gain_out" if self.config.weights == "neighbours" else ""
+        site.fitted(parts["weight_out"], LastLayer.among(parts, "weight_out", "bias_out", gains=gains))
         if span.axes == (-1, -1) and "kernel" not in parts and span.norm is None:
             return _lean(site, span, parts)
         value = _pointwise(site, span.branch.input, parts["weight_in"], parts.get("bias_in"), axis_in)
@@ -166,8 +164,7 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
             value = site.mix(value, parts["kernel"], None, groups=span.width)
         value = _change_layout(site, value, span.layout)
         if span.norm is not None:
-            norm = fresh_norm(span.norm, value, axis_out, next(synthesis.parameters()))
-            value = site.call_module(site.module(f"{span.name}_norm", norm), value)
+            value = span.norm.applied(site, f"{span.name}_norm", value, axis_out, next(synthesis.parameters()))
         if span.activation is not None:
             value = site.again(span.activation, value)
         return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), axis_out)
@@ -261,9 +258,10 @@ def _without(tensor: Tensor, axis: int) -> list[str]:
 
 def _layout_change(given: Tensor, made: Tensor, axis_in: int, axis_out: int) -> str | None:
     """The way of positions from the span's input to its output; None where they do not correspond."""
-    if axis_in == axis_out and _without(given, axis_in) == _without(made, axis_out):
+    same_positions = _without(given, axis_in) == _without(made, axis_out)
+    if same_positions and axis_in == axis_out:
         return "none"
-    if given.ndim == made.ndim and given.ndim > 2 and _without(given, axis_in) == _without(made, axis_out):
+    if same_positions and given.ndim > 2:
         return "channels last" if axis_in == 1 else "channels first"
     if axis_in == 1 and axis_out == -1 and made.ndim == 3 and given.ndim > 3:
         positions = math.prod(int(s) for s in given.shape[2:])

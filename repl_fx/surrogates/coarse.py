@@ -34,7 +34,7 @@ from repl_fx._torch import example_of, has_example
 from repl_fx.finding.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
-from repl_fx.graph.captured import writes_in_place
+from repl_fx.graph.captured import called_module, parameters_read, writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.blended_weights import (
     BlendedWeight,
@@ -46,7 +46,7 @@ from repl_fx.surrogates.shared.blended_weights import (
 from repl_fx.surrogates.shared.branch_edits import bias_paths, has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import FittedStart, LastLayer
-from repl_fx.surrogates.shared.norms import fitted_norm, fresh_norm, norm_at
+from repl_fx.surrogates.shared.norms import norm_at
 from repl_fx.surrogates.shared.position_sizes import with_positions
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.surrogate import Match, Surrogate, check_thin_settings, register_surrogate
@@ -129,7 +129,10 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
                 node = call.node
                 args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: made.get(n, n))
                 if node in match.zero_norms:
-                    value = _zero_norm(site, call, args[0])
+                    norm = norm_at(site.graph_module, node, {int(call.value.shape[1])})
+                    assert norm is not None  # the match has asked
+                    like = site.tensor(site.block.parameters[0])
+                    value = norm.applied(site, "norm", args[0], 1, like, zero_init=True)
                 elif node in match.joins:
                     # Not in place: the mean is read again.
                     value = site.call(torch.ops.aten.add.Tensor, *args)
@@ -224,7 +227,7 @@ def _spine(site: Site) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
         if node in joins:
             plain = len(node.args) == 2 and not node.kwargs
         else:
-            plain = node.op == "call_module" and type(gm.get_submodule(str(node.target))) is nn.Identity
+            plain = type(called_module(gm, node)) is nn.Identity
         if not plain:
             raise Unfit(f"its spine has {node.name}, which is no plain addition", node)
     return joins, tuple(node for node in split.spine if node > last)
@@ -280,11 +283,11 @@ def _require_none_for_each_position(site: Site, positions: int, channels: int) -
     gm, told = site.graph_module, set()
     for node in site.block.nodes:
         linear = linear_operator_of(gm, node)
-        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = called_module(gm, node)
         if linear is not None and linear.kind == "linear":
             told |= {linear.weight, *bias_paths(site, linear)}
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            told |= {f"{node.target}.{name}" for name, _ in module.named_parameters()}
+            told.update(parameters_read(gm, node))
     for path in site.block.parameters:
         sizes = site.tensor(path).shape
         if positions in sizes and path not in told and (len(sizes) > 1 or positions != channels):
@@ -314,21 +317,6 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], windows: 
 
 def _written(site: Site, node: fx.Node) -> fx.Node | None:
     """The value that a node writes into; None where it writes nowhere."""
-    if node.op == "call_module":
-        writes = getattr(site.graph_module.get_submodule(str(node.target)), "inplace", False)
-    else:
-        writes = writes_in_place(node)
+    writes = writes_in_place(node) or getattr(called_module(site.graph_module, node), "inplace", False)
     given = node.args[0] if node.args and writes else None
     return given if isinstance(given, fx.Node) else None
-
-
-def _zero_norm(site: Builder, call: NodeCall, given: fx.Node) -> fx.Node:
-    """A call of a norm like that of another call, which makes zeros at first."""
-    channels = int(call.value.shape[1])
-    norm = norm_at(site.graph_module, call.node, {channels})
-    assert norm is not None
-    like = site.tensor(site.block.parameters[0])
-    made = fresh_norm(norm, call.node, 1, like, zero_init=True)
-    value = site.call_module(site.module("norm", made), given)
-    site.fitted(value, fitted_norm(made))
-    return value

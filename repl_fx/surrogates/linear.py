@@ -165,23 +165,25 @@ class Linear(Surrogate[LinearConfig, LinearMatch]):
             if sampling is not None and sampling.average is not None:
                 stream = site.again(sampling.average, stream)
             strides = () if sampling is None else sampling.strides
-            if self.config.form == "scale":
-                scale = ScaleSynthesis(made_width, spatial, **made)
-                factor, shift = site.synthesised("linear", scale, (), scale.names).values()
-                site.fitted(shift, WholeMap(merged=False))
-                scaled = site.call(torch.ops.aten.mul.Tensor, stream, factor)
-                return (site.call(torch.ops.aten.add.Tensor, scaled, shift),)
-            if self.config.rank is None:
-                whole = MapSynthesis(widths, spatial, **made)
-                weight, shift = site.synthesised("linear", whole, (), whole.names).values()
-                site.fitted(shift, WholeMap(merged=False))
-                return (site.mix(stream, weight, shift, stride=strides),)
-            kind = ThinMapSynthesis if sampling is None else ThinProductSynthesis
-            thin = kind(widths, self.config.rank, spatial, **made)
-            down, up, shift = site.synthesised("linear", thin, (), thin.names).values()
+            synthesis = self._synthesis(widths, spatial, sampling is not None, **made)
+            first, *second, shift = site.synthesised("linear", synthesis, (), synthesis.names).values()
             site.fitted(shift, WholeMap(merged=False))
-            change = site.mix(site.mix(stream, down, None, stride=strides), up, shift)
+            if self.config.form == "scale":
+                scaled = site.call(torch.ops.aten.mul.Tensor, stream, first)
+                return (site.call(torch.ops.aten.add.Tensor, scaled, shift),)
+            if not second:
+                return (site.mix(stream, first, shift, stride=strides),)
+            change = site.mix(site.mix(stream, first, None, stride=strides), second[0], shift)
             return (change if sampling is not None else site.call(torch.ops.aten.add.Tensor, stream, change),)
+
+    def _synthesis(self, widths: tuple[int, int], spatial: tuple[int, ...], sampled: bool, **kind: Any) -> StreamMap:
+        """The map of the form that is set; `sampled` where sizes change, and the stream does not pass beside it."""
+        if self.config.form == "scale":
+            return ScaleSynthesis(widths[1], spatial, **kind)
+        if self.config.rank is None:
+            return MapSynthesis(widths, spatial, **kind)
+        thin = ThinProductSynthesis if sampled else ThinMapSynthesis
+        return thin(widths, self.config.rank, spatial, **kind)
 
     def _merged(self, site: Builder, layer: LinearOperator, synthesis: MergedSynthesis) -> tuple[fx.Node, ...]:
         """Let the layer have weights with the map in them, and the stream pass the block."""

@@ -27,15 +27,14 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import fixed_size
 from repl_fx.errors import BadInput
 from repl_fx.finding.linear_operators import LinearOperator
-from repl_fx.graph.captured import attribute
+from repl_fx.graph.captured import attribute, called_module, parameters_read
 from repl_fx.graph.notes import STANDS_FOR
-from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR, RESHAPES
+from repl_fx.graph.roles import LINEAR, RESHAPES
 from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.cut_layers import StayingUnits, cut_layers, longest
 from repl_fx.surrogates.shared.fitted_starts import CutLayer, CutVector, KeptUnits, LastLayer, UnitsOf
 from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
-from repl_fx.surrogates.shared.norms import fresh_norm
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.surrogate import Match, Surrogate, Traits, register_surrogate
 from repl_fx.surrogates.shared.synthesis import OwnWeights
@@ -74,13 +73,15 @@ class NarrowMatch(Match):
 
     Attributes:
         layers: those that make or read them, with their parts that stay, by node.
-        norms: between them: the paths of their numbers by name, by node.
+        between: the nodes between them, with the number of the units that are in their values.
+        norms: those of them that are norms: the paths of their numbers by name, by node.
         nodes: all that change, in program order.
     """
 
     hidden: tuple[HiddenUnits, ...]
     counts: tuple[UnitsOf, ...]
     layers: Mapping[fx.Node, tuple[LinearOperator, CutLayer]]
+    between: Mapping[fx.Node, int]
     norms: Mapping[fx.Node, Mapping[str, str]]
     nodes: tuple[fx.Node, ...]
 
@@ -106,17 +107,19 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         hidden = tuple(find_hidden_units(site))
         layers = _layers(site, hidden)
         norms = {node: _norm_state(site, node) for units in hidden for node in units.norms}
-        nodes = tuple(sorted({*layers, *(node for units in hidden for node in units.between)}))
-        gone = {path for node in (*layers, *norms) for path in _parameters_of(site, node)}
-        others = (node for node in site.graph_module.graph.nodes if node not in layers and node not in norms)
+        between = {node: number for number, units in enumerate(hidden) for node in units.between}
+        nodes = tuple(sorted({*layers, *between}))
+        gm = site.graph_module
+        gone = {path for node in (*layers, *norms) for path in parameters_read(gm, node)}
+        others = (node for node in gm.graph.nodes if node not in layers and node not in norms)
         # Narrow weights are the block's own, and what is shared stays shared.
-        read = {id(attribute(site.graph_module, path)) for node in others for path in _parameters_of(site, node)}
-        if shared := sorted(path for path in gone if id(attribute(site.graph_module, path)) in read):
+        read = {id(attribute(gm, path)) for node in others for path in parameters_read(gm, node)}
+        if shared := sorted(path for path in gone if id(attribute(gm, path)) in read):
             raise Unfit(f"{shared[0]} is read elsewhere too")
         kept = [path for path in site.block.parameters if path not in gone]
         counts = tuple(UnitsOf(u.value.name, u.axis, u.size, self._count(u.size, u.group), u.group) for u in hidden)
         left = f"{', '.join(dict.fromkeys(f'{u.count} of {u.size}' for u in counts))} hidden units"
-        return NarrowMatch(hidden, counts, layers, norms, nodes, kept_parameters=kept, left=left)
+        return NarrowMatch(hidden, counts, layers, between, norms, nodes, kept_parameters=kept, left=left)
 
     def build(self, site: Builder, match: NarrowMatch) -> tuple[fx.Node, ...]:
         """Put narrow layers and what is between them in the place of those of the block; its other nodes stay."""
@@ -127,25 +130,28 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
             weights = site.synthesised("narrow", own, (), own.names)
         vectors: list[CutVector] = []
         for number, node in enumerate(match.nodes):
-            units = next((i for i, some in enumerate(match.hidden) if node in some.between), None)
             with site.before_node(node):
                 if node in match.layers:
-                    made = _applied(site, *match.layers[node], weights, None if units is None else match.counts[units])
+                    made = _applied(site, *match.layers[node], weights, match.counts)
                 elif node in match.norms:
-                    assert units is not None
-                    path = site.module(f"norm_{number}", _norm(site, match, node, units, chosen[units]))
+                    units = match.between[node]
+                    path = site.module(f"norm_{number}", _norm(site, match, node, chosen[units]))
                     made = site.call_module(path, node.args[0])
                     vectors += [CutVector(f"{path}.{name}", of, units) for name, of in match.norms[node].items()]
                 else:
-                    assert units is not None
-                    made = _again(site, node, match.counts[units])
+                    made = _again(site, node, match.counts[match.between[node]])
             site.replace(node, made)
-        places = {name: place for place, name in enumerate(own.names)}
-        ends = [_last_layer(layer, places) for layer in start.layers if layer.rows is None]
+        ends = [
+            LastLayer.among(own.names, layer.weight, layer.bias or "", transposed=layer.transposed)
+            for layer in start.layers
+            if layer.rows is None
+        ]
         # A norm or a depthwise convolution has more than weights of another size.
         if len(match.layers) == sum(len((*u.entries, *u.readers)) for u in match.hidden) and not match.norms:
-            for name, path in (source for layer in start.layers for source in layer.sources.items()):
-                STANDS_FOR.put(weights[name], path)
+            for layer in start.layers:
+                for name, source in ((layer.weight, layer.of_weight), (layer.bias, layer.of_bias)):
+                    if name is not None and source is not None:
+                        STANDS_FOR.put(weights[name], source)
         site.fitted(weights[own.names[0]], replace(start, vectors=tuple(vectors)), *ends)
         return site.block.outputs
 
@@ -169,11 +175,8 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
                 made[layer.of_bias] = bias
         for number, node in enumerate(match.nodes):
             if node in match.norms:
-                at = next(i for i, units in enumerate(match.hidden) if node in units.between)
-                state = own.get_submodule(f"norm_{number}").state_dict()
-                made |= {
-                    path: state[name][again[at].to(state[name].device)] for name, path in match.norms[node].items()
-                }
+                index, state = again[match.between[node]], own.get_submodule(f"norm_{number}").state_dict()
+                made |= {path: state[name][index.to(state[name].device)] for name, path in match.norms[node].items()}
         return made
 
     def _count(self, size: int, group: int = 1) -> int:
@@ -183,12 +186,6 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         if size >= _MANY:
             count = max(1, round(self._ratio * size / _MULTIPLE)) * _MULTIPLE
         return min(size, count)
-
-
-def _last_layer(layer: CutLayer, places: Mapping[str, int]) -> LastLayer:
-    """A layer whose weight can be fitted; `places` are those of the synthesis' results."""
-    bias = None if layer.bias is None else (places[layer.bias], layer.bias)
-    return LastLayer((places[layer.weight], layer.weight), bias, gains=False, transposed=layer.transposed)
 
 
 def _layers(site: Site, hidden: Sequence[HiddenUnits]) -> dict[fx.Node, tuple[LinearOperator, CutLayer]]:
@@ -220,20 +217,11 @@ def _layers(site: Site, hidden: Sequence[HiddenUnits]) -> dict[fx.Node, tuple[Li
     return found
 
 
-def _parameters_of(site: Site, node: fx.Node) -> list[str]:
-    """The paths of the parameters that a node reads."""
-    read = [str(feeder.target) for feeder in node.all_input_nodes if feeder.op == "get_attr"]
-    if node.op == "call_module":
-        module = site.graph_module.get_submodule(str(node.target))
-        read += [f"{node.target}.{name}" for name, _ in module.named_parameters()]
-    return read
-
-
 def _norm_state(site: Site, node: fx.Node) -> dict[str, str]:
     """The paths of the numbers that a norm has for each channel, by name."""
     names = ("weight", "bias", "running_mean", "running_var")
-    if node.op == "call_module":
-        module = site.graph_module.get_submodule(str(node.target))
+    module = called_module(site.graph_module, node)
+    if module is not None:
         found = {name: f"{node.target}.{name}" for name in names if getattr(module, name, None) is not None}
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             return found
@@ -245,15 +233,16 @@ def _norm_state(site: Site, node: fx.Node) -> dict[str, str]:
     return found
 
 
-def _norm(site: Builder, match: NarrowMatch, node: fx.Node, units: int, chosen: StayingUnits) -> nn.Module:
+def _norm(site: Builder, match: NarrowMatch, node: fx.Node, chosen: StayingUnits) -> nn.Module:
     """A norm with the numbers of the channels that stay."""
+    units = match.between[node]
     norm, given = match.hidden[units].between[node], site.now(node.args[0])
     assert norm is not None
     count = match.counts[units].count
     like = site.tensor(next(iter(match.layers.values()))[1].of_weight)
     made: nn.Module
     if norm.kind == "batch":
-        made = fresh_norm(norm, given, 1, site.tensor(match.norms[node]["running_mean"]))
+        made = norm.fresh(given, 1, site.tensor(match.norms[node]["running_mean"]))
     else:
         own: Any = site.graph_module.get_submodule(str(node.target))
         if norm.kind == "group":
@@ -274,22 +263,21 @@ def _applied(
     linear: LinearOperator,
     layer: CutLayer,
     weights: Mapping[str, fx.Node],
-    units: UnitsOf | None,
+    counts: Sequence[UnitsOf],
 ) -> fx.Node:
-    """The call of a layer on its weight without some units; `units` are those that a depthwise convolution keeps."""
+    """The call of a layer on its weight without some units, in as many groups as a depthwise convolution keeps."""
     node, weight = linear.node, weights[layer.weight]
     if layer.transposed:
         weight = site.call(torch.ops.aten.t.default, weight)
     given = linear.input, weight, weights[layer.bias] if layer.bias else None
     if linear.kind == "linear":
         return site.call(LINEAR, *given)
-    groups = 1 if units is None else units.count
-    if node.op == "call_module":
-        conv = cast("nn.Conv2d", site.graph_module.get_submodule(str(node.target)))
-        named = CONVOLUTIONS_PADDED_BY_WORD if isinstance(conv.padding, str) else CONVOLUTIONS
-        return site.call(named[conv.weight.ndim - 2], *given, conv.stride, conv.padding, conv.dilation, groups)
+    groups = counts[layer.rows].count if linear.groups > 1 and layer.rows is not None else 1
+    conv = called_module(site.graph_module, node)
+    if conv is not None:
+        return site.convolved(cast("nn.Conv2d", conv), *given, groups)
     settings = list(node.args[len(given) :])
-    if units is not None:
+    if linear.groups > 1:
         settings[_GROUPS] = groups
     function: Any = node.target
     return site.call(function, *given, *settings)
@@ -303,8 +291,7 @@ def _again(site: Builder, node: fx.Node, units: UnitsOf) -> fx.Node:
     assert isinstance(sizes, Sequence)
     # Into heads, or with all units along the last axis.
     has_all = fixed_size(node.meta["val"].shape[-1]) == units.size
-    changed = {-1: units.count} if has_all else {-2: units.count // units.group}
-    axis, number = next(iter(changed.items()))
+    axis, number = (-1, units.count) if has_all else (-2, units.count // units.group)
     places = list(sizes)
     places[axis] = places[axis] if places[axis] == -1 else number
     function: Any = node.target

@@ -155,8 +155,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         branch, attention, heads = mixing.branch, mixing.attention, mixing.heads
         synthesis, paths = self._weights(site, mixing)
         parts = site.synthesised(mixing.name, synthesis, paths, synthesis.names)
-        places = {name: (place, name) for place, name in enumerate(synthesis.names)}
-        site.fitted(parts["weight_out"], LastLayer(places["weight_out"], places.get("bias_out"), gains=False))
+        site.fitted(parts["weight_out"], LastLayer.among(parts, "weight_out", "bias_out"))
         norm = mixing.pre_norm
         weight, bias = norm.taken_in(site, parts["weight_values"], parts.get("bias_values"))
         source = _borrowed(mixing)

@@ -22,7 +22,7 @@ Where a layer scale follows, that sets how the branch begins.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +32,13 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import fixed_size
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
-from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.captured import called_module, share_tensors
 from repl_fx.graph.roles import ADDITIONS, COPIES, MULTIPLICATIONS, PERMUTATIONS
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, LastLayer, Term
-from repl_fx.surrogates.shared.norms import ThinNorm, fitted_norm, fresh_norm, norm_at
+from repl_fx.surrogates.shared.norms import ThinNorm, norm_at
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.surrogate import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.thin_block import SlimSynthesis, WeightCut, slim_weights
@@ -125,7 +125,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         with site.before_node(site.block.output):
             mixed = [step for step in match.steps if step.linear is not None]
             weights = self._weights(site, mixed)
-            starts = [self._start(mixed, i) for i, step in enumerate(mixed) if step.node in match.exits]
+            starts = [self._start(step, i, weights) for i, step in enumerate(mixed) if step.node in match.exits]
             site.fitted(weights["weight_0"], *starts)
             taken, rest = stream, None
             if width < channels:
@@ -141,10 +141,8 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
                     value = site.mix(given, weight, bias, step.linear.dilation, step.groups)
                 elif step.norm is not None:
                     like, axis = site.tensor(site.block.parameters[0]), 1 if step.axis == 1 else -1
-                    norm = fresh_norm(step.norm, given, axis, like, zero_init=step.node in match.zero_norms)
-                    value = site.call_module(site.module(f"norm_{number}", norm), given)
-                    if step.node in match.zero_norms:
-                        site.fitted(value, fitted_norm(norm))
+                    zero = step.node in match.zero_norms
+                    value = step.norm.applied(site, f"norm_{number}", given, axis, like, zero_init=zero)
                 elif step.scale is not None:
                     value = _scaled(site, step, given, number)
                 elif step.node.target in ADDITIONS:
@@ -172,15 +170,12 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
         return site.synthesised("slim", synthesis, paths, synthesis.names)
 
-    def _start(self, mixed: Sequence[_SlimNode], number: int) -> FittedStart:
+    def _start(self, step: _SlimNode, number: int, weights: Iterable[str]) -> FittedStart:
         """The weight and bias of a linear operator at the end of a branch as what can be fitted."""
-        cut = mixed[number].cut
+        cut, bias = step.cut, f"bias_{number}"
         assert cut is not None
-        bias = f"bias_{number}"
         if self.config.weights == "own":
-            before = [step.cut for step in mixed[:number] if step.cut is not None]
-            place = len(mixed) + sum(one.bias for one in before)
-            return LastLayer((number, f"weight_{number}"), (place, bias) if cut.bias else None, gains=False)
+            return LastLayer.among(weights, f"weight_{number}", bias)
         terms = [Term(f"gain_{number}", start, cut.rows) for start in (0, cut.rows)]
         return ChannelTerms((*terms, *([Term(bias, 0, cut.rows)] if cut.bias else ())))
 
@@ -337,11 +332,9 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
     sizes = (2, 3, 5, 7, 11)[:ndim]
     probe = torch.empty(sizes, device="meta")
     try:
-        if node.op == "call_module":
-            made = share_tensors(gm.get_submodule(str(node.target)))(probe)
-        else:
-            function: Any = node.target
-            made = function(probe, *node.args[1:], **node.kwargs)
+        module = called_module(gm, node)
+        function: Any = node.target if module is None else share_tensors(module)
+        made = function(probe, *node.args[1:], **node.kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
     if not isinstance(made, Tensor) or sorted(made.shape) != sorted(sizes):

@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import foreign_code
 from repl_fx.finding.branches import Branch, behind_entries, same_shape
-from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.captured import called_module, share_tensors
 from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.graph.roles import ACTIVATIONS
+from repl_fx.graph.state import named_tensors
 from repl_fx.running.untouched import seeded
 
 _NOT_ACTIVATIONS = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.PReLU, nn.Softmax2d, nn.GLU)
@@ -42,9 +43,10 @@ class ElementwiseCall(nn.Module):
 
 def activation_function(gm: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor]:
     """The activation that a node calls, alone: a module or function of one tensor."""
-    if node.op == "call_module":
+    module = called_module(gm, node)
+    if module is not None:
         with foreign_code():
-            return copy.deepcopy(gm.get_submodule(str(node.target)))
+            return copy.deepcopy(module)
     target: Any = node.target
     return ElementwiseCall(target, node.args[1:], node.kwargs)
 
@@ -60,14 +62,10 @@ def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     given = node.args[0] if node.args else None
     if not isinstance(given, fx.Node) or not same_shape(given, node) or PASSES_THROUGH.of(node):
         return False
-    if node.op == "call_function":
+    module = called_module(gm, node)
+    if module is None:
         return node.target in ACTIVATIONS
-    if node.op != "call_module" or len(node.all_input_nodes) != 1:
-        return False
-    module = gm.get_submodule(str(node.target))
-    if isinstance(module, _NOT_ACTIVATIONS) or any(
-        True for some in (module.parameters(), module.buffers()) for _ in some
-    ):
+    if len(node.all_input_nodes) != 1 or isinstance(module, _NOT_ACTIVATIONS) or named_tensors(module):
         return False
     # A copy, as a forward may leave something behind in the module.
     return _is_elementwise_nonlinearity(share_tensors(module))

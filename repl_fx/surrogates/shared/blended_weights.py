@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.finding.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
-from repl_fx.graph.captured import share_tensors
-from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR
+from repl_fx.graph.captured import called_module, share_tensors
+from repl_fx.graph.roles import LINEAR
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, Term
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
@@ -96,7 +96,7 @@ def find_weights(site: Site) -> tuple[BlendedWeight, ...]:
     """The block's weights that can be blended, each once; refuses none at all, and neighbours' of another size."""
     gm = site.graph_module
     norms = {
-        str(n.target) for n in site.block.nodes if n.op == "call_module" and is_norm(gm.get_submodule(str(n.target)))
+        str(n.target) for n in site.block.nodes if (module := called_module(gm, n)) is not None and is_norm(module)
     }
     found = []
     for path in dict.fromkeys(site.block.parameters):
@@ -120,10 +120,9 @@ def _output_axis(site: Site, path: str) -> int | None:
         if linear is not None and linear.weight == path:
             return 1 if linear.transposed else 0
         # No operator on channels, yet its weight is (in, out, …); of groups, each has output channels of its own.
-        if node.op == "call_module" and path == f"{node.target}.weight":
-            module = site.graph_module.get_submodule(str(node.target))
-            if isinstance(module, _TRANSPOSED) and module.groups == 1:
-                return 1
+        module = called_module(site.graph_module, node)
+        if isinstance(module, _TRANSPOSED) and path == f"{node.target}.weight" and module.groups == 1:
+            return 1
     return None
 
 
@@ -170,21 +169,18 @@ def fitted_gains(
 
 def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.Node | None:
     """The call of a module that reads some of its state from nodes, by path; None where it has none of that state."""
-    if call.node.op != "call_module":
+    module = called_module(site.graph_module, call.node)
+    if module is None:
         return None
-    module = site.graph_module.get_submodule(str(call.node.target))
     own = {n: f"{call.node.target}.{n}" for n, _ in (*module.named_parameters(), *module.named_buffers())}
     if given.keys().isdisjoint(own.values()):
         return None
     state = {name: given[path] if path in given else site.parameter(path) for name, path in own.items()}
     if is_plain(module) and isinstance(module, nn.Linear):
         return site.call(LINEAR, call.args[0], state["weight"], state.get("bias"))
-    if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
-        conv = cast("nn.Conv2d", module)
-        convolutions = CONVOLUTIONS_PADDED_BY_WORD if isinstance(conv.padding, str) else CONVOLUTIONS
-        settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        operator = convolutions[conv.weight.ndim - 2]
-        return site.call(operator, call.args[0], state["weight"], state.get("bias"), *settings)
+    conv = cast("nn.Conv2d", module)
+    if is_plain(module) and conv.padding_mode == "zeros":
+        return site.convolved(conv, call.args[0], state["weight"], state.get("bias"), conv.groups)
     path = site.module("call", FunctionalModule(module, tuple(state)))
     return site.create("call_module", path, (*state.values(), *call.args), call.kwargs, call.value)
 

@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from repl_fx.finding.branches import Branch, same_shape
 from repl_fx.finding.linear_operators import LinearOperator
 from repl_fx.graph.bridge import digraph, reached_from
-from repl_fx.graph.captured import share_tensors, writes_in_place
+from repl_fx.graph.captured import called_module, parameters_read, share_tensors, writes_in_place
+from repl_fx.graph.state import named_tensors
 from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.norms import find_post_norm
 from repl_fx.surrogates.shared.site import Site
@@ -43,11 +44,8 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
     The result of a ReLU of zeros has no gradient at all, so nothing before it would ever learn.
     """
     behind = sorted(reached_from(digraph(branch.nodes), [end]) - {end})
-    for node in behind:
-        if any(feeder.op == "get_attr" for feeder in node.all_input_nodes):
-            return False
-        if node.op == "call_module" and any(True for _ in gm.get_submodule(str(node.target)).parameters()):
-            return False
+    if any(parameters_read(gm, node) for node in behind):
+        return False
     # Values that change with the span's where that is zero.
     lively = digraph([end, *(node for node in behind if not _flat_at_zero(gm, node))])
     return branch.root in reached_from(lively, [end])
@@ -58,11 +56,9 @@ def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
     feeders, value = node.all_input_nodes, node.meta.get("val")
     if len(feeders) != 1 or not isinstance(value, Tensor) or not value.is_floating_point():
         return False
-    if node.op == "call_module":
-        # In evaluation mode, as dropout may drop all of so few numbers.
-        function: Any = share_tensors(gm.get_submodule(str(node.target))).eval()
-    else:
-        function = node.target
+    module = called_module(gm, node)
+    # In evaluation mode, as dropout may drop all of so few numbers.
+    function: Any = node.target if module is None else share_tensors(module).eval()
     leaf = torch.zeros([2] * value.ndim, requires_grad=True, device="cpu")
     try:
         with torch.enable_grad(), seeded(leaf.device, 0):
@@ -106,13 +102,10 @@ def silencing_parameters(site: Site) -> set[str]:
     ends = zero_init_operators(site)
     found = {linear.weight for linear in ends if linear.weight is not None}
     found |= {path for linear in ends if linear.bias for path in bias_paths(site, linear)}
-    norms = ((str(node.target), site.graph_module.get_submodule(str(node.target))) for node in zero_init_norms(site))
-    return found | {f"{path}.{name}" for path, norm in norms for name, _ in norm.named_parameters()}
+    return found.union(*(parameters_read(site.graph_module, norm) for norm in zero_init_norms(site)))
 
 
 def has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether a node calls a module without parameters and buffers: dropout, drop path."""
-    if node.op != "call_module" or node.kwargs:
-        return False
-    module = gm.get_submodule(str(node.target))
-    return not any(True for some in (module.parameters(), module.buffers()) for _ in some)
+    module = called_module(gm, node)
+    return module is not None and not node.kwargs and not named_tensors(module)

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import fake_of, pytree
+from repl_fx._torch import pytree
 from repl_fx.errors import foreign_code, is_ours
 from repl_fx.finding.blocks import Block
 from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name, writes_in_place
 from repl_fx.graph.notes import COUNTERPART, REPLACES
-from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
+from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR
 from repl_fx.graph.runtime import enter_autocast
 from repl_fx.running.holders import attributes_of
 from repl_fx.surrogates.shared.fitted_starts import FITTED, FittedStart
@@ -191,6 +191,12 @@ class Builder(Site):
         padding = [d * (int(k) - 1) // 2 for d, k in zip(spread, kernel, strict=True)]
         return self.call(CONVOLUTIONS[len(kernel)], value, weight, bias, list(stride or ones), padding, spread, groups)
 
+    def convolved(self, like: nn.Conv2d, value: fx.Node, weight: fx.Node, bias: fx.Node | None, groups: int) -> fx.Node:
+        """A node that applies a weight as a convolution of any number of dimensions does, in so many groups."""
+        known = CONVOLUTIONS_PADDED_BY_WORD if isinstance(like.padding, str) else CONVOLUTIONS
+        function, settings = known[like.weight.ndim - 2], (like.stride, like.padding, like.dilation)
+        return self.call(function, value, weight, bias, *settings, groups)
+
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""
         args, kwargs = self.now((args, kwargs))
@@ -205,23 +211,7 @@ class Builder(Site):
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
-        call = f"{_form_of(synthesis)} {[_Kind(weight.meta['val']) for weight in weights]!r}"
-        value = self._rewriting.once(call, lambda: self._shapes_of(synthesis, weights))
-        return self.create("call_module", self.module(name, synthesis), weights, {}, value)
-
-    def _shapes_of(self, synthesis: Synthesis, weights: Sequence[fx.Node]) -> Any:
-        """Fake results of a synthesis. Weights have fixed sizes, so the meta device will do, and is faster."""
-        tensors = (*synthesis.named_parameters(), *synthesis.named_buffers())
-        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
-        values = [node.meta["val"] for node in weights]
-        given = [torch.empty(tuple(value.shape), dtype=value.dtype, device="meta") for value in values]
-        with torch.no_grad():
-            made = torch.func.functional_call(synthesis, state, tuple(given))
-        return pytree.tree_map_only(Tensor, self._fake, made)
-
-    def _fake(self, tensor: Tensor) -> Tensor:
-        mode = self._made.meta.get("fake_mode")
-        return tensor if mode is None else fake_of(mode, tensor, self._made.meta["device"])
+        return self.call_module(self.module(name, synthesis), *weights)
 
     def synthesised(
         self, name: str, synthesis: Synthesis, given: Iterable[str], results: Iterable[str]

@@ -7,6 +7,7 @@ calls the module that has the parameters: a synthesis, or a norm.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from repl_fx.graph.notes import Note
@@ -54,6 +55,22 @@ class LastLayer:
     gains: bool
     transposed: bool = False
 
+    @classmethod
+    def among(
+        cls, names: Iterable[str], weight: str, bias: str, *, gains: str = "", transposed: bool = False
+    ) -> LastLayer:
+        """The layer of a weight, and of a bias where there is one, that are among the named results of a module.
+
+        Each is made by the parameter of its own name, or the weight by `gains`.
+        """
+        places = {name: (place, name) for place, name in enumerate(names)}
+        return cls((places[weight][0], gains or weight), places.get(bias), bool(gains), transposed)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the parameters that make the weight and the bias."""
+        return tuple(name for _, name in filter(None, (self.weight, self.bias)))
+
 
 @dataclass(frozen=True)
 class WholeMap:
@@ -98,12 +115,6 @@ class CutLayer:
     transposed: bool
     rows: int | None
     columns: int | None
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """The paths of what the parameters are cut from, by their names."""
-        bias = {} if self.bias is None or self.of_bias is None else {self.bias: self.of_bias}
-        return {self.weight: self.of_weight, **bias}
 
 
 @dataclass(frozen=True)

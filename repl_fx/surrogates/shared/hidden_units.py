@@ -23,10 +23,11 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size
 from repl_fx.finding.attention import product_settings
+from repl_fx.finding.branches import same_shape
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
-from repl_fx.graph.captured import share_tensors
+from repl_fx.finding.node_table import passes_through
+from repl_fx.graph.captured import called_module
 from repl_fx.graph.roles import CASTS, COPIES, PROBABILITY, RESHAPES, SCALED_PRODUCT
-from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.norms import ThinNorm, norm_at
 from repl_fx.surrogates.shared.site import Site, Unfit
@@ -240,16 +241,14 @@ class _UnitSearch:
         value = linear.node.meta.get("val")
         return linear.axis == self.units.axis or (isinstance(value, Tensor) and value.ndim == 2)
 
-    def _instance_norm(self, node: fx.Node) -> ThinNorm | None:
-        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(module, nn.modules.instancenorm._InstanceNorm):
-            return None
-        # The module itself is made again.
-        return ThinNorm("instance", module.eps, module.momentum)
-
     def _norm(self, node: fx.Node) -> ThinNorm | None:
         """The norm that a node is, whose groups stay together."""
-        norm = norm_at(self.gm, node, {self.units.size}) or self._instance_norm(node)
+        module = called_module(self.gm, node)
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            # The module itself is made again.
+            norm: ThinNorm | None = ThinNorm("instance", module.eps, module.momentum)
+        else:
+            norm = norm_at(self.gm, node, {self.units.size})
         if norm is None:
             return None
         if norm.kind == "group":
@@ -260,8 +259,6 @@ class _UnitSearch:
 
     def _one_by_one(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
         """Tell whether each channel of the result is a function of the same channel of what a node reads."""
-        shape = str(node.meta["val"].shape)
-        alike = all(isinstance(f.meta.get("val"), Tensor) and str(f.meta["val"].shape) == shape for f in feeders)
         if node.target in _BESIDE and self.units.axis == 1:
             dim: Any = node.args[1] if len(node.args) > 1 else 0
             place = dim % node.meta["val"].ndim
@@ -273,40 +270,22 @@ class _UnitSearch:
             return self.units.axis == -1 and sizes[-1] in (-1, self.units.size)
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) and self._aligned(node, feeders):
             return True
-        if not alike:
+        if not all(same_shape(feeder, node) for feeder in feeders):
             return False
-        if node.target in COPIES or self._has_one_slope(node):
+        module = called_module(self.gm, node)
+        # A PReLU may have one slope for all channels.
+        if node.target in COPIES or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
             return True
         if len(feeders) != 1 or node.args[0] is not feeders[0]:
             return False
         drops = node.target in PROBABILITY and node.target is not SCALED_PRODUCT
-        return drops or is_activation(self.gm, node) or self._drops(node)
+        return drops or is_activation(self.gm, node) or passes_through(node)
 
     def _aligned(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
         """Tell whether all that an operator reads has the units where its result has them; other sizes may be 1."""
         return all(f.meta["val"].ndim == node.meta["val"].ndim for f in feeders) and all(
             fixed_size(f.meta["val"].shape[self.units.axis]) == self.units.size for f in feeders
         )
-
-    def _has_one_slope(self, node: fx.Node) -> bool:
-        """Tell whether a node calls a PReLU with one slope for all channels."""
-        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
-        return isinstance(module, nn.PReLU) and module.num_parameters == 1
-
-    def _drops(self, node: fx.Node) -> bool:
-        """Tell whether a node calls a module that gives back what it gets in evaluation: dropout, drop path."""
-        if node.op != "call_module" or node.kwargs or len(node.args) != 1:
-            return False
-        module = self.gm.get_submodule(str(node.target))
-        if any(True for some in (module.parameters(), module.buffers()) for _ in some):
-            return False
-        probe = torch.linspace(-2, 3, 24, device="cpu").reshape(2, 3, 4)
-        try:
-            with torch.no_grad(), seeded(probe.device, 0):
-                made = share_tensors(module).eval()(probe)
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-            return False
-        return isinstance(made, Tensor) and torch.equal(made, probe)
 
     def _is_depthwise(self, linear: LinearOperator) -> bool:
         """Tell whether each channel of a convolution's result is of the same channel of its input."""
@@ -320,10 +299,9 @@ class _UnitSearch:
         node = linear.node
         if linear.weight is None or (linear.groups > 1 and not depthwise):
             raise Unfit(f"{node.name} is of a kind whose weight cannot lose rows or columns", node)
-        if node.op == "call_module":
-            module = self.gm.get_submodule(str(node.target))
-            if getattr(module, "padding_mode", "zeros") != "zeros":
-                raise Unfit(f"{node.name} does not pad with zeros", node)
-        elif node.kwargs:
+        module = called_module(self.gm, node)
+        if getattr(module, "padding_mode", "zeros") != "zeros":
+            raise Unfit(f"{node.name} does not pad with zeros", node)
+        if module is None and node.kwargs:
             raise Unfit(f"{node.name} is called in a way that is not known", node)
         return linear

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size
 from repl_fx.finding.branches import Branch, behind_entries
+from repl_fx.graph.captured import called_module, parameters_read
 from repl_fx.graph.roles import BATCH_NORM
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, Term
@@ -37,13 +38,31 @@ class ThinNorm:
     groups: int = 1
     has_bias: bool = True
 
-    def make(self, width: int, axis: int, ndim: int) -> nn.Module:
-        """A fresh norm for `width` channels along `axis` of a tensor of `ndim` dimensions."""
+    def fresh(self, value: fx.Node, axis: int, like: Tensor) -> nn.Module:
+        """A fresh norm for a value with channels along `axis`, stored as `like` is."""
+        given = value.meta["val"]
+        width = int(given.shape[axis])
+        made: nn.Module
         if self.kind == "batch" and axis == 1:
-            return _BATCH_NORMS[ndim](width, eps=self.eps, momentum=self.momentum)
-        if axis == -1:
-            return nn.RMSNorm(width, eps=self.eps) if self.kind == "rms" else nn.LayerNorm(width, eps=self.eps)
-        return nn.GroupNorm(math.gcd(self.groups, width), width, eps=self.eps)
+            made = _BATCH_NORMS[given.ndim](width, eps=self.eps, momentum=self.momentum)
+        elif axis == -1:
+            made = nn.RMSNorm(width, eps=self.eps) if self.kind == "rms" else nn.LayerNorm(width, eps=self.eps)
+        else:
+            made = nn.GroupNorm(math.gcd(self.groups, width), width, eps=self.eps)
+        return made.to(dtype=like.dtype, device=like.device)
+
+    def applied(
+        self, site: Builder, name: str, value: fx.Node, axis: int, like: Tensor, *, zero_init: bool = False
+    ) -> fx.Node:
+        """A call of a fresh norm; one of zeros, at the end of a branch, makes zeros, and can be fitted."""
+        norm = self.fresh(value, axis, like)
+        if zero_init and isinstance(norm.weight, nn.Parameter):
+            nn.init.zeros_(norm.weight)
+        made = site.call_module(site.module(name, norm), value)
+        if zero_init:
+            terms = (Term(name, 0, parameter.numel()) for name, parameter in norm.named_parameters())
+            site.fitted(made, ChannelTerms(tuple(terms)))
+        return made
 
 
 def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
@@ -83,41 +102,28 @@ class PreNorm:
 
 def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm:
     """The norm over the last axis right before a span, where it is torch's own."""
-    node = branch.input
-    if node not in branch.nodes or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+    node, module = branch.input, called_module(gm, branch.input)
+    if node not in branch.nodes or len(node.args) != 1 or node.kwargs:
         return PreNorm(node)
-    module, given = gm.get_submodule(str(node.target)), node.args[0]
-    if not isinstance(module, nn.LayerNorm | nn.RMSNorm) or not isinstance(given, fx.Node):
+    if not isinstance(module, nn.LayerNorm | nn.RMSNorm) or len(module.normalized_shape) != 1:
         return PreNorm(node)
-    value = given.meta.get("val")
-    if len(module.normalized_shape) != 1 or not isinstance(value, Tensor) or not _computes_as_its_base(module):
+    given = node.args[0]
+    value = given.meta.get("val") if isinstance(given, fx.Node) else None
+    if not isinstance(given, fx.Node) or not isinstance(value, Tensor) or not _computes_as_its_base(module):
         return PreNorm(node)
     eps = torch.finfo(value.dtype).eps if module.eps is None else module.eps
-    own = {name for name, _ in module.named_parameters()}
-    scale, shift = (f"{node.target}.{name}" if name in own else None for name in ("weight", "bias"))
+    own = parameters_read(gm, node)
+    scale, shift = (path if path in own else None for path in (f"{node.target}.weight", f"{node.target}.bias"))
     return PreNorm(given, "layer" if isinstance(module, nn.LayerNorm) else "rms", eps, scale, shift)
-
-
-def fresh_norm(norm: ThinNorm, value: fx.Node, axis: int, like: Tensor, *, zero_init: bool = False) -> nn.Module:
-    """A norm made again for a value with channels along `axis`, stored as `like` is; one of zeros makes zeros."""
-    given = value.meta["val"]
-    module = norm.make(int(given.shape[axis]), axis, given.ndim).to(dtype=like.dtype, device=like.device)
-    if zero_init and isinstance(module.weight, nn.Parameter):
-        nn.init.zeros_(module.weight)
-    return module
-
-
-def fitted_norm(norm: nn.Module) -> ChannelTerms:
-    """The scale and shift of a norm at the end of a branch, as what can be fitted."""
-    return ChannelTerms(tuple(Term(name, 0, parameter.numel()) for name, parameter in norm.named_parameters()))
 
 
 def find_post_norm(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:
     """The batch norm that alone reads a span's output; it cannot take values that start at zero."""
-    node = next(iter(branch.output.users), None)
-    if node is None or len(branch.output.users) > 1 or node not in branch.nodes or node.op != "call_module":
+    if len(branch.output.users) != 1:
         return None
-    return node if isinstance(gm.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm) else None
+    (node,) = branch.output.users
+    is_norm = node in branch.nodes and isinstance(called_module(gm, node), nn.modules.batchnorm._BatchNorm)
+    return node if is_norm else None
 
 
 def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
@@ -140,15 +146,13 @@ def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
 def norm_at(gm: fx.GraphModule, node: fx.Node, sizes: Iterable[int | torch.SymInt]) -> ThinNorm | None:
     """The norm that a node is, over as many channels as one of some sizes, which may vary; None where it is none."""
     channels = {known for size in sizes if (known := fixed_size(size)) is not None}
-    if node.op == "call_function" and node.target is BATCH_NORM:
+    if node.target is BATCH_NORM:
         momentum, eps = 6, 7
         given = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
         if not isinstance(given, Tensor) or fixed_size(given.shape[1]) not in channels or len(node.args) <= eps:
             return None
         return ThinNorm("batch", float(str(node.args[eps])), float(str(node.args[momentum])))
-    if node.op != "call_module":
-        return None
-    module = gm.get_submodule(str(node.target))
+    module = called_module(gm, node)
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features in channels:
         return ThinNorm("batch", module.eps, module.momentum)
     if isinstance(module, nn.GroupNorm) and module.num_channels in channels:

@@ -209,9 +209,14 @@ class _Recompute(torch.autograd.Function):
         ctx.save_for_backward(kept, rescale, weight_in, weight_out, bias_in, *tensors)
         # The probability of dropout, where there is one; the dropped elements are drawn again.
         ctx.drop = given[len(tensors) :]
-        ctx.drawn = _generator_state(x.device) if any(p > 0 for p in ctx.drop) else None
+        ctx.drawn = None
+        if any(p > 0 for p in ctx.drop):
+            ctx.drawn = torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
         ctx.layer, ctx.dtype = layer, x.dtype
-        made = _no_view(layer.mixed(kept, weight_in, weight_out, *rest))
+        made = layer.mixed(kept, weight_in, weight_out, *rest)
+        # A product on more than two dimensions is a view of one on two, and what follows (`y += x`) may write into no
+        # view that was made inside a function of autograd's.
+        made = torch.ops.aten._unsafe_view.default(made, made.shape)
         return (made,) if rescale is None else (made, kept, rescale)
 
     @staticmethod
@@ -304,10 +309,6 @@ def _through_norm_again(
     return (toward * rescale).to(dtype)
 
 
-def _generator_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
 @contextmanager
 def _drawing_from(state: Tensor | None, device: torch.device) -> Iterator[None]:
     """Draw as from a state that was kept, and leave the generator as it is."""
@@ -320,16 +321,6 @@ def _drawing_from(state: Tensor | None, device: torch.device) -> Iterator[None]:
         else:
             torch.set_rng_state(state)
         yield
-
-
-def _no_view(made: Tensor) -> Tensor:
-    """A result as autograd takes it from a function that other code may write into.
-
-    A product on more than two dimensions is a view of one on two, and what follows (`y += x`) may write into no view
-    that was made inside a function of autograd's.
-    """
-    owned: Tensor = torch.ops.aten._unsafe_view.default(made, made.shape)
-    return owned
 
 
 def _through_norm(

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx.graph.bridge import digraph
+from repl_fx.graph.captured import called_module
 from repl_fx.graph.roles import ANY_CONVOLUTION, STRIDE_ARGUMENT
 from repl_fx.surrogates.shared.site import Site
 
@@ -86,10 +87,8 @@ def _product_of_steps(site: Site, start: fx.Node, dim: int) -> int:
 
 def _own_stride(site: Site, node: fx.Node, dim: int) -> tuple[int, ...]:
     """The stride of a convolution along a dimension; nothing of another node."""
-    stride: Any = ()
-    if node.op == "call_module":
-        stride = getattr(site.graph_module.get_submodule(str(node.target)), "stride", ())
-    elif node.target in ANY_CONVOLUTION and len(node.args) > STRIDE_ARGUMENT:
+    stride: Any = getattr(called_module(site.graph_module, node), "stride", ())
+    if node.target in ANY_CONVOLUTION and len(node.args) > STRIDE_ARGUMENT:
         stride = node.args[STRIDE_ARGUMENT]
     stride = tuple(stride) if isinstance(stride, (tuple, list)) else ()
     return stride[dim - 2 : dim - 1] if dim - 2 < len(stride) else ()
@@ -112,11 +111,9 @@ def _makes(given: Any, stride: int, made: Any) -> bool:
 
 def _average_of(site: Site) -> fx.Node | None:
     """The average pool that a block takes of its stream; None where it takes none, or several."""
-    found = [node for node in site.block.nodes if _is_average(site, node) and node.all_input_nodes == [site.input]]
+    found = []
+    for node in site.block.nodes:
+        averages = node.target in _AVERAGES or type(called_module(site.graph_module, node)) in _AVERAGE_MODULES
+        if averages and node.all_input_nodes == [site.input]:
+            found.append(node)
     return found[0] if len(found) == 1 else None
-
-
-def _is_average(site: Site, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return type(site.graph_module.get_submodule(str(node.target))) in _AVERAGE_MODULES
-    return node.target in _AVERAGES

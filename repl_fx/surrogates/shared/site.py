@@ -17,7 +17,7 @@ from repl_fx._torch import answers_of_the_example, enable_python_dispatcher, fak
 from repl_fx.finding.blocks import Block
 from repl_fx.finding.branches import Split, split_branches
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
-from repl_fx.graph.captured import attribute, share_tensors
+from repl_fx.graph.captured import attribute, called_module, share_tensors
 from repl_fx.plan import Refusal
 from repl_fx.running.hushed import hushed
 
@@ -184,8 +184,8 @@ class Site:
         Raises:
             RuntimeError, TypeError, ValueError, IndexError, AssertionError: the call does not take such values.
         """
-        if node.op == "call_module":
-            module = self.graph_module.get_submodule(str(node.target))
+        module = called_module(self.graph_module, node)
+        if module is not None:
             return self.value_of(lambda *a, **k: call_on_fakes(module, a, k), *args, **kwargs)
         function: Any = node.target
         return self.value_of(function, *args, **kwargs)

@@ -260,22 +260,6 @@ class _SynthesisRun:
     made: Any
     leaves: Any
 
-    def require_same(self, synthesis: Synthesis, read: Sequence[Tensor]) -> None:
-        """Raise `WeightsChanged` where other tensors are read now, or the same ones were written in place."""
-        alike = len(read) == len(self.read) and all(map(operator.is_, read, self.read))
-        if not alike or self.states != _states(read):
-            raise WeightsChanged(
-                f"the weights that {type(synthesis).__name__} reads changed inside shared_synthesis; step the "
-                "optimizer after it"
-            )
-
-    def finish(self) -> None:
-        """Hand the gradients on, through the synthesis."""
-        pairs = zip(pytree.tree_leaves(self.made), pytree.tree_leaves(self.leaves), strict=True)
-        due = [(made, leaf.grad) for made, leaf in pairs if isinstance(leaf, Tensor) and leaf.grad is not None]
-        if due:
-            torch.autograd.backward([made for made, _ in due], [gradient for _, gradient in due])
-
 
 class _SharedRuns:
     """The runs of a synthesis inside `shared_synthesis`: one for passes with gradients, one for those without."""
@@ -286,24 +270,36 @@ class _SharedRuns:
         self.lock = threading.RLock()
 
     def weights(self, synthesis: Synthesis, given: Sequence[Tensor]) -> Any:
-        """The weights, cut off from what they were made of."""
+        """The weights, cut off from what they were made of.
+
+        Raises:
+            WeightsChanged: other tensors are read than in the first run, or the same ones were written in place.
+        """
         read = [*given, *synthesis.parameters(), *synthesis.buffers()]
         graded = torch.is_grad_enabled()
         with self.lock:
-            if graded in self.runs:
-                self.runs[graded].require_same(synthesis, read)
-            else:
+            run = self.runs.get(graded)
+            if run is None:
                 # Of inference mode, tensors could not be used outside of it.
                 with torch.inference_mode(False), torch.set_grad_enabled(graded):
                     made = synthesis._made_of(given)
                 leaves = pytree.tree_map_only(Tensor, _leaf, made) if graded else _detached(made)
-                self.runs[graded] = _SynthesisRun(read, _states(read), made if graded else leaves, leaves)
-            return self.runs[graded].leaves
+                run = self.runs[graded] = _SynthesisRun(read, _states(read), made if graded else leaves, leaves)
+            alike = len(read) == len(run.read) and all(map(operator.is_, read, run.read))
+            if not alike or run.states != _states(read):
+                raise WeightsChanged(
+                    f"the weights that {type(synthesis).__name__} reads changed inside shared_synthesis; step the "
+                    "optimizer after it"
+                )
+            return run.leaves
 
     def finish(self) -> None:
         """Hand the gradients on, through the synthesis."""
-        if True in self.runs:
-            self.runs[True].finish()
+        run = self.runs.get(True)
+        pairs = zip(pytree.tree_leaves(run.made), pytree.tree_leaves(run.leaves), strict=True) if run else ()
+        due = [(made, leaf.grad) for made, leaf in pairs if isinstance(leaf, Tensor) and leaf.grad is not None]
+        if due:
+            torch.autograd.backward([made for made, _ in due], [gradient for _, gradient in due])
 
 
 def _leaf(made: Tensor) -> Tensor:
@@ -353,13 +349,12 @@ def shared_synthesis(module: nn.Module) -> Iterator[None]:
             "leave shared_synthesis out"
         )
     syntheses = [found for found in module.modules() if isinstance(found, Synthesis) and found._shared is None]
-    # In a graph, what reads another's result comes after it.
-    started: list[_SharedRuns] = []
-    for synthesis in syntheses:
-        synthesis._shared = _SharedRuns()
-        started.append(synthesis._shared)
+    started = [_SharedRuns() for _ in syntheses]
+    for synthesis, shared in zip(syntheses, started, strict=True):
+        synthesis._shared = shared
     try:
         yield
+        # In a graph, what reads another's result comes after it.
         for shared in reversed(started):
             shared.finish()
     finally:

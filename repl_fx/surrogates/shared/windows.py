@@ -23,22 +23,20 @@ class PictureWindows:
 
     Attributes:
         side: positions along each axis.
-        axes: how many.
     """
 
     side: int
-    axes: int
 
     @classmethod
     def of(cls, value: Tensor, ratio: float) -> PictureWindows:
         """Windows for a value (batch, channels, …), so that there are about `ratio` windows for a position."""
-        axes = value.ndim - 2
         fixed = [size for size in value.shape[2:] if isinstance(size, int)]
-        return cls(min([max(1, round(ratio ** (-1 / axes))), *fixed]), axes)
+        return cls(min([max(1, round(ratio ** (-1 / (value.ndim - 2)))), *fixed]))
 
     def fewer(self, value: Tensor) -> Tensor:
         """(batch, channels, …) at the lower resolution."""
-        pooled: Tensor = _POOLS[self.axes](value, [self.side] * self.axes)
+        axes = value.ndim - 2
+        pooled: Tensor = _POOLS[axes](value, [self.side] * axes)
         return pooled
 
     def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
