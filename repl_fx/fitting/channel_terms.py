@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx.fitting.pieces import Piece, axis_of_first, close
-from repl_fx.fitting.solving import Equations
+from repl_fx.fitting.pieces import Piece, axis_of_first, close, drawn
+from repl_fx.fitting.solving import least_squares
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms
 
 
@@ -41,8 +41,10 @@ class ChannelFit:
         self.rows, self.axis = 0, 1
         self.features = len(self.terms)
         self._channels = max(term.count for term in self.terms)
+        # The numbers of each term, in the piece.
+        self._parts = [self.piece.parameter(node, t.parameter)[t.start : t.start + t.count] for t in self.terms]
         self._places = self._numbered()
-        self.start = self._now()
+        self.start = torch.cat(self._parts)
         self._set(torch.zeros_like(self.start))
         size = int(self._places.max()) + 1
         self._matrix = self.start.new_zeros(size, size)
@@ -65,8 +67,7 @@ class ChannelFit:
         if axis is None:
             return False
         self.axis = axis
-        generator = torch.Generator().manual_seed(0)
-        theta = torch.randn(len(self.start), generator=generator, dtype=torch.float64, device="cpu").to(self.start)
+        theta = drawn(self.start)
         features = self._features(values, at_zero)
         expected = torch.einsum("cs,scn->cn", theta[self._places], features)
         for sign in (1, -1):
@@ -87,16 +88,13 @@ class ChannelFit:
         features = self._features(values, at_zero)
         left = left[: self._channels]
         self.rows += left.shape[1]
-        pairs = self._places[:, :, None].expand(-1, -1, len(self.terms)), self._places[:, None, :]
-        pairs = pairs[0], pairs[1].expand(-1, len(self.terms), -1)
+        pairs = self._places[:, :, None], self._places[:, None, :]
         self._matrix.index_put_(pairs, torch.einsum("scn,tcn->cst", features, features), accumulate=True)
         self._right.index_put_((self._places,), torch.einsum("scn,cn->cs", features, left), accumulate=True)
 
     def solve(self, ridge: float) -> dict[str, Tensor]:
         """The parameters that are fitted, by path in the module."""
-        equations = Equations(self._matrix, self._right)
-        theta = equations.solve(ridge, None if self.silent else self.start)
-        self._set(theta)
+        self._set(least_squares(self._matrix, self._right, ridge, None if self.silent else self.start))
         names = dict.fromkeys(term.parameter for term in self.terms)
         return {name: self.piece.parameter(self._node, name).clone() for name in names}
 
@@ -107,21 +105,11 @@ class ChannelFit:
             one = torch.arange(term.count) + begin
             columns.append(one.expand(self._channels) if term.count == 1 else one)
             begin += term.count
-        return torch.stack(columns, 1).to(self._parameter(0).device)
-
-    def _parameter(self, number: int) -> Tensor:
-        return self.piece.parameter(self._node, self.terms[number].parameter)
-
-    def _now(self) -> Tensor:
-        return torch.cat(
-            [self._parameter(i)[term.start : term.start + term.count] for i, term in enumerate(self.terms)]
-        )
+        return torch.stack(columns, 1).to(self._parts[0].device)
 
     def _set(self, theta: Tensor) -> None:
-        for i, (term, some) in enumerate(
-            zip(self.terms, torch.split(theta, [t.count for t in self.terms]), strict=True)
-        ):
-            self._parameter(i)[term.start : term.start + term.count].copy_(some)
+        for part, numbers in zip(self._parts, torch.split(theta, [term.count for term in self.terms]), strict=True):
+            part.copy_(numbers)
 
     def _features(self, values: Mapping[fx.Node, Any], at_zero: Tensor) -> Tensor:
         """(S, C, N)."""

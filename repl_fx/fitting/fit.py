@@ -29,14 +29,13 @@ from repl_fx.fitting.norm_statistics import ChannelStatistics, Distance
 from repl_fx.fitting.solving import ridge_for
 from repl_fx.fitting.stand_ins import GraphStandIn, silence_, stand_ins
 from repl_fx.fitting.units import UnitMoments
-from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import attribute
 from repl_fx.rewriting.in_place.judging import parting
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates.shared.cut_layers import cut_layers, readers_of
-from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, KeptUnits, LastLayer, WholeMap
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, KeptUnits, LastLayer, WholeMap
 
 _Sums = ChannelFit | LayerFit
 _Stage = tuple[_Sums, fx.Node, Distance]
@@ -172,6 +171,7 @@ class _Fitting:
                 rows = self._keep_units(stand_in, node, known)
                 numbers += sum(units.count for units in known.hidden)
                 continue
+            assert not isinstance(known, WholeMap)  # which is fitted alone
             stage = self._stage(stand_in, node, known)
             if isinstance(stage, str):
                 left.append(stage)
@@ -195,7 +195,7 @@ class _Fitting:
         lost |= {"before": before.share, "left": "; ".join(dict.fromkeys(left))}
         return {"numbers": numbers, "rows": rows, "ridge": ridge, **lost}
 
-    def _stage(self, stand_in: GraphStandIn, node: fx.Node, start: FittedStart) -> _Stage | str:
+    def _stage(self, stand_in: GraphStandIn, node: fx.Node, start: ChannelTerms | LastLayer) -> _Stage | str:
         """The sums of a fit, with where it was made and the distance before it; or why nothing is fitted."""
         if isinstance(start, LastLayer) and layer_of(stand_in.graph, node, start) is None:
             return "its last layer is of a kind whose input is not known"
@@ -207,7 +207,7 @@ class _Fitting:
                 if chosen is None:
                     affine = next(_affine(stand_in, node, start, candidates, ours), None)
                     if affine is None:
-                        return f"what follows {_named(node)} is not linear"
+                        return f"what follows {node.target} is not linear"
                     chosen = *affine, Distance(affine[0].axis)
                 elif not chosen[0].affine(ours):
                     # Such as a clamp that this batch reaches; nearer points may be before it.
@@ -220,7 +220,7 @@ class _Fitting:
             else:
                 assert chosen is not None  # there are batches
                 return chosen
-        return f"what follows {_named(node)} is not linear"
+        return f"what follows {node.target} is not linear"
 
     def _keep_units(self, stand_in: GraphStandIn, node: fx.Node, start: KeptUnits) -> int:
         """Choose hidden units by what they are in the original; returns how many rows there were."""
@@ -288,26 +288,21 @@ class _Fitting:
 
 
 def _affine(
-    stand_in: GraphStandIn, node: fx.Node, start: FittedStart, points: Sequence[fx.Node], values: Mapping[fx.Node, Any]
+    stand_in: GraphStandIn,
+    node: fx.Node,
+    start: ChannelTerms | LastLayer,
+    points: Sequence[fx.Node],
+    values: Mapping[fx.Node, Any],
 ) -> Iterator[tuple[_Sums, fx.Node]]:
     """The points at which the value is affine in what is fitted, the best first."""
     for point in points:
         sums: _Sums
-        if isinstance(start, ChannelTerms):
-            sums = ChannelFit(stand_in.graph, node, start, point)
-        elif isinstance(start, LastLayer):
-            layer = layer_of(stand_in.graph, node, start)
-            if layer is None or point not in reached_from(digraph(stand_in.graph.graph.nodes), [layer]) - {layer}:
-                continue
+        if isinstance(start, LastLayer):
             sums = LayerFit(stand_in.graph, node, start, point)
         else:
-            continue
+            sums = ChannelFit(stand_in.graph, node, start, point)
         if sums.affine(values):
             yield sums, point
-
-
-def _named(node: fx.Node) -> str:
-    return str(node.target)
 
 
 def _like(wanted: Tensor, ours: Tensor) -> Tensor:

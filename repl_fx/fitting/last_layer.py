@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from repl_fx.fitting.pieces import Piece, axis_of_first, close, in_double
-from repl_fx.fitting.solving import Equations
-from repl_fx.graph.captured import attribute
+from repl_fx.fitting.pieces import Piece, axis_of_first, close, drawn, in_double
+from repl_fx.fitting.solving import least_squares
+from repl_fx.graph.captured import attribute, called_module
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.recompute import RecomputedAttention, RecomputedBranch
@@ -48,36 +48,31 @@ class LayerFit:
     """
 
     def __init__(self, gm: fx.GraphModule, node: fx.Node, start: LastLayer, point: fx.Node) -> None:
-        self._gm, self._node, self._start = gm, node, start
-        self.layer = layer_of(gm, node, start)
-        assert self.layer is not None  # the caller has asked
-        self.tail = Piece(gm, [self.layer], point, instead=True)
-        self._own_axis = 1 if self.layer.target in _CONVOLUTIONS else -1
-        self.axis = self._own_axis
+        layer = layer_of(gm, node, start)
+        assert layer is not None  # the caller has asked
+        self._gm, self._node, self._start, self.layer = gm, node, start, layer
+        self._synthesis = gm.get_submodule(str(node.target))
+        self.tail = Piece(gm, [layer], point, instead=True)
+        self.axis = self._own_axis = 1 if layer.target in _CONVOLUTIONS else -1
         self.rows, self.features = 0, 0
         self._h, self._x = torch.zeros(()), torch.zeros(())
-        self._channels: Tensor | None = None
+        # Of each channel; empty until it was found to be affine.
+        self._scales = torch.zeros(0)
 
     @property
     def numbers(self) -> int:
         """The number of fitted values."""
-        module, names = (
-            self._gm.get_submodule(str(self._node.target)),
-            filter(None, (self._start.weight, self._start.bias)),
-        )
-        return sum(module.get_parameter(name).numel() for _, name in names)
+        return sum(self._synthesis.get_parameter(name).numel() for name in self._start.parameters)
 
     @property
     def given(self) -> tuple[fx.Node, ...]:
         """The nodes whose values are needed."""
-        assert self.layer is not None
         return tuple(dict.fromkeys((*self.layer.all_input_nodes, *self.tail.given)))
 
     def affine(self, values: Mapping[fx.Node, Any]) -> bool:
         """Tell whether T is linear, and T^T T scales values as this module says, on some values."""
-        value = in_double(values[self._layer])
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").to(value.device)
+        value = in_double(values[self.layer])
+        probe = drawn(value)
         at_zero = self._behind(values, torch.zeros_like(value))
         change = self._behind(values, probe) - at_zero
         if not close(self._behind(values, -probe) - at_zero, -change, at_zero + change):
@@ -92,8 +87,8 @@ class LayerFit:
         self.axis = axis
         if not bool(channels.sum() > 0) or not close(torch.outer(positions, channels) / channels.sum(), scales, scales):
             return False
-        before, self._channels = self._channels, channels / channels.mean()
-        if before is not None and not close(self._channels, before, before):
+        before, self._scales = self._scales, channels / channels.mean()
+        if len(before) and not close(self._scales, before, before):
             return False
         return close(self._rows(self._back(values, change)), scales * self._rows(probe), scales)
 
@@ -104,12 +99,12 @@ class LayerFit:
             values: of the nodes `given`, and of the layer.
             wanted: the value at the point in the original.
         """
-        none = torch.zeros_like(in_double(values[self._layer]))
+        none = torch.zeros_like(in_double(values[self.layer]))
         at_zero = self._behind(values, none)
         left = wanted.double() - at_zero
         toward = self._rows(self._back(values, left))
         weights = self._rows(self._back(values, self._behind(values, none + 1) - at_zero)).mean(1)
-        read = read_by(self._gm, self._layer, values).reshape(len(toward), -1)
+        read = read_by(self._gm, self.layer, values).reshape(len(toward), -1)
         read = torch.cat([read, read.new_ones(len(read), 1)], 1)
         self.rows += int((weights > 0).sum())
         self._h = self._h.to(read) + (weights[:, None] * read).t() @ read
@@ -126,10 +121,9 @@ class LayerFit:
         root = self._scales.sqrt()
         # In a basis of channels in which T is the same for all.
         right = torch.where(root > 0, self._x[:, :size].t() / root, 0)
-        equations = Equations(self._h[:size, :size], right)
-        theta = equations.solve(ridge)
+        theta = least_squares(self._h[:size, :size], right, ridge)
         matrix = torch.where(root > 0, theta / root, 0).t()
-        own = self._gm.get_submodule(str(self._node.target)).get_parameter(weight)
+        own = self._synthesis.get_parameter(weight)
         matrix, shift = matrix[:, : len(self._h) - 1], matrix[:, -1]
         fitted = {weight: matrix.t() if self._start.transposed else matrix.reshape(own.shape)}
         if bias:
@@ -144,55 +138,40 @@ class LayerFit:
         matrix, right = self._h.new_zeros(size, size), self._h.new_zeros(size)
         scaled = self._scales[:, None] * vectors
         pairs = (vectors.t() @ scaled) * self._h[columns][:, columns]
-        matrix.index_put_((which[:, None].expand_as(pairs), which.expand_as(pairs)), pairs, accumulate=True)
+        matrix.index_put_((which[:, None], which), pairs, accumulate=True)
         right.index_put_((which,), (vectors * self._x[:, columns]).sum(0), accumulate=True)
         if bias:
             crossed = self._h.new_zeros(count, len(self._x)).index_add_(0, which, (scaled * self._h[columns, -1]).t())
             matrix[:count, count:], matrix[count:, :count] = crossed, crossed.t()
             matrix[count:, count:] = (self._scales * self._h[-1, -1]).diag()
             right[count:] = self._x[:, -1]
-        equations = Equations(matrix, right)
-        theta = equations.solve(ridge)
+        theta = least_squares(matrix, right, ridge)
         return {gains: theta[:count], **({bias[1]: theta[count:]} if bias else {})}
 
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gain, the column and the values (C) of each column that a gain of one makes; values are (C, q)."""
         (place, name), device = self._start.weight, self._h.device
-        synthesis = copy.deepcopy(self._gm.get_submodule(str(self._node.target))).double().requires_grad_(False)
+        synthesis = copy.deepcopy(self._synthesis).double().requires_grad_(False)
         weights = [in_double(attribute(self._gm, str(n.target))) for n in self._node.all_input_nodes]
         gains = synthesis.get_parameter(name)
         which, columns, vectors = [], [], []
         for number in range(len(gains)):
             gains.zero_()[number] = 1
             weight = synthesis(*weights)[place].flatten(1)
-            for column in weight.any(0).nonzero().flatten().tolist():
+            # A gain that makes nothing stays zero.
+            for column in weight.any(0).nonzero().flatten().tolist() or [0]:
                 which.append(number)
                 columns.append(column)
                 vectors.append(weight[:, column].clone())
-            # A gain that makes nothing stays zero.
-            if not weight.any():
-                which.append(number)
-                columns.append(0)
-                vectors.append(weight[:, 0].clone())
         return torch.tensor(which, device=device), torch.tensor(columns, device=device), torch.stack(vectors, 1)
 
-    @property
-    def _layer(self) -> fx.Node:
-        assert self.layer is not None
-        return self.layer
-
-    @property
-    def _scales(self) -> Tensor:
-        assert self._channels is not None
-        return self._channels
-
     def _behind(self, values: Mapping[fx.Node, Any], value: Tensor) -> Tensor:
-        return self.tail({**values, self._layer: value})
+        return self.tail({**values, self.layer: value})
 
     def _back(self, values: Mapping[fx.Node, Any], value: Tensor) -> Tensor:
         """T^T of a value at the point."""
         with torch.enable_grad():
-            zeros = torch.zeros_like(in_double(values[self._layer])).requires_grad_()
+            zeros = torch.zeros_like(in_double(values[self.layer])).requires_grad_()
             (back,) = torch.autograd.grad(self._behind(values, zeros), zeros, value)
         return back
 
@@ -205,19 +184,16 @@ def layer_of(gm: fx.GraphModule, node: fx.Node, start: LastLayer) -> fx.Node | N
     reader = next(user for user in node.users if user.target is operator.getitem and user.args[1] == start.weight[0])
     while True:
         reader = min(reader.users)
-        if reader.op == "call_module":
-            module = gm.get_submodule(str(reader.target))
-            return reader if isinstance(module, RecomputedBranch | RecomputedAttention) else None
-        if reader.target is LINEAR or reader.target in _CONVOLUTIONS:
-            return reader if _is_plain(reader) else None
-        if len(reader.all_input_nodes) > 1:
+        if reader.target is LINEAR or isinstance(called_module(gm, reader), RecomputedBranch | RecomputedAttention):
+            return reader
+        if reader.target in _CONVOLUTIONS:
+            return reader if _can_be_laid_out(reader) else None
+        if reader.op == "call_module" or len(reader.all_input_nodes) > 1:
             return None
 
 
-def _is_plain(node: fx.Node) -> bool:
-    """Tell whether a layer is a product, or a convolution whose windows can be laid out."""
-    if node.target is LINEAR:
-        return True
+def _can_be_laid_out(node: fx.Node) -> bool:
+    """Tell whether the windows of a convolution can be laid out as rows."""
     weight: Any = node.args[1]
     kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])
     groups: Any = node.args[6] if len(node.args) > 6 else 1
@@ -227,10 +203,12 @@ def _is_plain(node: fx.Node) -> bool:
 def read_by(gm: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
     """The values that a layer's weight is applied to, a row of them for each position, in double precision."""
     args: Any = in_double(fx.node.map_arg(node.args, values.__getitem__))
-    if node.op == "call_module":
-        module: Any = gm.get_submodule(str(node.target))
-        return _hidden(module, *args)
     x: Tensor = args[0]
+    module: Any = called_module(gm, node)
+    if module is not None:
+        _, weight_in, _, bias_in, _, *given = args
+        hidden: Tensor = module.hidden(x, weight_in, bias_in, *given)
+        return hidden
     if node.target is LINEAR:
         return x
     kernel, settings = args[1].shape[2:], args[3:]
@@ -238,10 +216,3 @@ def read_by(gm: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) ->
         return x.movedim(1, -1)
     stride, padding, dilation = (*settings, *(1, 0, 1)[len(settings) :])[:3]
     return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2)
-
-
-def _hidden(
-    module: RecomputedBranch | RecomputedAttention, x: Tensor, weight_in: Tensor, _: Tensor, *rest: Any
-) -> Tensor:
-    bias_in, _, *given = rest
-    return module.hidden(x, weight_in, bias_in, *given)

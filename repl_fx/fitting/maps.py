@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from repl_fx.errors import BadInput
 from repl_fx.fitting.cosine import Reservoir, solve_cosine
-from repl_fx.fitting.moments import Moments
-from repl_fx.fitting.solving import solve
+from repl_fx.fitting.norm_statistics import Distance
+from repl_fx.fitting.solving import Moments, solve
 from repl_fx.graph.roles import ADDITIONS, ANY_CONVOLUTION, STRIDE_ARGUMENT
 from repl_fx.graph.state import parameter_count
 from repl_fx.surrogates.linear import StreamMap
@@ -49,15 +49,15 @@ class MapFit:
         self.given = self.stream, self.value = self.places(node, merged)
         self._merged = merged
         self.axis = 1 if module.spatial else -1
-        self.nothing = module.start, torch.zeros(module.widths[1])
         if merged:
             # The value that goes into the map is the one that comes out of none.
-            module.set_to(*self.nothing)
+            module.set_to(module.start, torch.zeros(module.widths[1]))
         product = self._product(node)
         # A scale of channels is no convolution.
         strides: Any = product.args[STRIDE_ARGUMENT] if product.target in ANY_CONVOLUTION else ()
         self._strides: tuple[int, ...] = tuple(strides)
-        self._moments = Moments(module.widths, module.shift.device)
+        self._moments = Moments(*module.widths, module.shift.device)
+        self._before = Distance(-1)
         self._rows = Reservoir() if objective == "cosine" else None
 
     @staticmethod
@@ -85,7 +85,9 @@ class MapFit:
         given = (self._read(values[node]) for node in (self.stream, self.value))
         x, m, y = (self._channels_last(v) for v in (*given, wanted))
         m = m.reshape(x.shape)
-        self._moments.add(m, m.double() + (y.double() - x) if self._merged else y, y)
+        self._moments.add(m, m.double() + (y.double() - x) if self._merged else y)
+        # A merged map begins as the identity too.
+        self._before.add(x.double() @ self.module.start.to(x.device), y)
         if self._rows is not None:
             self._rows.add(m, y, *((x - m,) if self._merged else ()))
 
@@ -105,7 +107,7 @@ class MapFit:
         self.module.set_to(solution.matrix, solution.shift)
         numbers = parameter_count(self.module)
         rows = {"numbers": numbers, "rows": self._moments.rows, "ridge": solution.ridge}
-        return {**rows, "before": self._moments.left_over(*self.nothing), **known}
+        return {**rows, "before": self._before.share, **known}
 
     def _read(self, value: Tensor) -> Tensor:
         """The positions of the stream that the map reads."""

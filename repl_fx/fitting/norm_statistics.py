@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.graph.captured import called_module
+
 
 class ChannelStatistics:
     """Mean and variance of each channel of values.
@@ -43,9 +45,7 @@ class ChannelStatistics:
 
 def is_batch_norm(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether a node calls a batch norm that has running statistics."""
-    if node.op != "call_module":
-        return False
-    module = gm.get_submodule(str(node.target))
+    module = called_module(gm, node)
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
 
 

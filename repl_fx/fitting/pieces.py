@@ -89,6 +89,12 @@ def in_double(value: Any) -> Any:
     )
 
 
+def drawn(like: Tensor) -> Tensor:
+    """Normal values as large as a tensor, and where it is; the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like.device)
+
+
 def close(found: Tensor, wanted: Tensor, size: Tensor) -> bool:
     """Tell whether two values differ by no more than the rounding of values as large as a third."""
     return bool((found - wanted).norm() <= ROUNDING * size.norm())

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput
-from repl_fx.fitting.moments import Moments
 
 # Enough that rounding in single precision activations does not matter.
 RIDGE = 1e-6
@@ -39,45 +38,81 @@ def ridge_for(rows: int, numbers: int) -> float:
     return RAISED if rows < ENOUGH * numbers else RIDGE
 
 
-@dataclass(frozen=True, eq=False)
-class Equations:
-    """A theta = b.
+def least_squares(
+    matrix: Tensor,
+    right: Tensor,
+    ridge: float,
+    start: Tensor | None = None,
+    sizes: Tensor | None = None,
+    *,
+    of: str | None = None,
+) -> Tensor:
+    """Theta of the equations A theta = b, as large as b.
 
-    Attributes:
+    Args:
         matrix: A, (p, p), in double precision.
         right: b, (p), or (p, C) where C outputs have the same features and numbers of their own.
+        ridge: see the module.
+        start: of the size of theta; zeros by default.
+        sizes: of what the ridge is a share for each number, (p) or one for all; the diagonal of A by default.
+        of: words for the equations in an error; how many numbers there are by default.
+
+    Raises:
+        BadInput: the ridge is too small for the equations to be solved.
+    """
+    left = right if start is None else right - matrix @ start
+    sizes = matrix.diagonal() if sizes is None else sizes
+    whole = matrix + (ridge * sizes).expand(len(matrix)).diag()
+    drawn = whole.diagonal()
+    # A feature that is always zero says nothing of its number, which stays.
+    drawn[drawn <= 0] = 1
+    scale = drawn.rsqrt()
+    factor, failed = torch.linalg.cholesky_ex(scale[:, None] * whole * scale)
+    if failed or not bool(factor.isfinite().all()):
+        raise BadInput(f"ridge {ridge:g} is too small {of or f'to fit {len(scale)} numbers'}; give a larger one")
+    columns = scale[:, None] * left.reshape(len(scale), -1)
+    change = (scale[:, None] * torch.cholesky_solve(columns, factor)).reshape(left.shape)
+    return change if start is None else start + change
+
+
+class Moments:
+    """First and second moments of rows x and of rows y, in double precision.
+
+    They take as much memory for any number of rows.
+
+    Args:
+        given, made: C and C', the lengths of rows x and y.
+        device: where the rows come from, and where they are added up.
+
+    Attributes:
+        rows: N, how many rows there were.
     """
 
-    matrix: Tensor
-    right: Tensor
+    def __init__(self, given: int, made: int, device: torch.device | str = "cpu") -> None:
+        self.rows = 0
+        # In single precision, sums over a million rows lose half of their digits.
+        sizes = (given,), (made,), (given, given), (given, made)
+        self._x, self._y, self._xx, self._xy = (torch.zeros(s, dtype=torch.float64, device=device) for s in sizes)
 
-    def solve(
-        self, ridge: float, start: Tensor | None = None, sizes: Tensor | None = None, *, of: str | None = None
-    ) -> Tensor:
-        """Theta, as large as the right side.
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows, (…, C) and (…, C')."""
+        x, y = (rows.detach().reshape(-1, rows.shape[-1]).to(self._x) for rows in (x, y))
+        self.rows += len(x)
+        self._x += x.sum(0)
+        self._y += y.sum(0)
+        self._xx += x.t() @ x
+        self._xy += x.t() @ y
 
-        Args:
-            ridge: see the module.
-            start: of the size of theta; zeros by default.
-            sizes: of what the ridge is a share for each number, (p) or one for all; the diagonal of A by default.
-            of: words for the equations in an error; how many numbers there are by default.
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """The means of x and of y, (C) and (C')."""
+        return self._x / self.rows, self._y / self.rows
 
-        Raises:
-            BadInput: the ridge is too small for the equations to be solved.
-        """
-        right = self.right if start is None else self.right - self.matrix @ start
-        sizes = self.matrix.diagonal() if sizes is None else sizes
-        whole = self.matrix + (ridge * sizes).expand(len(self.matrix)).diag()
-        drawn = whole.diagonal()
-        # A feature that is always zero says nothing of its number, which stays.
-        drawn[drawn <= 0] = 1
-        scale = drawn.rsqrt()
-        factor, failed = torch.linalg.cholesky_ex(scale[:, None] * whole * scale)
-        if failed or not bool(factor.isfinite().all()):
-            raise BadInput(f"ridge {ridge:g} is too small {of or f'to fit {len(scale)} numbers'}; give a larger one")
-        columns = scale[:, None] * right.reshape(len(scale), -1)
-        change = (scale[:, None] * torch.cholesky_solve(columns, factor)).reshape(right.shape)
-        return change if start is None else start + change
+    @property
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        """The covariances of x with x, (C, C), and of x with y, (C, C')."""
+        x, y = self.means
+        return self._xx / self.rows - torch.outer(x, x), self._xy / self.rows - torch.outer(x, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +144,7 @@ def solve(
     Raises:
         BadInput: nothing varies, or the ridge is too small for the equations to be solved.
     """
-    xx, xy, _ = moments.covariances
+    xx, xy = moments.covariances
     channels = len(xx)
     if ridge is None:
         ridge = ridge_for(moments.rows, channels) if form == "full" else RIDGE
@@ -123,7 +158,7 @@ def solve(
         # The channels have nothing to do with each other.
         given, wanted = (all_pairs.diagonal().diag() for all_pairs in (given, wanted))
     of = f"for {moments.rows} rows of {channels} channels"
-    change = Equations(given, wanted).solve(ridge, start - beside, size, of=of)
+    change = least_squares(given, wanted, ridge, start - beside, size, of=of)
     if rank is not None:
         _, vectors = torch.linalg.eigh(change.t() @ (xx + ridge * size * identity) @ change)
         best = vectors[:, -rank:]

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import fx, nn
 
+from repl_fx.fitting.last_layer import layer_of
 from repl_fx.fitting.maps import MapFit
 from repl_fx.fitting.norm_statistics import is_batch_norm
 from repl_fx.fitting.pieces import Piece
@@ -87,12 +88,16 @@ class GraphStandIn:
 
     @cached_property
     def points(self) -> dict[fx.Node, list[fx.Node]]:
-        """For each call, the nodes behind it that stand for one of the block's: outputs, then sums, the last first."""
+        """For each call, the nodes behind it that stand for one of the block's: outputs, then sums, the last first.
+
+        Of a call that makes a layer's weight they are behind that layer.
+        """
         whole = digraph(self.graph.graph.nodes)
         inside = leading_to(whole, self.outputs)
         found = {}
-        for node, _ in self.starts:
-            behind = sorted(reached_from(whole, [node]) & inside - {node}, reverse=True)
+        for node, start in self.starts:
+            first = layer_of(self.graph, node, start) or node if isinstance(start, LastLayer) else node
+            behind = sorted(reached_from(whole, [first]) & inside - {first}, reverse=True)
             noted = [n for n in behind if n in self.original and is_tensor(n)]
             found[node] = sorted(noted, key=lambda n: (n not in self.outputs, n.target not in ADDITIONS))
         return found
@@ -159,7 +164,7 @@ def _stand_in(result: TransformResult, replacement: Replacement) -> GraphStandIn
 def silence_(module: nn.Module, start: FittedStart) -> None:
     """Set the numbers to zero without which the surrogate is silent; none where it never is."""
     if isinstance(start, LastLayer):
-        for _, name in filter(None, (start.weight, start.bias)):
+        for name in start.parameters:
             module.get_parameter(name).zero_()
     elif isinstance(start, ChannelTerms) and start.silent:
         for term in start.terms:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repl_fx.fitting.solving import Equations, ridge_for
+from repl_fx.fitting.solving import least_squares, ridge_for
 from repl_fx.surrogates.shared.cut_layers import StayingUnits, whole_groups
 
 # Steps at most in which units are taken in.
@@ -62,8 +62,8 @@ class UnitMoments:
         moments = self._sum if shifted else self._sum[:size, :size]
         units = _taken(moments, readers.to(moments), count, shifted, group).sort().values
         known = torch.cat([units, units.new_tensor([size])]) if shifted else units
-        equations = Equations(moments[known][:, known], moments[known][:, :size])
-        spread = equations.solve(ridge_for(self.rows, count)).t()
+        ridge = ridge_for(self.rows, count)
+        spread = least_squares(moments[known][:, known], moments[known][:, :size], ridge).t()
         return StayingUnits(units, spread[:, :count], spread[:, count] if shifted else None)
 
 

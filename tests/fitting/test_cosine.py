@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from repl_fx.fitting.cosine import Reservoir, solve_cosine
-from repl_fx.fitting.moments import Moments
-from repl_fx.fitting.solving import Solution, solve
+from repl_fx.fitting.solving import Moments, Solution, solve
 
 
 def _kept(*columns: Tensor) -> Reservoir:
@@ -21,7 +20,7 @@ def _kept(*columns: Tensor) -> Reservoir:
 
 
 def _least_squares(x: Tensor, y: Tensor, form: str = "full", rank: int | None = None) -> Solution:
-    moments = Moments(x.shape[-1])
+    moments = Moments(x.shape[-1], y.shape[-1])
     moments.add(x, y)
     return solve(moments, form, rank, 1e-6)
 

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 import repl_fx
-from repl_fx.fitting.moments import Moments
-from repl_fx.fitting.solving import Equations, ridge_for, solve
+from repl_fx.fitting.solving import Moments, least_squares, ridge_for, solve
 
 
 def _moments(x: Tensor, y: Tensor) -> Moments:
-    moments = Moments(x.shape[-1])
+    moments = Moments(x.shape[-1], y.shape[-1])
     moments.add(x, y)
     return moments
+
+
+def _distance(x: Tensor, y: Tensor, matrix: Tensor, shift: Tensor) -> float:
+    return float((x @ matrix + shift - y).square().sum() / (y - y.mean(0)).square().sum())
+
+
+@given(cuts=st.lists(st.integers(1, 39), max_size=4), seed=st.integers(0, 99))
+def test_batches_add_up_to_the_whole(cuts: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(40, 3, generator=generator, dtype=torch.float64) + 5 for _ in range(2))
+    parts = Moments(3, 3)
+    edges = [0, *sorted(cuts), 40]
+    for begin, end in itertools.pairwise(edges):
+        parts.add(x[begin:end], y[begin:end])
+    assert parts.rows == 40
+    torch.testing.assert_close(parts.means, (x.mean(0), y.mean(0)))
+    both = torch.cov(torch.cat([x, y], 1).t(), correction=0)
+    torch.testing.assert_close(parts.covariances, (both[:3, :3], both[:3, 3:]))
 
 
 @pytest.mark.parametrize("rank", [None, 2])
@@ -38,14 +58,14 @@ def test_each_form_is_the_best_of_its_kind() -> None:
     assert torch.linalg.matrix_rank(solutions["thin"].matrix - torch.eye(4, dtype=torch.float64)) == 2
     assert torch.equal(solutions["scale"].matrix, solutions["scale"].matrix.diagonal().diag())
     for name, solution in solutions.items():
-        least = moments.left_over(solution.matrix, solution.shift)
+        least = _distance(x, y, solution.matrix, solution.shift)
         # Any other map of the form is farther away.
         for seed in range(20):
             generator = torch.Generator().manual_seed(seed)
             matrix, shift = _moved(name, solution.matrix, generator), solution.shift
-            assert moments.left_over(matrix, shift) >= least
-            assert moments.left_over(solution.matrix, shift + 0.1 * torch.randn(4, generator=generator)) > least
-    far = {name: moments.left_over(solution.matrix, solution.shift) for name, solution in solutions.items()}
+            assert _distance(x, y, matrix, shift) >= least
+            assert _distance(x, y, solution.matrix, shift + 0.1 * torch.randn(4, generator=generator)) > least
+    far = {name: _distance(x, y, solution.matrix, solution.shift) for name, solution in solutions.items()}
     assert far["full"] < far["thin"] and far["full"] < far["scale"]
 
 
@@ -89,57 +109,52 @@ def test_a_map_between_widths_is_found_and_drawn_to_its_start(rank: int | None) 
     torch.manual_seed(0)
     x, shift = torch.randn(200, 5, dtype=torch.float64) + 3, torch.randn(7, dtype=torch.float64)
     matrix = torch.randn(5, 2, dtype=torch.float64) @ torch.randn(2, 7, dtype=torch.float64)
-    moments = Moments((5, 7))
-    moments.add(x, x @ matrix + shift)
+    moments = _moments(x, x @ matrix + shift)
     start = torch.eye(5, 7, dtype=torch.float64)
     beside = start if rank is None else torch.zeros_like(start)
     found = solve(moments, "full", rank, 1e-12, around=(start, beside))
     torch.testing.assert_close(found.matrix, matrix, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(found.shift, shift, rtol=1e-8, atol=1e-8)
-    assert moments.left_over(found.matrix, found.shift) < 1e-12
     start[2:] = 0
     far = solve(moments, "full", rank, 1e9, around=(start, torch.zeros_like(start)))
     torch.testing.assert_close(far.matrix, start, rtol=1e-6, atol=1e-6)
 
 
-def _equations(features: torch.Tensor, wanted: torch.Tensor) -> Equations:
-    return Equations(features.t() @ features, features.t() @ wanted)
+def _fitted(features: Tensor, wanted: Tensor, ridge: float, start: Tensor | None = None) -> Tensor:
+    return least_squares(features.t() @ features, features.t() @ wanted, ridge, start)
 
 
 def test_the_least_squares_are_found_whatever_the_scale_of_a_feature() -> None:
     torch.manual_seed(0)
     features, wanted = torch.randn(50, 4, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)
     expected = torch.linalg.lstsq(features, wanted).solution
-    equations = _equations(features, wanted)
-    theta = equations.solve(0.0)
-    torch.testing.assert_close(theta, expected)
+    torch.testing.assert_close(_fitted(features, wanted, 0.0), expected)
     scale = torch.tensor([1e-6, 1.0, 1e3, 1.0], dtype=torch.float64)
-    scaled = _equations(features * scale, wanted).solve(0.1)
-    torch.testing.assert_close(scaled * scale[:, None], equations.solve(0.1))
+    scaled = _fitted(features * scale, wanted, 0.1)
+    torch.testing.assert_close(scaled * scale[:, None], _fitted(features, wanted, 0.1))
 
 
 def test_a_ridge_draws_to_the_start() -> None:
     torch.manual_seed(0)
     features, wanted = torch.randn(50, 4, dtype=torch.float64), torch.randn(50, dtype=torch.float64)
     start = torch.ones(4, dtype=torch.float64)
-    equations = _equations(features, wanted)
-    torch.testing.assert_close(equations.solve(0.0, start), equations.solve(0.0))
-    torch.testing.assert_close(equations.solve(1e9, start), start, atol=1e-6, rtol=0)
-    torch.testing.assert_close(equations.solve(1e9), 0 * start, atol=1e-6, rtol=0)
+    torch.testing.assert_close(_fitted(features, wanted, 0.0, start), _fitted(features, wanted, 0.0))
+    torch.testing.assert_close(_fitted(features, wanted, 1e9, start), start, atol=1e-6, rtol=0)
+    torch.testing.assert_close(_fitted(features, wanted, 1e9), 0 * start, atol=1e-6, rtol=0)
 
 
 def test_a_feature_that_is_always_zero_leaves_its_number() -> None:
     features = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
-    found = _equations(features, torch.tensor([1.0, 2.0], dtype=torch.float64)).solve(0.0)
+    found = _fitted(features, torch.tensor([1.0, 2.0], dtype=torch.float64), 0.0)
     torch.testing.assert_close(found, torch.tensor([1.0, 0.0], dtype=torch.float64))
 
 
 def test_equations_without_a_single_solution_are_a_line() -> None:
-    features = torch.ones(3, 2, dtype=torch.float64)
-    equations = _equations(features, torch.ones(3, dtype=torch.float64))
+    features, wanted = torch.ones(3, 2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     with pytest.raises(repl_fx.BadInput, match="ridge 0 is too small to fit 2 numbers"):
-        equations.solve(0.0)
-    torch.testing.assert_close(equations.solve(1e-6), torch.full((2,), 0.5, dtype=torch.float64), atol=1e-5, rtol=0)
+        _fitted(features, wanted, 0.0)
+    halves = torch.full((2,), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(_fitted(features, wanted, 1e-6), halves, atol=1e-5, rtol=0)
 
 
 def test_few_rows_raise_the_ridge() -> None:
