@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates import make_surrogate
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.exporting import Exported
 
 
@@ -252,9 +254,18 @@ def as_after_training(gm: nn.Module) -> None:
 def rewritten(
     model: nn.Module, x: Tensor, surrogate: str, settings: Mapping[str, Any] | None = None
 ) -> repl_fx.TransformResult:
-    """What `repl_fx.transform` makes of a model. The results share their parameters with it, and with each other."""
+    """What `repl_fx.transform` makes of a model. The results share their parameters with it, and with each other.
+
+    One capture serves for all of a model on one input, until the model changes.
+    """
     make_surrogate(surrogate, settings)
-    return repl_fx.transform(model, (x,), surrogate=surrogate, settings=settings)
+    return repl_fx.transform(model, (x,), surrogate=surrogate, settings=settings, captured=captured(model, x))
+
+
+@lru_cache(maxsize=2)
+def captured(model: nn.Module, x: Tensor) -> CapturedParts:
+    """The capture of a model on an input; of the last two that were asked for it is the same one again."""
+    return repl_fx.capture_parts(model, (x,))
 
 
 def check_starts_as_if_pruned_and_folds(

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
-from tests.surrogates.fully_sharded import Outcome, Task, trained
+from tests.surrogates.fully_sharded import EVALUATED, Outcome, Task, trained
 from tests.surrogates.nets import GRID, Patches, Scaled
 from tests.surrogates.stand_ins import KINDS, with_stand_in
 
@@ -152,9 +152,8 @@ def _rewritten(net: str, surrogate: str) -> tuple[repl_fx.TransformResult, Tenso
 def _of(
     case: str, module: nn.Module, units: tuple[str, ...], x: Tensor, half: bool, mesh: tuple[int, int] | None = None
 ) -> Task:
-    # Half precision drifts from step to step, and replicas differ in the first one if at all.
-    steps = 10 if not half and mesh is None else 4
-    batches = torch.randn(steps, 2 * PROCESSES, *x.shape[1:])
+    # Two on either side of the evaluation.
+    batches = torch.randn(2 * EVALUATED, 2 * PROCESSES, *x.shape[1:])
     return Task(case, module if half else module.double(), units, batches if half else batches.double(), half, mesh)
 
 

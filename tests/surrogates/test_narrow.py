@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.surrogates.narrow import Narrow, NarrowConfig
+from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.export.running import run
 from tests.nets import TokenNet, TransformerBlock, tokens
 from tests.surrogates.nets import CHANNELS, NETS, Diffusion, HeadsBlock, InPlace, Residual, Scaled
@@ -211,12 +213,18 @@ def _block(model: nn.Module, number: int) -> str:
     return f"blocks.{number}" if hasattr(model, "blocks") else str(number)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_all_units_are_the_block(name: str) -> None:
+@functools.cache
+def _model(name: str) -> tuple[nn.Module, Tensor, CapturedParts]:
+    """A model with an input, and its capture, which serves for several tests."""
     torch.manual_seed(0)
     model, x = MODELS[name]()
-    _settled(model)
-    result = repl_fx.transform(model, (x,), surrogate="narrow", settings={"ratio": 1.0})
+    return _settled(model), x, repl_fx.capture_parts(model, (x,))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_units_are_the_block(name: str) -> None:
+    model, x, captured = _model(name)
+    result = repl_fx.transform(model, (x,), surrogate="narrow", settings={"ratio": 1.0}, captured=captured)
     assert result.plan.replacements
     with torch.no_grad():
         wanted = model(x.clone())
@@ -225,12 +233,13 @@ def test_all_units_are_the_block(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_units_that_nobody_reads_go_first(name: str) -> None:
-    torch.manual_seed(0)
-    model, x = MODELS[name]()
-    _settled(model)
+def test_units_that_nobody_reads_go_first(name: str, request: pytest.FixtureRequest) -> None:
+    model, x, captured = _model(name)
+    whole = {path: tensor.clone() for path, tensor in model.state_dict().items()}
+    request.addfinalizer(lambda: model.load_state_dict(whole))
     _silence_half_(model, _block(model, 1), READERS[name], GROUPS.get(name, 1))
-    result = repl_fx.transform(model, (x,), surrogate="narrow", blocks=[2], settings={"ratio": 0.5})
+    options: Any = {"surrogate": "narrow", "blocks": [2], "settings": {"ratio": 0.5}}
+    result = repl_fx.transform(model, (x,), captured=captured, **options)
     assert [one.block for one in result.plan.replacements] == [_block(model, 1)]
     with torch.no_grad():
         wanted, made = model(x.clone()), result.model.eval()(x.clone())
@@ -243,10 +252,8 @@ def test_units_that_nobody_reads_go_first(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_it_trains_folds_and_exports(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, x = MODELS[name]()
-    result = repl_fx.transform(_settled(model), (x,), surrogate="narrow")
-    gm = result.graph_module.train()
+    model, x, captured = _model(name)
+    gm = repl_fx.transform(model, (x,), surrogate="narrow", captured=captured).graph_module.train()
     gm(x.clone()).square().sum().backward()
     own = {n: p.grad for n, p in gm.named_parameters() if n.startswith("surrogates.")}
     assert own and all(grad is not None and bool(grad.abs().sum() > 0) for grad in own.values())
@@ -254,6 +261,7 @@ def test_it_trains_folds_and_exports(name: str, tmp_path: Path) -> None:
         wanted = gm.eval()(x.clone())
         folded = repl_fx.fold(gm)
         torch.testing.assert_close(folded(x.clone()), wanted)
+    model.zero_grad()
     repl_fx.export_onnx(gm, tmp_path / "net.onnx", (x,))
     given = onnx.load(tmp_path / "net.onnx").graph.input[0].name
     (found,) = run(tmp_path / "net.onnx", **{given: x}).values()
@@ -411,23 +419,22 @@ def test_the_first_block_goes_by_name_and_by_another_surrogate_it_does_not() -> 
 @pytest.mark.slow
 def test_a_budget_takes_the_most_units_that_it_allows() -> None:
     model, x = TokenNet(depth=5), tokens()
+    known: Any = {"surrogate": "narrow", "check": False, "captured": repl_fx.capture_parts(model, (x,))}
     shares = []
     for budget in (0.95, 0.85, 0.75):
-        result = repl_fx.transform(model, (x,), surrogate="narrow", budget={"params": budget}, check=False)
+        result = repl_fx.transform(model, (x,), budget={"params": budget}, **known)
         (ratio,) = {one.settings["ratio"] for one in result.plan.replacements}
         shares.append(ratio)
         assert result.plan.expected["params"] <= budget
         if ratio < 0.875:
             with pytest.raises(BadInput, match="no plan has params"):
                 more = {"ratio": ratio + 0.125}
-                repl_fx.transform(
-                    model, (x,), surrogate="narrow", settings=more, budget={"params": budget}, check=False
-                )
+                repl_fx.transform(model, (x,), settings=more, budget={"params": budget}, **known)
     assert shares == sorted(shares, reverse=True) and len(set(shares)) == 3
     # Blocks in a row go.
     assert len(result.plan.replacements) > 3
     with pytest.raises(BadInput, match=r"no plan has params at or below 0\.1 of the original"):
-        repl_fx.transform(model, (x,), surrogate="narrow", budget={"params": 0.1}, check=False)
+        repl_fx.transform(model, (x,), budget={"params": 0.1}, **known)
 
 
 def test_a_ratio_that_is_given_is_no_choice() -> None:
