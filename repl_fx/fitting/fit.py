@@ -130,22 +130,14 @@ class _Fitting:
         if not stand_in.starts:
             return FittedSurrogate(stand_in.block, stand_in.surrogate, left=stand_in.reason)
         kept = [(module, {k: v.clone() for k, v in module.state_dict().items()}) for module in stand_in.modules]
-
-        def put_back() -> None:
-            for module, state in kept:
-                module.load_state_dict(state)
-
+        known: dict[str, Any] = {}
+        node, first = stand_in.starts[0]
         try:
-            first_node, first = stand_in.starts[0]
-            if isinstance(first, WholeMap):
-                known = self._map(stand_in, first_node, first.merged)
-            else:
-                known = self._numbers(stand_in)
-        except BaseException:
-            put_back()
-            raise
-        if not known.get("numbers"):
-            put_back()
+            known = self._map(stand_in, node, first.merged) if isinstance(first, WholeMap) else self._numbers(stand_in)
+        finally:
+            if not known.get("numbers"):
+                for module, state in kept:
+                    module.load_state_dict(state)
         return FittedSurrogate(stand_in.block, stand_in.surrogate, **known)
 
     def _map(self, stand_in: GraphStandIn, node: fx.Node, merged: bool) -> dict[str, Any]:

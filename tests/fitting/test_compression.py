@@ -27,7 +27,7 @@ def _error(original: nn.Module, batches: list[Tensor], model: nn.Module) -> dict
 @pytest.fixture
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return MlpNet(6, 8).eval()
+    return MlpNet(4, 8).eval()
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_a_model_is_cut_to_a_budget_and_fitted(net: nn.Module) -> None:
     assert type(done.model) is MlpNet
     share = sum(p.numel() for p in done.model.parameters()) / sum(p.numel() for p in net.parameters())
     assert done.budget["params"]["reached"] == pytest.approx(share) and share <= 0.8
-    assert done.fit is not None and any(one.rows for one in done.fit.surrogates) and len(done.scores.blocks) == 6
+    assert done.fit is not None and any(one.rows for one in done.fit.surrogates) and len(done.scores.blocks) == 4
     # Nearer to the original than without what stands in.
     pruned = repl_fx.transform(net, (batches[0],), plan=done.result.plan.without_surrogates()).model.eval()
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_scores_by_the_loss_take_pairs(net: nn.Module) -> None:
 @pytest.mark.slow
 def test_inputs_by_name_and_several_passes() -> None:
     torch.manual_seed(0)
-    model = TokenNet(depth=5).eval()
+    model = TokenNet(depth=3).eval()
     passes: list[int] = []
 
     def batches() -> Iterator[dict[str, Tensor]]:
