@@ -418,23 +418,22 @@ def test_the_first_block_goes_by_name_and_by_another_surrogate_it_does_not() -> 
 
 @pytest.mark.slow
 def test_a_budget_takes_the_most_units_that_it_allows() -> None:
-    model, x = TokenNet(depth=5), tokens()
-    known: Any = {"surrogate": "narrow", "check": False, "captured": repl_fx.capture_parts(model, (x,))}
+    gm = repl_fx.capture(TokenNet(depth=5), (tokens(),))
+    planned = functools.partial(repl_fx.make_plan, gm, repl_fx.find_repeats(gm), surrogate="narrow")
     shares = []
     for budget in (0.95, 0.85, 0.75):
-        result = repl_fx.transform(model, (x,), budget={"params": budget}, **known)
-        (ratio,) = {one.settings["ratio"] for one in result.plan.replacements}
+        plan = planned(budget={"params": budget})
+        (ratio,) = {one.settings["ratio"] for one in plan.replacements}
         shares.append(ratio)
-        assert result.plan.expected["params"] <= budget
+        assert plan.expected["params"] <= budget
         if ratio < 0.875:
             with pytest.raises(BadInput, match="no plan has params"):
-                more = {"ratio": ratio + 0.125}
-                repl_fx.transform(model, (x,), settings=more, budget={"params": budget}, **known)
+                planned(settings={"ratio": ratio + 0.125}, budget={"params": budget})
     assert shares == sorted(shares, reverse=True) and len(set(shares)) == 3
     # Blocks in a row go.
-    assert len(result.plan.replacements) > 3
+    assert len(plan.replacements) > 3
     with pytest.raises(BadInput, match=r"no plan has params at or below 0\.1 of the original"):
-        repl_fx.transform(model, (x,), budget={"params": 0.1}, **known)
+        planned(budget={"params": 0.1})
 
 
 def test_a_ratio_that_is_given_is_no_choice() -> None:
