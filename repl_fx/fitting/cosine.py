@@ -31,38 +31,37 @@ class Reservoir:
 
     Args:
         most: rows that are kept.
+
+    Attributes:
+        seen: how many rows came.
+        rows: those that are kept, one tensor for each that was given.
     """
 
     def __init__(self, most: int = MOST_ROWS) -> None:
         self.most = most
         self.seen = 0
         self._generator = torch.Generator().manual_seed(0)
-        self._kept: list[Tensor] = []
+        self.rows: list[Tensor] = []
 
     def add(self, *columns: Tensor) -> None:
         """Add rows: tensors (…, C) that belong together."""
         columns = tuple(column.detach().flatten(0, -2) for column in columns)
-        if not self._kept:
+        if not self.rows:
             kinds = (torch.promote_types(column.dtype, torch.float32) for column in columns)
             pairs = zip(columns, kinds, strict=True)
-            self._kept = [column.new_empty(0, column.shape[1], dtype=kind) for column, kind in pairs]
+            self.rows = [column.new_empty(0, column.shape[1], dtype=kind) for column, kind in pairs]
         count = len(columns[0])
-        room = min(self.most - len(self._kept[0]), count)
-        self._kept = [torch.cat([kept, c[:room].to(kept)]) for kept, c in zip(self._kept, columns, strict=True)]
+        room = min(self.most - len(self.rows[0]), count)
+        self.rows = [torch.cat([kept, c[:room].to(kept)]) for kept, c in zip(self.rows, columns, strict=True)]
         # A later row n takes the place of a random one of n, if that is among those kept.
         drawn = torch.rand(count - room, generator=self._generator, dtype=torch.float64, device="cpu")
         place = (drawn * (self.seen + torch.arange(room, count) + 1)).long()
         latest = {int(p): n for n, p in enumerate(place.tolist(), room) if p < self.most}
         if latest:
             to, of = (torch.tensor(list(some), device=columns[0].device) for some in (latest.keys(), latest.values()))
-            for kept, column in zip(self._kept, columns, strict=True):
+            for kept, column in zip(self.rows, columns, strict=True):
                 kept[to] = column[of].to(kept)
         self.seen += count
-
-    @property
-    def rows(self) -> list[Tensor]:
-        """The rows that are kept, one tensor for each that was given."""
-        return self._kept
 
 
 @dataclass(frozen=True, eq=False)
