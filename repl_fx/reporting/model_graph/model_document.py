@@ -39,7 +39,7 @@ from repl_fx.reporting.model_graph.document import (
 from repl_fx.reporting.model_graph.graphs import GraphMaker
 from repl_fx.reporting.model_graph.layout import GroupShape, lay_out
 from repl_fx.reporting.model_graph.nesting import Steps, nest, nest_rewritten
-from repl_fx.reporting.model_graph.node_facts import NodeCosts
+from repl_fx.reporting.model_graph.node_facts import costs_by_node
 from repl_fx.reporting.model_graph.reading import read_evidence
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.tracing.parts.capture_parts import CapturedParts, Part, qualified_name
@@ -121,7 +121,7 @@ def _graphs(
     source = model.source.get_submodule(part.path)
 
     def maker(gm: fx.GraphModule, steps: Mapping[str, Steps], *, after: bool) -> GraphMaker:
-        costs = NodeCosts.of(gm, captured.inputs)
+        costs = costs_by_node(gm, captured.inputs)
         return GraphMaker(part, gm, steps, nesting, costs, report, source, layouts, after)
 
     before = maker(part.graph_module, nesting.steps, after=False)

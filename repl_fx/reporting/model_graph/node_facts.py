@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
@@ -26,28 +25,18 @@ _LINE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _SHOWN = 4
 
 
-@dataclass(frozen=True, eq=False)
-class NodeCosts:
-    """The costs of the nodes of a graph; None where it does not run on shapes alone.
+# FLOPs of a forward pass and bytes kept for backward; None where the graph does not run on shapes alone.
+NodeCost: TypeAlias = tuple[int | None, int | None]
 
-    Attributes:
-        flops, kept: by the name of the node; nodes without any may be left out.
-    """
 
-    flops: Mapping[str, int] | None
-    kept: Mapping[str, int] | None
-
-    @classmethod
-    def of(cls, gm: fx.GraphModule, inputs: ExampleInputs) -> NodeCosts:
-        """Count the costs of each node on some inputs."""
-        flops = flops_by_node(gm, inputs)
-        named = None if flops is None else {node.name: number for node, number in flops.items()}
-        return cls(named, kept_by_node(gm, inputs))
-
-    def of_node(self, name: str) -> tuple[int | None, int | None]:
-        """FLOPs and kept bytes of a node."""
-        flops = None if self.flops is None else self.flops.get(name, 0)
-        return flops, None if self.kept is None else self.kept.get(name, 0)
+def costs_by_node(gm: fx.GraphModule, inputs: ExampleInputs) -> dict[str, NodeCost]:
+    """The costs of each node of a graph on some inputs, by its name."""
+    flops = flops_by_node(gm, inputs)
+    kept = kept_by_node(gm, inputs)
+    return {
+        node.name: (None if flops is None else flops.get(node, 0), None if kept is None else kept.get(node.name, 0))
+        for node in gm.graph.nodes
+    }
 
 
 def kind_of_node(gm: fx.GraphModule, node: fx.Node) -> NodeKind:

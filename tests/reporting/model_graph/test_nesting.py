@@ -13,7 +13,6 @@ from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.reporting.model_graph.graphs import GraphMaker
 from repl_fx.reporting.model_graph.nesting import Nesting, StepDown, nest, nest_rewritten
-from repl_fx.reporting.model_graph.node_facts import NodeCosts
 from repl_fx.tracing.capture import CaptureInfo
 from repl_fx.tracing.parts.part_repeats import PartRepeats
 from tests.model_graphs import TOKENS, require_tree
@@ -48,7 +47,8 @@ def _require_whole(gm: fx.GraphModule, repeats: list[Repeat], nesting: Nesting) 
     """Each node has its steps, and the groups that these make are a tree."""
     assert list(nesting.steps) == [node.name for node in gm.graph.nodes]
     part = PartRepeats.of("", gm, repeats)
-    require_tree(GraphMaker(part, gm, nesting.steps, nesting, NodeCosts({}, {}), {}, None, {}).make({}))
+    costs = dict.fromkeys(nesting.steps, (0, 0))
+    require_tree(GraphMaker(part, gm, nesting.steps, nesting, costs, {}, None, {}).make({}))
 
 
 def test_a_node_lies_in_a_module_of_a_block_of_a_repeat() -> None:
