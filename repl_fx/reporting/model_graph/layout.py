@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, pairwise
-from types import ModuleType
-from typing import cast
+from itertools import accumulate, chain, groupby, pairwise
 
 import networkx
 
-from repl_fx.errors import BadInput
+from repl_fx.errors import needing
 from repl_fx.reporting.model_graph.document import Box, Layout, Route
 
 _GAP, _BETWEEN_LAYERS, _MARGIN = 24, 36, 16
@@ -52,20 +50,21 @@ def lay_out(outline: GroupShape) -> Layout:
         BadInput: igraph is not installed.
     """
     drawn = [box for box, size in enumerate(outline.sizes) if any(size)]
-    if len(drawn) < len(outline.sizes):
-        return _spread(lay_out(_of_boxes(outline, drawn)), drawn, len(outline.sizes))
-    if not outline.sizes:
-        return Layout(2 * _MARGIN, 2 * _MARGIN, (), ())
-    layers = _layers(outline)
-    middles, bends = _placed(outline, layers)
-    halves = [width / 2 for width, _ in outline.sizes]
+    if not drawn:
+        return Layout(2 * _MARGIN, 2 * _MARGIN, (Box(0, 0, 0, 0),) * len(outline.sizes), ())
+    edges = [edge for edge in dict.fromkeys(outline.edges) if edge[0] != edge[1] and {*edge} <= {*drawn}]
+    downwards = list(dict.fromkeys(outline.downwards(*edge) for edge in edges))
+    layers = _layers(drawn, downwards)
+    middles, bends = _placed(outline, layers, downwards)
     bent = [x for points in bends.values() for x, _ in points]
-    left = _MARGIN - min([x - half for x, half in zip(middles, halves, strict=True)] + bent)
+    left = _MARGIN - min([middles[box] - outline.sizes[box][0] / 2 for box in drawn] + bent)
+    right = max([middles[box] + outline.sizes[box][0] / 2 for box in drawn] + bent)
     tops, heights = _rows(outline, layers)
-    boxes = [
-        Box(round(left + x - width / 2), round(tops[layer] + (heights[layer] - height) / 2), width, height)
-        for x, layer, (width, height) in zip(middles, layers, outline.sizes, strict=True)
-    ]
+    boxes = [Box(0, 0, 0, 0)] * len(outline.sizes)
+    for box, layer in layers.items():
+        width, height = outline.sizes[box]
+        top = tops[layer] + (heights[layer] - height) / 2
+        boxes[box] = Box(round(left + middles[box] - width / 2), round(top), width, height)
 
     def points(one: int, other: int) -> list[tuple[int, int]]:
         upper, lower = boxes[one], boxes[other]
@@ -74,65 +73,67 @@ def lay_out(outline: GroupShape) -> Layout:
         return [ends[0], *inner, ends[1]]
 
     routes = []
-    for source, target in dict.fromkeys(outline.edges):
-        if source != target:
-            upper, lower = outline.downwards(source, target)
-            way = points(upper, lower) if source == upper else points(upper, lower)[::-1]
-            flat = (number for point in way for number in point)
-            routes.append(Route(source, target, tuple(flat)))
-    right = max([x + half for x, half in zip(middles, halves, strict=True)] + bent)
+    for source, target in edges:
+        upper, lower = outline.downwards(source, target)
+        way = points(upper, lower) if source == upper else points(upper, lower)[::-1]
+        routes.append(Route(source, target, tuple(chain.from_iterable(way))))
     return Layout(round(left + right + _MARGIN), tops[-1] + heights[-1] + _MARGIN, tuple(boxes), tuple(routes))
 
 
 def _placed(
-    outline: GroupShape, layers: Sequence[int]
-) -> tuple[list[float], dict[tuple[int, int], list[tuple[float, int]]]]:
+    outline: GroupShape, layers: Mapping[int, int], edges: Sequence[tuple[int, int]]
+) -> tuple[dict[int, float], dict[tuple[int, int], list[tuple[float, int]]]]:
     """The middle of each box, and the bends of edges that pass layers: middle and layer of each."""
-    bent = _affordable(_downward_edges(outline), layers)
     # The middle width: where boxes are wider, they are moved apart.
-    apart = sorted(width for width, _ in outline.sizes)[len(outline.sizes) // 2] + _GAP
-    coords = [0.0] * len(outline.sizes)
+    apart = sorted(outline.sizes[box][0] for box in layers)[len(layers) // 2] + _GAP
+    coords = dict.fromkeys(layers, 0.0)
     routing: dict[tuple[int, int], list[tuple[float, int]]] = {}
     right = 0.0
-    for boxes, edges in _connected(len(outline.sizes), bent):
-        places, bends = _connected_placed(boxes, edges, layers, apart)
+    for boxes, own in _connected(layers, _affordable(edges, layers)):
+        places, bends = _connected_placed(boxes, own, layers, apart)
         across = [x for x, _ in chain(places, *bends)]
         moved = right - min(across)
         right = max(across) + moved + apart
-        for box, (x, _) in zip(boxes, places, strict=True):
-            coords[box] = x + moved
-        for edge, points in zip(edges, bends, strict=True):
+        coords |= {box: x + moved for box, (x, _) in zip(boxes, places, strict=True)}
+        for edge, points in zip(own, bends, strict=True):
             routing[edge] = [(x + moved, round(y)) for x, y in points]
     wide = [
-        *((layer, x, width) for layer, x, (width, _) in zip(layers, coords, outline.sizes, strict=True)),
+        *((layer, coords[box], outline.sizes[box][0]) for box, layer in layers.items()),
         *((layer, x, 0) for points in routing.values() for x, layer in points),
     ]
-    middles = _without_overlaps(wide)
-    bending = iter(middles[len(outline.sizes) :])
-    bent_at = {edge: [(next(bending), layer) for _, layer in points] for edge, points in routing.items()}
-    return middles[: len(outline.sizes)], bent_at
+    middles = iter(_without_overlaps(wide))
+    placed = {box: next(middles) for box in layers}
+    return placed, {edge: [(next(middles), layer) for _, layer in points] for edge, points in routing.items()}
 
 
 def _connected_placed(
-    boxes: Sequence[int], edges: Sequence[tuple[int, int]], layers: Sequence[int], apart: float
+    boxes: Sequence[int], edges: Sequence[tuple[int, int]], layers: Mapping[int, int], apart: float
 ) -> tuple[list[tuple[float, float]], list[list[tuple[float, float]]]]:
     """The places that igraph gives boxes, and the bends of edges, all of them connected.
 
     Of several connected parts in one layout, it mixes up which bends are of which edge.
     """
+    with needing("report", "a report"):
+        import igraph
     place = {box: i for i, box in enumerate(boxes)}
-    part = _igraph().Graph(len(boxes), [(place[one], place[other]) for one, other in edges], directed=True)
+    part = igraph.Graph(len(boxes), [(place[one], place[other]) for one, other in edges], directed=True)
     of_boxes = [layers[box] for box in boxes]
     placed = part.layout_sugiyama(layers=of_boxes, hgap=apart, vgap=1, maxiter=_ITERATIONS)
     return placed.coords, placed.edge_routing
 
 
-def _connected(boxes: int, edges: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+def _connected(
+    boxes: Iterable[int], edges: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
     """The boxes of each connected part, in ascending order, and the edges between them."""
-    parts = _igraph().Graph(boxes, edges).connected_components()
+    graph: networkx.Graph[int] = networkx.Graph()
+    graph.add_nodes_from(boxes)
+    graph.add_edges_from(edges)
+    parts = list(map(sorted, networkx.connected_components(graph)))
+    number = {box: k for k, part in enumerate(parts) for box in part}
     own: list[list[tuple[int, int]]] = [[] for _ in parts]
     for edge in edges:
-        own[parts.membership[edge[0]]].append(edge)
+        own[number[edge[0]]].append(edge)
     yield from zip(parts, own, strict=True)
 
 
@@ -161,45 +162,16 @@ def _without_overlaps(places: Sequence[tuple[int, float, int]]) -> list[float]:
     return middles
 
 
-def _of_boxes(outline: GroupShape, boxes: Sequence[int]) -> GroupShape:
-    """The outline of some of the boxes, and what joins them."""
-    place = {box: i for i, box in enumerate(boxes)}
-    edges = tuple((place[one], place[other]) for one, other in outline.edges if one in place and other in place)
-    inputs = range(outline.children, outline.children + outline.inputs)
-    counts = sum(box < outline.children for box in boxes), sum(box in inputs for box in boxes)
-    return GroupShape(tuple(outline.sizes[box] for box in boxes), edges, *counts)
-
-
-def _spread(layout: Layout, boxes: Sequence[int], count: int) -> Layout:
-    """A layout of some boxes as one of all, of which the others are empty."""
-    placed = dict(zip(boxes, layout.boxes, strict=True))
-    routes = tuple(Route(boxes[route.source], boxes[route.target], route.points) for route in layout.routes)
-    return Layout(layout.width, layout.height, tuple(placed.get(i, Box(0, 0, 0, 0)) for i in range(count)), routes)
-
-
-def _igraph() -> ModuleType:
-    try:
-        import igraph
-    except ModuleNotFoundError as missing:
-        raise BadInput(f"a report needs {missing.name}; pip install 'repl-fx[report]'") from missing
-    return cast(ModuleType, igraph)
-
-
-def _layers(outline: GroupShape) -> list[int]:
+def _layers(boxes: Sequence[int], edges: Iterable[tuple[int, int]]) -> dict[int, int]:
     """The layer of each box: below all that it reads; what reads nothing stands right above its first reader."""
-    graph: networkx.DiGraph[int] = networkx.DiGraph(_downward_edges(outline))
-    graph.add_nodes_from(range(len(outline.sizes)))
-    layers = {box: layer for layer, boxes in enumerate(networkx.topological_generations(graph)) for box in boxes}
-    first = (min((layers[reader] for reader in graph[box]), default=1) - 1 for box in range(len(layers)))
-    return [layers[box] if graph.in_degree(box) else above for box, above in enumerate(first)]
+    graph: networkx.DiGraph[int] = networkx.DiGraph(edges)
+    graph.add_nodes_from(boxes)
+    layers = {box: layer for layer, inside in enumerate(networkx.topological_generations(graph)) for box in inside}
+    above = {box: min((layers[reader] for reader in graph[box]), default=1) - 1 for box in boxes}
+    return {box: layers[box] if graph.in_degree(box) else above[box] for box in boxes}
 
 
-def _downward_edges(outline: GroupShape) -> list[tuple[int, int]]:
-    """Pairs of boxes that an edge joins, the upper one first."""
-    return list(dict.fromkeys(outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]))
-
-
-def _affordable(edges: Sequence[tuple[int, int]], layers: Sequence[int]) -> list[tuple[int, int]]:
+def _affordable(edges: Sequence[tuple[int, int]], layers: Mapping[int, int]) -> list[tuple[int, int]]:
     """The edges that are led round boxes, the short ones first; each takes a place in every layer that it crosses."""
     taken, found = 0, []
     for edge in sorted(edges, key=lambda edge: (layers[edge[1]] - layers[edge[0]], edge)):
@@ -210,13 +182,10 @@ def _affordable(edges: Sequence[tuple[int, int]], layers: Sequence[int]) -> list
     return found
 
 
-def _rows(outline: GroupShape, layers: Sequence[int]) -> tuple[list[int], list[int]]:
+def _rows(outline: GroupShape, layers: Mapping[int, int]) -> tuple[list[int], list[int]]:
     """The top of each layer, and its height."""
-    heights = [0] * (max(layers) + 1)
-    for layer, (_, height) in zip(layers, outline.sizes, strict=True):
-        heights[layer] = max(heights[layer], height)
-    tops, top = [], _MARGIN
-    for height in heights:
-        tops.append(top)
-        top += height + _BETWEEN_LAYERS
-    return tops, heights
+    heights = [0] * (max(layers.values()) + 1)
+    for box, layer in layers.items():
+        heights[layer] = max(heights[layer], outline.sizes[box][1])
+    tops = accumulate(heights[:-1], lambda top, height: top + height + _BETWEEN_LAYERS, initial=_MARGIN)
+    return list(tops), heights
