@@ -25,7 +25,7 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 
 from repl_fx.cli.completion import complete_artifact, complete_model, complete_model_or_artifact
-from repl_fx.cli.flags import Flags, SpecFlags, with_flags
+from repl_fx.cli.flags import Flags, SpecFlags, flags_of
 from repl_fx.cli.group import CLOSED, explain
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
@@ -147,7 +147,7 @@ def command(
 
     Args:
         own: the class of its own flags.
-        settings, without, defaults: see `with_flags`.
+        settings, without, defaults: see `flags_of`.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -158,9 +158,10 @@ def command(
                 function(terminal, flags, **given)
 
         signature = inspect.signature(function, eval_str=True)
-        arguments = list(signature.parameters.values())[2:]
+        arguments = [one for one in list(signature.parameters.values())[2:] if one.kind is not one.VAR_KEYWORD]
+        arguments += flags_of(own, *settings, without=without, defaults=defaults)
         run.__signature__ = signature.replace(parameters=arguments)  # type: ignore[attr-defined]
-        return with_flags(own, *settings, without=without, defaults=defaults)(run)
+        return run
 
     return decorate
 

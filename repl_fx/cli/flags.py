@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -119,34 +119,26 @@ class RunFlags(ArtifactFlags, frozen=True, kw_only=True):
     force: Switch = False
 
 
-def with_flags(
-    *settings: type, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, which takes `**given`, a flag for each field of some classes; None where a flag is not given.
+def flags_of(
+    *settings: Any, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+) -> list[inspect.Parameter]:
+    """A flag for each field of some classes, as parameters of a command; None where a flag is not given.
 
     Args:
         settings: the classes, with a line of help for each field (`lines_of_help`); of a name, the first one's counts.
         without: fields that the command has no flag for.
         defaults: values that the help shows in the place of the class's own.
     """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = inspect.signature(command, eval_str=True)
-        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        flags: dict[str, inspect.Parameter] = {}
-        for one in (flag for kind in settings for flag in _flags(kind, defaults) if flag.name not in without):
-            flags.setdefault(one.name, one)
-        command.__signature__ = own.replace(parameters=[*named, *flags.values()])  # type: ignore[attr-defined]
-        return command
-
-    return decorate
-
-
-def _flags(settings: Any, defaults: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
-    for name in settings.__struct_fields__:
-        kind, option = flag(settings, name, defaults)
-        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
-        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    found: dict[str, inspect.Parameter] = {}
+    for kind in settings:
+        for name in kind.__struct_fields__:
+            if name not in without and name not in found:
+                read_as, option = flag(kind, name, defaults)
+                annotation = Annotated[read_as | None, option]  # type: ignore[valid-type]
+                found[name] = inspect.Parameter(
+                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+                )
+    return list(found.values())
 
 
 def flag(settings: Any, name: str, defaults: Mapping[str, Any] = MappingProxyType({})) -> tuple[Any, Any]:

@@ -96,20 +96,17 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
         samples_from, config, purpose = _samples(spec, flags, reading)
     terminal.stage("load")
     target = common.load_target(spec, flags, ModelSettings().changed(**given), purpose=purpose)
-    found = None
-    if target.artifact is not None:
-        captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
-    else:
+    if target.artifact is None:
         terminal.stage("capture")
         captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
         terminal.stage("find repeats")
         found = find_in_parts(captured, by_options(captured, patterns, flags.finder))
         repeats = found.repeats
-    terminal.stage("measure costs")
-    after = None
-    if target.artifact is None:
-        before = costs.measure_form(captured.source, captured.module, captured.parts)
+        terminal.stage("measure costs")
+        before, after = costs.measure_form(captured.source, captured.module, captured.parts), None
     else:
+        captured, repeats, found = target.artifact.result.captured_parts, target.artifact.result.repeats, None
+        terminal.stage("measure costs")
         before, after = target.artifact.result.costs()
     flops = costs.flops_of_parts(captured.parts)
 

@@ -6,8 +6,9 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +30,7 @@ from repl_fx.export.pairing import MARK
 from repl_fx.export.stateless import drop_updates_, stateful
 from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
-from repl_fx.graph.axes import InputSizes, captured_axes, limits_by_axis, name_dims
+from repl_fx.graph.axes import Axis, InputSizes, captured_axes, limits_by_axis, name_dims
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
@@ -173,7 +174,8 @@ def _convert(
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
     for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
-        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
+        asked = dict(zip(map(id, tensors), dims, strict=True))
+        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=lambda tensor, asked=asked: asked[id(tensor)])
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
             hush = hushed((), ("torch.export",), least=logging.CRITICAL)
@@ -219,27 +221,28 @@ def _nearest(model: ir.Model, opset: int) -> int:
     return written
 
 
+def _axes_by_input(gm: nn.Module, names: Sequence[str]) -> dict[str, list[Axis]] | None:
+    """The dimensions of each input of a captured graph; None for a module that is no such graph."""
+    axes: dict[str, list[Axis]] = {}
+    for axis in captured_axes(gm) if isinstance(gm, fx.GraphModule) else ():
+        axes.setdefault(axis.input, []).append(axis)
+    return axes if axes.keys() == set(names) else None
+
+
 def _known_dims(source: nn.Module, names: Sequence[str]) -> tuple[list[tuple[int, ...]] | None, list[Alike]]:
     """The dimensions of each input that a captured graph has free, and those that are of one size.
 
     Of a module that is no captured graph nothing is known.
     """
-    axes = captured_axes(source) if isinstance(source, fx.GraphModule) else []
-    if {axis.input for axis in axes} != set(names):
+    axes = _axes_by_input(source, names)
+    if axes is None:
         return None, []
-    free: list[list[int]] = [[] for _ in names]
     alike: dict[str, list[tuple[int, int]]] = {}
-    for axis in axes:
+    for axis in chain.from_iterable(axes.values()):
         if axis.symbol is not None:
-            number = names.index(axis.input)
-            free[number].append(axis.number)
-            alike.setdefault(axis.symbol, []).append((number, axis.number))
-    return list(map(tuple, free)), [tuple(group) for group in alike.values() if len(group) > 1]
-
-
-def _dims_by_tensor(tensors: Sequence[Tensor], dims: Sequence[tuple[int, ...]]) -> Callable[[Tensor], tuple[int, ...]]:
-    known = dict(zip(map(id, tensors), dims, strict=True))
-    return lambda tensor: known[id(tensor)]
+            alike.setdefault(axis.symbol, []).append((names.index(axis.input), axis.number))
+    free = [tuple(axis.number for axis in axes[name] if axis.symbol is not None) for name in names]
+    return free, [tuple(group) for group in alike.values() if len(group) > 1]
 
 
 def _ladder(
@@ -303,7 +306,11 @@ def _name_dimensions(
         )
         for value, name, tensor in zip(model.graph.inputs, inputs.names, inputs.tensors, strict=True)
     ]
-    found = _names_in_graph(gm, inputs.names) or dict(zip(inputs.names, map(list, name_dims(known)), strict=True))
+    axes = _axes_by_input(gm, inputs.names)
+    if axes is None:
+        found = dict(zip(inputs.names, map(list, name_dims(known)), strict=True))
+    else:
+        found = {name: [axis.name for axis in own] for name, own in axes.items()}
     names = {
         size: name
         for given in known
@@ -315,14 +322,6 @@ def _name_dimensions(
         if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
             value.shape = ir.Shape([_renamed(dim, names, fixed) for dim in value.shape])
     return found
-
-
-def _names_in_graph(gm: nn.Module, inputs: Sequence[str]) -> dict[str, list[str]]:
-    """The names of the dimensions of each input in a captured graph; none for a module that is no such graph."""
-    names: dict[str, list[str]] = {}
-    for axis in captured_axes(gm) if isinstance(gm, fx.GraphModule) else ():
-        names.setdefault(axis.input, []).append(axis.name)
-    return names if names.keys() == set(inputs) else {}
 
 
 def _notes_on_sizes(gm: nn.Module, names: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -19,52 +19,28 @@ import onnx_ir as ir
 MARK = "repl_fx"
 
 
-@dataclass
-class Pairs:
-    """The pairs that were found in two graphs.
-
-    Attributes:
-        values: name and value in the first, name and value in the second: tensors, and attributes of nodes.
-        obstacle: why the graphs are no pair; empty where they are.
-        same_inputs: whether their inputs are of the same sizes, dynamic ones included.
-    """
-
-    values: list[tuple[str, Any, str, Any]] = field(default_factory=list)
-    obstacle: str = ""
-    same_inputs: bool = True
-
-
-def pair_graphs(first: ir.Model, second: ir.Model) -> Pairs:
-    """Pair what the nodes of two graphs read and have for attributes; their names, and dead nodes, do not count."""
-    shapes = ([str(value.shape) for value in model.graph.inputs] for model in (first, second))
-    walk = _Walk(Pairs(same_inputs=next(shapes) == next(shapes)), (first.opset_imports, second.opset_imports))
-    try:
-        walk.begin(first.graph, second.graph)
-        while walk.open:
-            walk.pair(*walk.open.pop())
-    except _Unlike as obstacle:
-        walk.pairs.obstacle = str(obstacle)
-    return walk.pairs
-
-
 class _Unlike(Exception):
     """Two graphs that are no pair; the message is the obstacle."""
 
 
 @dataclass
-class _Walk:
-    """The way through two graphs, from their outputs back.
+class Pairs:
+    """The pairs that are found in two graphs, on the way from their outputs back.
 
     Attributes:
-        pairs: those that were found.
         opsets: the versions of operators in each graph, by domain.
+        values: name and value in the first, name and value in the second: tensors, and attributes of nodes.
+        obstacle: why the graphs are no pair; empty where they are.
+        same_inputs: whether their inputs are of the same sizes, dynamic ones included.
         met: the value of the second graph for each that was met in the first.
         nodes: those of the first that were met.
         open: values that have to be met yet.
     """
 
-    pairs: Pairs
     opsets: tuple[Mapping[str, int], Mapping[str, int]]
+    values: list[tuple[str, Any, str, Any]] = field(default_factory=list)
+    obstacle: str = ""
+    same_inputs: bool = True
     met: dict[ir.Value, ir.Value] = field(default_factory=dict)
     nodes: set[ir.Node] = field(default_factory=set)
     open: list[tuple[ir.Value | None, ir.Value | None]] = field(default_factory=list)
@@ -85,7 +61,7 @@ class _Walk:
             return
         ours, theirs = tensor_of(one), tensor_of(other)
         if ours is not None and theirs is not None:
-            self.pairs.values.append((str(one.name), ours.numpy(), str(other.name), theirs.numpy()))
+            self.values.append((str(one.name), ours.numpy(), str(other.name), theirs.numpy()))
             return
         if one in self.met:
             if self.met[one] is not other:
@@ -115,8 +91,21 @@ class _Walk:
                 raise _Unlike(f"{unlike} with other attributes")
             else:
                 ours, theirs = f"{node.op_type} {node.name}.{name}", f"{twin.name}.{name}"
-                self.pairs.values.append((ours, values[0], theirs, values[1]))
+                self.values.append((ours, values[0], theirs, values[1]))
         self.open.extend(zip_longest(node.inputs, twin.inputs))
+
+
+def pair_graphs(first: ir.Model, second: ir.Model) -> Pairs:
+    """Pair what the nodes of two graphs read and have for attributes; their names, and dead nodes, do not count."""
+    shapes = ([str(value.shape) for value in model.graph.inputs] for model in (first, second))
+    pairs = Pairs((first.opset_imports, second.opset_imports), same_inputs=next(shapes) == next(shapes))
+    try:
+        pairs.begin(first.graph, second.graph)
+        while pairs.open:
+            pairs.pair(*pairs.open.pop())
+    except _Unlike as obstacle:
+        pairs.obstacle = str(obstacle)
+    return pairs
 
 
 def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:

@@ -54,12 +54,10 @@ def difference_of(name: str, source: str, value: Array, wanted: Array, *, comput
     Args:
         computed: whether it is computed in the export, where machines may round otherwise.
     """
-    if value.shape != wanted.shape:
-        return WeightDifference(name, source, int(value.size), int(value.size), np.inf, 0.0)
     expected = cast(wanted, value.dtype)
     if same(value, expected):
         return None
-    if value.dtype.kind in "OUS" or expected.dtype.kind in "OUS":
+    if value.shape != wanted.shape or value.dtype.kind in "OUS" or expected.dtype.kind in "OUS":
         return WeightDifference(name, source, int(value.size), int(value.size), np.inf, 0.0)
     theirs, ours = value.astype(np.float64), expected.astype(np.float64)
     with np.errstate(invalid="ignore"):

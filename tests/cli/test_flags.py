@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 from unittest.mock import Mock
@@ -13,7 +14,7 @@ from msgspec import Meta
 from typer.testing import CliRunner
 
 from repl_fx.cli import flags
-from repl_fx.cli.flags import File, Switch, with_flags
+from repl_fx.cli.flags import File, Switch, flags_of
 
 
 class _Settings(msgspec.Struct, kw_only=True):
@@ -46,12 +47,14 @@ def _run(*arguments: str) -> tuple[dict[str, Any], str]:
     # As the command line of repl-fx: plain help.
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
-    @app.command()
-    @with_flags(_Settings, without=("hidden",), defaults={"names": ("x", "y")})
     def command(name: str, **given: Any) -> None:
         """A command."""
         seen.update(given, name=name)
 
+    name, _ = signature(command, eval_str=True).parameters.values()
+    parameters = [name, *flags_of(_Settings, without=("hidden",), defaults={"names": ("x", "y")})]
+    command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    app.command()(command)
     result = CliRunner().invoke(app, arguments)
     return seen, result.output
 

@@ -217,7 +217,7 @@ class GraphMaker:
             if thing in hidden:
                 return HIDDEN
             if thing not in rows:
-                return sizes[-1 - thing]
+                return sizes[-1 - int(thing)]
             label, value = self.words[rows[thing].label], self.values[rows[thing].value]
             return port_size(label) if thing in ends else node_size(label, value.text)
 
