@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from importlib import import_module
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from rich.console import Console
 
@@ -26,12 +26,8 @@ Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
 
-class Listener(Protocol):
-    """Takes a step: its name, and how many of how many such are done; None where that is not known."""
-
-    def __call__(self, step: str, done: int, total: int | None) -> None: ...
-
-
+# Takes a step: its name, and how many of how many such are done; None where that is not known.
+Listener: TypeAlias = Callable[[str, int, int | None], None]
 # Of the call that runs in this thread; other threads have none.
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
@@ -69,21 +65,11 @@ def shown(what: str) -> Callable[[Callable[Parameters, Returned]], Callable[Para
     return decorate
 
 
-def _nowhere(step: str, done: int, total: int | None) -> None:
-    """Take a step and show nothing."""
-
-
-@contextmanager
-def _showing(what: str, *, silent: bool) -> Iterator[Listener]:
-    console = None if silent or not show_progress() else Console(stderr=True, markup=False, emoji=False)
-    if console is None or not (console.is_jupyter or console.is_terminal):
-        yield _nowhere
-    elif console.is_jupyter:
-        with _in_a_notebook(what) as listener:
-            yield listener
-    else:
-        with _on_a_terminal(what, console) as listener:
-            yield listener
+def _showing(what: str, *, silent: bool) -> AbstractContextManager[Listener]:
+    console = Console(stderr=True, markup=False, emoji=False)
+    if silent or not show_progress() or not (console.is_jupyter or console.is_terminal):
+        return nullcontext(lambda *_: None)
+    return _in_a_notebook(what) if console.is_jupyter else _on_a_terminal(what, console)
 
 
 @contextmanager

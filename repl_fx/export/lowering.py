@@ -106,9 +106,11 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return pieces, {"count": len(node.meta["val"]), "equal": name == "aten.chunk.default"}
     if name == "aten.pad.default" and isinstance(given, Tensor) and given.is_complex():
         settings: dict[str, Any] = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
-        return (complex_pad, {}) if _pads_zeros(**settings) else None
-    if name == "aten.istft.default" and _makes_complex_signals(node):
-        return None
+        zeros = settings.get("mode", "constant") == "constant" and not settings.get("value")
+        return (complex_pad, {}) if zeros else None
+    if name == "aten.istft.default":
+        settings = inspect.signature(istft).bind(*node.args, **node.kwargs).arguments
+        return None if settings.get("return_complex") else (istft, {})
     at_start = name == "aten.as_strided.default" and node.args[3:] in ((), (None,))
     if at_start and isinstance(given, Tensor) and (order := _order_in_memory(given)):
         return strided, {"order": order}
@@ -121,15 +123,6 @@ def _cuts_a_computed_size(node: fx.Node) -> bool:
         return False
     along = tensor.meta["val"].shape[rest[0] if rest else 0]
     return isinstance(size, fx.Node) or not isinstance(along, int)
-
-
-def _pads_zeros(mode: Any = "constant", value: Any = None) -> bool:
-    return mode == "constant" and not value
-
-
-def _makes_complex_signals(node: fx.Node) -> bool:
-    settings = inspect.signature(istft).bind(*node.args, **node.kwargs).arguments
-    return bool(settings.get("return_complex"))
 
 
 def _order_in_memory(value: Tensor) -> list[int] | None:
@@ -269,7 +262,6 @@ def istft(
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.angle.default": angle,
-    "aten.istft.default": istft,
     "aten.rsub.Scalar": subtracted_from,
     "aten.scaled_dot_product_attention.default": attention,
     "aten._grouped_mm.default": grouped_matmul,

@@ -109,27 +109,26 @@ def walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], A
 
     Containers are mappings, dataclasses, tuples, lists and whatever else is registered as a pytree node.
     """
-    children: Iterator[tuple[Any, Any]] | None = None
-    if isinstance(value, (Tensor, *_CONSTANTS)):
-        pass
-    elif isinstance(value, Mapping):
-        children = iter(value.items())
-    elif is_dataclass(value) and not isinstance(value, type):
-        children = ((field.name, getattr(value, field.name)) for field in fields(value))
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        children = iter(zip(value._fields, value, strict=True))
-    elif isinstance(value, (tuple, list)):
-        children = iter(enumerate(value))
-    else:
-        leaves = pytree.tree_flatten(value)[0]
-        if not (len(leaves) == 1 and leaves[0] is value):
-            children = iter(enumerate(leaves))
-
+    children = _children(value)
     if children is None:
         yield path, value
     else:
         for key, child in children:
             yield from walk(child, (*path, str(key)))
+
+
+def _children(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """The names, keys or numbers of what a container holds, and that itself; None for a leaf."""
+    if isinstance(value, (Tensor, *_CONSTANTS)):
+        return None
+    if isinstance(value, Mapping):
+        return value.items()
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)
+    held = value if isinstance(value, (tuple, list)) else pytree.tree_leaves(value)
+    return None if len(held) == 1 and held[0] is value else enumerate(held)
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

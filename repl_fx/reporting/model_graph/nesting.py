@@ -9,7 +9,7 @@ and blocks have in common: a module that two blocks cut is a group in each of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Literal
 
@@ -40,11 +40,13 @@ class _Frame:
 
     Attributes:
         path: of the module that it lies in, of a repeat; that it takes the place of, of a block.
+        names: of a block; the one in its step is the first.
     """
 
     step: StepDown
     path: _Path
     nodes: frozenset[fx.Node]
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def nest(gm: fx.GraphModule, repeats: Sequence[Repeat], replaced: Iterable[str] 
         repeats: found in it.
         replaced: names of blocks that are to be groups.
     """
-    frames, names = _frames(repeats, set(replaced))
+    frames = _frames(repeats, set(replaced))
     inside: dict[fx.Node, list[_Frame]] = {}
     # The larger of two that share nodes holds the smaller; of equal ones a repeat holds its one block.
     for frame in sorted(frames, key=lambda frame: (-len(frame.nodes), frame.step.kind == "block")):
@@ -96,14 +98,13 @@ def nest(gm: fx.GraphModule, repeats: Sequence[Repeat], replaced: Iterable[str] 
             # Of several blocks at one path nothing but the readers tells which a node belongs to.
             steps[node] = None if home is None else _way(home, path)
     found = _settled(gm.graph, _shortened(steps))
-    blocks = {}
+    blocks: dict[str, Steps] = {}
     for frame in frames:
-        if frame.step.kind == "block":
-            way = found[next(iter(frame.nodes)).name]
-            to_block = way[: way.index(frame.step) + 1]
-            blocks.update(dict.fromkeys(names[frame.step.name], to_block))
+        way = found[next(iter(frame.nodes)).name]
+        blocks |= dict.fromkeys(frame.names, way[: way.index(frame.step) + 1])
+    names = {frame.step.name: tuple(frame.names) for frame in frames if frame.names}
     modules = {home[-1].step.name: ".".join(path) for path, home in homes.items() if home is not None}
-    return Nesting(found, blocks, {name: tuple(of) for name, of in names.items()}, modules)
+    return Nesting(found, blocks, names, modules)
 
 
 def nest_rewritten(graph: fx.Graph, before: Nesting) -> Mapping[str, Steps]:
@@ -118,16 +119,18 @@ def nest_rewritten(graph: fx.Graph, before: Nesting) -> Mapping[str, Steps]:
     return _settled(graph, steps)
 
 
-def _frames(repeats: Sequence[Repeat], replaced: set[str]) -> tuple[list[_Frame], dict[str, list[str]]]:
-    """Repeats and blocks none of which overlaps another but by holding it; the names of each block."""
+def _frames(repeats: Sequence[Repeat], replaced: set[str]) -> list[_Frame]:
+    """Repeats and blocks none of which overlaps another but by holding it."""
     frames: list[_Frame] = []
-    names: dict[str, list[str]] = {}
 
     def at(repeat: Repeat) -> tuple[bool, bool]:
         return not any(block.name in replaced for block in repeat.blocks), repeat.similar
 
     for repeat in [inner for outer in sorted(repeats, key=at) for inner in _with_children(outer)]:
-        added = [_Frame(StepDown("block", block.name), _own_path(block), block.node_set) for block in repeat.blocks]
+        added = [
+            _Frame(StepDown("block", block.name), _own_path(block), block.node_set, [block.name])
+            for block in repeat.blocks
+        ]
         if not repeat.similar:
             around = _frame_around(repeat, added)
             if not all(_fits(frame, frames) for frame in (around, *added)):
@@ -136,11 +139,10 @@ def _frames(repeats: Sequence[Repeat], replaced: set[str]) -> tuple[list[_Frame]
         for frame in added:
             same = next((one for one in frames if one.step.kind == "block" and one.nodes == frame.nodes), None)
             if same is not None:
-                names[same.step.name].append(frame.step.name)
+                same.names.append(frame.step.name)
             elif _fits(frame, frames):
                 frames.append(frame)
-                names[frame.step.name] = [frame.step.name]
-    return frames, names
+    return frames
 
 
 def _frame_around(repeat: Repeat, added: Sequence[_Frame]) -> _Frame:
