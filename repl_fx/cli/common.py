@@ -67,8 +67,8 @@ class Terminal:
         self.verbose = verbose
         self.quiet = quiet
         self.stdout = stdout
-        self._out = _console(stdout)
-        self._err = _console(sys.stderr)
+        self._out = _Console(stdout)
+        self._err = _Console(sys.stderr)
         self._imported = imported
         self._stage: str | None = None
         self._began = 0.0
@@ -249,17 +249,16 @@ def _without_noise() -> Iterator[None]:
 
 
 class _Console(Console):
+    def __init__(self, file: TextIO) -> None:
+        # Names may hold brackets and colons, which rich would read as markup and emoji.
+        super().__init__(file=file, markup=False, emoji=False, highlight=False)
+
     def on_broken_pipe(self) -> None:
         """End with the code for it; rich's own is that of a check that failed."""
         try:
             super().on_broken_pipe()
         except SystemExit:
             raise SystemExit(CLOSED) from None
-
-
-def _console(file: TextIO) -> Console:
-    # Names may hold brackets and colons, which rich would read as markup and emoji.
-    return _Console(file=file, markup=False, emoji=False, highlight=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,7 +135,8 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
         names = _tidy(program.model, gm, inputs, _specialised(program))
-        program.model.metadata_props.update(_notes_on_sizes(gm, names))
+        limits = limits_by_axis(gm.graph, names) if isinstance(gm, fx.GraphModule) else {}
+        program.model.metadata_props.update({f"{MARK}.{name}": "; ".join(lines) for name, lines in limits.items()})
     program.model.metadata_props[MARK] = f"{__version__}, torch {torch.__version__}"
     return program
 
@@ -322,12 +323,6 @@ def _name_dimensions(
         if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
             value.shape = ir.Shape([_renamed(dim, names, fixed) for dim in value.shape])
     return found
-
-
-def _notes_on_sizes(gm: nn.Module, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """The limits of a graph's sizes as metadata of its file."""
-    limits = limits_by_axis(gm.graph, names) if isinstance(gm, fx.GraphModule) else {}
-    return {f"{MARK}.{name}": "; ".join(lines) for name, lines in limits.items()}
 
 
 def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str], fixed: Mapping[str, int]) -> int | str | None:

@@ -102,11 +102,10 @@ def _meant(names: Sequence[str], tensors: Arrays, axis: int) -> Iterator[tuple[s
         scale, zero = scale.reshape(shape), zero.reshape(shape) if zero.size > 1 else zero
     numbers = stored.astype(np.float64)
     step = np.broadcast_to(0.501 * np.abs(scale), stored.shape)
-    if stored.dtype.itemsize == 1:
+    if stored.dtype.itemsize == 1 and stored.dtype.kind in "iu":
         # Beyond the last step there is none.
-        edge = np.iinfo(stored.dtype) if stored.dtype.kind in "iu" else None
-        if edge is not None:
-            step = np.where((numbers <= edge.min) | (numbers >= edge.max), np.inf, step)
+        edge = np.iinfo(stored.dtype)
+        step = np.where((numbers <= edge.min) | (numbers >= edge.max), np.inf, step)
     yield names[0], ((numbers - zero) * scale, step)
 
 

@@ -124,19 +124,16 @@ def compare(one: Path, other: Path) -> PlansDifference:
     sides = _side(one), _side(other)
     models = [_model(side) for side in sides]
     first, second = (_blocks(side.plan) for side in sides)
-    differences = []
     named = dict.fromkeys((*first, *second))
-    for block in named:
-        changes = _changes(_flat(first.get(block, _KEPT)), _flat(second.get(block, _KEPT)))
-        if changes:
-            differences.append(BlockDifference(block, changes))
+    compared = {block: _changes(_flat(first.get(block, _KEPT)), _flat(second.get(block, _KEPT))) for block in named}
+    differences = tuple(BlockDifference(block, changes) for block, changes in compared.items() if changes)
     return PlansDifference(
         one=str(one),
         other=str(other),
         # A plan alone does not say which class it is for.
         model=tuple(change for change in _changes(*models) if all(change.what in model for model in models)),
         options=_changes(*(_flat(_options(side.plan)) for side in sides)),
-        blocks=tuple(differences),
+        blocks=differences,
         alike=len(named) - len(differences),
         parameters=(_parameters(sides[0]), _parameters(sides[1])),
         weights=_weights(*sides),

@@ -144,6 +144,10 @@ class Graph(_Record, frozen=True):
         parent = self.groups[place].parent
         return [] if parent is None else [*self.above(parent), parent]
 
+    def inside(self, place: int) -> list[int]:
+        """The places of the groups that lie directly in a group."""
+        return [-1 - child for child in self.groups[place].children if child < 0]
+
 
 class View(_Record, frozen=True):
     """The graphs of a model, those of all parts in the order of their first calls."""

@@ -9,18 +9,10 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
+from repl_fx.reporting.model_graph import node_facts
 from repl_fx.reporting.model_graph.document import Graph, Group, Node, Value
 from repl_fx.reporting.model_graph.layout import GroupShape
 from repl_fx.reporting.model_graph.nesting import Nesting, Steps
-from repl_fx.reporting.model_graph.node_facts import (
-    NodeCost,
-    kind_of_node,
-    label_of,
-    parameters_by_node,
-    source_of,
-    target_of,
-    value_of,
-)
 from repl_fx.reporting.model_graph.picturing import HIDDEN, group_size, node_size, port_size, simplified
 from repl_fx.rewriting.block_reports import BlockReport
 from repl_fx.tracing.parts.capture_parts import qualified_name
@@ -69,7 +61,7 @@ class GraphMaker:
     gm: fx.GraphModule
     steps: Mapping[str, Steps]
     nesting: Nesting
-    costs: Mapping[str, NodeCost]
+    costs: Mapping[str, node_facts.NodeCost]
     report: Mapping[str, BlockReport]
     source: nn.Module | None
     layouts: dict[GroupShape, str]
@@ -77,7 +69,7 @@ class GraphMaker:
 
     def __post_init__(self) -> None:
         self.places = {node.name: place for place, node in enumerate(self.gm.graph.nodes)}
-        parameters = parameters_by_node(self.gm)
+        parameters = node_facts.parameters_by_node(self.gm)
         self.tensors = [parameters.get(node, []) for node in self.gm.graph.nodes]
         self.groups: list[_Growing] = []
         self.at: dict[Steps, int] = {}
@@ -130,17 +122,17 @@ class GraphMaker:
         return self.at[steps]
 
     def _row(self, place: int, node: fx.Node, words: dict[str, int], values: dict[Value, int]) -> Node:
-        source, path = source_of(node), target_of(node)
+        source, path = node_facts.source_of(node), node_facts.target_of(node)
         if isinstance(node.target, str) and node.op in ("call_module", "get_attr"):
             path = qualified_name(self.part.path, path)
         flops, kept = self.costs[node.name]
         return Node(
             name=node.name,
-            label=_place(words, label_of(self.gm, node)),
-            kind=kind_of_node(self.gm, node),
+            label=_place(words, node_facts.label_of(self.gm, node)),
+            kind=node_facts.kind_of_node(self.gm, node),
             group=self.of_node[place],
             target=_place(words, path),
-            value=_place(values, value_of(node)),
+            value=_place(values, node_facts.value_of(node)),
             parameters=sum(tensor.numel() for tensor in self.tensors[place]),
             flops=flops,
             kept=kept,

@@ -22,15 +22,13 @@ _SURROGATE, _REPEAT = "#ffe0b2", "#e3f2fd"
 
 def graph_collection(document: Document) -> dict[str, Any]:
     """The graph collection: what `model-explorer FILE.json` opens."""
-    graphs = [_graph(name, graph) for name, graph in _graphs(document)]
+    views = {"before": document.views.before, "after": document.views.after}
+    graphs = [
+        _graph(f"{name}: {graph.id}" if graph.id else name, graph)
+        for name, view in views.items()
+        for graph in (() if view is None else view.graphs)
+    ]
     return {"label": document.model.type, "graphs": graphs, "graphSorting": "name_desc"}
-
-
-def _graphs(document: Document) -> Iterator[tuple[str, Graph]]:
-    """The graphs of both views, with their ids."""
-    for name, view in (("before", document.views.before), ("after", document.views.after)):
-        for graph in () if view is None else view.graphs:
-            yield f"{name}: {graph.id}" if graph.id else name, graph
 
 
 def _graph(name: str, graph: Graph) -> dict[str, Any]:

@@ -16,19 +16,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from repl_fx.artifact import places
 from repl_fx.artifact.manifest import read_manifest
-from repl_fx.artifact.places import (
-    BENCH,
-    COMPARISON,
-    COMPRESSION,
-    FIGURES,
-    LOGS,
-    OTHERS,
-    PROOF,
-    RESULT,
-    SCORES,
-    STATE,
-)
 from repl_fx.artifact.store import written_file
 from repl_fx.benchmarking.results import KIND
 from repl_fx.errors import BadInput, one_line
@@ -52,12 +41,12 @@ def read_evidence(directory: Path) -> dict[str, Any]:
     def of_artifact(name: str, read: Callable[[Path], _T]) -> _T | None:
         return read(written_file(directory, manifest, name)) if name in manifest.files else None
 
-    scores = directory / COMPRESSION / SCORES
+    scores = directory / places.COMPRESSION / places.SCORES
     return {
         "scores": read_score_document(scores) if scores.is_file() else None,
         "training": _training(directory),
-        "verify": of_artifact(PROOF, read_verifications),
-        "bench": of_artifact(BENCH, read_benchmark),
+        "verify": of_artifact(places.PROOF, read_verifications),
+        "bench": of_artifact(places.BENCH, read_benchmark),
     }
 
 
@@ -109,10 +98,13 @@ def read_benchmark(file: Path) -> Mapping[str, Any]:
 
 
 def _training(directory: Path) -> TrainingFacts | None:
-    state, compressing = directory / STATE, directory / COMPRESSION
-    runs = {"": state, **{folder.name: folder for folder in sorted((state / OTHERS).glob("*")) if folder.is_dir()}}
-    curves = [curve for name, folder in runs.items() for curve in _curves(folder / LOGS, name)]
-    files = state / RESULT, state / FIGURES, compressing / RESULT
+    state, compressing = directory / places.STATE, directory / places.COMPRESSION
+    runs = {
+        "": state,
+        **{folder.name: folder for folder in sorted((state / places.OTHERS).glob("*")) if folder.is_dir()},
+    }
+    curves = [curve for name, folder in runs.items() for curve in _curves(folder / places.LOGS, name)]
+    files = state / places.RESULT, state / places.FIGURES, compressing / places.RESULT
     trained, healed, compressed = (_read_if_there(file, dict[str, Any]) or {} for file in files)
     figures: dict[str, Mapping[str, float]] = {}
     # What healed or compressed knows the names of its models.
@@ -120,7 +112,7 @@ def _training(directory: Path) -> TrainingFacts | None:
     for file, models in zip(files, (of_trained, healed, compressed.get("figures")), strict=True):
         if models:
             figures = {name: _figures_in(file, of) for name, of in models.items()}
-    rows = _read_if_there(state / COMPARISON, list[VariantOutcome])
+    rows = _read_if_there(state / places.COMPARISON, list[VariantOutcome])
     if not (curves or figures or rows):
         return None
     return TrainingFacts(tuple(curves), figures, None if rows is None else tuple(rows))

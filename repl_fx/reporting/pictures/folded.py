@@ -82,7 +82,7 @@ def fold_document(document: Document) -> Folded:
         return Folded(_lines(document, graph), (_panel(document, graph, 0, "p0", {}),))
     graph, largest = max(found, key=_weight)
     way = graph.above(largest)
-    repeats = [-1 - child for place in way for child in graph.groups[place].children if _is_repeat(graph, child)]
+    repeats = [one for place in way for one in graph.inside(place) if graph.groups[one].kind == "repeat"]
     shown = _shown_block(graph, largest)
     keys = {place: f"p{i}" for i, place in enumerate(way)} | {place: f"s{i}" for i, place in enumerate(repeats)}
     cards = [_panel(document, graph, place, keys[place], keys) for place in way]
@@ -93,12 +93,7 @@ def fold_document(document: Document) -> Folded:
 def _weight(found: tuple[Graph, int]) -> int:
     """The parameters of a repeat times its blocks: three wide blocks may have more of them than twenty others."""
     graph, place = found
-    repeat = graph.groups[place]
-    return repeat.parameters * sum(child < 0 for child in repeat.children)
-
-
-def _is_repeat(graph: Graph, child: int) -> bool:
-    return child < 0 and graph.groups[-1 - child].kind == "repeat"
+    return graph.groups[place].parameters * len(graph.inside(place))
 
 
 def _outermost(graph: Graph) -> list[int]:
@@ -109,7 +104,7 @@ def _outermost(graph: Graph) -> list[int]:
 
 def _shown_block(graph: Graph, repeat: int) -> int:
     """The first block of a repeat that is kept, else the first."""
-    blocks = [-1 - child for child in graph.groups[repeat].children if child < 0]
+    blocks = graph.inside(repeat)
     return next((place for place in blocks if graph.groups[place].kind == "block"), blocks[0])
 
 
@@ -124,10 +119,9 @@ def _panel(document: Document, graph: Graph, place: int, key: str, keys: Mapping
 
 
 def _stack(graph: Graph, place: int, key: str, shown: int) -> Card:
-    repeat = graph.groups[place]
-    blocks = [-1 - child for child in repeat.children if child < 0]
+    blocks = graph.inside(place)
     gone = sum(graph.groups[block].status == "replaced" for block in blocks)
-    title = f"{repeat.name}: {len(blocks)} blocks" + (f", {gone} replaced" if gone else "")
+    title = f"{graph.groups[place].name}: {len(blocks)} blocks" + (f", {gone} replaced" if gone else "")
     opens = {blocks.index(shown): "b"} if shown in blocks else {}
     return stack_of(key, title, [_item(graph, -1 - block) for block in blocks], opens)
 
@@ -152,8 +146,7 @@ def _item(graph: Graph, child: int) -> DrawnItem:
     group = graph.groups[-1 - child]
     parameters = f"{count(group.parameters)} parameters"
     if group.kind == "repeat":
-        blocks = sum(one < 0 for one in group.children)
-        return DrawnItem(f"{blocks} × {group.label}", parameters, "repeat", tip=_tip(group))
+        return DrawnItem(f"{len(graph.inside(-1 - child))} × {group.label}", parameters, "repeat", tip=_tip(group))
     if group.kind not in ("block", "surrogate"):
         detail = f"{group.type} · {count(group.parameters)}" if group.type else count(group.parameters)
         return DrawnItem(group.label, detail, "module", tip=_tip(group))
