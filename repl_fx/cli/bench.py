@@ -66,16 +66,11 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
 
     usable_device(flags.device)
     settings = Settings(
-        device=flags.device,
-        batch=flags.batch,
         batch_sizes=None if flags.batch_sizes is None else parse_sizes(flags.batch_sizes, "--batch-sizes"),
-        rounds=flags.rounds,
-        warm_up=flags.warm_up,
         training=flags.only != "inference",
         inference=flags.only != "training",
         compiled=flags.compile,
-        onnx=flags.onnx,
-        seed=flags.seed,
+        **flags.some("device", "batch", "rounds", "warm_up", "onnx", "seed"),
     )
     planned = PlanSettings().changed(**given)
     if Path(spec).is_dir():

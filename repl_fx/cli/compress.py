@@ -35,7 +35,7 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
         noted[kind] += lines
         terminal.show(*(f"{kind}: {line}" for line in lines))
 
-    asked: Any = {name: getattr(flags, name) for name in ("config", "resume", "force", "trust_remote_code")}
+    asked = flags.some("config", "resume", "force", "trust_remote_code")
     done = compress_source(RunRequest(spec, flags.output, given, progress=terminal.stage, **asked), note)
     terminal.show(budget_table(done.budget), *done.said, figures_table(done.figures))
     terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")

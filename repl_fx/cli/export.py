@@ -49,15 +49,8 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
         common.require_free_file(flags.output, force=flags.force)
     terminal.stage("load")
     artifact = load_artifact(directory, flags.model, trust_remote_code=flags.trust_remote_code)
-    found = export_artifact(
-        artifact,
-        flags.output,
-        opset=flags.opset,
-        verify=flags.verify,
-        per_layer=flags.per_layer,
-        with_cache=flags.with_cache,
-        progress=terminal.stage,
-    )
+    asked = flags.some("opset", "verify", "per_layer", "with_cache")
+    found = export_artifact(artifact, flags.output, **asked, progress=terminal.stage)
     whole = "" in found
     if not whole:
         terminal.show("captured in parts: each rewritten part is a file; the code around them has no ONNX form")

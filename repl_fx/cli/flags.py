@@ -76,6 +76,10 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True):
         "Model": ("model", "seed", "device", "trust_remote_code"),
     }
 
+    def some(self, *names: str) -> dict[str, Any]:
+        """Some of the flags, for a function whose arguments have their names."""
+        return {name: getattr(self, name) for name in names}
+
 
 class ArtifactFlags(Flags, frozen=True, kw_only=True):
     """Flags of a command that takes an artifact.

@@ -62,8 +62,8 @@ def in_a_run(
     from repl_fx.training.command import RunRequest, begin, gone_where_refused
     from repl_fx.training.processes import Ended, ending_together
 
-    asked = {name: getattr(flags, name) for name in ("output", "config", "resume", "force", "model")}
-    asked |= {"trust_remote_code": flags.trust_remote_code, "progress": terminal.stage, "stdout": terminal.descriptor}
+    asked = flags.some("output", "config", "resume", "force", "model", "trust_remote_code")
+    asked |= {"progress": terminal.stage, "stdout": terminal.descriptor}
     try:
         with ending_together():
             run = begin(RunRequest(spec, given=given, **asked, **more))

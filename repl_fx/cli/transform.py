@@ -66,7 +66,7 @@ def transform_command(
     source = load_source(spec, seed=flags.seed, device=flags.device, **built)
     _require_values(flags)
     model = source.model, source.args, source.kwargs
-    options |= {name: getattr(flags, name) for name in ("seed", "allow_nan", "check", "in_place")}
+    options |= flags.some("seed", "allow_nan", "check", "in_place")
     transformed = partial(transform, *model, progress=terminal.stage, **options)
     result, checked = transformed(), None
     if flags.check:

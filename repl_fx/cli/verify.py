@@ -66,17 +66,8 @@ def verify_command(
         terminal.stage("capture")
         module = capture(module, inputs.args, inputs.kwargs)
     terminal.stage("verify")
-    result = verify_onnx(
-        module,
-        onnx,
-        inputs.args,
-        inputs.kwargs,
-        rtol=flags.rtol,
-        atol=flags.atol,
-        batches=batches,
-        seed=flags.seed,
-        per_layer=flags.per_layer,
-    )
+    asked = flags.some("rtol", "atol", "seed", "per_layer")
+    result = verify_onnx(module, onnx, inputs.args, inputs.kwargs, batches=batches, **asked)
     terminal.show(*common.note_lines(target.notes))
     if result.layers:
         terminal.show(layers_table(result))

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from pathlib import Path
@@ -175,8 +175,7 @@ def _convert(
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
     for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
-        asked = dict(zip(map(id, tensors), dims, strict=True))
-        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=lambda tensor, asked=asked: asked[id(tensor)])
+        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
             hush = hushed((), ("torch.export",), least=logging.CRITICAL)
@@ -244,6 +243,11 @@ def _known_dims(source: nn.Module, names: Sequence[str]) -> tuple[list[tuple[int
             alike.setdefault(axis.symbol, []).append((names.index(axis.input), axis.number))
     free = [tuple(axis.number for axis in axes[name] if axis.symbol is not None) for name in names]
     return free, [tuple(group) for group in alike.values() if len(group) > 1]
+
+
+def _dims_by_tensor(tensors: Sequence[Tensor], dims: Sequence[tuple[int, ...]]) -> Callable[[Tensor], tuple[int, ...]]:
+    known = dict(zip(map(id, tensors), dims, strict=True))
+    return lambda tensor: known[id(tensor)]
 
 
 def _ladder(

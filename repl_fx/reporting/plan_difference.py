@@ -40,7 +40,8 @@ class ChangedFact:
     other: Any
 
     def __str__(self) -> str:
-        return f"{self.what}: {_shown(self.one)} -> {_shown(self.other)}"
+        before, after = ("nothing" if value is None else str(value) for value in (self.one, self.other))
+        return f"{self.what}: {before} -> {after}"
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,6 @@ class BlockDifference:
 
     block: str
     changes: tuple[ChangedFact, ...]
-
-    def __str__(self) -> str:
-        return f"{self.block}: {'; '.join(map(str, self.changes))}"
 
 
 @dataclass(frozen=True)
@@ -228,10 +226,6 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     # The bits: a NaN is equal to itself.
     bits = (tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return torch.equal(*bits)
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else str(value)
 
 
 def difference_lines(difference: PlansDifference) -> list[RenderableType]:

@@ -68,7 +68,7 @@ def test_blocks_differ_in_what_stands_in_for_them(tmp_path: Path) -> None:
     assert ChangedFact("reason", None, "it fails") in changed["b.3"]
     assert changed["c.1"] == (ChangedFact("reason", "it is odd", "it is even"),)
     assert (found.options, found.model) == ((ChangedFact("seed", 0, 3),), (ChangedFact("structure", "f00", "f01"),))
-    assert str(found.blocks[0]) == "b.1: settings.ratio: 0.25 -> 0.5; after: b.2 -> b.4"
+    assert list(map(str, found.blocks[0].changes)) == ["settings.ratio: 0.25 -> 0.5", "after: b.2 -> b.4"]
     json.dumps(found.to_json())
 
 
