@@ -211,7 +211,7 @@ class GraphMaker:
             if thing not in rows:
                 return sizes[-1 - int(thing)]
             label, value = self.words[rows[thing].label], self.values[rows[thing].value]
-            return port_size(label) if thing in ends else node_size(label, value.text)
+            return port_size(label) if isinstance(thing, tuple) else node_size(label, value.text)
 
         things: list[Any] = [*group.children, *ends]
         places = {thing: k for k, thing in enumerate(things)}

@@ -52,7 +52,8 @@ def lay_out(outline: GroupShape) -> Layout:
     drawn = [box for box, size in enumerate(outline.sizes) if any(size)]
     if not drawn:
         return Layout(2 * _MARGIN, 2 * _MARGIN, (Box(0, 0, 0, 0),) * len(outline.sizes), ())
-    edges = [edge for edge in dict.fromkeys(outline.edges) if edge[0] != edge[1] and {*edge} <= {*drawn}]
+    joined = (edge for edge in dict.fromkeys(outline.edges) if edge[0] != edge[1])
+    edges = [edge for edge in joined if all(any(outline.sizes[box]) for box in edge)]
     downwards = list(dict.fromkeys(outline.downwards(*edge) for edge in edges))
     layers = _layers(drawn, downwards)
     middles, bends = _placed(outline, layers, downwards)

@@ -127,18 +127,15 @@ def _figures_in(file: Path, figures: Any) -> dict[str, float]:
 
 def _curves(logs: Path, run: str) -> Iterator[Curve]:
     """The figures of a run by step; what was logged again where it went on takes the place of what was there."""
+    figures: list[tuple[int, str, float]] = []
+    for since, file in sorted((_since(file), file) for file in logs.glob("*/metrics.csv")):
+        figures = [*(figure for figure in figures if figure[0] < since), *_logged(file)]
     points: dict[str, dict[int, float]] = {}
-    since = {file: _since(file) for file in logs.glob("*/metrics.csv")}
-    for file in sorted(since, key=lambda file: since[file]):
-        for of in points.values():
-            for step in [step for step in of if step >= since[file]]:
-                del of[step]
-        for step, name, value in _logged(file):
-            points.setdefault(name, {})[step] = value
+    for step, name, value in figures:
+        points.setdefault(name, {})[step] = value
     for name, of in points.items():
-        if of:
-            # More points say no more in a picture.
-            yield Curve(name, tuple(sorted(of.items())), run).thinned(2000)
+        # More points say no more in a picture.
+        yield Curve(name, tuple(sorted(of.items())), run).thinned(2000)
 
 
 def _since(file: Path) -> int:
