@@ -19,7 +19,7 @@ from typing import Literal
 from playwright.sync_api import Page, sync_playwright
 
 import repl_fx
-from repl_fx.reporting.model_graph.model_document import document_of_result
+from repl_fx.reporting.model_graph.model_document import document_of
 from repl_fx.reporting.page import render_page
 from repl_fx.sources import load_source
 
@@ -60,7 +60,7 @@ def main(names: Sequence[str]) -> None:
             source = load_source(picture.spec)
             result = repl_fx.transform(source.model, source.args, source.kwargs, check=False)
             file = Path(scratch) / f"{name}.html"
-            file.write_text(render_page(document_of_result(result, picture.spec, source.notes)), "utf-8")
+            file.write_text(render_page(document_of(result, picture.spec, source.notes)), "utf-8")
             page = browser.new_page(color_scheme=picture.theme, viewport={"width": 1440, "height": 1000})
             said = _heard(page)
             page.goto(file.as_uri())

@@ -8,7 +8,7 @@ import torch
 
 import repl_fx
 from repl_fx.reporting.model_graph.document import Document, Graph
-from repl_fx.reporting.model_graph.model_document import document_of_result
+from repl_fx.reporting.model_graph.model_document import document_of
 from tests.nets import TokenNet
 
 TOKENS = torch.zeros(2, 4, 16)
@@ -18,7 +18,7 @@ TOKENS = torch.zeros(2, 4, 16)
 def small_document() -> Document:
     """The document of three transformer blocks, of which `blocks.1` is replaced by `bottleneck`."""
     torch.manual_seed(0)
-    return document_of_result(repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate="bottleneck"), "net.py")
+    return document_of(repl_fx.transform(TokenNet(depth=3), (TOKENS,), surrogate="bottleneck"), "net.py")
 
 
 def require_tree(graph: Graph) -> None:

@@ -89,26 +89,23 @@ def report(
         # The layouts of the document import it only when they are made.
         import igraph  # noqa: F401
 
-        from repl_fx.reporting.model_graph.model_document import (
-            document_of_artifact,
-            document_of_model,
-            document_of_result,
-        )
+        from repl_fx.reporting.model_graph.model_document import document_of, document_of_artifact
     stage = progress or tell
     if isinstance(model, Artifact):
         stage("lay out")
         return Report(document_of_artifact(model, title or str(model.directory), notes))
-    if not isinstance(model, CapturedParts | ModelRepeats):
-        result, module = result_and_model(model)
-        if result is not None:
-            stage("lay out")
-            document = document_of_result(result, title or type(result.captured_parts.source).__name__, notes)
-            if isinstance(model, Compression):
-                document = msgspec.structs.replace(document, scores=scores_document(model.scores))
-            return Report(document)
-        require_module("report", module)
-        stage("capture")
-        model = capture_parts(module, args, kwargs)
+    shown_model: TransformResult | ModelRepeats | CapturedParts | None
+    if isinstance(model, CapturedParts | ModelRepeats):
+        shown_model = model
+    else:
+        shown_model, module = result_and_model(model)
+        if shown_model is None:
+            require_module("report", module)
+            stage("capture")
+            shown_model = capture_parts(module, args, kwargs)
     stage("lay out")
-    found = model if isinstance(model, ModelRepeats) else find_in_parts(model)
-    return Report(document_of_model(found, title or type(found.captured.source).__name__, notes))
+    laid_out = find_in_parts(shown_model) if isinstance(shown_model, CapturedParts) else shown_model
+    document = document_of(laid_out, title, notes)
+    if isinstance(model, Compression):
+        document = msgspec.structs.replace(document, scores=scores_document(model.scores))
+    return Report(document)

@@ -46,34 +46,16 @@ from repl_fx.tracing.parts.capture_parts import CapturedParts, Part, qualified_n
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 
-def document_of_model(found: ModelRepeats, spec: str, notes: Sequence[str] = ()) -> Document:
-    """The document of a model that is not transformed.
+def document_of(model: ModelRepeats | TransformResult, spec: str | None = None, notes: Sequence[str] = ()) -> Document:
+    """The document of a model: before a transform, and after it where there was one.
 
     Args:
-        found: the repeats of the model.
-        spec: the words for the model.
+        model: the repeats of a model, or the result of its transform.
+        spec: the words for the model; its class by default.
         notes: remarks on it, a line each.
     """
-    return _document(found, None, spec, notes)
-
-
-def document_of_result(result: TransformResult, spec: str, notes: Sequence[str] = ()) -> Document:
-    """The document of a model before a transform and after it; see `document_of_model`."""
-    return _document(result.found, result, spec, notes)
-
-
-def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = ()) -> Document:
-    """The document of an artifact, with all that its directory says; see `document_of_model`.
-
-    Raises:
-        ArtifactError, BadInput: a file of the directory is damaged.
-    """
-    # What is damaged is said before any work is done.
-    known = read_evidence(artifact.directory)
-    return msgspec.structs.replace(document_of_result(artifact.result, spec, notes), **known)
-
-
-def _document(found: ModelRepeats, result: TransformResult | None, spec: str, notes: Sequence[str]) -> Document:
+    result = model if isinstance(model, TransformResult) else None
+    found = model.found if isinstance(model, TransformResult) else model
     captured = found.captured
     # One layout for all groups that look the same.
     layouts: dict[GroupShape, str] = {}
@@ -90,7 +72,7 @@ def _document(found: ModelRepeats, result: TransformResult | None, spec: str, no
         schema=SCHEMA,
         made=MadeBy(repl_fx.__version__, str(torch.__version__), datetime.now(UTC).isoformat(timespec="seconds")),
         model=ModelFacts(
-            spec=spec,
+            spec=spec or type(captured.source).__name__,
             type=infos[0].model if captured.whole else type(captured.source).__name__,
             tracer=", ".join(dict.fromkeys(info.tracer for info in infos)),
             inputs=tuple(_inputs(before, captured.parts)),
@@ -103,6 +85,17 @@ def _document(found: ModelRepeats, result: TransformResult | None, spec: str, no
         repeats=tuple(_repeat_rows(found.repeats)),
         plan=None if result is None else _plan_table(result, before, after),
     )
+
+
+def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = ()) -> Document:
+    """The document of an artifact, with all that its directory says; see `document_of`.
+
+    Raises:
+        ArtifactError, BadInput: a file of the directory is damaged.
+    """
+    # What is damaged is said before any work is done.
+    known = read_evidence(artifact.directory)
+    return msgspec.structs.replace(document_of(artifact.result, spec, notes), **known)
 
 
 def _graphs(

@@ -8,7 +8,7 @@ import torch
 
 import repl_fx
 from repl_fx.reporting.model_graph.document import Group
-from repl_fx.reporting.model_graph.model_document import document_of_result
+from repl_fx.reporting.model_graph.model_document import document_of
 from tests.model_graphs import TOKENS, require_tree, small_document
 from tests.nets import MlpNet
 
@@ -42,7 +42,7 @@ def test_groups_know_what_streams_in_and_out() -> None:
 
 def test_a_block_of_which_nothing_is_left_is_shown() -> None:
     torch.manual_seed(0)
-    document = document_of_result(repl_fx.transform(MlpNet(depth=3), (TOKENS,), surrogate="identity"), "net.py")
+    document = document_of(repl_fx.transform(MlpNet(depth=3), (TOKENS,), surrogate="identity"), "net.py")
     assert document.views.after is not None
     (after,) = document.views.after.graphs
     (empty,) = (place for place, group in enumerate(after.groups) if group.kind == "surrogate")

@@ -16,7 +16,7 @@ from repl_fx.errors import BadInput
 from repl_fx.pipeline import rewrite
 from repl_fx.planning.options import Options
 from repl_fx.reporting.model_graph.document import Document
-from repl_fx.reporting.model_graph.model_document import document_of_artifact, document_of_model, document_of_result
+from repl_fx.reporting.model_graph.model_document import document_of, document_of_artifact
 from repl_fx.reporting.page.sections import sections_of
 from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.model_graphs import TOKENS, require_tree, small_document
@@ -50,10 +50,10 @@ def test_a_plan_from_scores_says_them() -> None:
     scores = {f"blocks.{i}": i / 8 for i in range(1, 5)}
     args = (torch.zeros(2, 3, 8, 8),)
     result = repl_fx.transform(ConvNet(), args, surrogate="identity", budget={"params": 0.9}, scores=scores)
-    plan = document_of_result(result, "net.py").plan
+    plan = document_of(result, "net.py").plan
     assert plan is not None
     assert {row.block: row.score for row in plan.blocks} == {"blocks.0": None, **scores}
-    (table,) = next(s for s in sections_of(document_of_result(result, "net.py")) if s.key == "plan").tables
+    (table,) = next(s for s in sections_of(document_of(result, "net.py")) if s.key == "plan").tables
     assert "score" in [column.name for column in table.columns]
     assert any("0.125" in row for row in table.rows)
 
@@ -62,7 +62,7 @@ def test_a_plan_from_scores_says_them() -> None:
 def test_costs_are_those_of_the_model_that_trains() -> None:
     torch.manual_seed(0)
     result = repl_fx.transform(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
-    document = document_of_result(result, "net.py")
+    document = document_of(result, "net.py")
     before, after = document.totals.before, document.totals.after
     assert result.in_place.model is result.model
     for module, view, cost in (
@@ -85,7 +85,7 @@ def test_equal_blocks_share_a_layout() -> None:
 
 def test_a_model_alone_has_no_view_after() -> None:
     torch.manual_seed(0)
-    document = document_of_model(
+    document = document_of(
         find_in_parts(repl_fx.capture_parts(TokenNet(depth=3), (TOKENS,))), "net.py", ["random weights"]
     )
     assert (document.views.after, document.plan, document.totals.after) == (None, None, None)
@@ -113,7 +113,7 @@ def test_a_model_in_parts_has_a_graph_for_each() -> None:
     parts = repl_fx.capture_parts(_InParts(), (TOKENS,), paths=["trunk", "last"])
     options: Options = {"surrogate": "identity"}
     result = rewrite(parts, options, check=False)
-    document = document_of_result(result, "net.py")
+    document = document_of(result, "net.py")
     assert document.views.after is not None and document.totals.after is not None
     for view in (document.views.before, document.views.after):
         assert [graph.id for graph in view.graphs] == ["trunk", "last"]

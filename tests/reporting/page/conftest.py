@@ -12,7 +12,7 @@ import pytest
 
 import repl_fx
 from repl_fx.reporting.model_graph.document import Document
-from repl_fx.reporting.model_graph.model_document import document_of_result
+from repl_fx.reporting.model_graph.model_document import document_of
 from repl_fx.reporting.page import render_page
 from repl_fx.sources import load_source
 
@@ -83,7 +83,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Document]:
 def _transformed(spec: str, shape: str | None, options: dict[str, int]) -> Document:
     source = load_source(spec, input_shape=shape, options=options)
     result = repl_fx.transform(source.model, source.args, source.kwargs, surrogate="blend", check=False)
-    return document_of_result(result, spec, source.notes)
+    return document_of(result, spec, source.notes)
 
 
 @dataclass
