@@ -39,17 +39,10 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
     done = compress_source(RunRequest(spec, flags.output, given, progress=terminal.stage, **asked), note)
     terminal.show(budget_table(done.budget), *done.said, figures_table(done.figures))
     terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")
-    document = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}
+    begin = {"directory": str(done.directory), "notes": noted["note"], "data": noted["data"]}
+    known = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}
     exported = {path: one.to_json() for path, one in done.exported.items()}
-    terminal.document(
-        {
-            "directory": str(done.directory),
-            "notes": noted["note"],
-            "data": noted["data"],
-            **document,
-            "exported": exported,
-        }
-    )
+    terminal.document({**begin, **known, "exported": exported})
     for path, one in done.exported.items():
         if one.verification is not None:
             said = f"{path}: {one.verification.summary()}".removeprefix(": ")

@@ -152,11 +152,8 @@ def flag(settings: Any, name: str, defaults: Mapping[str, Any] = MappingProxyTyp
     names, limits = _NAMES.get(name, (flag_of(name),)), next((note for note in notes if isinstance(note, Meta)), None)
     if kind is bool and _ON not in notes:
         names = (f"{names[0]}/--no-{names[0][2:]}",)
-    shown = (
-        ""
-        if default in (None, ()) or _ON in notes
-        else f"  [default: {str(default).lower() if kind is bool else default}]"
-    )
+    written = str(default).lower() if kind is bool else default
+    shown = "" if default in (None, ()) or _ON in notes else f"  [default: {written}]"
     sections = getattr(settings, "sections", _SECTIONS)
     option = typer.Option(
         *names,

@@ -99,9 +99,9 @@ def name_outputs(result: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     found = list(walk(result, ()))
     labels = unique("_".join(path if path and not path[0].isdigit() else ("output", *path)) for path, _ in found)
-    tensors = {label: leaf for label, (_, leaf) in zip(labels, found, strict=True) if isinstance(leaf, Tensor)}
-    kinds = {label: type(leaf).__name__ for label, (_, leaf) in zip(labels, found, strict=True)}
-    return tensors, {label: kind for label, kind in kinds.items() if label not in tensors}
+    leaves = {label: leaf for label, (_, leaf) in zip(labels, found, strict=True)}
+    tensors = {label: leaf for label, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    return tensors, {label: type(leaf).__name__ for label, leaf in leaves.items() if label not in tensors}
 
 
 def walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -41,21 +41,19 @@ def trial_shapes(
     }
     varied = [symbol for symbol in own if symbol not in batches]
 
-    def shapes_for(sizes: Mapping[str, int]) -> Shapes | None:
+    def shapes_for(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]] | None:
+        sizes_of = {name: enumerate(tensor.shape) for name, tensor in examples.items()}
         try:
-            return [
-                tuple(
-                    _sum(free[name, dim], sizes) if (name, dim) in free else size
-                    for dim, size in enumerate(tensor.shape)
-                )
-                for name, tensor in examples.items()
-            ]
+            return {
+                name: tuple(_sum(free[name, dim], sizes) if (name, dim) in free else size for dim, size in dims)
+                for name, dims in sizes_of.items()
+            }
         except ValueError:
             return None
 
     def taken(sizes: Mapping[str, int]) -> bool:
         shapes = shapes_for(sizes)
-        return shapes is not None and _holds(module, dict(zip(examples, shapes, strict=True)))
+        return shapes is not None and _holds(module, shapes)
 
     found: dict[str, Shapes] = {}
     bounded = isinstance(module, fx.GraphModule)
@@ -64,8 +62,8 @@ def trial_shapes(
         shapes = shapes_for(sizes)
         changed = [symbol for symbol in varied if sizes[symbol] != own[symbol]]
         words = ", ".join(f"{names.get(symbol, symbol)} {sizes[symbol]}" for symbol in changed)
-        if words and shapes is not None and all(prod(shape) for shape in shapes):
-            found[words] = shapes
+        if words and shapes is not None and all(map(prod, shapes.values())):
+            found[words] = list(shapes.values())
     return found
 
 

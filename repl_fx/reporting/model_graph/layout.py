@@ -35,12 +35,9 @@ class GroupShape:
 
     def downwards(self, one: int, other: int) -> tuple[int, int]:
         """Two boxes, the upper one first: inputs stand above children, and outputs below."""
-        lower, upper = sorted((one, other), key=self.rank, reverse=True)
+        inputs = range(self.children, self.children + self.inputs)
+        upper, lower = sorted((one, other), key=lambda box: (box not in inputs, box))
         return upper, lower
-
-    def rank(self, box: int) -> int:
-        """The order of boxes from above to below."""
-        return box - len(self.sizes) if self.children <= box < self.children + self.inputs else box
 
 
 def lay_out(outline: GroupShape) -> Layout:
