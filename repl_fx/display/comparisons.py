@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 
 from repl_fx.display.columns import Table, numbers, words
 
 
 def budget_table(shares: Mapping[str, Mapping[str, float | None]]) -> Table:
     """The table of a budget, from `budget_shares`."""
-    numbered = [
-        (name, [found[column] for column in ("limit", "expected", "reached")]) for name, found in shares.items()
-    ]
-    rows = [(name, *("-" if one is None else f"{one:.4f}" for one in found)) for name, found in numbered]
+    shown = itemgetter("limit", "expected", "reached")
+    rows = [(name, *("-" if one is None else f"{one:.4f}" for one in shown(found))) for name, found in shares.items()]
     return Table("Budget, of the original", (*words(""), *numbers("budget", "expected", "reached")), rows)
 
 
