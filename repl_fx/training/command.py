@@ -287,7 +287,7 @@ def heal_directory(run: TrainingRun, progress: Callable[[str], None] = tell) -> 
 
 
 def keep(run: TrainingRun, model: nn.Module | None) -> None:
-    """Put the weights of a trained model into the artifact of its run, once: what was saved there since is the user's."""
+    """Put the weights of a trained model into the artifact of its run, once; what is saved there later stays."""
     kept = run.directory / STATE / KEPT
     if run.processes.first and model is not None and not (run.resume and kept.exists()):
         built_like(model, run.model)

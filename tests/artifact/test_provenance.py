@@ -231,11 +231,11 @@ def test_a_result_has_no_graph_while_its_model_has_other_layers() -> None:
     head = model.head
     # As adapters do.
     model.head = nn.Sequential(OrderedDict(base_layer=head))
-    for read in (lambda: result.module, lambda: result.graph_module):
+    for form in ("module", "graph_module"):
         with pytest.raises(
             repl_fx.BadInput, match=r"graph of the model .* and head\.\w+ of result\.model has gone since"
         ):
-            read()
+            getattr(result, form)
     assert "blocks replaced" in repr(result)
     model.head = head
     assert torch.equal(result.module.eval()(x), model(x))
