@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from repl_fx._torch import code_of
@@ -34,11 +35,31 @@ class Limit:
         condition: in the names of the sizes.
         names: those of the sizes in it.
         place: the line of the model that needs it, as the end of a phrase.
+        largest: of the numbers in it, where it is one of an operator or of the model's code.
     """
 
     condition: str
     names: tuple[str, ...]
     place: str
+    largest: int = 0
+
+    @classmethod
+    def of(cls, condition: Any, place: str) -> Limit:
+        """A condition on symbols in words of Python's.
+
+        Raises:
+            ValueError: Python has none for it.
+        """
+        largest = max((abs(int(number)) for number in condition.atoms() if number.is_Integer), default=0)
+        return cls(code_of(condition), tuple(sorted(map(str, condition.free_symbols))), place, largest)
+
+    @cached_property
+    def _truth(self) -> Callable[..., bool]:
+        return truth_of(self.condition, self.names)
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether it holds for sizes, by name."""
+        return self._truth(*(sizes[name] for name in self.names))
 
 
 def limits_of(
@@ -57,7 +78,7 @@ def limits_of(
     Raises:
         ValueError: a condition that Python has no words for.
     """
-    known = [_Tested.of(condition, place) for condition, place in conditions.items()]
+    known = [Limit.of(condition, place) for condition, place in conditions.items()]
     rules: list[Limit] = []
     irregular: set[str] = set()
     pinned: list[str] = []
@@ -77,41 +98,23 @@ def limits_of(
         else:
             rules += found
     drawn = random.Random(0)
-    kept: list[_Tested] = []
+    kept: list[Limit] = []
     for condition in known:
         if irregular.intersection(condition.names) or (
             len(condition.names) > 1 and not _follows(condition, rules, kept, examples, drawn)
         ):
             kept.append(condition)
-    return rules + [Limit(condition.code, condition.names, condition.place) for condition in kept], pinned
+    return rules + kept, pinned
 
 
-@dataclass(frozen=True, eq=False)
-class _Tested:
-    code: str
-    names: tuple[str, ...]
-    place: str
-    largest: int
-    truth: Callable[..., bool]
-
-    @classmethod
-    def of(cls, condition: Any, place: str) -> _Tested:
-        code, names = code_of(condition), tuple(sorted(map(str, condition.free_symbols)))
-        largest = max((abs(int(number)) for number in condition.atoms() if number.is_Integer), default=0)
-        return cls(code, names, place, largest, truth_of(code, names))
-
-    def holds(self, sizes: Mapping[str, int]) -> bool:
-        return self.truth(*(sizes[name] for name in self.names))
-
-
-def _taken(name: str, conditions: Sequence[_Tested], examples: Mapping[str, int]) -> Sequence[int]:
+def _taken(name: str, conditions: Sequence[Limit], examples: Mapping[str, int]) -> Sequence[int]:
     """The sizes tried that one size may have, the others being those of the example."""
     most = max(examples[name], *(condition.largest for condition in conditions)) * 2
     tried = range(min(max(most, _LEAST_TRIED), _MOST_TRIED) + 1)
     return [size for size in tried if _failing(name, size, conditions, examples) is None]
 
 
-def _alone(name: str, taken: Sequence[int], conditions: Sequence[_Tested], examples: Mapping[str, int]) -> bool:
+def _alone(name: str, taken: Sequence[int], conditions: Sequence[Limit], examples: Mapping[str, int]) -> bool:
     """Tell whether the sizes that one size may have are the same for other sizes of the rest."""
     if all(len(condition.names) == 1 for condition in conditions):
         return True
@@ -121,12 +124,12 @@ def _alone(name: str, taken: Sequence[int], conditions: Sequence[_Tested], examp
     return any(found) and all(sizes == list(taken) for sizes in found if sizes)
 
 
-def _failing(name: str, size: int, conditions: Sequence[_Tested], examples: Mapping[str, int]) -> _Tested | None:
+def _failing(name: str, size: int, conditions: Sequence[Limit], examples: Mapping[str, int]) -> Limit | None:
     return next((condition for condition in conditions if not condition.holds({**examples, name: size})), None)
 
 
 def _rules(
-    name: str, taken: Sequence[int], conditions: Sequence[_Tested], examples: Mapping[str, int]
+    name: str, taken: Sequence[int], conditions: Sequence[Limit], examples: Mapping[str, int]
 ) -> list[Limit] | None:
     """The rules for one size that may have those `taken`; None where these are irregular."""
     found: list[Limit] = []
@@ -151,26 +154,25 @@ def _rules(
 
 
 def _follows(
-    condition: _Tested,
+    condition: Limit,
     rules: Sequence[Limit],
-    kept: Sequence[_Tested],
+    kept: Sequence[Limit],
     examples: Mapping[str, int],
     drawn: random.Random,
 ) -> bool:
     """Tell whether a condition on several sizes holds wherever the rules do, and the conditions kept so far."""
-    steps = [(rule, truth_of(rule.condition, rule.names)) for rule in rules]
     for _ in range(_COMBINATIONS):
-        sizes = {name: _size(name, size, steps, drawn) for name, size in examples.items()}
+        sizes = {name: _size(name, size, rules, drawn) for name, size in examples.items()}
         if all(other.holds(sizes) for other in kept) and not condition.holds(sizes):
             return False
     return True
 
 
-def _size(name: str, example: int, rules: Sequence[tuple[Limit, Callable[..., bool]]], drawn: random.Random) -> int:
+def _size(name: str, example: int, rules: Sequence[Limit], drawn: random.Random) -> int:
     """A size for which the rules hold, near that of the example."""
-    own = [truth for rule, truth in rules if rule.names == (name,)]
+    own = [rule for rule in rules if rule.names == (name,)]
     for _ in range(_COMBINATIONS):
         size = drawn.randint(1, 2 * example + 8)
-        if all(truth(size) for truth in own):
+        if all(rule.holds({name: size}) for rule in own):
             return size
     return example

@@ -25,7 +25,6 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
     ShapeEnv,
-    code_of,
     condition_of,
     example_of,
     fixed_symbols,
@@ -190,9 +189,7 @@ class SizeQuestions:
         try:
             rules, pinned = limits_of(limits, examples, {name: self.places[name][0] for name in examples})
             self.found = [(limit, None) for limit in (*rules, *equal)]
-            for condition, held in decided.items():
-                names = sorted(map(str, condition.free_symbols))
-                self.found.append((Limit(code_of(condition), tuple(names), held.place), held))
+            self.found += [(Limit.of(condition, held.place), held) for condition, held in decided.items()]
         except ValueError as problem:
             raise Untraceable(str(problem)) from problem
         for name in pinned:
