@@ -23,7 +23,7 @@ from repl_fx.graph.signature import bind_arguments, words_for
 from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, outcome_of
-from repl_fx.tracing.side_by_side import SideBySide
+from repl_fx.tracing.side_by_side import SideBySide, are_close
 from repl_fx.tracing.size_questions import drop_checks_
 
 # Other sizes are tried on inputs no larger than this along a dimension.
@@ -48,15 +48,8 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleI
     resized = _resized(gm, traced, inputs)
     if resized is None:
         return False
-    ours, theirs = (outcome_of(candidate, resized, training=False) for candidate in (module, gm))
-    if ours.problem is not None or theirs.problem is not None:
-        # Where the source does not take these sizes, there is nothing to be wrong about.
-        return ours.problem is not None
-    return all(
-        a.shape == b.shape and torch.allclose(a, b, equal_nan=True)
-        for a, b in zip(pytree.tree_leaves(ours.outputs), pytree.tree_leaves(theirs.outputs), strict=True)
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-    )
+    # Where the source does not take these sizes, there is nothing to be wrong about.
+    return are_close(outcome_of(module, resized, training=False), outcome_of(gm, resized, training=False))
 
 
 def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> Result:

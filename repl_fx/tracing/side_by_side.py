@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import example_of, has_example
+from repl_fx._torch import example_of, has_example, pytree
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import equal_inside
-from repl_fx.running.untouched import outcome_of
-from repl_fx.running.without_values import ShapeRun, WithoutValues, same_results
+from repl_fx.running.opaque_outputs import equal_inside, open_objects
+from repl_fx.running.untouched import Outcome, outcome_of
+from repl_fx.running.without_values import WithoutValues, same_results
 
 # Products that take as long to compute as a node on shapes alone, on one core.
 _PER_NODE = 25_000_000
-_OPEN = ShapeRun(None, open=True)
 
 
 class SideBySide:
@@ -48,29 +47,51 @@ class SideBySide:
         """Tell without computing whether both return, and the same, or both stop; None where only values can tell."""
         return None if self._shapes is None else self._shapes.returned(self._model, gm, inputs, training)
 
-    def compare(self, gm: nn.Module | None, inputs: ExampleInputs) -> tuple[bool, bool]:
-        """Tell whether the model runs on inputs in both modes, and whether a graph then computes the same.
+    def same(self, gm: nn.Module | None, inputs: ExampleInputs, training: bool) -> bool | None:
+        """Tell whether a graph returns what the model does in one mode; None where the model stops.
 
         Args:
             gm: None where the graph stops at these inputs.
         """
-        alike = gm is not None
+        if self._shapes is not None:
+            ours = self._shapes.run(self._model, inputs, training)
+            if ours.stopped:
+                return None
+            if not ours.open:
+                told = False if gm is None else same_results(ours, self._shapes.run(gm, inputs, training))
+                if told is not None:
+                    return told
+        made = outcome_of(self._model, inputs, training, within=self._within)
+        if made.problem is not None:
+            return None
+        if gm is None:
+            return False
+        by_graph = outcome_of(gm, inputs, training, within=self._within)
+        return by_graph.problem is None and equal_inside(made.outputs, by_graph.outputs)
+
+    def compare(self, gm: nn.Module | None, inputs: ExampleInputs) -> tuple[bool, bool]:
+        """Tell whether the model runs on inputs in both modes, and whether a graph then does the same; see `same`."""
+        alike = True
         for training in (True, False):
-            ours, theirs = _OPEN, _OPEN
-            if self._shapes is not None:
-                ours = self._shapes.run(self._model, inputs, training)
-                if ours.stopped:
-                    return False, False
-                theirs = self._shapes.run(gm, inputs, training) if gm is not None and alike and not ours.open else _OPEN
-            same = same_results(ours, theirs) if alike or ours.open else False
+            same = self.same(gm if alike else None, inputs, training)
             if same is None:
-                made = outcome_of(self._model, inputs, training, within=self._within)
-                if made.problem is not None:
-                    return False, False
-                by_graph = outcome_of(gm, inputs, training, within=self._within) if gm is not None and alike else made
-                same = by_graph.problem is None and equal_inside(made.outputs, by_graph.outputs)
-            alike = alike and same
+                return False, False
+            alike = same
         return True, alike
+
+
+def are_close(ours: Outcome, theirs: Outcome, relative: float = 1e-5, absolute: float = 1e-8) -> bool:
+    """Tell whether the tensors that two modules returned are equal but for rounding, or the first does not run."""
+    if ours.problem is not None or theirs.problem is not None:
+        return ours.problem is not None
+    leaves = [pytree.tree_leaves(open_objects(outcome.outputs)) for outcome in (ours, theirs)]
+    if len(leaves[0]) != len(leaves[1]):
+        return False
+    pairs = [pair for pair in zip(*leaves, strict=True) if all(isinstance(leaf, Tensor) for leaf in pair)]
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, relative, absolute, equal_nan=True)
+        for a, b in pairs
+    )
 
 
 def products_of(gm: fx.GraphModule) -> int:
