@@ -245,9 +245,9 @@ def capture_as_called(
         except AttributeError as problem:
             raise CaptureError(type(model).__name__, [f"it has no module {path}"]) from problem
         known = {name: tracer for name, tracer in PART_TRACERS.items() if name == tracers.get(path)} or PART_TRACERS
-        gm, inputs = trace_widened(known, module, given, fixed)
+        gm, taken = trace_widened(known, module, given, fixed)
         keep_attributes(module, gm)
-        parts.append(Part(path, gm, inputs))
+        parts.append(Part(path, gm, taken))
     graphs = {part.path: part.graph_module for part in parts}
     return CapturedParts(model, assemble(model, graphs), tuple(parts), inputs, fixed=tuple(fixed))
 

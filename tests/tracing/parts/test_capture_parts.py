@@ -19,6 +19,7 @@ from repl_fx.artifact import load_artifact
 from repl_fx.export import export_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.tracing.parts.capture_parts import capture_as_called
 from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.exporting import Exported
 from tests.tracing.parts.nets import sensible
@@ -149,6 +150,16 @@ def test_a_model_that_is_one_graph_is_one_part() -> None:
     captured = repl_fx.capture_parts(model, (torch.randn(2, 3, 8, 8),))
     assert captured.whole and [part.path for part in captured.parts] == [""] and captured.eager == ()
     assert captured.module is captured.parts[0].graph_module
+
+
+def test_modules_that_are_traced_as_they_were_called_leave_the_model_its_inputs(
+    result: repl_fx.TransformResult,
+) -> None:
+    captured = result.captured_parts
+    calls = {part.path: part.inputs for part in captured.parts}
+    again = capture_as_called(captured.source, captured.inputs, calls, {})
+    assert again.inputs is captured.inputs
+    assert [part.path for part in again.parts] == ["body", "head.tower"]
 
 
 def test_rewritten_parts_train_copy_and_fold(result: repl_fx.TransformResult) -> None:
