@@ -28,7 +28,7 @@ from repl_fx.running.holders import CONTAINERS, OWN_ATTRIBUTES, attributes_of
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.attributes_aside import AttributesAside
 from repl_fx.tracing.known_shapes import metadata
-from repl_fx.tracing.leaf_calls import attention_kernels
+from repl_fx.tracing.leaf_calls import attention_kernels, held_by
 from repl_fx.tracing.leaves import is_leaf
 
 # An attribute of a module inside another: the path of the former in the latter, and the name.
@@ -59,7 +59,7 @@ def structure_of(module: nn.Module, owners: Mapping[int, int]) -> Any:
         hooks = [hook for name in _HOOKS for hook in (getattr(part, name, None) or {}).values()]
         if hooks and not _only_capturing(hooks, wanted=False):
             structure.append(tuple(map(id, hooks)))
-        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+        for name, tensor in held_by(part).items():
             where = f"{path}.{name}"
             if tensor is None:
                 structure.append((where, name in part._parameters))
@@ -77,7 +77,7 @@ def names_of(model: nn.Module) -> dict[int, int]:
     """The number of names of each tensor and each module of a model, by `id`."""
     counts: dict[int, int] = {}
     for _, module in model.named_modules(remove_duplicate=False):
-        for named in (module, *module._parameters.values(), *module._buffers.values()):
+        for named in (module, *held_by(module).values()):
             counts[id(named)] = counts.get(id(named), 0) + 1
     return counts
 

@@ -123,13 +123,13 @@ class LeafCalls:
 
     def begin(self, model: nn.Module) -> None:
         """Note what state the leaves have as the forward begins: torch.export puts other tensors in for its trace."""
-        self._own = {module: _state(module) for module in model.modules()}
+        self._own = {module: held_by(module) for module in model.modules()}
 
     def has_others(self, callee: Callee) -> bool:
         """Tell whether a leaf is called with other tensors than its own, as `torch.func.functional_call` does."""
         if not isinstance(callee, nn.Module) or callee not in self._own:
             return False
-        now = _state(callee)
+        now = held_by(callee)
         return any(now.get(name) is not tensor for name, tensor in self._own[callee].items())
 
     def toggled(self) -> set[Callee]:
@@ -216,7 +216,8 @@ def is_training(callee: Callee) -> bool:
     return isinstance(callee, nn.Module) and callee.training
 
 
-def _state(module: nn.Module) -> dict[str, Tensor | None]:
+def held_by(module: nn.Module) -> dict[str, Tensor | None]:
+    """The parameters and buffers of a module itself, by name."""
     return {**module._parameters, **module._buffers}
 
 

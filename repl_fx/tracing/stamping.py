@@ -55,7 +55,7 @@ from repl_fx.tracing.alike import (
 from repl_fx.tracing.attributes_aside import AttributesAside
 from repl_fx.tracing.data_dependent import DataDependentBranches
 from repl_fx.tracing.known_shapes import like
-from repl_fx.tracing.leaf_calls import LeafCalls
+from repl_fx.tracing.leaf_calls import LeafCalls, held_by
 
 _libraries = (
     define_operator(
@@ -65,7 +65,7 @@ _libraries = (
     define_operator(
         "repl_fx",
         "stamp(Tensor[] tensors, int index) -> Tensor[]",
-        lambda given, index: list(map(like, Stamps.current.stamps[index].region.results)),
+        lambda given, index: list(map(like, Stamps.current.stamps[index][0].results)),
     ),
 )
 _BEGIN, _END, _STAMP = (getattr(torch.ops.repl_fx, name).default for name in ("begin_region", "end_region", "stamp"))
@@ -145,19 +145,6 @@ class TracedCall:
         return all(path.startswith(known) for path in self.before.changes(now.state))
 
 
-@dataclass(frozen=True, eq=False)
-class _Stamp:
-    """A call that is to be a copy of a region."""
-
-    region: TracedCall
-    module: nn.Module
-
-    @property
-    def others(self) -> dict[nn.Module, nn.Module]:
-        """The modules inside the traced one, each with its counterpart in this one."""
-        return self.region.counterparts(self.module)
-
-
 class Stamps:
     """The calls of modules in one trace, of which alike ones are traced once.
 
@@ -169,7 +156,7 @@ class Stamps:
 
     Attributes:
         regions: the calls that were traced between markers.
-        stamps: the calls that were not traced.
+        stamps: the calls that were not traced, each as the region that it is to be a copy of, and the module called.
         calls_of: the calls of each module, by path; the graph's notes (`repl_fx.graph.boundaries`) have them.
         current: those of the trace that goes on.
     """
@@ -186,7 +173,7 @@ class Stamps:
         on: bool = True,
     ) -> None:
         self.regions: list[TracedCall] = []
-        self.stamps: list[_Stamp] = []
+        self.stamps: list[tuple[TracedCall, nn.Module]] = []
         self.calls_of: Mapping[str, list[ModuleCall]] = {}
         self._calls = calls
         self._aside = aside
@@ -261,13 +248,11 @@ class Stamps:
         args, kwargs = pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), (args, kwargs))
         events, versions = self._events(), [tensor._version for tensor in stand_ins]
         result = self._watched(region, run, args, kwargs)
-        written = [
-            (tensor, stand_in)
-            for tensor, stand_in, version in zip(tensors, stand_ins, versions, strict=True)
-            if stand_in._version != version
-        ]
-        for tensor, stand_in in written:
-            hand_on_node(stand_in, tensor)
+        written = False
+        for tensor, stand_in, version in zip(tensors, stand_ins, versions, strict=True):
+            if stand_in._version != version:
+                written = True
+                hand_on_node(stand_in, tensor)
         leaves, region.structure = pytree.tree_flatten(result)
         simple = self._note_results(region, leaves, stand_ins)
         quiet = not written and events == self._events()
@@ -335,7 +320,7 @@ class Stamps:
     def _is_closed(self, first: fx.Node) -> bool:
         """Tell whether a region computes from its arguments, the model's state and known sizes alone."""
         if self._state is None:
-            tensors = [t for m in self._model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
+            tensors = [tensor for module in self._model.modules() for tensor in held_by(module).values()]
             self._state = {node for t in tensors if t is not None and (node := traced_node(t)) is not None}
         begin = first.all_input_nodes[0]
         inside = {begin}
@@ -354,7 +339,7 @@ class Stamps:
         return True
 
     def _stamped(self, region: TracedCall, module: nn.Module, tensors: list[Tensor]) -> Any:
-        self.stamps.append(_Stamp(region, module))
+        self.stamps.append((region, module))
         results = _STAMP(tensors, len(self.stamps) - 1) if region.results else []
         leaves = [
             leaf[0] if isinstance(leaf, tuple) else results[leaf] if leaf >= 0 else tensors[-1 - leaf]
@@ -366,8 +351,8 @@ class Stamps:
     def all_like(self, module: nn.Module) -> list[nn.Module]:
         """The modules that are called in copies of what a module is called in, itself first."""
         found = {module: None}
-        for stamp in self.stamps:
-            others = stamp.others
+        for region, other in self.stamps:
+            others = region.counterparts(other)
             found.update({others[one]: None for one in list(found) if one in others})
         return list(found)
 
@@ -429,7 +414,7 @@ class CallCopies:
     def mark(self, node: fx.Node, tensors: Sequence[fx.Node], index: int) -> list[fx.Node]:
         """Begin or end a region, or make a copy; what the node stands for."""
         if node.target is _STAMP:
-            return self._copy(self._stamps.stamps[index], tensors, node)
+            return self._copy(*self._stamps.stamps[index], tensors, node)
         region = self._stamps.regions[index]
         count = len(self._graph.nodes)
         if node.target is _BEGIN:
@@ -441,9 +426,10 @@ class CallCopies:
             self._open.remove(region)
         return list(tensors)
 
-    def _copy(self, stamp: _Stamp, tensors: Sequence[fx.Node], marker: fx.Node) -> list[fx.Node]:
-        region = stamp.region
-        others = stamp.others
+    def _copy(
+        self, region: TracedCall, module: nn.Module, tensors: Sequence[fx.Node], marker: fx.Node
+    ) -> list[fx.Node]:
+        others = region.counterparts(module)
         targets = {self._paths[one]: self._paths[other] for one, other in others.items()}
         states = {self._states[a]: self._states[b] for a, b in _tensor_pairs(others) if a in self._states}
         lifted = self._lifted[region]
@@ -470,7 +456,7 @@ class CallCopies:
             made.meta = {key: value for key, value in node.meta.items() if key != BOUNDARIES}
             if "nn_module_stack" in node.meta:
                 within = list(node.meta["nn_module_stack"].items())[lifted.depth :]
-                made.meta["nn_module_stack"] = around | _moved(within, targets, self._paths[stamp.module])
+                made.meta["nn_module_stack"] = around | _moved(within, targets, self._paths[module])
         self._copy_boundaries(region, [*lifted.inputs, *lifted.nodes], env, targets)
         return [other(result) for result in lifted.results]
 
@@ -494,8 +480,8 @@ class CallCopies:
 def _tensor_pairs(others: Mapping[nn.Module, nn.Module]) -> Iterator[tuple[int, int]]:
     """The tensors of modules and those of their counterparts, by `id`."""
     for one, other in others.items():
-        for mine, theirs in ((one._parameters, other._parameters), (one._buffers, other._buffers)):
-            yield from ((id(tensor), id(theirs[name])) for name, tensor in mine.items() if tensor is not None)
+        theirs = held_by(other)
+        yield from ((id(tensor), id(theirs[name])) for name, tensor in held_by(one).items() if tensor is not None)
 
 
 def _moved(entries: Sequence[tuple[str, Any]], targets: Mapping[str, str], key: str) -> dict[str, Any]:
