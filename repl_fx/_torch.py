@@ -363,14 +363,17 @@ def quiet_tracing() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def define_operator(namespace: str, schema: str, fake: Callable[..., Any]) -> torch.library.Library:
-    """Define an operator that exists in traces alone; it lives as long as the returned library."""
-    untyped: Any = torch.library
-    library: torch.library.Library = untyped.Library(namespace, "FRAGMENT")
-    define: Any = library.define
-    define(schema)
-    untyped.register_fake(f"{namespace}::{schema.split('(')[0]}", fake, lib=library)
-    return library
+# Operators live as long as their library.
+_torch_library: Any = torch.library
+_library: Any = _torch_library.Library("repl_fx", "FRAGMENT")
+
+
+def define_operator(schema: str, fake: Callable[..., Any]) -> Any:
+    """Define an operator that exists in traces alone, and return it."""
+    name = schema.split("(")[0]
+    _library.define(schema)
+    _torch_library.register_fake(f"repl_fx::{name}", fake, lib=_library)
+    return getattr(torch.ops.repl_fx, name).default
 
 
 def fixed_size(size: int | torch.SymInt) -> int | None:

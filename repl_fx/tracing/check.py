@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -29,6 +29,7 @@ from repl_fx.running.untouched import (
 )
 
 STEPS = 2
+_plain_attention = partial(sdpa_kernel, SDPBackend.MATH)
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,6 @@ def _turned(tensor: Tensor) -> Tensor:
         return tensor
     dim = 0 if tensor.ndim == 2 else 1
     return tensor.movedim(dim, -1).contiguous().movedim(-1, dim)
-
-
-def _plain_attention() -> AbstractContextManager[object]:
-    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, *, learned: bool) -> list[StepValues]:

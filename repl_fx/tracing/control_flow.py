@@ -52,7 +52,7 @@ from repl_fx.graph.extracting import Extract
 from repl_fx.graph.runtime import check_condition
 from repl_fx.graph.signature import PackOutput, leaf_paths
 from repl_fx.passes.merge_modes import equal_literals, matching_blocks, node_key
-from repl_fx.tracing.data_dependent import decision_operator
+from repl_fx.tracing.data_dependent import DECISION
 from repl_fx.tracing.sizes_first import sizes_first_
 
 _OUTSIDE = ("placeholder", "get_attr")
@@ -395,14 +395,14 @@ def _flag(graph: fx.Graph, path: str) -> fx.Node:
 
 
 def _markers(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.target is decision_operator()]
+    return [node for node in graph.nodes if node.target is DECISION]
 
 
 def _segments(graph: fx.Graph) -> list[list[fx.Node]]:
     """The nodes before the first marker, between each two, and behind the last."""
     segments: list[list[fx.Node]] = [[]]
     for node in graph.nodes:
-        if node.target is decision_operator():
+        if node.target is DECISION:
             segments.append([])
         elif node.op not in _OUTSIDE:
             segments[-1].append(node)

@@ -38,19 +38,12 @@ _PYTHON_DRAWS: tuple[tuple[Any, str, int], ...] = (
     (np.random, "uniform", 2),
 )
 
-_library = define_operator(
-    "repl_fx", "decision(Tensor[] condition, int index) -> Tensor", lambda condition, index: torch.empty(())
+# The operator that marks a decision in a traced graph.
+DECISION = define_operator(
+    "decision(Tensor[] condition, int index) -> Tensor", lambda condition, index: torch.empty(())
 )
-
-
-def decision_operator() -> Any:
-    """The operator that marks a random decision in a traced graph."""
-    return torch.ops.repl_fx.decision.default
-
-
 # Nothing uses its result.
-has_side_effect(decision_operator())
-
+has_side_effect(DECISION)
 
 # What no graph can answer for other inputs.
 _ASKED_OF_INPUTS: dict[Any, str] = {
@@ -119,7 +112,7 @@ class DataDependentBranches:
         if index >= _MOST:
             raise Untraceable(f"the forward decides more than {_MOST} times, as a loop would")
         self.asked.append(comparison)
-        decision_operator()([] if condition is None else [condition], index)
+        DECISION([] if condition is None else [condition], index)
         answer = self.answers[index] if index < len(self.answers) else False
         if condition is not None and known is not None:
             self._answered[known] = condition, answer

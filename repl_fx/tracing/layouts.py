@@ -26,21 +26,13 @@ from repl_fx.tracing.leaf_calls import LeafCalls
 
 aten = torch.ops.aten
 
-_library = define_operator(
-    "repl_fx",
+# The operator that marks a question about strides in a traced graph; no finished graph has it.
+LAYOUT_ASKED = define_operator(
     "layout_asked(Tensor tensor, MemoryFormat? layout, SymInt[] found, str place) -> Tensor",
     lambda tensor, layout, found, place: torch.empty(()),
 )
-
-
-def layout_operator() -> Any:
-    """The operator that marks a question about strides in a traced graph; no finished graph has it."""
-    return torch.ops.repl_fx.layout_asked.default
-
-
 # Nothing uses its result.
-has_side_effect(layout_operator())
-
+has_side_effect(LAYOUT_ASKED)
 
 _ATTENTION = frozenset({functional.scaled_dot_product_attention, functional.multi_head_attention_forward})
 _QUESTIONS = frozenset({Tensor.is_contiguous, Tensor.stride})
@@ -88,7 +80,7 @@ class Layouts:
         else:
             layout = _layout(args, kwargs)["memory_format"]
             found = [args[0].is_contiguous(memory_format=layout)]
-        layout_operator()(args[0], layout, found, f" at {line_of(frame)}")
+        LAYOUT_ASKED(args[0], layout, found, f" at {line_of(frame)}")
 
 
 def _layout(args: Any, kwargs: Any) -> dict[str, Any]:

@@ -35,7 +35,6 @@ from repl_fx._torch import (
     tidy_size,
 )
 from repl_fx.errors import Untraceable
-from repl_fx.graph.runtime import leaf_call_operator
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks
 from repl_fx.tracing.known_shapes import known_result, like, metadata
@@ -76,7 +75,7 @@ class LeafCall:
         """The arguments with other tensors and symbols in the place of its own."""
         tensors, symbols = iter(tensors), iter(symbols)
         leaves = [
-            next(tensors) if isinstance(leaf, Tensor) else next(symbols) if _is_symbol(leaf) else leaf
+            next(tensors) if isinstance(leaf, Tensor) else next(symbols) if isinstance(leaf, torch.SymInt) else leaf
             for leaf in self.leaves
         ]
         args, kwargs = pytree.tree_unflatten(leaves, self.arguments)
@@ -225,8 +224,7 @@ class LeafNotOpaque(RuntimeError):
     """A leaf returned something that is no tensor or constant; the trace is repeated with that leaf inlined."""
 
 
-_library = define_operator(
-    "repl_fx",
+_LEAF_CALL = define_operator(
     "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]",
     lambda tensors, symbols, index: LeafCalls.current.run(index, tensors, symbols),
 )
@@ -253,7 +251,7 @@ def _stand_in(calls: LeafCalls, callee: Callee, run: Callable[..., Any]) -> Call
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, arguments = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        others = [leaf for leaf in leaves if not isinstance(leaf, Tensor) and not _is_symbol(leaf)]
+        others = [leaf for leaf in leaves if not isinstance(leaf, (Tensor, torch.SymInt))]
         # A call without tensors makes a constant, and an argument that may hide tensors (a cache) must be seen.
         opaque = tensors and all(leaf is None or isinstance(leaf, _CONSTANTS) for leaf in others)
         if calls.running:
@@ -272,7 +270,7 @@ def _stand_in(calls: LeafCalls, callee: Callee, run: Callable[..., Any]) -> Call
             (k, torch.get_autocast_dtype(k)) for k in kinds if k != "meta" and torch.is_autocast_enabled(k)
         )
         calls.calls.append(LeafCall(callee, run, is_training(callee), leaves, arguments, autocast))
-        results = leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index)
+        results = _LEAF_CALL(tensors, [leaf for leaf in leaves if isinstance(leaf, torch.SymInt)], index)
         return calls.calls[index].returned(results)
 
     return call
@@ -291,7 +289,3 @@ def _lost_backward(function: type[torch.autograd.Function]) -> str:
         f"a graph would drop the backward of the autograd function {function.__name__}, which takes or returns "
         "something that is neither a tensor nor a constant"
     )
-
-
-def _is_symbol(value: Any) -> bool:
-    return isinstance(value, torch.SymInt)

@@ -47,7 +47,7 @@ from repl_fx.graph.state import named_tensors
 from repl_fx.running.collection import collection_paused
 from repl_fx.tracing.attempt import Attempt
 from repl_fx.tracing.dynamic_shapes import put_numbers_
-from repl_fx.tracing.layouts import is_stand_in, layout_operator
+from repl_fx.tracing.layouts import LAYOUT_ASKED, is_stand_in
 from repl_fx.tracing.size_questions import add_checks
 from repl_fx.tracing.stamping import CallCopies
 
@@ -184,7 +184,7 @@ class _Lifter:
             return
         elif is_stand_in(node):
             self.env[node] = self.env[source]
-        elif node.target is layout_operator():
+        elif node.target is LAYOUT_ASKED:
             checked = self.emit("call_function", check_layout, self.value(node.args), {}, node)
             # What follows takes the checked tensor, so that a block has its checks inside.
             checked.meta.update(val=source.meta["val"], passes_through=True)

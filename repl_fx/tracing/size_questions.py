@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from types import CodeType, FrameType, MappingProxyType
+from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -84,11 +84,11 @@ class SizeQuestions:
     def __init__(
         self,
         in_leaf: Callable[[], bool],
-        reasons: Mapping[tuple[int, int], str] = MappingProxyType({}),
-        rest: str = "",
+        reasons: Mapping[tuple[int, int], str],
+        rest: str,
         *,
-        decides: bool = False,
-        unlimited: Callable[[], bool] = lambda: False,
+        decides: bool,
+        unlimited: Callable[[], bool],
     ) -> None:
         self.held: dict[Any, _Held] = {}
         self.fixed: dict[str, str] = {}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,9 +22,7 @@ from repl_fx._torch import fixed_size, has_no_value, set_item
 from repl_fx.errors import Untraceable
 from repl_fx.tracing.functions_watched import Run
 
-_ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
-    {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
-)
+_ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
 _DIVISIONS = frozenset({"div", "divide", "floor_divide", "floordiv"})
 _MADE_FROM_ONE = frozenset({"tensor", "scalar_tensor", "as_tensor"})
 

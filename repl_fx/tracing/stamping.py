@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect
 
@@ -57,18 +56,14 @@ from repl_fx.tracing.data_dependent import DataDependentBranches
 from repl_fx.tracing.known_shapes import like
 from repl_fx.tracing.leaf_calls import LeafCalls, held_by
 
-_libraries = (
-    define_operator(
-        "repl_fx", "begin_region(Tensor[] tensors, int index) -> Tensor[]", lambda given, index: list(map(like, given))
-    ),
-    define_operator("repl_fx", "end_region(Tensor[] results, int index) -> ()", lambda results, index: None),
-    define_operator(
-        "repl_fx",
-        "stamp(Tensor[] tensors, int index) -> Tensor[]",
-        lambda given, index: list(map(like, Stamps.current.stamps[index][0].results)),
-    ),
+_BEGIN = define_operator(
+    "begin_region(Tensor[] tensors, int index) -> Tensor[]", lambda given, index: list(map(like, given))
 )
-_BEGIN, _END, _STAMP = (getattr(torch.ops.repl_fx, name).default for name in ("begin_region", "end_region", "stamp"))
+_END = define_operator("end_region(Tensor[] results, int index) -> ()", lambda results, index: None)
+_STAMP = define_operator(
+    "stamp(Tensor[] tensors, int index) -> Tensor[]",
+    lambda given, index: list(map(like, Stamps.current.stamps[index][0].results)),
+)
 # A region is there to be copied from, whether or not its values are used where it is.
 has_side_effect(_BEGIN)
 has_side_effect(_END)

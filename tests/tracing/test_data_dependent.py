@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import Untraceable
-from repl_fx.tracing.data_dependent import DataDependentBranches, decision_operator, recorded
+from repl_fx.tracing.data_dependent import DECISION, DataDependentBranches, recorded
 
 
 class Asks(nn.Module):
@@ -38,7 +38,7 @@ def test_answers_come_in_the_order_of_the_questions_and_one_tensor_has_one_answe
     branches = DataDependentBranches([True, False], lambda: False)
     targets = _trace(Asks(), branches)
     assert branches.asked == [None, None]
-    assert targets.count(str(decision_operator())) == 2
+    assert targets.count(str(DECISION)) == 2
     assert targets.count("aten.add.Tensor") == 2
     assert "aten.mul.Tensor" not in targets
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType, MethodType
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -24,13 +24,11 @@ from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 FREE_SIZES = "torch.export"
 # Eager code chooses the sizes of what it hands to a module, and the next image may have others.
-PART_TRACERS: Mapping[str, Tracer] = MappingProxyType(
-    {
-        FREE_SIZES: functools.partial(trace_by_export, whole=False),
-        "torch.export with fixed sizes": functools.partial(trace_by_export, dims=batch_dims, whole=False),
-        "fx.symbolic_trace": functools.partial(trace_by_fx, whole=False),
-    }
-)
+PART_TRACERS: Mapping[str, Tracer] = {
+    FREE_SIZES: functools.partial(trace_by_export, whole=False),
+    "torch.export with fixed sizes": functools.partial(trace_by_export, dims=batch_dims, whole=False),
+    "fx.symbolic_trace": functools.partial(trace_by_fx, whole=False),
+}
 # A model of hundreds of modules that all fail must come to an end.
 MAX_ATTEMPTS = 40
 # A replaced block has one before and one after it, each with a parameter at least.
