@@ -54,9 +54,8 @@ from repl_fx.tracing.questions import (
     settings_asked,
     stops_alike,
 )
-from repl_fx.tracing.settled import require_leaves_left, require_settled
 from repl_fx.tracing.size_questions import FIXED
-from repl_fx.tracing.state_changes import StateChanges, changes_noted
+from repl_fx.tracing.state_changes import StateChanges, changes_noted, require_leaves_left, require_settled
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export, "fx.symbolic_trace": trace_by_fx}

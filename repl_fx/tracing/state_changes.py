@@ -1,4 +1,8 @@
-"""What a trace changes of a model's Python state, and where the model's code does so."""
+"""What a forward changes of a model's Python state: noted in a trace, refused where a graph would have to follow it.
+
+step 1, step 2                  what the second step leaves behind must be what the first one left
+step 1, step 2 as if no step 1  with the Python state of before the first, the second must compute the same
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,22 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from repl_fx.errors import CaptureError, foreign_code, listed
 from repl_fx.running.code_names import is_foreign
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonChange, PythonState
+from repl_fx.running.untouched import device_of, in_mode, outcome_of, seed_everything, seeded, untouched
+from repl_fx.tracing.leaves import is_leaf
 
 
 @dataclass
@@ -82,7 +92,118 @@ def _tree(model: nn.Module) -> dict[str, int]:
     return modules | {path: id(parameter) for path, parameter in model.named_parameters(remove_duplicate=False)}
 
 
-def place_of(model: nn.Module, path: str) -> str:
+def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInputs, training: bool) -> None:
+    """Refuse a model if Python state has a part in its second step, or moves with every step.
+
+    An activation that is kept for the user has no part; a table that is made when it is first needed does not move.
+
+    The model is run four times on copies of the inputs, and not at all where a trace made no changes.
+
+    Raises:
+        CaptureError: names the state, with the line of the model that changes it.
+    """
+    if not changes:
+        return
+    inputs = inputs.map(_valued)
+    device = device_of(model, inputs)
+    other = inputs.map(_other_values)
+    if outcome_of(model, other, training).problem is not None:
+        other = inputs.map(_scaled)
+    with untouched(model, buffers=True, parameters=True), in_mode(model, training), seeded(device, 0):
+        # Modes and hooks are as before the first step too; tensors stay as that left them.
+        with untouched(model):
+            # Other inputs: what they leave behind may be right for them alone, or for the last ones before this.
+            _step(model, other)
+            tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+            with untouched(model, buffers=True, parameters=True):
+                between = PythonState(model)
+                outputs = _step(model, inputs)
+                moved = between.changes(PythonState(model))
+                after = _values(model)
+        moving = [change.path for change in moved if not change.is_tensor]
+        if moving:
+            raise _refusal(model, moving, "moves with every forward")
+        for module, parameters, buffers in tensors:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        again = _step(model, inputs)
+        if not same_value((outputs, after), (again, _values(model))):
+            paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
+            raise _refusal(model, [*paths, *changes.unseen], "changes in one forward and has a part in the next")
+
+
+def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:
+    """Tell whether a buffer is after a second forward, on other inputs, what it was after the first.
+
+    A table that is made when it is first needed settles: a graph may make it anew each time. The model is run on copies
+    of the inputs, in its mode, and is not changed.
+    """
+    with untouched(model, buffers=True, parameters=True), seeded(device_of(model, inputs), 0):
+        _step(model, inputs)
+        first = model.get_buffer(path).detach().clone()
+        _step(model, inputs.map(_scaled))
+        return same_value(first, model.get_buffer(path).detach())
+
+
+def require_leaves_left(model: nn.Module, changes: StateChanges) -> None:
+    """Refuse a model whose forward sets attributes of modules that the graph calls, such as the rate of a dropout.
+
+    Raises:
+        CaptureError: names the attribute.
+    """
+    if changes.replaced:
+        raise _refusal(model, changes.replaced, "as the forward leaves it has other parameters or modules")
+    leaves = [path for path, module in model.named_modules() if path and is_leaf(module)]
+    for change in changes.changes:
+        if any(change.path.removeprefix("len(").startswith(f"{path}.") for path in leaves):
+            raise _refusal(model, [change.path], "of a module that the graph calls is set by the forward around it")
+
+
+def _step(model: nn.Module, inputs: ExampleInputs) -> Any:
+    seed_everything(0, device_of(model, inputs))
+    with torch.enable_grad(), foreign_code():
+        return inputs.fresh().passed_to(model)
+
+
+def _values(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *model.buffers())]
+
+
+def _valued(tensor: Tensor) -> Tensor:
+    """An input with other values where it is all zero: a running mean of zeros would not move."""
+    floats = tensor.is_floating_point() and not tensor.is_meta and tensor.numel()
+    if not floats or tensor.any():
+        return tensor
+    return torch.linspace(-1, 1, tensor.numel()).to(tensor).view(tensor.shape)
+
+
+def _scaled(tensor: Tensor) -> Tensor:
+    return tensor * 0.9 if tensor.is_floating_point() else tensor
+
+
+def _other_values(tensor: Tensor) -> Tensor:
+    """An input of the same kind with other values; flags and masks are as they are."""
+    numbers = not (tensor.is_meta or tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex())
+    if numbers and tensor.numel() and bool(tensor.max() > 1):
+        # One of its own values, such as a number of a word, in all places.
+        return torch.full_like(tensor, int(tensor.flatten()[0]))
+    return _scaled(tensor)
+
+
+def _refusal(model: nn.Module, paths: Sequence[str], what: str) -> CaptureError:
+    # A container that grew is named, and not its items.
+    grown = [path[4:-1] for path in paths if path.startswith("len(")]
+    paths = [*grown, *(p for p in paths if not p.startswith(("len(", *(f"{path}[" for path in grown))))]
+    return CaptureError(
+        type(model).__name__,
+        [
+            f"Python state {what}: {listed}{_place_of(model, paths[0])}; a graph has no Python state: "
+            "keep it in a buffer, or outside the forward"
+        ],
+    )
+
+
+def _place_of(model: nn.Module, path: str) -> str:
     """File and line where a model's code names the attribute at a `Change.path`, behind a comma; empty if nowhere."""
     found = ""
     for module_path, module in model.named_modules():

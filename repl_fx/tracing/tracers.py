@@ -32,7 +32,7 @@ from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import attention_kernels
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.lift_modules import lift_modules
-from repl_fx.tracing.settled import buffer_settles
+from repl_fx.tracing.state_changes import buffer_settles
 
 # Methods that belong to the one tensor of a trace.
 _ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
