@@ -46,14 +46,7 @@ from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
-from repl_fx.tracing.questions import (
-    Settings,
-    Told,
-    computes_alike,
-    require_settings_,
-    settings_asked,
-    stops_alike,
-)
+from repl_fx.tracing.questions import Settings, Told, computes_alike, require_settings_, settings_asked, stops_alike
 from repl_fx.tracing.size_questions import FIXED
 from repl_fx.tracing.state_changes import StateChanges, changes_noted, require_leaves_left, require_settled
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx

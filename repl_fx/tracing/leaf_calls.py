@@ -26,14 +26,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from repl_fx._torch import (
-    any_lengths,
-    autograd_calls,
-    calls_replaced,
-    define_operator,
-    pytree,
-    tidy_size,
-)
+from repl_fx._torch import any_lengths, autograd_calls, calls_replaced, define_operator, pytree, tidy_size
 from repl_fx.errors import Untraceable
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks

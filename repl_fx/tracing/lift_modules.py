@@ -37,12 +37,7 @@ from repl_fx.graph.runtime import (
     leaf_call_operator,
     restore_grad_mode,
 )
-from repl_fx.graph.signature import (
-    BoundInputs,
-    InputNodes,
-    output_of,
-    step_into,
-)
+from repl_fx.graph.signature import BoundInputs, InputNodes, output_of, step_into
 from repl_fx.graph.state import named_tensors
 from repl_fx.running.collection import collection_paused
 from repl_fx.tracing.attempt import Attempt

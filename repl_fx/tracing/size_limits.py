@@ -154,11 +154,7 @@ def _rules(
 
 
 def _follows(
-    condition: Limit,
-    rules: Sequence[Limit],
-    kept: Sequence[Limit],
-    examples: Mapping[str, int],
-    drawn: random.Random,
+    condition: Limit, rules: Sequence[Limit], kept: Sequence[Limit], examples: Mapping[str, int], drawn: random.Random
 ) -> bool:
     """Tell whether a condition on several sizes holds wherever the rules do, and the conditions kept so far."""
     for _ in range(_COMBINATIONS):

@@ -197,7 +197,7 @@ def _refusal(model: nn.Module, paths: Sequence[str], what: str) -> CaptureError:
     return CaptureError(
         type(model).__name__,
         [
-            f"Python state {what}: {listed}{_place_of(model, paths[0])}; a graph has no Python state: "
+            f"Python state {what}: {listed(paths)}{_place_of(model, paths[0])}; a graph has no Python state: "
             "keep it in a buffer, or outside the forward"
         ],
     )

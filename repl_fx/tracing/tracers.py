@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import (
-    OperatorsRun,
-    any_names,
-    autograd_calls,
-    memory_of,
-    pytree,
-    quiet_tracing,
-)
+from repl_fx._torch import OperatorsRun, any_names, autograd_calls, memory_of, pytree, quiet_tracing
 from repl_fx.errors import ForeignError, Untraceable, foreign_code
 from repl_fx.graph.assigned_buffers import BufferAssignments
 from repl_fx.graph.decisions import Comparison
@@ -96,13 +89,7 @@ def trace_by_export(
     return join_branches(trace, example)
 
 
-def trace_by_fx(
-    model: nn.Module,
-    inputs: BoundInputs,
-    learned: Learned,
-    *,
-    whole: bool = True,
-) -> fx.Graph:
+def trace_by_fx(model: nn.Module, inputs: BoundInputs, learned: Learned, *, whole: bool = True) -> fx.Graph:
     """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with `trace_by_export`."""
     given = inputs.arguments
     fixed = {n: v for n, v in given.items() if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))}

@@ -17,13 +17,7 @@ import msgspec
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.graph.captured import (
-    AlikeGraphModule,
-    CapturedModule,
-    has_attribute,
-    is_traced_constant,
-    traced_constant,
-)
+from repl_fx.graph.captured import AlikeGraphModule, CapturedModule, has_attribute, is_traced_constant, traced_constant
 from repl_fx.graph.kinds import dtype_name, of_torch
 from repl_fx.graph.plain import NotPlain, Reader, Writer
 from repl_fx.graph.runtime import SETTINGS, ModeSwitch, check_setting
@@ -133,11 +127,7 @@ def _others(gm: fx.GraphModule, source: nn.Module, made: Collection[str], switch
 
 
 def read_data(
-    text: str,
-    model: nn.Module,
-    inputs: ExampleInputs,
-    calls: Mapping[str, ExampleInputs],
-    fixed: tuple[str, ...] = (),
+    text: str, model: nn.Module, inputs: ExampleInputs, calls: Mapping[str, ExampleInputs], fixed: tuple[str, ...] = ()
 ) -> CapturedParts | None:
     """The capture of a model that was written as text; None where the model has to be traced.
 
