@@ -9,7 +9,6 @@ because a trace sees what a module does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
@@ -50,9 +49,10 @@ def is_leaf(module: nn.Module) -> bool:
     if kind.__call__ is not nn.Module.__call__:
         return False
     from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in kind.__mro__)
-    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(kind))
+    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and may_vary(kind))
 
 
+@cache
 def may_vary(kind: type[nn.Module]) -> bool:
     """Tell whether the code of a class, or of a function it calls, names the training mode or a random draw.
 
@@ -84,6 +84,3 @@ def _names(function: FunctionType, seen: set[CodeType], depth: int) -> bool:
 
 def _of_torch(value: Any) -> bool:
     return str(value.__module__).split(".")[0] in ("torch", "builtins")
-
-
-_varies: Callable[[Any], bool] = cache(may_vary)

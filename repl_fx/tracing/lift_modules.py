@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,10 +136,10 @@ class _Lifter:
                 self.env[node] = made.at(name, path, val) if isinstance(val, Tensor) else None
                 self.keep_boundaries(node)
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                self.env[node] = _HeldState(spec.target, node.meta.get("val"))
+                self.env[node] = partial(self.state_at, spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 tensor = self.program.constants[spec.target]
-                self.env[node] = _HeldState(self.attempt.learned.name(tensor), node.meta.get("val"))
+                self.env[node] = partial(self.state_at, self.attempt.learned.name(tensor), node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
         given = zip(nodes, signature.input_specs, strict=True)
@@ -249,9 +249,7 @@ class _Lifter:
             value = self.env[node]
             if isinstance(value, nn.Module):
                 raise Untraceable(f"a packed region of another kind ({node.target})")
-            if not isinstance(value, _HeldState):
-                return value
-            return self.state_at(value.path, value.val)
+            return value() if isinstance(value, partial) else value
 
         return fx.node.map_arg(argument, one)
 
@@ -261,12 +259,6 @@ class _Lifter:
             self.state[path] = self.graph.create_node("get_attr", path)
             self.state[path].meta["val"] = val
         return self.state[path]
-
-
-@dataclass(frozen=True)
-class _HeldState:
-    path: str
-    val: Any
 
 
 def _by_position(

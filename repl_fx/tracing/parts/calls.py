@@ -31,11 +31,6 @@ class Blank:
     like: Tensor
     device: torch.device
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """The key of a tensor in calls that may differ in its sizes alone."""
-        return (self.like.ndim, self.like.dtype, self.device)
-
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -66,14 +61,14 @@ class Call:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return ExampleInputs(tuple(args), dict(kwargs))
 
-    def fits(self, other: Call) -> bool:
-        """Tell whether one graph may take both calls: they differ in sizes at most."""
-        return self.structure == other.structure and all(
-            ours.key == theirs.key
-            if isinstance(ours, Blank) and isinstance(theirs, Blank)
-            else type(ours) is type(theirs) and bool(ours == theirs)
-            for ours, theirs in zip(self.leaves, other.leaves, strict=True)
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is equal in calls that one graph may take: all but the sizes of tensors."""
+        leaves = (
+            (leaf.like.ndim, leaf.like.dtype, leaf.device) if isinstance(leaf, Blank) else (type(leaf), leaf)
+            for leaf in self.leaves
         )
+        return self.structure, *leaves
 
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the tensors."""
@@ -96,7 +91,7 @@ def obstacle_of(calls: Sequence[Call]) -> str | None:
         for leaf in call.leaves:
             if not isinstance(leaf, Blank) and not is_writable(leaf):
                 return f"it is called with {in_words(leaf)}"
-        if not calls[0].fits(call):
+        if call.kind != calls[0].kind:
             return "its calls differ in more than the sizes of tensors"
     return None
 
