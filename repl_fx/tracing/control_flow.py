@@ -117,17 +117,16 @@ def _learned(trace: Trace, base: fx.Graph, asked: _Asked, settled: Mapping[int, 
     count = len(_markers(base))
     free = [i for i in range(count) if i not in settled]
 
-    def answers(given: Callable[[int], bool]) -> list[bool]:
-        return [settled[i] if i in settled else given(i) for i in range(count)]
+    def traced(answers: Iterable[bool]) -> tuple[fx.Graph, _Asked]:
+        return trace([settled.get(i, answer) for i, answer in enumerate(answers)])
 
     # All yes to every other question, then to those between.
     halves = [set(free[parity::2]) for parity in (0, 1) if free[parity::2]]
-    others = [trace(answers(half.__contains__))[0] for half in halves]
+    others = [traced(i in half for i in range(count))[0] for half in halves]
     runs = _answers_that_run(base, halves, others)
     if any(runs):
-        base, asked = trace(answers(runs.__getitem__))
-        flipped = [[runs[i] is not (i in half) for i in range(count)] for half in halves]
-        others = [trace(answers(given.__getitem__))[0] for given in flipped]
+        base, asked = traced(runs)
+        others = [traced(run is not (i in half) for i, run in enumerate(runs))[0] for half in halves]
     # A size is computed by the first layer that needs it, which may be a skipped one.
     for graph in (base, *others):
         sizes_first_(graph)
@@ -163,7 +162,6 @@ class _Joiner:
         self.asked = asked
         self.skips_when = skips_when
         self.settled = settled
-        self.markers = _markers(base)
         self.outside = {(n.op, str(n.target)): n for n in base.nodes if n.op in _OUTSIDE}
         self.layers: dict[int, list[fx.Node]] = {}
         self.layer_of: dict[fx.Node, int] = {}
@@ -258,7 +256,7 @@ class _Joiner:
         """Put decisions and choices into the graph with all layers, and checks where inputs settle a decision."""
         chosen: dict[fx.Node, fx.Node] = {}
         position = {node: i for i, node in enumerate(self.base.nodes)}
-        for number, marker in enumerate(self.markers):
+        for number, marker in enumerate(_markers(self.base)):
             condition: Any = marker.args[0]
             if number in self.settled:
                 given = (condition[0], self.settled[number], _words_for(marker))
