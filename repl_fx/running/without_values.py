@@ -27,6 +27,7 @@ from repl_fx._torch import (
     memory_of,
     outside_of_trace,
     pytree,
+    quiet_tracing,
 )
 from repl_fx.errors import BadInput, ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
@@ -85,7 +86,8 @@ class WithoutValues:
         try:
             with untouched(module), in_mode(module, training), seeded(device_of(module, inputs), 0), foreign_code():
                 given = inputs.map(terms.input)
-                with self._mode, terms, self._within():
+                # torch logs an operator that stops at a size, which is what a trial may be for.
+                with quiet_tracing(), self._mode, terms, self._within():
                     made = given.passed_to(module)
                 leaves = [
                     terms.read(terms.fake(leaf)) if isinstance(leaf, Tensor) else leaf

@@ -116,3 +116,8 @@ def test_code_that_asks_for_values_is_open(forward: Callable[[Runs, Tensor], Ten
     shapes, inputs = WithoutValues(), ExampleInputs((X,))
     run = shapes.run(Runs(forward), inputs, training=False)
     assert run.open and not run.stopped and not shapes.returned(Runs(forward), Runs(forward), inputs, training=False)
+
+
+def test_a_run_that_stops_at_a_size_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    assert WithoutValues().run(nn.AvgPool2d(4), ExampleInputs((torch.ones(1, 1, 8, 2),)), training=False).stopped
+    assert capfd.readouterr() == ("", "")
