@@ -121,11 +121,7 @@ class Attempt:
         self.exporting = Told("is_exporting", None if learned.aware else False)
         self.assigned = BufferAssignments()
         self.questions = SizeQuestions(
-            self.calls.is_running,
-            learned.reasons,
-            learned.involved,
-            decides=learned.decides,
-            unlimited=lambda: self.unaware,
+            self.calls.is_running, learned.reasons, learned.involved, learned.decides, lambda: self.unaware
         )
         self.branches = DataDependentBranches(answers, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)

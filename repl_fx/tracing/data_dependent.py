@@ -12,6 +12,7 @@ import operator
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partialmethod
 from typing import Any
 from unittest.mock import patch
@@ -130,15 +131,13 @@ class DataDependentBranches:
         self._known[id(result)] = (result, name in _RANDOM or any(self._drawn(value) for value in given))
 
 
+@dataclass(eq=False)
 class Drawn:
     """A random number without a value; it can be compared with a number, and that is all that can be done with it."""
 
-    def __init__(
-        self, branches: DataDependentBranches, origin: Tensor | tuple[Callable[..., Any], tuple[Any, ...]]
-    ) -> None:
-        self._branches = branches
-        self._origin = origin
-        self._used = False
+    _branches: DataDependentBranches
+    _origin: Tensor | tuple[Callable[..., Any], tuple[Any, ...]]
+    _used: bool = False
 
     def _ask(self, compare: Callable[[Any, Any], Any], other: Any) -> bool:
         if not isinstance(other, (int, float)):

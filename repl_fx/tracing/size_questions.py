@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from types import CodeType, FrameType
 from typing import Any
@@ -61,17 +61,16 @@ _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
 FIXED = "fixed"
 
 
+@dataclass(eq=False)
 class SizeQuestions:
     """The questions about symbolic sizes in one trace.
 
-    Args:
+    Attributes:
         in_leaf: whether a leaf of the model is running, which answers for itself when the graph runs.
         reasons: why the trace has no symbols for sizes, by the number of the tensor and the dimension.
         rest: why it has none for others.
         decides: the trace is to be joined with others, in which other sizes may be equal.
         unlimited: whether the trace is of no use, as seen so far, once sizes are only right up to a number.
-
-    Attributes:
         held: conditions on sizes that hold in the trace, with who asks.
         fixed: symbols that an answer has fixed, each with the line of the model that asks.
         whole: the names of modules whose code asks for whole numbers by `int`, by their ids.
@@ -81,30 +80,21 @@ class SizeQuestions:
         pinned: after `settle`, those of sizes that are symbolic and can be no other, with the line that needs it so.
     """
 
-    def __init__(
-        self,
-        in_leaf: Callable[[], bool],
-        reasons: Mapping[tuple[int, int], str],
-        rest: str,
-        *,
-        decides: bool,
-        unlimited: Callable[[], bool],
-    ) -> None:
-        self.held: dict[Any, _Held] = {}
-        self.fixed: dict[str, str] = {}
-        self.whole: dict[int, dict[str, Any]] = {}
-        self.pinned: dict[tuple[int, int], str] = {}
-        self._reasons = reasons
-        self._rest = rest
-        self._decides = decides
-        self._unlimited = unlimited
-        self.exceeded: str | None = None
-        self.found: list[tuple[Limit, _Held | None]] = []
-        self.places: dict[str, tuple[int, int]] = {}
-        self._in_leaf = in_leaf
-        self._ways: dict[tuple[CodeType, ...], _Asking] = {}
-        self._known: set[Any] = set()
-        self._written = 0
+    in_leaf: Callable[[], bool]
+    reasons: Mapping[tuple[int, int], str]
+    rest: str
+    decides: bool
+    unlimited: Callable[[], bool]
+    held: dict[Any, _Held] = field(default_factory=dict)
+    fixed: dict[str, str] = field(default_factory=dict)
+    whole: dict[int, dict[str, Any]] = field(default_factory=dict)
+    pinned: dict[tuple[int, int], str] = field(default_factory=dict)
+    exceeded: str | None = None
+    found: list[tuple[Limit, _Held | None]] = field(default_factory=list)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _ways: dict[tuple[CodeType, ...], _Asking] = field(default_factory=dict)
+    _known: set[Any] = field(default_factory=set)
+    _written: int = 0
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -119,7 +109,7 @@ class SizeQuestions:
         written = str(expression)
         self._written += len(written)
         # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
-        hopeless = len(written) > _LONGEST and "//" in written and not self._rest
+        hopeless = len(written) > _LONGEST and "//" in written and not self.rest
         if hopeless or self._written > _MOST_WRITTEN:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
@@ -130,13 +120,13 @@ class SizeQuestions:
         if answer and (not is_truth(expression) or expression.is_Relational):
             for symbol in fixed_symbols(sizes, expression) - self.fixed.keys():
                 self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
-        if answer and self._unlimited() and (limited := limited_symbols(sizes, expression)):
+        if answer and self.unlimited() and (limited := limited_symbols(sizes, expression)):
             raise Untraceable(f"sizes are only right up to a number{_place(frame)} ({', '.join(limited)})")
         asked = self._asked(frame)
         if asked.whole is not None:
             self.whole[id(asked.whole)] = asked.whole
         by_operator = is_truth(expression) and not asked.by_the_model
-        if (answer and asked.refuses) if by_operator else not self._in_leaf():
+        if (answer and asked.refuses) if by_operator else not self.in_leaf():
             condition = condition_of(expression, answer)
             if condition not in self.held:
                 self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
@@ -171,7 +161,7 @@ class SizeQuestions:
                     sizes = size.node.shape_env
                     first = self.places.setdefault(str(size), (number, dim))
                     examples[str(size)] = example_of(size)
-                    if first != (number, dim) and not self._decides:
+                    if first != (number, dim) and not self.decides:
                         equal.append(self._equal(str(size), (number, dim), symbol_of(size)))
         if sizes is None:
             return []
@@ -221,7 +211,7 @@ class SizeQuestions:
         """Why dimensions of a tensor among the inputs are fixed, as the ends of phrases; none where it is not known."""
         symbols = map(symbol_of, shape)
         reasons = {
-            dim: self._reasons.get((number, dim), self._rest) if symbol is None else self.fixed.get(symbol, "")
+            dim: self.reasons.get((number, dim), self.rest) if symbol is None else self.fixed.get(symbol, "")
             for dim, symbol in enumerate(symbols)
         }
         return {dim: reason for dim, reason in reasons.items() if reason}

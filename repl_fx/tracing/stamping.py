@@ -140,16 +140,16 @@ class TracedCall:
         return all(path.startswith(known) for path in self.before.changes(now.state))
 
 
+@dataclass(eq=False)
 class Stamps:
     """The calls of modules in one trace, of which alike ones are traced once.
 
-    Args:
+    Attributes:
         model: the model that is traced.
         calls: of its leaves.
+        aside: the attributes that are out of its modules.
         branches: decides for the model where it asks for values.
         on: calls are stamped; else each is traced.
-
-    Attributes:
         regions: the calls that were traced between markers.
         stamps: the calls that were not traced, each as the region that it is to be a copy of, and the module called.
         calls_of: the calls of each module, by path; the graph's notes (`repl_fx.graph.boundaries`) have them.
@@ -158,29 +158,18 @@ class Stamps:
 
     current: ClassVar[Stamps]
 
-    def __init__(
-        self,
-        model: nn.Module,
-        calls: LeafCalls,
-        aside: AttributesAside,
-        branches: DataDependentBranches,
-        *,
-        on: bool = True,
-    ) -> None:
-        self.regions: list[TracedCall] = []
-        self.stamps: list[tuple[TracedCall, nn.Module]] = []
-        self.calls_of: Mapping[str, list[ModuleCall]] = {}
-        self._calls = calls
-        self._aside = aside
-        self._branches = branches
-        self._on = on
-        self._open: list[TracedCall] = []
-        self._state: set[fx.Node] | None = None
-        self._model = model
-        self._seen: set[nn.Module] = set()
-        self._families: dict[nn.Module, _Family] = {}
-        # The names, which the model has while it is not traced.
-        self._owners = names_of(model)
+    model: nn.Module
+    calls: LeafCalls
+    aside: AttributesAside
+    branches: DataDependentBranches
+    on: bool
+    regions: list[TracedCall] = field(default_factory=list)
+    stamps: list[tuple[TracedCall, nn.Module]] = field(default_factory=list)
+    calls_of: Mapping[str, list[ModuleCall]] = field(default_factory=dict)
+    _open: list[TracedCall] = field(default_factory=list)
+    _state: set[fx.Node] | None = None
+    _seen: set[nn.Module] = field(default_factory=set)
+    _families: dict[nn.Module, _Family] = field(default_factory=dict)
 
     def begin(self, modules: Sequence[nn.Module], calls_of: dict[str, list[ModuleCall]]) -> None:
         """Group the modules whose calls may be alike.
@@ -191,8 +180,9 @@ class Stamps:
         """
         self.calls_of = calls_of
         first: dict[Any, tuple[nn.Module, _Family, Attributes]] = {}
-        for module in modules if self._on else ():
-            structure = structure_of(module, self._owners)
+        owners = names_of(self.model)
+        for module in modules if self.on else ():
+            structure = structure_of(module, owners)
             if structure not in first:
                 first[structure] = (module, _Family(), attributes_of_tree(module))
                 continue
@@ -205,11 +195,11 @@ class Stamps:
         """The results of a call, by a stamp where an alike one was traced before."""
         for region in self._open:
             region.inner.append(made)
-        kind = self._kind(module, args, kwargs) if self._on and not self._calls.running else None
+        kind = self._kind(module, args, kwargs) if self.on and not self.calls.running else None
         if kind is None:
             return run(*args, **kwargs)
         key, tensors = kind
-        now = _Moment(attributes_of_tree(module, self._aside), PythonState(module))
+        now = _Moment(attributes_of_tree(module, self.aside), PythonState(module))
         for region in self._families[module].regions:
             if region.key == key and region.stands_for(module, now):
                 return self._stamped(region, module, tensors)
@@ -222,13 +212,13 @@ class Stamps:
             if module in self._seen:
                 self._families[module] = _Family()
             self._seen.add(module)
-        if module not in self._families or any(map(self._calls.has_others, module.modules())):
+        if module not in self._families or any(map(self.calls.has_others, module.modules())):
             return None
         kind = kind_of_call(args, kwargs, gradients=asks_for_gradients(module))
         if kind is None or hands_out(module):
             return None
         key, tensors = kind
-        ways = tuple((part.training, self._calls.stands_aside(part)) for part in module.modules())
+        ways = tuple((part.training, self.calls.stands_aside(part)) for part in module.modules())
         return (key, ways), tensors
 
     def _traced(
@@ -265,10 +255,10 @@ class Stamps:
         differing = self._families[region.module].differing if seen else ()
         spots = [(region.module.get_submodule(path), name) for path, name in differing]
         # A layer reads its own attributes where nobody sees it.
-        inlined = [(part, name) for part, name in spots if not self._calls.stands_aside(part)]
+        inlined = [(part, name) for part, name in spots if not self.calls.stands_aside(part)]
         self._open.append(region)
         try:
-            with self._aside.kept(inlined, self._note_read) as watched:
+            with self.aside.kept(inlined, self._note_read) as watched:
                 region.watched = {(region.parts[part], name) for part, name in watched}
                 return run(*args, **kwargs)
         finally:
@@ -276,13 +266,13 @@ class Stamps:
 
     def _is_as_before(self, region: TracedCall) -> bool:
         """Tell whether the call has left its module's tensors and Python state as they were."""
-        replaced = any(map(self._calls.has_others, region.parts))
+        replaced = any(map(self.calls.has_others, region.parts))
         return not replaced and not region.before.changes(PythonState(region.module))
 
     def _events(self) -> Any:
         """Something to compare, which changes when a trace does more than make nodes."""
         numpy: Any = np.random.get_state(legacy=True)
-        counts = len(self._branches.asked), len(self._calls.inlined)
+        counts = len(self.branches.asked), len(self.calls.inlined)
         return counts, random.getstate(), numpy[1].tobytes(), numpy[2:]
 
     def _note_read(self, module: nn.Module, name: str) -> None:
@@ -315,7 +305,7 @@ class Stamps:
     def _is_closed(self, first: fx.Node) -> bool:
         """Tell whether a region computes from its arguments, the model's state and known sizes alone."""
         if self._state is None:
-            tensors = [tensor for module in self._model.modules() for tensor in held_by(module).values()]
+            tensors = [tensor for module in self.model.modules() for tensor in held_by(module).values()]
             self._state = {node for t in tensors if t is not None and (node := traced_node(t)) is not None}
         begin = first.all_input_nodes[0]
         inside = {begin}
@@ -375,31 +365,24 @@ class _Lifted:
     results: Sequence[fx.Node] = ()
 
 
+@dataclass(eq=False)
 class CallCopies:
     """Puts copies of regions in the place of stamps, as a trace is lifted.
 
-    Args:
+    Attributes:
         graph: the new graph, at the end of which nodes are made.
         paths: of the model's modules.
         states: paths of the model's tensors, by `id`, as the graph calls them.
         state: gives the node for the tensor at a path.
     """
 
-    def __init__(
-        self,
-        stamps: Stamps,
-        graph: fx.Graph,
-        paths: Mapping[nn.Module, str],
-        states: Mapping[int, str],
-        state: Callable[[str, Any], fx.Node],
-    ) -> None:
-        self._stamps = stamps
-        self._graph = graph
-        self._paths = paths
-        self._states = states
-        self._state = state
-        self._lifted: dict[TracedCall, _Lifted] = {}
-        self._open: list[TracedCall] = []
+    stamps: Stamps
+    graph: fx.Graph
+    paths: Mapping[nn.Module, str]
+    states: Mapping[int, str]
+    state: Callable[[str, Any], fx.Node]
+    _lifted: dict[TracedCall, _Lifted] = field(default_factory=dict)
+    _open: list[TracedCall] = field(default_factory=list)
 
     @staticmethod
     def is_marker(node: fx.Node) -> bool:
@@ -409,15 +392,15 @@ class CallCopies:
     def mark(self, node: fx.Node, tensors: Sequence[fx.Node], index: int) -> list[fx.Node]:
         """Begin or end a region, or make a copy; what the node stands for."""
         if node.target is _STAMP:
-            return self._copy(*self._stamps.stamps[index], tensors, node)
-        region = self._stamps.regions[index]
-        count = len(self._graph.nodes)
+            return self._copy(*self.stamps.stamps[index], tensors, node)
+        region = self.stamps.regions[index]
+        count = len(self.graph.nodes)
         if node.target is _BEGIN:
             self._lifted[region] = _Lifted(tensors, count, len(node.meta.get("nn_module_stack") or {}))
             self._open.append(region)
         else:
             lifted = self._lifted[region]
-            lifted.nodes, lifted.results = list(self._graph.nodes)[lifted.start :], tensors
+            lifted.nodes, lifted.results = list(self.graph.nodes)[lifted.start :], tensors
             self._open.remove(region)
         return list(tensors)
 
@@ -425,8 +408,8 @@ class CallCopies:
         self, region: TracedCall, module: nn.Module, tensors: Sequence[fx.Node], marker: fx.Node
     ) -> list[fx.Node]:
         others = region.counterparts(module)
-        targets = {self._paths[one]: self._paths[other] for one, other in others.items()}
-        states = {self._states[a]: self._states[b] for a, b in _tensor_pairs(others) if a in self._states}
+        targets = {self.paths[one]: self.paths[other] for one, other in others.items()}
+        states = {self.states[a]: self.states[b] for a, b in _tensor_pairs(others) if a in self.states}
         lifted = self._lifted[region]
         env: dict[fx.Node, fx.Node] = dict(zip(lifted.inputs, tensors, strict=True))
 
@@ -434,7 +417,7 @@ class CallCopies:
             if node in env:
                 return env[node]
             if node.op == "get_attr" and str(node.target) in states:
-                return self._state(states[str(node.target)], node.meta.get("val"))
+                return self.state(states[str(node.target)], node.meta.get("val"))
             return node
 
         around = marker.meta.get("nn_module_stack") or {}
@@ -447,11 +430,11 @@ class CallCopies:
                 continue
             target = targets.get(str(node.target), node.target) if node.op == "call_module" else node.target
             args, kwargs = fx.node.map_arg(node.args, other), fx.node.map_arg(node.kwargs, other)
-            made = env[node] = self._graph.create_node(node.op, target, args, kwargs)
+            made = env[node] = self.graph.create_node(node.op, target, args, kwargs)
             made.meta = {key: value for key, value in node.meta.items() if key != BOUNDARIES}
             if "nn_module_stack" in node.meta:
                 within = list(node.meta["nn_module_stack"].items())[lifted.depth :]
-                made.meta["nn_module_stack"] = around | _moved(within, targets, self._paths[module])
+                made.meta["nn_module_stack"] = around | _moved(within, targets, self.paths[module])
         self._copy_boundaries(region, [*lifted.inputs, *lifted.nodes], env, targets)
         return [other(result) for result in lifted.results]
 
@@ -461,7 +444,7 @@ class CallCopies:
         calls: dict[ModuleCall, ModuleCall] = {}
         for call in list(region.inner):
             path = targets[call.path]
-            known = self._stamps.calls_of[path]
+            known = self.stamps.calls_of[path]
             calls[call] = ModuleCall(path, known, call.given, call.result, call.constants)
             known.append(calls[call])
         for outer in self._open:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from types import MethodType
 from typing import Any
 
@@ -25,9 +25,9 @@ from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 FREE_SIZES = "torch.export"
 # Eager code chooses the sizes of what it hands to a module, and the next image may have others.
 PART_TRACERS: Mapping[str, Tracer] = {
-    FREE_SIZES: functools.partial(trace_by_export, whole=False),
-    "torch.export with fixed sizes": functools.partial(trace_by_export, dims=batch_dims, whole=False),
-    "fx.symbolic_trace": functools.partial(trace_by_fx, whole=False),
+    FREE_SIZES: partial(trace_by_export, whole=False),
+    "torch.export with fixed sizes": partial(trace_by_export, dims=batch_dims, whole=False),
+    "fx.symbolic_trace": partial(trace_by_fx, whole=False),
 }
 # A model of hundreds of modules that all fail must come to an end.
 MAX_ATTEMPTS = 40
@@ -54,26 +54,23 @@ class Eager:
         return f"{self.path or 'the model itself'} ({self.kind}) stays eager: {self.reason}"
 
 
+@dataclass(eq=False)
 class Search:
     """The search for the largest modules that can be captured: `parts`, by path, and those that were tried in vain."""
 
-    def __init__(
-        self,
-        source: nn.Module,
-        calls: Mapping[str, list[Call]],
-        methods: Mapping[str, list[str]],
-        fixed: Sequence[str] = (),
-    ) -> None:
-        self.source = source
-        self.fixed = fixed
-        self.calls = calls
-        self.methods = methods
-        self.parts: dict[str, CapturedModule] = {}
-        self.eager: list[Eager] = []
-        self._least = _SMALLEST_SHARE * parameter_count(source)
-        self._seen: set[int] = set()
-        self._failed: dict[Any, str] = {}
-        self._attempts = 0
+    source: nn.Module
+    calls: Mapping[str, list[Call]]
+    methods: Mapping[str, list[str]]
+    fixed: Sequence[str] = ()
+    parts: dict[str, CapturedModule] = field(default_factory=dict)
+    eager: list[Eager] = field(default_factory=list)
+    _seen: set[int] = field(default_factory=set)
+    _failed: dict[Any, str] = field(default_factory=dict)
+    _attempts: int = 0
+
+    @cached_property
+    def _least(self) -> float:
+        return _SMALLEST_SHARE * parameter_count(self.source)
 
     def descend(self, path: str) -> None:
         """Try the children of a module, the largest first."""
