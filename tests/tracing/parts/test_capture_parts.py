@@ -358,7 +358,12 @@ def test_repeats_have_the_names_of_the_model(result: repl_fx.TransformResult) ->
 @pytest.mark.zoo
 def test_a_detection_model(detection: ModuleType) -> None:
     model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, min_size=64, max_size=96, rpn_pre_nms_top_n_test=30
+        weights=None,
+        weights_backbone=None,
+        min_size=64,
+        max_size=96,
+        rpn_pre_nms_top_n_test=30,
+        box_batch_size_per_image=16,
     )
     images = [torch.rand(3, 64, 64), torch.rand(3, 64, 80)]
     targets = [{"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([1])} for _ in images]
