@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -67,9 +67,27 @@ class StepValues:
     trains: bool = False
 
 
-def check_of(
-    model: nn.Module, module: nn.Module, inputs: ExampleInputs, modes: Sequence[bool] = (False, True), *, seed: int = 0
-) -> CaptureCheck:
+@dataclass(frozen=True)
+class ModeCheck:
+    """Two steps of two modules in one mode.
+
+    Attributes:
+        differences: one line for each thing that differs; empty where both did the same.
+        source: the second step of the source, with gradients as large as the model.
+    """
+
+    differences: tuple[str, ...]
+    source: StepValues
+
+
+def compare_modes(
+    model: nn.Module,
+    module: nn.Module,
+    inputs: ExampleInputs,
+    modes: Sequence[bool] = (False, True),
+    *,
+    seed: int = 0,
+) -> Generator[ModeCheck, None, None]:
     """Run two modules two steps each, mode by mode, and compare all they do.
 
     The second step has a backward pass too, with inputs that require gradients; the first compares what a forward does
@@ -82,43 +100,51 @@ def check_of(
         model: the source; it and `module` are afterwards as they were.
         module: the module that should equal it; its parameters and buffers may be the source's.
         inputs: both can take them.
-        modes: training or not.
+        modes: training or not; each is run when its check is asked for.
         seed: for dropout and the like, one higher in the second step.
 
-    Returns:
-        The differences; evaluation and training count as equal where they are among the modes.
+    Yields:
+        A check for each mode.
     """
     # Most forwards change no parameter, and modules share theirs: one copy serves all runs.
     parameters = KeptTensors(dict.fromkeys(parameter for one in (model, module) for parameter in one.parameters()))
-    found: dict[bool, list[str]] = {}
     try:
         for training in modes:
-            found[training] = _differences_in_mode(model, module, inputs, training, seed, parameters)
+            learned = True
+            try:
+                ours = _steps(model, inputs, training, seed, learned=learned)
+            except RuntimeError:
+                # Some models (wav2vec 2.0) let their input require a gradient themselves, and take none that does.
+                parameters.restore()
+                learned = False
+                ours = _steps(model, inputs, training, seed, learned=learned)
+            parameters.restore()
+            theirs = _steps(module, inputs, training, seed, learned=learned)
+            parameters.restore()
+            mode = "training" if training else "evaluation"
+            differences = tuple(
+                f"{mode}, step {number}: {difference}"
+                for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1)
+                for difference in _differences(one, other)
+            )
+            if not training and not differences:
+                differences = tuple(_other_layout(model, module, inputs))
+            check = ModeCheck(differences, ours[-1])
+            # The next mode does without the gradients of this one.
+            del ours, theirs
+            yield check
+            del check
     finally:
         parameters.restore(compared=True)
-    return CaptureCheck(found.get(False) == [], found.get(True) == [], tuple(chain.from_iterable(found.values())))
 
 
-def _differences_in_mode(
-    model: nn.Module, module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, parameters: KeptTensors
-) -> list[str]:
-    learned = True
-    try:
-        ours = _steps(model, inputs, training, seed, learned=learned)
-    except RuntimeError:
-        # Some models (wav2vec 2.0) let their input require a gradient themselves, and take none that does.
-        parameters.restore()
-        learned = False
-        ours = _steps(model, inputs, training, seed, learned=learned)
-    parameters.restore()
-    theirs = _steps(module, inputs, training, seed, learned=learned)
-    parameters.restore()
-    differences = [
-        f"{'training' if training else 'evaluation'}, step {number}: {difference}"
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1)
-        for difference in _differences(one, other)
-    ]
-    return differences if training or differences else _other_layout(model, module, inputs)
+def check_of(
+    model: nn.Module, module: nn.Module, inputs: ExampleInputs, modes: Sequence[bool] = (False, True), *, seed: int = 0
+) -> CaptureCheck:
+    """All that `compare_modes` says in one; evaluation and training count as equal where they are among the modes."""
+    checks = compare_modes(model, module, inputs, modes, seed=seed)
+    found = dict(zip(modes, (check.differences for check in checks), strict=True))
+    return CaptureCheck(found.get(False) == (), found.get(True) == (), tuple(chain.from_iterable(found.values())))
 
 
 def _other_layout(model: nn.Module, module: nn.Module, inputs: ExampleInputs) -> list[str]:

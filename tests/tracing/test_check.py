@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import CaptureError
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.check import CaptureCheck, check_of
+from repl_fx.tracing.check import ModeCheck, compare_modes
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -38,8 +38,9 @@ class ForInference(nn.Module):
             return made
 
 
-def check(model: nn.Module, module: nn.Module, training: bool) -> CaptureCheck:
-    return check_of(model, module, ExampleInputs((X,)), (training,))
+def check(model: nn.Module, module: nn.Module, training: bool) -> ModeCheck:
+    (found,) = compare_modes(model, module, ExampleInputs((X,)), (training,))
+    return found
 
 
 def test_what_only_one_of_them_trains() -> None:
@@ -92,9 +93,10 @@ class LetsInputsLearn(nn.Linear):
 
 def test_a_model_that_takes_no_input_with_a_gradient_is_compared_without() -> None:
     model, other = LetsInputsLearn(4, 4), LetsInputsLearn(4, 4)
-    assert not check(model, model, True).differences
-    differing = check(model, other, True).differences
-    assert all(any(f"gradient of {name}" in line for line in differing) for name in ("weight", "bias"))
+    found = check(model, model, True)
+    assert not found.differences
+    assert all(found.source.state[f"the gradient of {name}"] is not None for name in ("weight", "bias"))
+    assert any("gradient of weight" in line for line in check(model, other, True).differences)
 
 
 def test_a_parameter_that_a_forward_changes_is_put_back_when_the_check_ends() -> None:
@@ -105,7 +107,9 @@ def test_a_parameter_that_a_forward_changes_is_put_back_when_the_check_ends() ->
 
     model = Moves(4, 4)
     before = model.bias.detach().clone()
-    check_of(model, model, ExampleInputs((X,)))
+    checks = compare_modes(model, model, ExampleInputs((X,)))
+    next(checks)
+    checks.close()
     assert torch.equal(model.bias, before)
 
 
@@ -142,7 +146,7 @@ _COPIES = Laid(lambda y: y.contiguous().flatten(2) * 2.0)
 )
 def test_both_run_under_another_kernel_of_attention(source: nn.Module, graph: nn.Module, told: str | None) -> None:
     x = torch.linspace(-1, 1, 80).reshape(2, 5, 8)
-    found = check_of(source, graph, ExampleInputs((x,)), (False,))
+    (found,) = compare_modes(source, graph, ExampleInputs((x,)), (False,))
     assert [told in line for line in found.differences] == [True] if told else not found.differences
 
 
@@ -165,6 +169,7 @@ def test_both_run_on_inputs_of_other_strides(other: Callable[[Tensor], Tensor], 
 
     for shape in ((2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)):
         given = ExampleInputs((torch.ones(shape),))
-        found = check_of(Plain(), Other(), given, (False,))
+        (found,) = compare_modes(Plain(), Other(), given, (False,))
         assert [told in line for line in found.differences] == [True] if told else not found.differences
-        assert not check_of(Plain(), Other(), given, (True,)).differences
+        (found,) = compare_modes(Plain(), Other(), given, (True,))
+        assert not found.differences
