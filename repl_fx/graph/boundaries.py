@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
-from repl_fx._torch import pytree
+from repl_fx._torch import SYMBOLIC, pytree
 from repl_fx.graph.notes import Note
 
 BOUNDARIES = "boundaries"
@@ -58,6 +58,20 @@ class Boundary:
 
 
 _NOTE: Note[tuple[Boundary, ...]] = Note(BOUNDARIES, tuple)
+
+
+def is_object(kind: Any) -> bool:
+    """Tell whether a note of a leaf among arguments is the class of objects that are neither tensors nor numbers."""
+    return isinstance(kind, type) and not issubclass(kind, (Tensor, *SYMBOLIC))
+
+
+def note_objects_(graph: fx.Graph, other: fx.Graph) -> None:
+    """Note of the calls in a graph the objects that they are handed in the other mode alone: a cache, mostly."""
+    calls, others = ({b.call.path: b.call for node in one.nodes for b in boundaries(node)} for one in (graph, other))
+    for path in calls.keys() & others.keys():
+        known = calls[path].given
+        objects = {place: kind for place, kind in others[path].given.items() if is_object(kind)}
+        calls[path].given = {**known, **{place: kind for place, kind in objects.items() if known.get(place) is None}}
 
 
 def places(arguments: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -20,6 +20,7 @@ from repl_fx.arguments import require_module
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
 from repl_fx.graph.axes import ASKED, size_checks, tensor_inputs
+from repl_fx.graph.boundaries import note_objects_
 from repl_fx.graph.captured import (
     CapturedModule,
     container_of,
@@ -275,6 +276,7 @@ def _assembled(
         _settle_sizes_(graph)
     _drop_limits_of_one_mode_(graphs[True], graphs[False])
     match_decisions_(graphs[True], graphs[False])
+    note_objects_(graphs[True], graphs[False])
     gm = captured_module(root, graphs[True], model, traces.pinned)
     for mode in filter(None, map(fake_mode_of, graphs.values())):
         forget_tensors(mode)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import Tensor, fx
 
 from repl_fx.graph.boundaries import (
     Boundary,
@@ -11,6 +11,7 @@ from repl_fx.graph.boundaries import (
     boundaries,
     move_boundaries,
     note_boundary,
+    note_objects_,
     places,
 )
 
@@ -34,3 +35,18 @@ def test_boundaries_are_found_by_the_module_and_move() -> None:
     move_boundaries(y, z)
     assert boundaries(y) == ()
     assert list(at_boundaries(graph, "a")) == [(x, given), (z, made)]
+
+
+def test_an_object_of_the_other_mode_is_noted_where_this_one_has_none() -> None:
+    traces = []
+    for given in (
+        {("x",): Tensor, ("cache",): None, ("flag",): True},
+        {("cache",): dict, ("flag",): False, ("x",): int},
+    ):
+        graph, call = fx.Graph(), ModuleCall("a", [], given)
+        note_boundary(graph.placeholder("x"), Boundary(call, argument=("x",)))
+        traces.append((graph, call))
+    (training, call), (evaluation, other) = traces
+    note_objects_(training, evaluation)
+    assert call.given == {("x",): Tensor, ("cache",): dict, ("flag",): True}
+    assert other.given[("flag",)] is False

@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import SYMBOLIC, module_stack, pytree
+from repl_fx._torch import module_stack, pytree
 from repl_fx.graph.axes import size_checks
-from repl_fx.graph.boundaries import ModuleCall, at_boundaries
+from repl_fx.graph.boundaries import ModuleCall, at_boundaries, is_object
 from repl_fx.graph.captured import (
     attribute,
     dimension_called,
@@ -301,7 +301,7 @@ class Cut:
     def _read(self, path: str, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
         """The arguments of a module that have to be as in the trace; see `arguments_read`."""
         source, given = self._source(path), self._only_call(path).given
-        objects = {place[0] for place, value in given.items() if _is_object(value)}
+        objects = {place[0] for place, value in given.items() if is_object(value)}
         alone = self.reads_stream_alone
         before = lines_of(node for block in self.blocks for node in block.nodes)
         all_stays = Left(set(source.modules()), before, before)
@@ -500,11 +500,6 @@ class Cut:
 def _call(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function that a graph is handed."""
     return function(*args)
-
-
-def _is_object(kind: Any) -> bool:
-    """Tell whether a note of a leaf among arguments is the class of objects that are neither tensors nor numbers."""
-    return isinstance(kind, type) and not issubclass(kind, (Tensor, *SYMBOLIC))
 
 
 def _holds_modules(value: Any) -> bool:

@@ -82,6 +82,19 @@ def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
         assert torch.equal(*ways)
 
 
+@pytest.mark.parametrize("surrogate", ["auto", "linear"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_cache_that_evaluation_alone_hands_to_a_block_is_filled_around_it(surrogate: str) -> None:
+    # In training Mamba has none.
+    config = transformers.MambaConfig(hidden_size=16, state_size=4, num_hidden_layers=4, **_NAMED)
+    result = repl_fx.transform(transformers.MambaForCausalLM(config).eval(), (_TOKENS,), surrogate=surrogate)
+    assert not result.in_place.refusals
+    model: Any = result.model.eval()
+    as_after_training(model)
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    assert torch.equal(*(model.generate(_TOKENS, use_cache=cached, **settings) for cached in (True, False)))
+
+
 @pytest.mark.parametrize("make", [_gpt2, _gpt_neo, _llama])
 @pytest.mark.filterwarnings("ignore")
 def test_gradients_are_the_same_with_a_cache_and_without(make: Any) -> None:
