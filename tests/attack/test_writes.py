@@ -7,6 +7,7 @@ model in place, the graph, and a loaded artifact.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW
 
 import repl_fx
+from repl_fx.running.collection import collection_paused
 from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
 
 SURROGATES: dict[str, tuple[Callable[..., nn.Module], Callable[[], Tensor]]] = {
@@ -85,6 +87,17 @@ def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     }
     states = {form: {name: t.clone() for name, t in net.state_dict().items()} for form, net in nets.items()}
     return Forms(kind, nets, states, result.graph_module, result.in_place.prefixes, x)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_nothing_refers_weakly_to_a_parameter(surrogate: str, tmp_path: Path) -> None:
+    kind, inputs = SURROGATES[surrogate]
+    # Such a parameter cannot be swapped, and garbage would be gone by chance.
+    with collection_paused():
+        result = repl_fx.transform(kind(depth=5), (inputs(),), surrogate=surrogate)
+        loaded: nn.Module = repl_fx.load(repl_fx.save(result, tmp_path / "artifact"), model=kind(depth=5))
+        for net in (result.model, result.module, loaded):
+            assert [name for name, p in net.named_parameters() if weakref.getweakrefs(p)] == []
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEA
 from repl_fx.graph.runtime import enter_autocast
 from repl_fx.running.holders import attributes_of
 from repl_fx.surrogates.shared.fitted_starts import FITTED, FittedStart
-from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
+from repl_fx.surrogates.shared.site import Site, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 
@@ -160,7 +161,7 @@ class Builder(Site):
         """A node that calls a module of the graph."""
         module = self._made.get_submodule(path)
         with _code_of(module):
-            value = self._once(_form_of(module), lambda *given: call_on_fakes(module, given, {}), self.now(args), {})
+            value = self._once(_form_of(module), partial(self.call_on_fakes, module), self.now(args), {})
         return self.create("call_module", path, args, {}, value)
 
     def again(self, node: fx.Node, *values: fx.Node) -> fx.Node:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import answers_of_the_example, enable_python_dispatcher, fake_like, pytree
+from repl_fx._torch import answers_of_the_example, enable_python_dispatcher, fake_like
 from repl_fx.finding.blocks import Block
 from repl_fx.finding.branches import Split, split_branches
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
@@ -186,7 +186,7 @@ class Site:
         """
         module = called_module(self.graph_module, node)
         if module is not None:
-            return self.value_of(lambda *a, **k: call_on_fakes(module, a, k), *args, **kwargs)
+            return self.value_of(lambda *a, **k: self.call_on_fakes(module, *a, **k), *args, **kwargs)
         function: Any = node.target
         return self.value_of(function, *args, **kwargs)
 
@@ -199,18 +199,16 @@ class Site:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), free, symbolic, mode or nullcontext():
             return function(*values[0], **values[1])
 
-
-def call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a module with its state replaced by tensors of the mode the arguments belong to."""
-    # A copy, as a forward may put its fakes in the place of state.
-    module = share_tensors(module)
-    mode = next((a.fake_mode for a in pytree.tree_leaves(args) if hasattr(a, "fake_mode")), None)
-    if mode is None:
-        return module(*args, **kwargs)
-    for layer in module.modules():
-        # A mean of all batches divides by their number, which a fake has not; another gives results of the same kind.
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
-            layer.momentum = 0.1
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    fakes = {name: fake_like(mode, tensor) for name, tensor in state.items()}
-    return torch.func.functional_call(module, fakes, args, kwargs)
+    def call_on_fakes(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Call a module with its state replaced by tensors of the mode of the graph, where the graph has one."""
+        # A copy, as a forward may put its fakes in the place of state.
+        module, mode = share_tensors(module), self.graph_module.meta.get("fake_mode")
+        if mode is None:
+            return module(*args, **kwargs)
+        for layer in module.modules():
+            # A mean of all batches divides by their number, which a fake has not; another gives the same kinds.
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.momentum is None:
+                layer.momentum = 0.1
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        fakes = {name: fake_like(mode, tensor) for name, tensor in state.items()}
+        return torch.func.functional_call(module, fakes, args, kwargs)
