@@ -47,10 +47,8 @@ class InPlace:
         """The parameters and buffers of the rewritten module, or of the model, by their names in the model."""
         return {with_prefix(name, self.prefixes): tensor for name, tensor in named_tensors(module).items()}
 
-    def share_(self, module: nn.Module, *others: tuple[str, nn.Module]) -> None:
-        """Give the rewritten module, and others by their paths in it, the tensors that the model got for shared ones.
-
-        `.to()` gives a module new buffers, and `load_state_dict(assign=True)` and new layers give it new parameters.
+    def _tensors_now(self) -> dict[str, Tensor]:
+        """The tensors of the model as they are.
 
         Raises:
             BadInput: a shared parameter has gone from the model, which has a layer of another kind in its place.
@@ -62,6 +60,17 @@ class InPlace:
                 f"result.module is the graph of the model that transform made, and {gone} of result.model has gone "
                 "since; use result.model"
             )
+        return now
+
+    def share_(self, module: nn.Module, *others: tuple[str, nn.Module]) -> None:
+        """Give the rewritten module, and others by their paths in it, the tensors that the model got for shared ones.
+
+        `.to()` gives a module new buffers, and `load_state_dict(assign=True)` and new layers give it new parameters.
+
+        Raises:
+            BadInput: see `_tensors_now`.
+        """
+        now = self._tensors_now()
         moved = {name: now[name] for name, was in self.shared.items() if name in now and now[name] is not was}
         for root, one in (*others, ("", module)) if moved else ():
             given: dict[str, Tensor] = {}
