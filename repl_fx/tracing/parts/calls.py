@@ -63,7 +63,7 @@ class Call:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What is equal in calls that one graph may take: all but the sizes of tensors."""
+        """All of a call but the sizes of its tensors: one graph may take the calls of one kind."""
         leaves = (
             (leaf.like.ndim, leaf.like.dtype, leaf.device) if isinstance(leaf, Blank) else (type(leaf), leaf)
             for leaf in self.leaves
