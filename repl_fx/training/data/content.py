@@ -94,7 +94,9 @@ def _of_files(files: Sequence[Path]) -> Iterable[bytes]:
         for file in _spread(files, max(1, int(share * len(files)))):
             yield file.read_bytes()
     except OSError as problem:
-        raise BadInput(f"{problem.filename} cannot be read ({first_line(problem)}); mend or remove it") from problem
+        # A disk that fails under an open file names none.
+        named = problem.filename or file
+        raise BadInput(f"{named} cannot be read ({first_line(problem)}); mend or remove it") from problem
 
 
 def _spread(entries: Sequence[Any], most: int) -> Sequence[Any]:

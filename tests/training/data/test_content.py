@@ -100,6 +100,16 @@ def test_of_many_files_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert content_of(load_data(f"folder:{top}")) != known
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    data = load_data(f"folder:{_folder(tmp_path / 'one')}")
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(BadInput, match=r"0\.bmp cannot be read \(\[Errno 5\] Input/output error\); mend or remove it"):
+        content_of(data)
+
+
 def test_pictures_without_files_are_decoded() -> None:
     def data(shade: int) -> Data:
         split = Pictures([(0, 0), (1, 1)], lambda handle: Image.new("RGB", (4, 4), (shade * handle, 0, 0)))
