@@ -561,11 +561,17 @@ def forget_tensors(mode: Any) -> None:
 
 
 class OperatorsRun(TorchDispatchMode):
-    """Lets `run` run each operator: it gets the operator, its arguments and keyword arguments, and returns a result."""
+    """Lets `run` run each operator: it gets the operator, its arguments and keyword arguments, and returns a result.
 
-    def __init__(self, run: Callable[[Any, Any, Any], Any]) -> None:
+    A derived class may have a method of that name: as an attribute it would keep the mode, and all that this holds.
+    """
+
+    run: Callable[[Any, Any, Any], Any]
+
+    def __init__(self, run: Callable[[Any, Any, Any], Any] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.run = run
+        if run is not None:
+            self.run = run
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})

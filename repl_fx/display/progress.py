@@ -66,8 +66,8 @@ def shown(what: str) -> Callable[[Callable[Parameters, Returned]], Callable[Para
 
 
 def _showing(what: str, *, silent: bool) -> AbstractContextManager[Listener]:
-    console = Console(stderr=True, markup=False, emoji=False)
-    if silent or not show_progress() or not (console.is_jupyter or console.is_terminal):
+    console = None if silent or not show_progress() else Console(stderr=True, markup=False, emoji=False)
+    if console is None or not (console.is_jupyter or console.is_terminal):
         return nullcontext(lambda *_: None)
     return _in_a_notebook(what) if console.is_jupyter else _on_a_terminal(what, console)
 

@@ -26,7 +26,16 @@ from itertools import chain
 from typing import Any
 
 from repl_fx.costs.counted import Costs
-from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, close_matches, one_line
+from repl_fx.errors import (
+    BadInput,
+    BrokenGraph,
+    ForeignError,
+    PlanMismatch,
+    UnknownBlock,
+    close_matches,
+    listed,
+    one_line,
+)
 from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_blocks import candidates, with_neighbours
@@ -344,8 +353,7 @@ class BudgetPlanner:
             del self.places[block]
             self.refusals.append(Refusal(block, repeat.name, why))
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
+            raise BadInput(f"scores have no number for {listed(missing, 1)}; give one for each block that may go")
         return {block: given[block] for block in self.places}
 
     def _spans(self, number: int) -> bool:

@@ -139,7 +139,7 @@ class _Terms(OperatorsRun):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, mode: FakeTensorMode, numbers: dict[Any, int], fakes: dict[int, tuple[Tensor, Tensor]]) -> None:
-        super().__init__(self._run)
+        super().__init__()
         self.unsure = False
         self._mode = mode
         self._numbers = numbers
@@ -158,7 +158,8 @@ class _Terms(OperatorsRun):  # type: ignore[no-untyped-call]
         self._begin(fake, tensor, "input", self._inputs)
         return fake
 
-    def _run(self, function: Any, args: Any, kwargs: Any) -> Any:
+    def run(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator on fakes, and note the terms of what it returns and writes."""
         if function is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device
         read: list[Any] = [function]

@@ -292,7 +292,8 @@ def keep(run: TrainingRun, model: nn.Module | None) -> None:
     if run.processes.first and model is not None and not (run.resume and kept.exists()):
         built_like(model, run.model)
         save(model.cpu(), run.directory, source=run.source, force=True)
-        kept.touch()
+        with writing(kept):
+            kept.touch()
 
 
 def train_side_by_side(run: TrainingRun, progress: Callable[[str], None] = tell) -> tuple[VariantOutcome, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.without_values import WithoutValues, same_results
 
@@ -121,3 +123,13 @@ def test_code_that_asks_for_values_is_open(forward: Callable[[Runs, Tensor], Ten
 def test_a_run_that_stops_at_a_size_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     assert WithoutValues().run(nn.AvgPool2d(4), ExampleInputs((torch.ones(1, 1, 8, 2),)), training=False).stopped
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_goes_with_the_last_reference_to_its_runs() -> None:
+    model = nn.Linear(3, 3)
+    weight, runs = weakref.ref(model.weight), WithoutValues()
+    # Else a cycle would be gone by chance.
+    with collection_paused():
+        runs.run(model, ExampleInputs((torch.randn(2, 3),)), training=False)
+        del model, runs
+        assert weight() is None
