@@ -56,6 +56,17 @@ def test_modules_come_when_they_are_asked_for() -> None:
     ], done.stderr
 
 
+def test_importing_a_name_draws_no_random_number_of_the_script() -> None:
+    code = (
+        "import random, repl_fx\n"
+        "before = random.getstate()\n"
+        "repl_fx.capture, repl_fx.train\n"
+        "print(random.getstate() == before)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [
