@@ -36,15 +36,17 @@ SURROGATES: tuple[tuple[str, Mapping[str, Any]], ...] = ((MAP, {}), *(("narrow",
 def errors_left(own: Original) -> Iterator[tuple[str, list[float]]]:
     """A surrogate with its settings, and the share of the error that it leaves of each block."""
     blocks = list(own.scores.of("influence"))
-    options: Any = {"check": False, "surrogate": MAP, "blocks": blocks}
-    may_go = [one.block for one in repl_fx.transform(own.copy(), own.inputs.args, **options).plan.replacements]
+    # Results share the kept weights, which no fit changes: the network is traced once.
+    options: Any = {"check": False, "captured": own.captured}
+    every = repl_fx.transform(own.model, own.inputs.args, surrogate=MAP, blocks=blocks, **options)
+    may_go = [one.block for one in every.plan.replacements]
     without: dict[str, float] = {}
     for surrogate, settings in SURROGATES:
         left = []
         for block in may_go:
-            options = {"check": False, "surrogate": surrogate, "settings": settings, "blocks": [block]}
+            chosen: Any = {"surrogate": surrogate, "settings": settings, "blocks": [block]}
             try:
-                result = repl_fx.transform(own.copy(), own.inputs.args, **options)
+                result = repl_fx.transform(own.model, own.inputs.args, **chosen, **options)
             except repl_fx.NothingToReplace:
                 # It has no hidden units that any can go of.
                 continue

@@ -3,14 +3,15 @@
     TokenNet(depth=3), of any weights  ->  one trace  ->  a copy of its graph for each, with its own parameters
 
 What a trace looks at is part of the key: the mark of the source, modes, inputs and settings. A model without a mark is
-traced anew. Tests that may change repl-fx (`monkeypatch`) leave no trace for others; those of `tests/tracing` share
-none.
+traced anew. What a test traces after it has changed attributes (`monkeypatch.setattr`), which may be repl-fx's, is for
+that test alone; those of `tests/tracing` share none.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from functools import wraps
 from typing import Any
 
@@ -37,8 +38,13 @@ class _Unknown(Exception):
     """A trace may look at something that no key describes."""
 
 
-def shared(trace: Trace, *, kept: bool) -> Trace:
-    """`repl_fx.tracing.capture.trace_by_first`, for models that are like none traced before; `kept` for others."""
+def shared(trace: Trace, patches: Sized) -> Trace:
+    """`repl_fx.tracing.capture.trace_by_first`, for models that are like none traced before by this test or others.
+
+    Args:
+        patches: those of the test, which keep a trace from others.
+    """
+    graphs = ChainMap[Hashable, CapturedModule]({}, _graphs)
 
     @wraps(trace)
     def traced(
@@ -50,12 +56,11 @@ def shared(trace: Trace, *, kept: bool) -> Trace:
             key = tuple(tracers), _source(model), given, settings
         except _Unknown:
             return trace(tracers, model, inputs, fixed)
-        if key in _graphs:
-            return copied(_graphs[key], model)
+        if key in graphs:
+            return copied(graphs[key], model)
         graph = trace(tracers, model, inputs, fixed)
-        if kept:
-            # Its own is changed by the test.
-            _graphs[key] = copied(graph, model)
+        # Its own is changed by the test.
+        (graphs if patches else _graphs)[key] = copied(graph, model)
         return graph
 
     return traced

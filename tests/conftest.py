@@ -54,7 +54,8 @@ def _traces_shared(request: pytest.FixtureRequest) -> Iterator[None]:
     capturing = importlib.import_module("repl_fx.tracing.capture")
     alone = getattr(request.module, "TRACED_ALONE", request.path.is_relative_to(Path(__file__).parent / "tracing"))
     alone = alone or "traces" in request.fixturenames
-    trace = shared(capturing.trace_by_first, kept="monkeypatch" not in request.fixturenames)
+    patches = request.getfixturevalue("monkeypatch")._setattr if "monkeypatch" in request.fixturenames else ()
+    trace = shared(capturing.trace_by_first, patches)
     with nullcontext() if alone else patch.object(capturing, "trace_by_first", trace):
         yield
 

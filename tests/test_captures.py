@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from tests import captures
 from tests.nets import ConvNet, Counts, MlpNet, images, tokens
 
 capturing = importlib.import_module("repl_fx.tracing.capture")
@@ -44,6 +46,18 @@ def test_what_a_test_does_to_its_graph_is_its_own() -> None:
     again = repl_fx.capture(ConvNet(depth=3), (x,))
     assert again.code == written and isinstance(again.get_submodule("blocks.1.bn1"), nn.BatchNorm2d)
     assert not hasattr(again, "more")
+
+
+def test_what_is_traced_after_a_patch_is_for_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace, calls, known = capturing._trace_by, list[str](), dict(captures._graphs)
+
+    def counted(name: str, *given: Any, **named: Any) -> Any:
+        calls.append(name)
+        return trace(name, *given, **named)
+
+    monkeypatch.setattr(capturing, "_trace_by", counted)
+    graphs = [repl_fx.capture(nn.Sequential(nn.Linear(3, 5), nn.Tanh()), (torch.zeros(2, 3),)) for _ in range(2)]
+    assert len(calls) == 1 and captures._graphs == known and len({id(gm) for gm in graphs}) == 2
 
 
 class _Scaled(nn.Module):

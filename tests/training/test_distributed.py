@@ -39,7 +39,7 @@ def sharded(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def together(sharded: Path) -> Path:
     """The directory of all runs of two processes."""
-    _train(sharded, *CASES)
+    _train(sharded, *(case for case in CASES if case != SHARDED))
     return sharded
 
 
@@ -60,9 +60,9 @@ def test_two_processes_train_what_one_does(
 ) -> None:
     weights = trained(case, models, tmp_path, strategy="auto")
     alone, found = trajectory(tmp_path), trajectory(together / case)
-    # An epoch has 25 batches, of which two make a step where they are accumulated.
-    assert len(alone["loss"]) in (50, 52) and len(alone["test_loss"]) in (2, 4)
-    assert alone["test_loss"][-1] < alone["test_loss"][0] - 0.05
+    # An epoch has 12 batches, of which two make a step where they are accumulated.
+    assert len(alone["loss"]) == 24 and len(alone["test_loss"]) in (2, 4)
+    assert sum(alone["loss"][-6:]) < sum(alone["loss"][:6]) - 0.6
     assert found.keys() == alone.keys()
     for name, values in alone.items():
         torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=2e-5, atol=1e-6)
@@ -84,7 +84,7 @@ def test_another_number_of_processes_goes_on_or_is_refused(
 ) -> None:
     shutil.copytree(together / "ddp broken", tmp_path / "run")
     weights = trained("ddp auto", models, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / STATE / LOGS / "from_step_35").exists()
+    assert (tmp_path / "run" / STATE / LOGS / "from_step_17").exists()
     assert _apart(weights, torch.load(together / "ddp auto" / "weights.pt", weights_only=True)) < 2e-5
     with pytest.raises(repl_fx.BadInput, match="fsdp2 shards over several processes, and there is one; give --devices"):
         trained(SHARDED, models, together / "fsdp2 broken", resume=True)

@@ -36,9 +36,9 @@ from tests.surrogates.nets import GRID
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
-# 50 steps, and an evaluation whose last batch has one row for two processes.
+# 24 steps, and an evaluation whose last batch has one row for two processes.
 LONG = TrainConfig(
-    epochs=2, batch_size=8, optimizer="sgd", lr=0.05, device="cpu", log_every=1, augment=False, weight_decay=0.01
+    epochs=2, batch_size=8, optimizer="sgd", lr=0.1, device="cpu", log_every=1, augment=False, weight_decay=0.01
 )
 # Surrogate and settings, by name.
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -49,19 +49,19 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "fsdp2 bottleneck": ("bottleneck", {"strategy": "fsdp2", "mixup": 0.2, "accumulate": 2, "epochs": 4}),
     "fsdp2 blend": ("blend", {"strategy": "fsdp2"}),
 }
-# A sharded run of fewer steps, which is broken off and goes on too.
-SHARDED = "fsdp2 short"
-RUNS: Mapping[str, tuple[str, dict[str, Any]]] = {**CASES, SHARDED: CASES["fsdp2 blend"]}
-# Runs that are broken off in the second epoch: their case, and the batch; a checkpoint is saved at every so many.
-BROKEN: Mapping[str, tuple[str, int, int]] = {"ddp broken": ("ddp auto", 38, 10), "fsdp2 broken": (SHARDED, 19, 5)}
+# The sharded run that is broken off and goes on too.
+SHARDED = "fsdp2 blend"
+# Runs that are broken off in the second epoch, behind so many batches: their case.
+BROKEN: Mapping[str, str] = {"ddp broken": "ddp auto", "fsdp2 broken": SHARDED}
+BEHIND, SAVE_EVERY = 19, 5
 
 
-def samples(count: int = 200) -> Data:
-    """Sequences whose class is their largest mean, so many to train on."""
+def samples() -> Data:
+    """Sequences whose class is their largest mean."""
     drawn = torch.Generator().manual_seed(0)
-    inputs = torch.randn(217, GRID, 16, generator=drawn)
+    inputs = torch.randn(113, GRID, 16, generator=drawn)
     targets = inputs[:, :, :10].mean(1).argmax(1)
-    train, test = Tensors(inputs[:count], targets[:count]), Tensors(inputs[200:], targets[200:])
+    train, test = Tensors(inputs[:96], targets[:96]), Tensors(inputs[96:], targets[96:])
     return Data("sequences", "classification", 10, (GRID, 16), train, test, (), ())
 
 
@@ -75,11 +75,10 @@ def trained(
     case: str, models: Mapping[str, nn.Module], directory: Path, *, resume: bool = False, **changed: Any
 ) -> dict[str, Tensor]:
     """Train a case on a copy of its network, with some settings changed; returns the weights behind it."""
-    surrogate, settings = RUNS[case]
+    surrogate, settings = CASES[case]
     settings = {**settings, **changed}
     model = copy.deepcopy(models[surrogate])
-    data = samples(96) if case == SHARDED else samples()
-    train_once(model, data, LONG.changed(**settings), directory, resume=resume)
+    train_once(model, samples(), LONG.changed(**settings), directory, resume=resume)
     return model.state_dict()
 
 
@@ -88,19 +87,18 @@ class _BrokenOff(Exception):
 
 
 def break_off(name: str, models: Mapping[str, nn.Module], directory: Path) -> None:
-    """Train the case of one of `BROKEN` up to its batch."""
+    """Train the case of one of `BROKEN` up to the batch."""
     own, count = Checkpoints.on_train_batch_end, 0
-    case, behind, every = BROKEN[name]
 
     def on_train_batch_end(self: Checkpoints, *args: Any) -> None:
         nonlocal count
         own(self, *args)
         count += 1
-        if count == behind:
+        if count == BEHIND:
             raise _BrokenOff
 
     with patch.object(Checkpoints, "on_train_batch_end", on_train_batch_end), suppress(_BrokenOff):
-        trained(case, models, directory, save_every=every)
+        trained(BROKEN[name], models, directory, save_every=SAVE_EVERY)
 
 
 def trajectory(directory: Path) -> dict[str, list[float]]:
@@ -155,7 +153,7 @@ def main(directory: Path, cases: Sequence[str]) -> None:
             weights = trained(case, models, directory / case)
             if first:
                 torch.save(weights, directory / case / "weights.pt")
-        for name in (name for name, (case, _, _) in BROKEN.items() if case in cases):
+        for name in (name for name, case in BROKEN.items() if case in cases):
             break_off(name, models, directory / name)
         if SHARDED not in cases:
             return
@@ -166,7 +164,7 @@ def main(directory: Path, cases: Sequence[str]) -> None:
             shutil.copytree(place, part_of(place))
             place.rename(before(place))
         dist.barrier()
-        weights = trained(SHARDED, models, broken, resume=True, save_every=BROKEN[broken.name][2])
+        weights = trained(SHARDED, models, broken, resume=True, save_every=SAVE_EVERY)
         if first:
             torch.save(weights, broken / "weights.pt")
 
