@@ -409,9 +409,10 @@ class Cut:
         return dimension
 
     def _argument(self, node: fx.Node, told: Collection[int] | None) -> Argument:
-        shape = node.meta["val"].shape
+        value = node.meta["val"]
+        shape = value.shape
         fixed = {dim: s for dim, s in enumerate(shape) if isinstance(s, int) and (told is None or s in told)}
-        return Argument(self.given[node], fixed, len(shape))
+        return Argument(self.given[node], fixed, len(shape), value.dtype)
 
     def _told(self, nodes: Iterable[fx.Node]) -> set[int]:
         """The numbers that nodes have among their arguments, and the sizes of the tensors that they read."""

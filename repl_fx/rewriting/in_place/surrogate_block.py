@@ -43,11 +43,13 @@ class Argument:
         place: the name of the argument in the signature, and the keys of containers behind it.
         sizes: the sizes that were fixed in the trace, by dimension.
         dims: how many dimensions the tensor had in the trace.
+        dtype: that of the tensor in the trace.
     """
 
     place: tuple[Any, ...]
     sizes: Mapping[int, int]
     dims: int
+    dtype: torch.dtype = torch.float32
 
     def of(self, arguments: Mapping[str, Any], block: str) -> Tensor:
         """The tensor among the arguments of a call.
@@ -324,7 +326,18 @@ class StandIn(RefersToModules):
         """The results of the graph."""
         given = [argument.of(arguments, self.block) for argument in self.arguments]
         mixing = [functools.partial(layer.mix, arguments, given[self.stream]) for layer in self.borrowed]
-        results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
+        try:
+            results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
+        except RuntimeError as error:
+            # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
+            pairs = zip(self.arguments, given, strict=True)
+            other = (a for a, v in pairs if v.dtype != a.dtype and not torch.is_autocast_enabled(v.device.type))
+            if type(error) is not RuntimeError or (argument := next(other, None)) is None:
+                raise
+            raise CallRefused(
+                f"the surrogate of {self.block} was captured with {argument} in {argument.dtype}, and stops in another "
+                f"precision ({error}); convert the model before it is transformed"
+            ) from error
         return results
 
     def run(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> Any:

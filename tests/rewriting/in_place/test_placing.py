@@ -88,6 +88,29 @@ def test_arguments_of_what_stays_are_those_of_the_trace() -> None:
     assert not torch.equal(blended.layers[2](X, 2.0), blended.layers[2](X))
 
 
+class _Careful(nn.Module):
+    """A norm in single precision, whatever that of the model is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        single = x.float()
+        normed: Tensor = (single / single.norm(dim=-1, keepdim=True)).to(x.dtype)
+        return normed
+
+
+def test_what_stays_refuses_a_precision_in_which_its_graph_cannot_compute() -> None:
+    net: Any = _Net().eval()
+    assert _result("identity").model.double()(X.double()).dtype == torch.float64
+    for layer in net.layers:
+        layer.norm = _Careful()
+    model = repl_fx.transform(net, (X,), surrogate="identity").model
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(X).isfinite().all()
+    with pytest.raises(
+        CallRefused, match=r"layers.\d was captured with x in torch.float32, .* convert the model before"
+    ):
+        model.to(torch.bfloat16)(X.to(torch.bfloat16))
+
+
 @pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow"])
 def test_blocks_are_whole_again(surrogate: str) -> None:
     result = _result(surrogate)
