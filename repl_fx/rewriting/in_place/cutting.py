@@ -323,10 +323,15 @@ class Cut:
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""
-        before = self.place.replacements[0].before
-        path = self.part.blocks[before].module_path if before and self.blocks[0].module_path == self.path else None
-        if path is None or len(inspect.signature(self._source(self.path).forward).parameters) < 2:
+        before, source = self.place.replacements[0].before, self._source(self.path)
+        has_flags = len(inspect.signature(source.forward).parameters) > 1
+        if not before or not has_flags or self.blocks[0].module_path != self.path:
             return None
+        # The first block of a repeat may be less than its module, which makes what all blocks share.
+        paths = place_of(self.part, self.part.blocks[before])
+        if len(paths) != 1 or type(self._source(paths[0])) is not type(source):
+            return None
+        (path,) = paths
         try:
             form = self._only_call(path).result
         except NotInPlace:

@@ -216,6 +216,33 @@ def test_a_structure_that_the_neighbours_return_now_is_refused() -> None:
         model(NARROW, output_attentions=True)
 
 
+class _Biased(_Attending):
+    """A block that adds what the first of all makes, and hands it on."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, *, output_attentions: bool = False) -> Any:  # type: ignore[override]
+        bias = x.mean(1, keepdim=True) if bias is None else bias
+        made = MlpBlock.forward(self, x + self.mixing(x) * bias)
+        return (made, bias, bias) if output_attentions else (made, bias)
+
+
+class _BiasedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Biased(8) for _ in range(4))
+
+    def forward(self, x: Tensor, *, output_attentions: bool = False) -> Tensor:
+        bias = None
+        for block in self.blocks:
+            x, bias = block(x, bias, output_attentions=output_attentions)[:2]
+        return x
+
+
+def test_a_first_block_that_makes_what_all_share_says_what_is_returned_now() -> None:
+    model: Any = repl_fx.transform(_BiasedNet(), (NARROW,), surrogate="identity").model
+    with pytest.raises(RuntimeError, match=r"blocks.0 returns 3 values now, and returned 2 .* blocks.1 cannot follow"):
+        model(NARROW, output_attentions=True)
+
+
 class _Adds(MlpBlock):
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         return super().forward(x if more is None else x + more)
