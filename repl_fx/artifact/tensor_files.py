@@ -215,8 +215,8 @@ def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: St
     }
     for name, saved in state.constants.items():
         found = computed.get(name)
-        # Code around the graphs may keep a buffer that it makes when it first runs.
-        if name.startswith(graphs):
+        # Code around the graphs may keep a buffer that it makes when it first runs; no graph reads one of a user's.
+        if name.startswith(graphs) and (found is not None or is_traced_constant(name)):
             if found is None:
                 raise ArtifactError(
                     f"{state.file} does not fit its model, which has no buffer {name}; transform it again"

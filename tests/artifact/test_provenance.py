@@ -194,19 +194,30 @@ def test_a_setting_that_a_method_changed_is_refused_and_checkpointing_is_not(tmp
         repl_fx.save(model, tmp_path / "again")
 
 
-@pytest.mark.parametrize("change", ["mask", "bias", "no bias"])
-def test_parameters_that_came_or_went_are_refused(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["mask", "bias", "no bias", "table"])
+def test_parameters_and_buffers_that_came_or_went_are_refused(tmp_path: Path, change: str) -> None:
     result = repl_fx.transform(ConvNet(), (images(),), surrogate="blend")
     model: Any = result.model
     if change == "mask":
         torch.nn.utils.prune.l1_unstructured(model.head, "weight", 0.5)  # type: ignore[no-untyped-call]
     elif change == "bias":
         model.stem.register_parameter("shift", nn.Parameter(torch.ones(8)))
+    elif change == "table":
+        model.stem.register_buffer("table", torch.ones(8))
     else:
         model.head.bias = None
     for what in (result, model):
-        with pytest.raises(repl_fx.BadInput, match=r"was changed since: the parameter (head|stem)\."):
+        with pytest.raises(repl_fx.BadInput, match=r"was changed since: the (parameter|buffer) (head|stem)\."):
             repl_fx.save(what, tmp_path / "again")
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_buffer_of_the_users_that_is_in_no_state_dict_is_kept(tmp_path: Path, graph: bool) -> None:
+    model = repl_fx.transform(ConvNet(), (images(),), surrogate="blend").model
+    model.register_buffer("table", torch.full((8,), 3.0), persistent=False)
+    repl_fx.save(model, tmp_path / "out")
+    loaded = repl_fx.load(tmp_path / "out", ConvNet(), graph=graph)
+    assert torch.equal(loaded.get_buffer("table"), model.get_buffer("table"))
 
 
 def _doubled(module: nn.Module, args: Any, out: Tensor) -> Tensor:

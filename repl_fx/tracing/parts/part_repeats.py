@@ -156,14 +156,20 @@ def _named_from(path: str, repeat: Repeat) -> Repeat:
 
 
 def lines_made(module: nn.Module) -> tuple[str, ...]:
-    """The text of the code of a rewritten module: its graphs, what stays Python around them, and its parameters.
+    """The text of the code of a rewritten module: its graphs, what stays Python around them, parameters and buffers.
 
-    Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it.
+    Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it. Nor do values of
+    buffers: code may make them in its first forward.
     """
     text = _text({path: lines_of_code(gm) for path, gm in graphs_in(module).items()}, module, as_set=True)
     shapes = sorted((name, list(tensor.shape)) for name, tensor in module.named_parameters(remove_duplicate=False))
     parameters = (f"the parameter {name} {shape}" for name, shape in shapes)
-    return *(_NO_RATE.sub("", _PRECISION.sub("", line)) for line in text), *parameters
+    buffers = (
+        f"the buffer {qualified_name(path, name)}"
+        for path, inner in module.named_modules(remove_duplicate=False)
+        for name in sorted(inner._buffers.keys() - inner._non_persistent_buffers_set)
+    )
+    return *(_NO_RATE.sub("", _PRECISION.sub("", line)) for line in text), *parameters, *buffers
 
 
 def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module, *, as_set: bool = False) -> tuple[str, ...]:
