@@ -4,7 +4,8 @@ r"""Blends of slices of weights that are sharded over processes, as by FSDP2: ea
     process 1     gains * rows k … n of A, C   ->  rows k … n of the blend   -> the blend, on every process
 
 Only what is made goes from process to process: not A and C. A weight that is not sharded along its first axis is
-gathered first.
+gathered first, and so are all where FSDP2 shards no module: with tensor parallelism nothing reduces the gradients of
+gains, and each process needs those of all rows.
 
 The loss that trains is the mean over processes, and each has one of its own. So a process makes the gradient of the sum
 of all losses for the rows it has; a shard divides it by the number of processes, as FSDP2 does with the gradients that
@@ -190,9 +191,9 @@ class _Rows:
 
 
 def _rows_of(blend: SliceBlend) -> _Rows | None:
-    """The part that this process has in a blend; None where the weights are not all sharded alike along their rows."""
+    """The part that this process has in a blend; None where the weights are to be gathered first."""
     one: Any = blend.weights[0]
-    if not all(is_sharded(weight) for weight in blend.weights):
+    if not (is_fully_sharded_anywhere() and all(is_sharded(weight) for weight in blend.weights)):
         return None
     mesh, placements = one.device_mesh, one.placements
     shared: list[Any] = [(w.device_mesh, w.placements, w.shape[0]) for w in blend.weights]  # type: ignore[attr-defined]
