@@ -64,9 +64,11 @@ __all__ = [
     "FakeTensor", "FakeTensorMode", "OpOverload", "ShapeEnv", "ValueRanges", "enable_python_dispatcher", "pytree",
 ]  # fmt: skip
 
-# Graphs ask for sizes by an operator of which torch has no rule for `torch.vmap`; this holds while the object lives.
+# Graphs ask for sizes by an operator of which torch has no rule for `torch.vmap`, and whose number `torch.jit.trace`
+# keeps without its warning; this holds while the object lives.
 _RULES: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 _RULES.impl("sym_size.int", lambda tensor, dim: tensor.size(dim), "FuncTorchBatched")
+_RULES.impl("sym_size.int", lambda tensor, dim: int(tensor.size(dim)), "Tracer")
 
 
 def module_stack(node: fx.Node) -> tuple[str, ...]:

@@ -159,7 +159,7 @@ def test_gamma_samples_come_of_the_generator() -> None:
     assert abs(one.mean() - 3) < 5 * (3 / 20_000) ** 0.5 and abs(one.var() - 3) < 0.3
 
 
-def test_a_size_is_known_inside_vmap() -> None:
+def test_a_size_is_known_inside_vmap_and_traces_warn_of_it() -> None:
     def scaled(x: Tensor) -> Tensor:
         made: Tensor = x * torch.ops.aten.sym_size.int(x, 0)
         return made
@@ -167,6 +167,10 @@ def test_a_size_is_known_inside_vmap() -> None:
     x = torch.randn(3, 4)
     assert torch.equal(torch.vmap(scaled)(x), x * 4)
     assert torch.equal(torch.vmap(scaled, in_dims=1, out_dims=1)(x), x * 3)
+    # As of a size that Python makes a number of.
+    untyped: Any = torch.jit
+    with pytest.warns(untyped.TracerWarning, match="Converting a tensor to a Python integer"):
+        untyped.trace(scaled, (x,))
 
 
 @pytest.mark.slow
