@@ -119,7 +119,7 @@ class Synthesis(nn.Module):
         if (
             self.train_neighbours
             and torch.is_grad_enabled()
-            and any(hasattr(weight, "grad_sample") for weight in weights)
+            and any(isinstance(weight, Tensor) and hasattr(weight, "grad_sample") for weight in weights)
         ):
             raise CallRefused(
                 f"{type(self).__name__} makes weights of those of other layers, whose gradients by samples (Opacus) "
