@@ -22,6 +22,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType
 from typing import Any
@@ -232,7 +233,9 @@ def _describe(value: Any, number: Mapping[fx.Node, str] = _NO_NODES, depth: int 
         return name_of_code(type(value))
     if isinstance(value, Mapping):
         items = (f"{_describe(k, number, depth + 1)}: {_describe(v, number, depth + 1)}" for k, v in value.items())
-        return f"{{{', '.join(items)}}}"
+        # One of accelerate's has not the keys that it gives.
+        with suppress(KeyError):
+            return f"{{{', '.join(items)}}}"
     if isinstance(value, (tuple, list, set, frozenset)):
         described = [_describe(item, number, depth + 1) for item in value]
         listed = ", ".join(sorted(described) if isinstance(value, (set, frozenset)) else described)

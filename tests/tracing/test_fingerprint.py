@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,14 @@ def test_a_class_whose_file_was_read_again_is_told_by_its_name(tmp_path: Path) -
     load_source(str(tmp_path / "net.py"))
     lines = lines_of_graph(repl_fx.capture(first.model, first.args))
     assert any(line.startswith("noise: Noise code ") for line in lines)
+
+
+class _Lost(UserDict[str, int]):
+    def __getitem__(self, key: str) -> int:
+        raise KeyError(f"prefix.{key}")
+
+
+def test_a_mapping_without_the_keys_that_it_gives_is_named_by_its_class() -> None:
+    layer = nn.Linear(2, 2)
+    vars(layer)["offloaded"] = _Lost(weight=1)
+    assert any("_Lost data={'weight': 1}" in line for line in lines_around(layer, ()))
