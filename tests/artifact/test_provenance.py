@@ -120,6 +120,9 @@ def test_a_module_whose_settings_changed_is_not_as_it_was_made() -> None:
     known: dict[str, Any] = {"code": "", "parts": (), "eager": (), "inputs": inputs, "structure": ()}
     origin = Origin(plan=Plan((), (), ""), made=lines_made(module), **known)
     require_as_made(module.eval().to(torch.float64), origin)
+    # Which marks the module that was given.
+    torch.compile(module, backend="eager")
+    require_as_made(module, origin)
     assert copy.deepcopy(origin) is origin
     dropout.p = 0.5
     with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*p=0\.5.*, which was .*p=0\.25"):
