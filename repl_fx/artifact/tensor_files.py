@@ -20,6 +20,7 @@ from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.state import address, with_prefix
 from repl_fx.passes.follow_device import is_anchor
 from repl_fx.running.untouched import device_of
+from repl_fx.surrogates.shared.sharded_weights import is_sharded
 from repl_fx.tracing.parts.capture_parts import graphs_in, qualified_name
 
 # How far a constant may be from the one that was saved, as a fraction of the largest of its values. A sine of a large
@@ -57,6 +58,8 @@ def _write(tensors: Mapping[str, Any], file: Path) -> dict[str, str]:
             raise OutputError(f"{name} is of class {type(tensor).__name__}, and an artifact holds tensors alone")
         if tensor.is_meta:
             raise OutputError(f"{name} is on the meta device and has no values to save; materialise the model first")
+        if is_sharded(tensor):
+            raise OutputError(f"{name} is sharded over processes; save the model with whole tensors, as it was before")
         key = address(tensor)
         if tensor.numel() and known.setdefault(key, name) != name:
             aliases[name] = known[key]

@@ -206,6 +206,19 @@ def test_tensors_without_values_are_not_written(tmp_path: Path) -> None:
         write_state(nn.Linear(2, 2, device="meta"), tmp_path / "weights", tmp_path / "constants")
 
 
+def test_shards_are_no_whole_tensors(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("torch.distributed.tensor")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        layer = nn.Linear(2, 2)
+        mesh = distributed.init_device_mesh("cpu", (1,))
+        layer.weight = nn.Parameter(distributed.distribute_tensor(layer.weight.detach(), mesh, [distributed.Shard(0)]))
+        with pytest.raises(repl_fx.OutputError, match="weight is sharded over processes; save the model with whole"):
+            write_state(layer, tmp_path / "weights", tmp_path / "constants")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_other_form_of_a_model_has_the_same_tensors_under_its_names() -> None:
     names = ("surrogates.b1.gain", "surrogates.b12.gain", "b1.gain", "traced_constant_0")
     tensors = {name: torch.zeros(()) for name in names}
