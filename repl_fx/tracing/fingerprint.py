@@ -116,11 +116,14 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
                 settings = {
                     name: value
                     for name, value in settings.items()
-                    if name not in assigned
-                    and not (as_set and "checkpoint" in name and isinstance(value, bool))
-                    and (read is None or name in read)
-                    and (private or not name.startswith("_"))
-                    and _is_fixed(value)
+                    if (as_set and _is_own_forward(name, value))
+                    or (
+                        name not in assigned
+                        and not (as_set and "checkpoint" in name and isinstance(value, bool))
+                        and (read is None or name in read)
+                        and (private or not name.startswith("_"))
+                        and _is_fixed(value)
+                    )
                 }
             yield f"{path}: {_describe(_written(type(module)))} {_attributes(settings)}".rstrip()
 
@@ -138,6 +141,15 @@ def _is_in_a_file(kind: type) -> bool:
     for step in kind.__qualname__.split("."):
         found = getattr(found, step, None)
     return found is kind and issubclass(kind, nn.Module)
+
+
+def _is_own_forward(name: str, value: Any) -> bool:
+    """Tell whether an attribute is a forward of the user's for one module; libraries wrap that of its class."""
+    function = getattr(value, "__func__", value)
+    if name != "forward" or not isinstance(function, FunctionType):
+        return False
+    # What `functools.wraps` made has the module of the function that it wraps.
+    return is_own_code(FunctionType(function.__code__, function.__globals__, closure=function.__closure__))
 
 
 def _is_fixed(value: Any) -> bool:

@@ -8,6 +8,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -195,6 +196,21 @@ def test_a_setting_that_a_method_changed_is_refused_and_checkpointing_is_not(tmp
     model.set_scale(3.0)
     with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*scale=3\.0, which was .*scale=1\.0"):
         repl_fx.save(model, tmp_path / "again")
+
+
+@pytest.mark.parametrize("place", ["", "blocks.0", "head"])
+def test_a_forward_of_the_users_is_refused_and_one_that_a_library_wraps_is_not(tmp_path: Path, place: str) -> None:
+    model = repl_fx.transform(ConvNet(), (images(),), surrogate="blend").model
+    changed: Any = model.get_submodule(place)
+    own = changed.forward
+    changed.forward = lambda x: 2 * own(x)
+    with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*forward=.*<lambda>"):
+        repl_fx.save(model, tmp_path / "out")
+    del changed.forward
+    if place != "head":
+        # As accelerate does with the model.
+        changed.forward = MethodType(torch.autocast("cpu", enabled=False)(own.__func__), changed)
+    repl_fx.save(model, tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", ["mask", "bias", "no bias", "table"])
