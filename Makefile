@@ -61,9 +61,13 @@ test-versions: test-oldest test-newest
 	.venv-oldest/bin/python -m compileall -q .venv-oldest/lib/python*/site-packages/networkx >/dev/null
 	@touch $@
 
-# Whatever is newer than the last time, too.
+# Over the packages of .venv, where one Python runs both: what is newer is installed before them. Whatever is newer than the
+# last time, too.
 .PHONY: .venv-newest/.installed
+.venv-newest/.created: .venv/.installed-dev
 .venv-newest/.installed: .venv-newest/.created
+	@for packages in .venv/lib/python*/site-packages; do \
+		own=.venv-newest/$${packages#.venv/}; [ ! -d $$own ] || echo "$(CURDIR)/$$packages" > $$own/below.pth; done
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --no-compile -q --upgrade --upgrade-strategy eager -e '.[zoo]' $(TEST_TOOLS)
 
 test-%: .venv-%/.installed
