@@ -88,9 +88,7 @@ class ReadersFiles:
         self._hub: dict[str, Callable[[Path], None]] = {
             "ORG/NAME": _decoder("LlamaForCausalLM"),
             "ORG/LLAMA": _decoder("LlamaForCausalLM"),
-            "ORG/QWEN3": _decoder("Qwen3ForCausalLM"),
             "ORG/GEMMA3": _decoder("Gemma3ForCausalLM"),
-            "ORG/MISTRAL": _decoder("MistralForCausalLM"),
         }
 
     @cached_property
