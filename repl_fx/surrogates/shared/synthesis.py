@@ -96,9 +96,11 @@ class Synthesis(nn.Module):
 
     def _made_of(self, weights: Sequence[Any]) -> Any:
         for weight in weights:
-            if not isinstance(weight, Tensor) or weight.dtype in _CODES:
+            # Of torchao's tensors the dtype is that of what they stand for.
+            codes = type(weight).__name__ if type(weight).__module__.startswith("torchao.") else ""
+            if not isinstance(weight, Tensor) or weight.dtype in _CODES or codes:
                 require_no_proxy(weight)
-                found = f"codes ({weight.dtype})" if isinstance(weight, Tensor) else in_words(weight)
+                found = f"codes ({codes or weight.dtype})" if isinstance(weight, Tensor) else in_words(weight)
                 raise CallRefused(
                     f"{type(self).__name__} makes weights of those of other layers, and one has {found} for its "
                     "weight; quantise a model whose surrogates are folded: repl_fx.fold(result.module)"

@@ -247,9 +247,12 @@ def test_a_graph_says_how_to_trace_and_to_quantise_it(surrogate: str) -> None:
 
 def test_codes_and_what_fx_traces_are_no_weights(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
     synthesis, a, _ = made
-    for kind in (torch.int8, torch.uint8, torch.float8_e4m3fn):
-        with pytest.raises(CallRefused, match=rf"one has codes \({kind}\) for its weight; quantise a model whose"):
-            synthesis(a, torch.ones(3).to(kind))
+    for dtype in (torch.int8, torch.uint8, torch.float8_e4m3fn):
+        with pytest.raises(CallRefused, match=rf"one has codes \({dtype}\) for its weight; quantise a model whose"):
+            synthesis(a, torch.ones(3).to(dtype))
+    kind: Any = type("Int8Tensor", (Tensor,), {"__module__": "torchao.quantization"})
+    with pytest.raises(CallRefused, match=r"one has codes \(Int8Tensor\) for its weight; quantise a model whose"):
+        synthesis(a, torch.ones(3).as_subclass(kind))
     with pytest.raises(BadInput, match="this is a graph already"):
         synthesis(a, fx.Proxy(fx.Graph().placeholder("b")))
     assert not synthesis.runs and synthesis(a, torch.ones(3, dtype=torch.bool)).dtype == a.dtype
