@@ -27,6 +27,8 @@ from repl_fx.graph.roles import PROBABILITY
 from repl_fx.graph.runtime import ModeSwitch
 
 # Settings of modules that grow with depth and do not change what a block is.
+# PyTorch's name of a size that no input has.
+_READ_SIZE = re.compile(r"\bu\d+\b")
 _PROBABILITY = re.compile(r"^(p|rate|.*drop.*|.*prob.*)$")
 NONE = -1
 
@@ -166,6 +168,16 @@ class _Labeller:
         self.parameters: dict[str, nn.Parameter] = {}
         self.modules: dict[str, tuple[Any, tuple[str, ...]]] = {}
 
+    @cached_property
+    def read_sizes(self) -> dict[str, fx.Node]:
+        """The sizes that are read from data, by name, each with the tensor that has it or that it is an item of."""
+        found: dict[str, fx.Node] = {}
+        for node in self.gm.graph.nodes:
+            value = node.meta.get("val")
+            for name in _READ_SIZE.findall(str(value.shape if isinstance(value, Tensor) else value)):
+                found.setdefault(name, node if has_tensor(node) else node.all_input_nodes[0])
+        return found
+
     def label(self, node: fx.Node) -> tuple[Any, tuple[fx.Node, ...], tuple[str, ...]]:
         """Label, tensor arguments and parameters of one node."""
         row: list[fx.Node] = []
@@ -188,8 +200,11 @@ class _Labeller:
             if source in self.index or (source.op == "placeholder" and isinstance(source.meta.get("val"), Tensor)):
                 row.append(value)
                 return "tensor"
-            # Size arithmetic is shared and reordered freely by the exporter; its expression is what matters.
-            return ("symbol", str(value.meta.get("val", value.name)))
+            # Size arithmetic is shared and reordered freely by the exporter; its expression is what matters. A size
+            # that is read from data has a number of its own in each block, and is told by the data.
+            size = str(value.meta.get("val", value.name))
+            row += (self.read_sizes[name] for name in _READ_SIZE.findall(size))
+            return ("symbol", _READ_SIZE.sub("u", size))
         if isinstance(value, (tuple, list)):
             return tuple(self.argument(item, row, names) for item in value)
         if isinstance(value, dict):

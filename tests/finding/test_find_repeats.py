@@ -380,3 +380,31 @@ class _TwiceInside(nn.Module):
 def test_a_layer_that_a_block_calls_twice_counts_once() -> None:
     (repeat,) = find_repeats(repl_fx.capture(nn.Sequential(*(_TwiceInside() for _ in range(3))), (torch.randn(2, 8),)))
     assert [block.size for block in repeat.blocks] == [72] * 3 and repeat.size == 216
+
+
+class _Routed(nn.Module):
+    """Sorts positions by the expert that they go to; how many go to each is read from the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(8, 2), nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, 8)
+        expert = self.router(flat).argmax(-1)
+        order, first = expert.argsort(), (expert == 0).sum().item()
+        torch._check(first >= 0)
+        torch._check(first <= flat.shape[0])
+        parts = torch.split(flat[order], [first, flat.shape[0] - first])
+        made = torch.cat([layer(part) for layer, part in zip(self.experts, parts, strict=True)])
+        return x + torch.zeros_like(flat).index_add(0, order, made).view_as(x)
+
+
+def test_blocks_with_sizes_that_each_reads_from_its_data_repeat() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(_Routed() for _ in range(4)), nn.Linear(8, 3)).eval()
+    result = repl_fx.transform(model, (torch.randn(2, 6, 8),), surrogate="identity")
+    assert [one.block for one in result.plan.replacements] == ["1"] and result.in_place.model is not None
+    other = torch.randn(3, 7, 8)
+    wanted = model[4](model[3](model[2](model[0](other))))
+    assert torch.equal(result.model(other), wanted) and torch.equal(result.graph_module.eval()(other), wanted)
