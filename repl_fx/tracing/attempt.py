@@ -37,6 +37,7 @@ from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.captured import traced_constant
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
+from repl_fx.tracing.data_attributes import DataAttributes
 from repl_fx.tracing.data_dependent import DataDependentBranches, recorded
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.known_shapes import FAKES
@@ -147,7 +148,7 @@ class Attempt:
             self.questions.noted(),
             lengths_symbolic(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
-            recorded(self.branches, Layouts(self.calls), SizeTensors()),
+            recorded(self.branches, Layouts(self.calls), SizeTensors(), DataAttributes(self.calls.is_running)),
             self.exporting.answered(),
             foreign_code(),
         ):

@@ -162,6 +162,15 @@ def _state_unread(model: nn.Module) -> OperatorsRun:
     return OperatorsRun(run)
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that is not told what `.data` it has, as its node would go on without it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            raise Untraceable("fx cannot trace a forward that sets `.data` of a tensor")
+        super().__setattr__(name, value)
+
+
 class _LeafTracer(fx.Tracer):
     """An fx tracer that stops at the same leaves as the other tracers, and notes the mode that each is in."""
 
@@ -192,6 +201,9 @@ class _LeafTracer(fx.Tracer):
         if isinstance(a, (dict, list)) and pytree.tree_structure(a).is_leaf():
             raise Untraceable(f"fx cannot keep a {type(a).__name__}, a container of a class of its own")
         return super().create_arg(a)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
         """The stand-in for `apply`: fx would trace into the forward, and lose the backward."""
