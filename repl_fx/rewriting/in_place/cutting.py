@@ -323,9 +323,10 @@ class Cut:
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""
-        before, source = self.place.replacements[0].before, self._source(self.path)
-        has_flags = len(inspect.signature(source.forward).parameters) > 1
-        if not before or not has_flags or self.blocks[0].module_path != self.path:
+        source, replaced = self._source(self.path), zip(self.blocks, self.place.replacements, strict=True)
+        # The first of two blocks may be a module inside.
+        before = next((one.before for block, one in replaced if place_of(self.part, block) == (self.path,)), None)
+        if not before or len(inspect.signature(source.forward).parameters) < 2:
             return None
         # The first block of a repeat may be less than its module, which makes what all blocks share.
         paths = place_of(self.part, self.part.blocks[before])

@@ -243,6 +243,33 @@ def test_a_first_block_that_makes_what_all_share_says_what_is_returned_now() -> 
         model(NARROW, output_attentions=True)
 
 
+_BETWEEN = iter([torch.tanh, torch.sin, torch.sigmoid, F.silu, torch.cos])
+
+
+class _Mixed(_Mixing):
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return x + super().forward(x, mask, scale)
+
+
+class _Halved(MlpBlock):
+    """A block of two halves, the first a module inside; no two blocks have the same between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.first = _Mixed(width)
+        self.between: Any = next(_BETWEEN)
+
+    def forward(self, x: Tensor, *, output_attentions: bool = False) -> Any:
+        made = super().forward(self.between(self.first(x)))
+        return (made, x) if output_attentions else (made,)
+
+
+def test_a_block_whose_first_half_is_a_module_inside_says_what_is_returned_now() -> None:
+    model: Any = repl_fx.transform(_FlaggedNet(_Halved), (NARROW,), surrogate="identity").model
+    with pytest.raises(RuntimeError, match=r"blocks.0 returns 2 values now, and returned 1 .* blocks.1 cannot follow"):
+        model(NARROW, output_attentions=True)
+
+
 class _Adds(MlpBlock):
     def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
         return super().forward(x if more is None else x + more)
