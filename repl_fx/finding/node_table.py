@@ -26,9 +26,9 @@ from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.roles import PROBABILITY
 from repl_fx.graph.runtime import ModeSwitch
 
-# Settings of modules that grow with depth and do not change what a block is.
 # PyTorch's name of a size that no input has.
 _READ_SIZE = re.compile(r"\bu\d+\b")
+# Settings of modules that grow with depth and do not change what a block is.
 _PROBABILITY = re.compile(r"^(p|rate|.*drop.*|.*prob.*)$")
 NONE = -1
 
@@ -175,7 +175,7 @@ class _Labeller:
         for node in self.gm.graph.nodes:
             value = node.meta.get("val")
             for name in _READ_SIZE.findall(str(value.shape if isinstance(value, Tensor) else value)):
-                found.setdefault(name, node if has_tensor(node) else node.all_input_nodes[0])
+                found.setdefault(name, node if has_tensor(node) else next(iter(node.all_input_nodes), node))
         return found
 
     def label(self, node: fx.Node) -> tuple[Any, tuple[fx.Node, ...], tuple[str, ...]]:
