@@ -110,7 +110,8 @@ def users_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The hooks on a module, each with its kind; torch's own that make a weight are parts of the layer."""
     for registry, kind in (_FORWARD | _BACKWARD).items():
         for hook in (getattr(module, registry, None) or {}).values():
-            if not type(hook).__module__.startswith("torch.nn.utils."):
+            own = getattr(hook, "__module__", None) not in _FOLLOWED
+            if own and not type(hook).__module__.startswith("torch.nn.utils."):
                 yield kind, hook
 
 

@@ -239,6 +239,17 @@ def test_a_block_whose_layer_has_a_hook_stays() -> None:
     assert [r.block for r in result.plan.replacements] == ["4"]
 
 
+def test_a_layer_whose_output_transformers_captures_where_it_is_asked_for_goes_with_its_block() -> None:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        pass
+
+    hook.__module__ = "transformers.utils.output_capturing"
+    model = network(5)
+    model.get_submodule("2.fc").register_forward_hook(hook)
+    result = repl_fx.transform(model, (X,), surrogate="identity")
+    assert [r.block for r in result.plan.replacements] == ["2", "4"]
+
+
 def test_a_forward_put_into_one_module_is_traced_into() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
     own = model[1].forward
