@@ -63,7 +63,8 @@ class NothingToReplace(ReplFxError):
 
     def __init__(self, found: str, reasons: Iterable[str] = ()) -> None:
         self.reasons = tuple(reasons)
-        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        # Blocks of a model of a hundred layers mostly stay for one reason.
+        why = f": {listed(self.reasons, 6, '; ')}" if self.reasons else ""
         super().__init__(f"nothing to replace: {found}{why}")
 
 

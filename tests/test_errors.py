@@ -27,6 +27,11 @@ def test_the_first_line_of_an_error_that_says_something() -> None:
     assert one_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "ValueError: red"
 
 
+def test_a_model_of_many_blocks_that_stay_has_a_line_that_can_be_read() -> None:
+    problem = repl_fx.NothingToReplace("found 9 blocks in layers", [f"layers.{i}: it reads a mask" for i in range(9)])
+    assert str(problem).endswith("; layers.5: it reads a mask and 3 more") and len(problem.reasons) == 9
+
+
 @pytest.mark.parametrize("folder", ["site-packages", "mine"])
 def test_an_import_of_an_installed_package_that_fails_is_told_as_one(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from typing import Unpack
 from torch import fx
 
 from repl_fx.arguments import require_kind, require_module
-from repl_fx.errors import NothingToReplace, PlanMismatch
+from repl_fx.errors import NothingToReplace, PlanMismatch, listed
 from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Plan
 from repl_fx.planning.budgets import BudgetPlanner, budget_among, budget_planner
@@ -118,7 +118,7 @@ def require_replacements(found: ModelRepeats, plan: Plan) -> None:
 
 def _summary(found: ModelRepeats) -> str:
     captured, repeats = found.captured, found.repeats
-    every = ", ".join(f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats)
+    every = listed((f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats), 6)
     found_here = f"found {every}" if repeats else "no repeated blocks were found"
-    parts = ", ".join(part.path for part in captured.parts)
+    parts = listed((part.path for part in captured.parts), 6)
     return found_here if captured.whole else f"{found_here} in {parts}, which alone were captured"

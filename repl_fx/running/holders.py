@@ -22,9 +22,10 @@ CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, dequ
 # The attribute of a loaded module that says which artifact it is from.
 ORIGIN = "_repl_fx_artifact"
 # Attributes by which a library, PyTorch too, notes what it has done with a module.
-NOTES = frozenset(
-    {"_output_capturing_hooks_installed", "_is_hf_initialized", "_compiled_call_impl", "_is_torch_compile", ORIGIN}
-)
+NOTES = frozenset({
+    "_output_capturing_hooks_installed", "_is_hf_initialized", "_compiled_call_impl", "_is_torch_compile",
+    "_compile_kwargs", ORIGIN,
+})  # fmt: skip
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 # In the place of a value that is not there.
 GONE: Any = object()

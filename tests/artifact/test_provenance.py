@@ -123,6 +123,8 @@ def test_a_module_whose_settings_changed_is_not_as_it_was_made() -> None:
     require_as_made(module.eval().to(torch.float64), origin)
     # Which marks the module that was given.
     torch.compile(module, backend="eager")
+    # As Lightning does, where it has been imported.
+    vars(module)["_compile_kwargs"] = {"backend": "eager"}
     require_as_made(module, origin)
     assert copy.deepcopy(origin) is origin
     dropout.p = 0.5
