@@ -44,9 +44,9 @@ def errors_left(own: Original) -> Iterator[tuple[str, list[float]]]:
     for surrogate, settings in SURROGATES:
         left = []
         for block in may_go:
-            chosen: Any = {"surrogate": surrogate, "settings": settings, "blocks": [block]}
+            chosen = {**options, "surrogate": surrogate, "settings": settings, "blocks": [block]}
             try:
-                result = repl_fx.transform(own.model, own.inputs.args, **chosen, **options)
+                result = repl_fx.transform(own.model, own.inputs.args, **chosen)
             except repl_fx.NothingToReplace:
                 # It has no hidden units that any can go of.
                 continue

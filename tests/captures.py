@@ -10,10 +10,13 @@ that test alone; those of `tests/tracing` share none.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections import ChainMap
 from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +67,12 @@ def shared(trace: Trace, patches: Sized) -> Trace:
         return graph
 
     return traced
+
+
+def traced_alone() -> AbstractContextManager[Any]:
+    """Let models be traced inside as they are without tests around: what is measured or compared is a trace."""
+    capturing = importlib.import_module("repl_fx.tracing.capture")
+    return patch.object(capturing, "trace_by_first", capturing.trace_by_first.__wrapped__)
 
 
 def copied(graph: CapturedModule, model: nn.Module) -> CapturedModule:

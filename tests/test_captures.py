@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ def test_shared_traces_give_what_transform_gives(build: Callable[[], nn.Module],
     model = build()
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shared = repl_fx.transform(model, (x,), surrogate="blend")
-    with patch.object(capturing, "trace_by_first", capturing.trace_by_first.__wrapped__):
+    with captures.traced_alone():
         alone, traced = repl_fx.transform(model, (x,), surrogate="blend"), repl_fx.capture(model, (x,))
     assert shared.plan == alone.plan and shared.report == alone.report
     assert shared.structure == alone.structure and shared.made == alone.made and shared.code == alone.code

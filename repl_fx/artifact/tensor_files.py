@@ -219,11 +219,10 @@ def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: St
     for name, saved in state.constants.items():
         found = computed.get(name)
         # Code around the graphs may keep a buffer that it makes when it first runs; no graph reads one of a user's.
-        if name.startswith(graphs) and (found is not None or is_traced_constant(name)):
-            if found is None:
-                raise ArtifactError(
-                    f"{state.file} does not fit its model, which has no buffer {name}; transform it again"
-                )
+        in_graph = name.startswith(graphs)
+        if in_graph and found is None and is_traced_constant(name):
+            raise ArtifactError(f"{state.file} does not fit its model, which has no buffer {name}; transform it again")
+        if in_graph and found is not None:
             if name not in rebound:
                 _require_alike(state.file, name, saved, found)
             if is_traced_constant(name) and not _close(found, saved):

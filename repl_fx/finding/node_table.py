@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import fixed_size, module_stack
+from repl_fx._torch import SYMBOLIC, fixed_size, module_stack
 from repl_fx.finding.linear_operators import matrix_like
 from repl_fx.graph.captured import attribute, tensors_in
 from repl_fx.graph.notes import PASSES_THROUGH
@@ -202,9 +202,11 @@ class _Labeller:
                 return "tensor"
             # Size arithmetic is shared and reordered freely by the exporter; its expression is what matters. A size
             # that is read from data has a number of its own in each block, and is told by the data.
-            size = str(value.meta.get("val", value.name))
-            row += (self.read_sizes[name] for name in _READ_SIZE.findall(size))
-            return ("symbol", _READ_SIZE.sub("u", size))
+            size = value.meta.get("val", value.name)
+            if type(size) not in SYMBOLIC:
+                return ("symbol", str(size))
+            row += (self.read_sizes[name] for name in _READ_SIZE.findall(str(size)))
+            return ("symbol", _READ_SIZE.sub("u", str(size)))
         if isinstance(value, (tuple, list)):
             return tuple(self.argument(item, row, names) for item in value)
         if isinstance(value, dict):

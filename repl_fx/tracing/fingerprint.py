@@ -113,17 +113,15 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
             if not type(module).__module__.startswith("torch.nn."):
                 # Libraries mark modules with private names.
                 private = is_own_code(type(module))
-                settings = {
+                own_forward = _own_forward(settings) if as_set else {}
+                settings = own_forward | {
                     name: value
                     for name, value in settings.items()
-                    if (as_set and _is_own_forward(name, value))
-                    or (
-                        name not in assigned
-                        and not (as_set and "checkpoint" in name and isinstance(value, bool))
-                        and (read is None or name in read)
-                        and (private or not name.startswith("_"))
-                        and _is_fixed(value)
-                    )
+                    if name not in assigned
+                    and not (as_set and "checkpoint" in name and isinstance(value, bool))
+                    and (read is None or name in read)
+                    and (private or not name.startswith("_"))
+                    and _is_fixed(value)
                 }
             yield f"{path}: {_describe(_written(type(module)))} {_attributes(settings)}".rstrip()
 
@@ -143,13 +141,15 @@ def _is_in_a_file(kind: type) -> bool:
     return found is kind and issubclass(kind, nn.Module)
 
 
-def _is_own_forward(name: str, value: Any) -> bool:
-    """Tell whether an attribute is a forward of the user's for one module; libraries wrap that of its class."""
-    function = getattr(value, "__func__", value)
-    if name != "forward" or not isinstance(function, FunctionType):
-        return False
+def _own_forward(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The forward of the user's for one module, among its attributes; libraries wrap that of its class."""
+    forward = settings.get("forward")
+    function = getattr(forward, "__func__", forward)
+    if not isinstance(function, FunctionType):
+        return {}
     # What `functools.wraps` made has the module of the function that it wraps.
-    return is_own_code(FunctionType(function.__code__, function.__globals__, closure=function.__closure__))
+    written = FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
+    return {"forward": forward} if is_own_code(written) else {}
 
 
 def _is_fixed(value: Any) -> bool:

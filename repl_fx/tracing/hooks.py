@@ -59,7 +59,7 @@ def hooks_followed(model: nn.Module) -> Iterator[None]:
                     words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
                     if registry in _BACKWARD:
                         raise _refusal(model, words)
-                    if getattr(hook, "__module__", None) not in _FOLLOWED:
+                    if not _is_followed(hook):
                         watched.append(_Watched(words, hook, module is model))
                         undone.enter_context(patch.dict(hooks, {key: watched[-1]}))
         yield
@@ -107,12 +107,18 @@ def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
 
 
 def users_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The hooks on a module, each with its kind; torch's own that make a weight are parts of the layer."""
+    """The hooks on a module, each with its kind, but for those of libraries.
+
+    Torch's own that make a weight are parts of the layer, and others act where a forward asks for them.
+    """
     for registry, kind in (_FORWARD | _BACKWARD).items():
         for hook in (getattr(module, registry, None) or {}).values():
-            own = getattr(hook, "__module__", None) not in _FOLLOWED
-            if own and not type(hook).__module__.startswith("torch.nn.utils."):
+            if not _is_followed(hook) and not type(hook).__module__.startswith("torch.nn.utils."):
                 yield kind, hook
+
+
+def _is_followed(hook: Any) -> bool:
+    return getattr(hook, "__module__", None) in _FOLLOWED
 
 
 def hook_name(hook: Any) -> str:

@@ -23,7 +23,6 @@ directory.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import re
@@ -36,7 +35,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import msgspec.yaml
 import typer
@@ -45,6 +43,7 @@ from sybil.document import Document
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFencedCodeBlockLexer
 
 from repl_fx.cli import app
+from tests.captures import traced_alone
 from tests.docs.readers_files import ReadersFiles, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +164,7 @@ class PageRun:
         with contextlib.redirect_stdout(io.StringIO()) as printed, _arguments(command[1 + is_module :]):
             try:
                 if is_module:
-                    with _not_imported(command[2]), _traced_alone():
+                    with _not_imported(command[2]), traced_alone():
                         runpy.run_module(command[2], run_name="__main__", alter_sys=True)
                 else:
                     runpy.run_path(self._file(command[1]), run_name="__main__")
@@ -272,12 +271,6 @@ def _arguments(arguments: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
-
-
-def _traced_alone() -> Any:
-    """Let a benchmark trace for itself, as it may measure that."""
-    capturing = importlib.import_module("repl_fx.tracing.capture")
-    return patch.object(capturing, "trace_by_first", capturing.trace_by_first.__wrapped__)
 
 
 @contextlib.contextmanager

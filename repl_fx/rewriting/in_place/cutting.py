@@ -332,12 +332,11 @@ class Cut:
         paths = place_of(self.part, self.part.blocks[before])
         if len(paths) != 1 or type(self._source(paths[0])) is not type(source):
             return None
-        (path,) = paths
         try:
-            form = self._only_call(path).result
+            form = self._only_call(paths[0]).result
         except NotInPlace:
             return None
-        return (qualified_name(self.part.path, path), form, ResultForm()) if form is not None else None
+        return (qualified_name(self.part.path, paths[0]), form, ResultForm()) if form is not None else None
 
     def _needed(self, results: Iterable[fx.Node]) -> set[fx.Node]:
         """The nodes that the results of the module and the effects of the surrogate need."""

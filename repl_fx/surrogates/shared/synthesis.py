@@ -96,11 +96,8 @@ class Synthesis(nn.Module):
 
     def _made_of(self, weights: Sequence[Any]) -> Any:
         for weight in weights:
-            # Of torchao's tensors the dtype is that of what they stand for.
-            codes = type(weight).__name__ if type(weight).__module__.startswith("torchao.") else ""
-            if not isinstance(weight, Tensor) or weight.dtype in _CODES or codes:
+            if found := _no_weight(weight):
                 require_no_proxy(weight)
-                found = f"codes ({codes or weight.dtype})" if isinstance(weight, Tensor) else in_words(weight)
                 raise CallRefused(
                     f"{type(self).__name__} makes weights of those of other layers, and one has {found} for its "
                     "weight; quantise a model whose surrogates are folded: repl_fx.fold(result.module)"
@@ -310,6 +307,16 @@ def _leaf(made: Tensor) -> Tensor:
 
 def _detached(made: Any) -> Any:
     return pytree.tree_map_only(Tensor, torch.Tensor.detach, made)
+
+
+def _no_weight(value: Any) -> str:
+    """The words for a value that is no weight; empty for one that is."""
+    if not isinstance(value, Tensor):
+        return in_words(value)
+    # Of torchao's tensors the dtype is that of what they stand for.
+    if type(value).__module__.startswith("torchao."):
+        return f"codes ({type(value).__name__})"
+    return f"codes ({value.dtype})" if value.dtype in _CODES else ""
 
 
 def _states(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
