@@ -218,26 +218,34 @@ def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: St
     }
     for name, saved in state.constants.items():
         found = computed.get(name)
-        # Code around the graphs may keep a buffer that it makes when it first runs; no graph reads one of a user's.
-        in_graph = name.startswith(graphs)
-        if in_graph and found is None and is_traced_constant(name):
-            raise ArtifactError(f"{state.file} does not fit its model, which has no buffer {name}; transform it again")
-        if in_graph and found is not None:
-            if name not in rebound:
-                _require_alike(state.file, name, saved, found)
-            if is_traced_constant(name) and not _close(found, saved):
-                raise ArtifactError(
-                    f"{state.file.parent} no longer fits its model: the constant {name} has other values now; "
-                    "transform it again"
-                )
+        if name.startswith(graphs):
+            _require_fits(state, name, found, rebound=name in rebound)
         if found is not None and (found.shape, found.dtype) == (saved.shape, saved.dtype) and not _repeats(found):
             found.copy_(saved)
             continue
+        # Code around the graphs may keep a buffer that it makes when it first runs.
         path, _, last = name.rpartition(".")
         try:
             module.get_submodule(path).register_buffer(last, saved, persistent=False)
         except (AttributeError, KeyError) as problem:
             raise ArtifactError(f"{state.file} does not fit its model: {one_line(problem)}") from problem
+
+
+def _require_fits(state: State, name: str, found: Tensor | None, *, rebound: bool) -> None:
+    """Refuse a constant of a graph that the model has not, or has otherwise."""
+    if found is None:
+        # No graph reads a buffer of the user's.
+        if is_traced_constant(name):
+            raise ArtifactError(f"{state.file} does not fit its model, which has no buffer {name}; transform it again")
+        return
+    saved = state.constants[name]
+    if not rebound:
+        _require_alike(state.file, name, saved, found)
+    if is_traced_constant(name) and not _close(found, saved):
+        raise ArtifactError(
+            f"{state.file.parent} no longer fits its model: the constant {name} has other values now; "
+            "transform it again"
+        )
 
 
 def _require_alike(file: Path, name: str, saved: Tensor, own: Tensor) -> None:
