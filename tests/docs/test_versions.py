@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,13 @@ def _minor(package: str) -> str:
     return ".".join(PINS[package].split(".")[:2])
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return metadata(package)["Version"] == PINS[package]
+    except PackageNotFoundError:
+        return False
+
+
 def _least(package: str) -> str:
     return str(DECLARED[package].specifier).removeprefix(">=")
 
@@ -45,6 +54,14 @@ def test_every_package_that_is_declared_is_pinned_within_its_bounds() -> None:
 def test_the_bounds_are_the_least_releases_alone() -> None:
     # `make test-oldest` installs exactly these.
     assert [str(one) for one in DECLARED.values() if not str(one.specifier).startswith(">=") or "," in str(one)] == []
+
+
+def test_the_pins_install_on_the_oldest_python() -> None:
+    # The first release of a Python is what a distribution may have; Debian 12 has 3.11.2.
+    oldest = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"].removeprefix(">=")
+    admitted = {name: SpecifierSet(metadata(name)["Requires-Python"] or "") for name in PINS if _is_installed(name)}
+    assert len(admitted) > len(DECLARED) / 2
+    assert [name for name, specifier in admitted.items() if f"{oldest}.0" not in specifier] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
