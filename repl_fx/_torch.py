@@ -188,7 +188,10 @@ def module_attributes(knows: Callable[[Any, str], bool], look: Callable[[Any, st
 
 def _serving(own: Any, knows: Callable[[Any, str], bool], look: Callable[[Any, str], Any]) -> Callable[..., Any]:
     def attribute(module: Any, name: str) -> Any:
-        return look(module, name) if knows(module, name) else own(module, name)
+        # Where modules are shared, torch.export runs forwards on stand-ins, which tell calls of one module apart.
+        is_stand_in = isinstance(module, proxy_tensor._AttrProxy)
+        asked = module.get_base() if is_stand_in else module
+        return look(asked, name) if knows(asked, name) else own(module, name)
 
     return attribute
 

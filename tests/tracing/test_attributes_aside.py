@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 
 
@@ -50,3 +52,39 @@ def test_what_reads_or_sets_a_mode_is_seen() -> None:
             use()
         assert modes.seen is seen
         assert all("training" in vars(module) for module in model.modules())
+
+
+class Scores(nn.Module):
+    """Reads its mode, and has no parameters."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation, self.drop = activation, nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.drop(self.activation(x))
+        return scores * (2.0 if self.training else 1.0)
+
+
+class Shared(nn.Module):
+    """Two modules share a third, so that torch.export runs their forwards on stand-ins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        activation = nn.ReLU()
+        self.first, self.scores, self.second = nn.Linear(4, 4), Scores(activation), Scores(activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.second(self.scores(self.first(x)))
+        return scores
+
+
+def test_a_module_reads_its_mode_where_modules_are_shared() -> None:
+    model, x = Shared(), torch.randn(2, 4)
+    gm = repl_fx.capture(model, (x,))
+    assert gm.meta["capture"].tracer == "torch.export"
+    for mode in (True, False):
+        torch.manual_seed(0)
+        expected = model.train(mode)(x)
+        torch.manual_seed(0)
+        assert torch.equal(gm.train(mode)(x), expected)
