@@ -13,10 +13,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -61,16 +64,13 @@ def save_pretrained(
     Raises:
         BadInput: the model has no such method, or that of another library, or would be uploaded without its plan.
     """
-    name, method = type(model).__name__, getattr(type(model), "save_pretrained", None)
+    method = getattr(type(model), "save_pretrained", None)
     if method is None:
-        raise BadInput(f"a {name} has no save_pretrained; use repl_fx.save")
-    if not hasattr(getattr(model, "config", None), "to_json_file"):
-        raise BadInput(
-            f"{name}.save_pretrained would write weights of which from_pretrained loads the kept blocks alone; "
-            "use repl_fx.save"
-        )
+        raise BadInput(f"a {type(model).__name__} has no save_pretrained; use repl_fx.save")
     if options.get("push_to_hub"):
         raise BadInput("push_to_hub uploads what transformers writes, without the plan; use model.push_to_hub(NAME)")
+    if not _is_of_transformers(model):
+        return _saved_by_parts(model, method, Path(save_directory), options)
     result = method(model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options)
     if is_main_process:
         _refuse_from_pretrained(Path(save_directory) / CONFIG)
@@ -79,6 +79,28 @@ def save_pretrained(
             _add_artifact(model, Path(save_directory))
         except ReplFxError as problem:
             warnings.warn(f"{save_directory} has weights, and is no artifact for repl_fx.load: {problem}", stacklevel=3)
+    return result
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    # Another library may show the config of the model that it holds (sentence-transformers).
+    return "transformers" in sys.modules and isinstance(model, sys.modules["transformers"].PreTrainedModel)
+
+
+def _saved_by_parts(model: nn.Module, method: Any, directory: Path, options: dict[str, Any]) -> Any:
+    """Save a model of another library, where that saves a rewritten model of transformers in it by its own method."""
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=re.escape(folder))
+        parts = [part for part in model.modules() if part is not model]
+        known = any(isinstance(vars(part).get("save_pretrained"), SavePretrained) for part in parts)
+        result = method(model, folder, **options) if known else None
+        if not any(REWRITTEN in file.read_text(encoding="utf-8") for file in Path(folder).rglob(CONFIG)):
+            raise BadInput(
+                f"{type(model).__name__}.save_pretrained would write weights of which from_pretrained loads the kept "
+                "blocks alone; use repl_fx.save"
+            )
+        shutil.copytree(folder, directory, dirs_exist_ok=True)
+    warnings.warn(f"{directory} has weights, and is no artifact for repl_fx.load; use repl_fx.save", stacklevel=4)
     return result
 
 

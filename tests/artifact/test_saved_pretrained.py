@@ -142,6 +142,47 @@ def test_a_mixin_of_a_hub_writes_and_finds_no_half_of_a_model(tmp_path: Path) ->
     assert torch.equal(repl_fx.load(tmp_path / "out", Hubbed())(x), model(x))
 
 
+class Encoder(nn.Module):
+    """A model of transformers in one of another library, which saves it by its own method (sentence-transformers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = transformers.GPT2Model(_config())
+        self.config = self.inner.config
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mean: Tensor = self.inner(tokens).last_hidden_state.mean(1)
+        return mean
+
+    def save_pretrained(self, directory: str, safe_serialization: bool = True) -> str:
+        self.inner.save_pretrained(f"{directory}/inner", safe_serialization=safe_serialization)
+        return directory
+
+
+@pytest.mark.slow
+def test_no_part_of_a_rewritten_model_is_found_with_blocks_made_anew(tmp_path: Path) -> None:
+    model: Any = repl_fx.transform(Encoder(), (TOKENS,), surrogate="bottleneck").model
+    with pytest.warns(UserWarning, match="is no artifact"):
+        model.inner.save_pretrained(tmp_path / "part" / "inner")
+    with pytest.warns(UserWarning, match="whole has weights, and is no artifact .*; use repl_fx.save"):
+        model.save_pretrained(tmp_path / "whole", safe_serialization=True)
+    for name in ("part", "whole"):
+        assert load_file(tmp_path / name / "inner" / WEIGHTS).keys() == model.inner.state_dict().keys()
+        with pytest.raises(ValueError, match=r"load the directory with repl_fx\.load"):
+            transformers.GPT2Model.from_pretrained(tmp_path / name / "inner")
+    repl_fx.save(model, tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", Encoder()).eval()(TOKENS), model.eval()(TOKENS))
+
+
+@pytest.mark.slow
+def test_a_part_without_surrogates_is_saved_as_ever(tmp_path: Path) -> None:
+    net = MlpNet()
+    net.other = transformers.GPT2Model(_config())
+    model: Any = repl_fx.transform(net, (torch.randn(2, 5, 16),), surrogate="bottleneck").model
+    model.other.save_pretrained(tmp_path)
+    transformers.GPT2Model.from_pretrained(tmp_path)
+
+
 @pytest.mark.slow
 def test_what_would_be_uploaded_without_its_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"use model\.push_to_hub"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.state import named_tensors
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 
 
 class SavePretrained:
@@ -48,10 +49,16 @@ class SavePretrained:
 
 
 def complete_(model: nn.Module) -> None:
-    """Give a model that has a `save_pretrained` one whose directories `repl_fx.load` reads, or none but it."""
-    if callable(getattr(model, "save_pretrained", None)):
-        vars(model)["save_pretrained"] = SavePretrained(model)
-        model.register_load_state_dict_pre_hook(_take_written_names_)  # type: ignore[no-untyped-call]
+    """Give a model, and those in it that hold surrogates, a `save_pretrained` of their own, where they have one.
+
+    Others save a model of transformers in theirs by its method (sentence-transformers).
+    """
+    for module in model.modules():
+        if callable(getattr(module, "save_pretrained", None)) and any(
+            isinstance(inner, SurrogateBlock) for inner in module.modules()
+        ):
+            vars(module)["save_pretrained"] = SavePretrained(module)
+            module.register_load_state_dict_pre_hook(_take_written_names_)  # type: ignore[no-untyped-call]
 
 
 def has_from_pretrained(model: nn.Module) -> bool:
