@@ -10,7 +10,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -29,7 +29,7 @@ from repl_fx.graph.decisions import is_decision
 from repl_fx.graph.runtime import REGIONS, check_condition
 from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, own_randomness, untouched
+from repl_fx.running.untouched import device_of, ordinary_attention, own_randomness, untouched
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture_parts import Part
 
@@ -310,11 +310,8 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
         # Setting the flags of oneDNN warns of Intel GPUs that are not there.
         warnings.simplefilter("ignore")
         counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
-        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), ExitStack() as stack, counter:
-            # Attention layers of torch run their own code, not the one operator without gradients that nobody counts.
-            fast_path = torch.backends.mha
-            stack.callback(fast_path.set_fastpath_enabled, fast_path.get_fastpath_enabled())
-            fast_path.set_fastpath_enabled(False)
+        # The one operator of attention for inference is one that nobody counts.
+        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), ordinary_attention(), counter:
             yield counter.get_total_flops
 
 

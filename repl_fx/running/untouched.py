@@ -144,6 +144,21 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         np.random.set_state(array_state)
 
 
+@contextmanager
+def ordinary_attention() -> Iterator[None]:
+    """Run torch's attention layers by their own code, as graphs do, and not by the one operator for inference.
+
+    It is taken in evaluation where nothing needs gradients, as in a frozen encoder, and its last digits are others.
+    """
+    fast_path = torch.backends.mha
+    was = fast_path.get_fastpath_enabled()
+    fast_path.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        fast_path.set_fastpath_enabled(was)
+
+
 def seed_everything(seed: int, device: torch.device = _CPU) -> None:
     """Seed the generators that a forward on a device may draw from: torch's, Python's and numpy's.
 
@@ -201,7 +216,7 @@ def outcome_of(
         for _ in range(steps):
             seed_everything(0, device)
             try:
-                with within(), foreign_code():
+                with within(), ordinary_attention(), foreign_code():
                     made = inputs.fresh().passed_to(model)
             except ForeignError as failed:
                 return Outcome((), failed.problem)

@@ -22,6 +22,7 @@ from repl_fx.running.untouched import (
     Outcome,
     device_of,
     in_mode,
+    ordinary_attention,
     outcome_of,
     seed_everything,
     seeded,
@@ -193,6 +194,7 @@ def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, 
         in_mode(module, training),
         seeded(device, seed),
         torch.enable_grad(),
+        ordinary_attention(),
         warnings.catch_warnings(),
     ):
         # Warnings of torch about hooks and the like come when the user trains.

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import CaptureError
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.check import ModeCheck, compare_modes
+from repl_fx.tracing.check import ModeCheck, check_of, compare_modes
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -173,3 +173,24 @@ def test_both_run_on_inputs_of_other_strides(other: Callable[[Tensor], Tensor], 
         assert [told in line for line in found.differences] == [True] if told else not found.differences
         (found,) = compare_modes(Plain(), Other(), given, (True,))
         assert not found.differences
+
+
+class Attending(nn.Module):
+    """A block whose attention torch computes otherwise where nothing needs a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.fc = nn.MultiheadAttention(16, 2, batch_first=True), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + torch.relu(self.fc(x))
+
+
+def test_attention_that_is_frozen_is_compared_by_its_own_code() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Attending() for _ in range(3))).requires_grad_(False)
+    result = repl_fx.transform(model, (torch.randn(2, 6, 16),), surrogate="identity")
+    assert not isinstance(result.model, fx.GraphModule)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert check_of(model, repl_fx.capture(model, (torch.randn(2, 6, 16),)), ExampleInputs.of((torch.randn(2, 6, 16),)))
