@@ -110,10 +110,14 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
     for path, module in model.named_modules():
         if not any(path == part or path.startswith(f"{part}.") for part in parts):
             settings = _settings(module)
-            if not type(module).__module__.startswith("torch.nn."):
-                # Libraries mark modules with private names.
-                private = is_own_code(type(module))
-                own_forward = _own_forward(settings) if as_set else {}
+            own_forward = _own_forward(settings) if as_set else {}
+            # Libraries mark modules with private names.
+            private = is_own_code(type(module))
+            if type(module).__module__.startswith("torch.nn."):
+                if as_set:
+                    public = {n: v for n, v in settings.items() if n != "forward" and not n.startswith("_")}
+                    settings = own_forward | public
+            else:
                 settings = own_forward | {
                     name: value
                     for name, value in settings.items()
@@ -145,7 +149,9 @@ def _own_forward(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The forward of the user's for one module, among its attributes; libraries wrap that of its class."""
     forward = settings.get("forward")
     function = getattr(forward, "__func__", forward)
-    if not isinstance(function, FunctionType):
+    # accelerate leaves that of the class on a module that it unwraps.
+    of_class = getattr(type(getattr(forward, "__self__", None)), "forward", None)
+    if not isinstance(function, FunctionType) or function is of_class:
         return {}
     # What `functools.wraps` made has the module of the function that it wraps.
     written = FunctionType(function.__code__, function.__globals__, closure=function.__closure__)

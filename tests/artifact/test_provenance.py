@@ -208,10 +208,11 @@ def test_a_forward_of_the_users_is_refused_and_one_that_a_library_wraps_is_not(t
     changed.forward = lambda x: 2 * own(x)
     with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*forward=.*<lambda>"):
         repl_fx.save(model, tmp_path / "out")
-    del changed.forward
-    if place != "head":
-        # As accelerate does with the model.
-        changed.forward = MethodType(torch.autocast("cpu", enabled=False)(own.__func__), changed)
+    # As accelerate does with the model, which it gives back with the forward of its class.
+    changed.forward = own
+    repl_fx.save(model, tmp_path / "unwrapped")
+    changed.forward = MethodType(torch.autocast("cpu", enabled=False)(own.__func__), changed)
+    changed._is_accelerate_prepared = True
     repl_fx.save(model, tmp_path / "out")
 
 
