@@ -159,6 +159,8 @@ def explain(error: Any) -> tuple[str, int]:
         return f"code of yours ended the command with {type(error).__name__}: {line[:300]}{where}", BAD
     if said is not None:
         return said, BAD
+    if isinstance(error, PermissionError) and error.filename:
+        return f"no permission for {error.filename}; ask its owner for it, or choose another place", BAD
     return (
         f"this is a defect of repl-fx: {type(error).__name__}: {line[:300]}; -v shows where, please report it",
         DEFECT,

@@ -68,7 +68,8 @@ def _split(name: str) -> tuple[Path, str]:
     path = Path(text)
     if path.is_dir():
         raise SourceError(
-            f"{path} is a directory with no model in it; give a model.py, or a directory that repl-fx wrote"
+            f"{path} is a directory, and no model that is as it was built: what repl-fx writes is rewritten already; "
+            f"give the model.py that it is made from, or hf:{path} for one that transformers saved"
         )
     if not path.exists():
         close = close_matches(path.name, [other.name for other in path.parent.glob("*")])

@@ -126,7 +126,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_directory(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="is a directory with no model in it"):
+    with pytest.raises(SourceError, match=r"what repl-fx writes is rewritten already; give the model\.py"):
         load_source(str(tmp_path))
 
 
