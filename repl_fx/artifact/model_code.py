@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from repl_fx.artifact.manifest import Manifest, read_manifest
+from repl_fx.display.shell import typed
 from repl_fx.errors import ArtifactError
 from repl_fx.sources import Source, load_source, names_no_file
 from repl_fx.sources.checkpoints.digest import digest_of
@@ -116,7 +117,7 @@ def _from_config(directory: Path, model: Model, weights: Path | bool) -> nn.Modu
 def _require_same_files(directory: Path, model: Model) -> None:
     """Refuse to run a model file that an artifact names, unless it is the one that the artifact was made from."""
     name, is_file = model.spec, not names_no_file(model.spec)
-    otherwise = f"to take another, name it: --model {name} (load(directory, model=…))"
+    otherwise = f"to take another, name it: --model {typed(name)} (load(directory, model=…))"
     if is_file and not any(name == file or name.startswith(f"{file}:") for file in model.files):
         raise ArtifactError(f"{directory} names the model {name}, and no hash of that file; {otherwise}")
     for text, digest in model.files.items():
@@ -136,7 +137,7 @@ def _seen(directory: Path, model: Model, file: Path) -> str:
     for near in (Path(file.name), directory.parent / file.name):
         if model.spec.startswith(str(file)) and near.is_file() and hash_file(near) == model.files[str(file)]:
             spec = model.spec.replace(str(file), str(near), 1)
-            return f"a file like it is there: take it with --model {spec} (load(directory, model={spec!r}))"
+            return f"a file like it is there: take it with --model {typed(spec)} (load(directory, model={spec!r}))"
     return "name where it is: --model PATH (load(directory, model=…))"
 
 
