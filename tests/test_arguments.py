@@ -122,6 +122,7 @@ NUMBERS = st.integers()
 PLAIN = st.one_of(st.none(), NUMBERS, st.text(), st.binary(), st.sets(NUMBERS), st.dictionaries(st.text(), NUMBERS))
 
 
+@pytest.mark.slow
 @given(given=st.one_of(PLAIN, st.builds(torch.ones, st.just(2)), st.builds(np.ones, st.just(2)), st.just(ConvNet)))
 def test_all_but_sequences_are_refused_as_args(given: Any) -> None:
     message = refused(require_args, given)
@@ -135,6 +136,7 @@ def test_sequences_and_mappings_of_all_kinds_are_taken(items: list[Any], named: 
             require_args(args, kwargs)
 
 
+@pytest.mark.slow
 def test_a_list_of_arguments_is_taken(tmp_path: Path) -> None:
     module = repl_fx.capture(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [images()])
     repl_fx.export_onnx(module, tmp_path / "net.onnx", [images()])

@@ -96,6 +96,7 @@ def test_nets_that_are_built_in_another_way_are_traced_anew() -> None:
     assert not repl_fx.capture(_Scaled(2.0).eval(), (x,)).training
 
 
+@pytest.mark.slow
 def test_what_is_no_single_graph_is_captured_in_parts() -> None:
     for _ in range(2):
         assert [part.path for part in repl_fx.capture_parts(Counts(ConvNet(depth=3)), (images(),)).parts] == ["body"]

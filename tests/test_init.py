@@ -56,6 +56,7 @@ def test_modules_come_when_they_are_asked_for() -> None:
     ], done.stderr
 
 
+@pytest.mark.slow
 def test_importing_a_name_draws_no_random_number_of_the_script() -> None:
     code = (
         "import random, repl_fx\n"
@@ -67,6 +68,7 @@ def test_importing_a_name_draws_no_random_number_of_the_script() -> None:
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [

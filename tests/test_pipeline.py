@@ -247,7 +247,6 @@ def test_nothing_to_replace_says_why() -> None:
         repl_fx.transform(ConvNet(depth=3), (images(),), ignore=["blocks.*"])
 
 
-@pytest.mark.slow
 def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
     x = tokens()
     plan = repl_fx.transform(TokenNet(depth=3), (x,), seed=3).plan
@@ -318,6 +317,7 @@ def _made(result: repl_fx.TransformResult) -> list[Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_a_seed_decides_what_surrogates_begin_with(in_parts: bool) -> None:
     torch.manual_seed(0)
@@ -396,7 +396,6 @@ def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
         repl_fx.transform(ConvNet(), (images(),), plan=whole.plan)
 
 
-@pytest.mark.slow
 def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = TokenNet(depth=3), torch.randn(2, 6, 16)
     found = repl_fx.capture_parts(model, (x,))
@@ -419,6 +418,7 @@ def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.Mon
             repl_fx.transform(other, (x,), captured=found, **options)
 
 
+@pytest.mark.slow
 def test_notebooks_show_a_result_as_tables() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -84,6 +84,7 @@ def expected() -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
     return _made(TokenNet(depth=5), tokens())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surroundings", _SURROUNDINGS)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
 def test_what_the_caller_has_set_changes_nothing(
@@ -143,6 +144,7 @@ def test_what_learns_from_data_is_refused_without_gradients_or_values(
         getattr(repl_fx, work)(subject, given.get(work, batches))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["auto", "bottleneck"])
 def test_a_model_without_values_is_rewritten_where_it_is_made_as_elsewhere(surrogate: str) -> None:
     with torch.device("meta"):

@@ -28,6 +28,7 @@ def _trained(result: repl_fx.TransformResult, x: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("surrogate", "make", "x"),
     [("reuse", TokenNet, TOKENS), ("blend", TokenNet, TOKENS), ("slim", ConvNet, PICTURES)],

@@ -94,7 +94,6 @@ def example_inputs():
 """
 
 
-@pytest.mark.slow
 def test_the_original_is_built_with_the_weights_it_had(tmp_path: Path) -> None:
     file, weights, out = tmp_path / "net.py", tmp_path / "trained.safetensors", tmp_path / "out"
     file.write_text(WEIGHTED)

@@ -68,6 +68,7 @@ def test_what_save_pretrained_wrote_is_loaded_without_any_other_argument(tmp_pat
         repl_fx.load(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_converted_afterwards_is_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -107,7 +108,6 @@ def test_from_pretrained_refuses_what_it_would_load_half(tmp_path: Path) -> None
     assert not hasattr(repl_fx.load(tmp_path / "checkpoint").config, "transformers_weights")
 
 
-@pytest.mark.slow
 def test_from_pretrained_finds_no_weights_in_what_save_wrote(tmp_path: Path) -> None:
     model = _in_place()
     model.save_pretrained(tmp_path / "checkpoint")
@@ -183,13 +183,11 @@ def test_a_part_without_surrogates_is_saved_as_ever(tmp_path: Path) -> None:
     transformers.GPT2Model.from_pretrained(tmp_path)
 
 
-@pytest.mark.slow
 def test_what_would_be_uploaded_without_its_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"use model\.push_to_hub"):
         _in_place().save_pretrained(tmp_path, push_to_hub=True)
 
 
-@pytest.mark.slow
 def test_copies_and_pickles_save_themselves(tmp_path: Path) -> None:
     model = _in_place()
     for number, other in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
@@ -201,7 +199,6 @@ def test_copies_and_pickles_save_themselves(tmp_path: Path) -> None:
         assert not torch.equal(_logits(loaded), _logits(model))
 
 
-@pytest.mark.slow
 def test_shards_become_one_file_and_a_given_state_is_what_is_written(tmp_path: Path) -> None:
     model = _in_place()
     doubled = {name: tensor * 2 for name, tensor in model.state_dict().items()}
@@ -259,13 +256,11 @@ def test_attributes_that_no_forward_reads_leave_checkpoints_artifacts(tmp_path: 
     assert torch.equal(_logits(repl_fx.load(tmp_path)), _logits(model))
 
 
-@pytest.mark.slow
 def test_another_process_than_the_main_one_writes_nothing(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path, is_main_process=False)
     assert not (tmp_path / MANIFEST).exists()
 
 
-@pytest.mark.slow
 def test_a_model_that_was_changed_is_saved_as_transformers_does(tmp_path: Path) -> None:
     model = _in_place()
     model.transformer.h[0].mlp.c_fc = nn.Linear(16, 64)
@@ -275,7 +270,6 @@ def test_a_model_that_was_changed_is_saved_as_transformers_does(tmp_path: Path) 
     assert not (tmp_path / MANIFEST).exists()
 
 
-@pytest.mark.slow
 def test_a_file_of_others_stays_and_so_do_the_weights(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("mine")
     with pytest.warns(UserWarning, match="is not as repl-fx wrote it"):
@@ -285,7 +279,6 @@ def test_a_file_of_others_stays_and_so_do_the_weights(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
 
 
-@pytest.mark.slow
 def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -295,7 +288,6 @@ def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert repl_fx.load(tmp_path, transformers.GPT2LMHeadModel(_config())) is not None
 
 
-@pytest.mark.slow
 def test_code_beside_a_config_never_runs(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -119,7 +119,6 @@ class Lazy(nn.Module):
         return x
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("ran_before", [0, 5, 7])
 def test_a_buffer_that_the_first_forward_makes(tmp_path: Path, persistent: bool, ran_before: int) -> None:

@@ -409,6 +409,7 @@ def test_a_wrong_file_is_seen_though_verification_passes(monkeypatch: pytest.Mon
     assert found == "wrong" and "of its scale" in detail, detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "expected"),
     [("all of it", "wrong"), ("ONNX Runtime fails: GRU does not support double yet", "refused")],

@@ -60,5 +60,6 @@ def test_a_seed_gives_the_same_network_in_another_process() -> None:
     assert other == f"{networks.describe(5)} {total}"
 
 
+@pytest.mark.slow
 def test_the_seeds_differ() -> None:
     assert len({tuple(networks.describe(seed)) for seed in range(20)}) == 20

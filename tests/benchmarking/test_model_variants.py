@@ -21,6 +21,7 @@ def _made(result: repl_fx.TransformResult) -> dict[str, Variant]:
     return {name: make() for name, make in variants_of(result, result.model).items()}
 
 
+@pytest.mark.slow
 def test_the_variants_of_a_model() -> None:
     source = TokenNet(depth=5)
     result = repl_fx.transform(source, (X,), surrogate="reuse")

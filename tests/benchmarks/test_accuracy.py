@@ -129,7 +129,6 @@ def test_half_the_size_is_means_of_squares() -> None:
     assert model[0](torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 3, 16, 16)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("small_text")
 def test_a_run_repeats_and_a_refusal_is_recorded(tmp_path: Path) -> None:
     first, second = (perform(Run("smoke", "text/gpt", "full", 1, "cpu"), tmp_path) for _ in range(2))

@@ -35,6 +35,7 @@ def test_every_form_of_a_gpt_is_compiled() -> None:
     assert graphs["rewritten, outlined"] <= 3 and graphs["in place, by blocks"] <= 4
 
 
+@pytest.mark.slow
 def test_a_profile_accounts_for_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_time, "build", lambda name: (TokenNet(depth=3), (tokens(),)))
     found = compile_time.capture_profile("tokens", 1)

@@ -45,6 +45,7 @@ def test_on_cuda(smoke: ModuleType, subjects: dict[tuple[str, str], Any], model:
     assert row.status == "pass", row.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["capture", "bfloat16", "checkpoint", "fold", "save"])
 def test_the_same_checks_on_the_cpu(smoke: ModuleType, subjects: dict[tuple[str, str], Any], check: str) -> None:
     row = run(smoke, subjects, "gpt", "cpu", check)
@@ -56,6 +57,7 @@ def test_skips_what_needs_two_devices(smoke: ModuleType, subjects: dict[tuple[st
     assert row.status == "skip" and "second device" in row.detail
 
 
+@pytest.mark.slow
 def test_a_module_that_computes_something_else_fails(smoke: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     fold = smoke.repl_fx.fold
 

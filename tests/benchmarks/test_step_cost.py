@@ -170,6 +170,7 @@ def test_a_budget_that_is_spent_before_the_start_measures_nothing(tmp_path: Path
     assert tables.read_json(path) == []
 
 
+@pytest.mark.slow
 def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "cost.json"
     which = ["--models", "vit", "--variants", "ful?", "--dtypes", "float32", "--batch", "2", "--steps", "2"]
@@ -186,7 +187,6 @@ def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
     assert [list(step) for step in evaluated.rows[0].steps] == [["forward"]] * 2
 
 
-@pytest.mark.slow
 def test_an_evaluation_is_timed_without_gradients_and_folded_beside_unfolded() -> None:
     def build() -> nn.Module:
         return TokenNet(depth=3)
@@ -218,7 +218,6 @@ def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"full", "full, checkpointed", "stochastic depth"} <= set(names)
 
 
-@pytest.mark.slow
 def test_the_forms_of_a_variant_compute_the_same() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 6, 16)

@@ -14,6 +14,7 @@ from repl_fx.training.data import Data, Tensors, load_data
 from repl_fx.training.train_config import TrainConfig
 
 
+@pytest.mark.slow
 def test_both_sides_are_measured_from_the_same_start(monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_data("digits")
     assert isinstance(data, Data) and isinstance(data.train, Tensors)

@@ -55,7 +55,6 @@ def test_each_method_cuts_to_the_budget(own: Original, method: str) -> None:
     assert all(torch.equal(value, own.model.state_dict()[name]) for name, value in before.items())
 
 
-@pytest.mark.slow
 def test_what_cannot_be_cut_says_why(own: Original) -> None:
     assert "no plan has flops at or below 0.01" in trained.run(own, "linear", 0.01, 0, ())["reason"]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .conftest import Run
 
 
+@pytest.mark.slow
 def test_export_writes_the_file_and_the_proof(run: Run, artifact: Path) -> None:
     (artifact / "model.onnx").unlink()
     (artifact / "verify.json").unlink()
@@ -49,6 +50,7 @@ def test_export_without_verification_leaves_no_old_proof(run: Run, artifact: Pat
     assert run("export", artifact, "-o", file, "--no-verify", "--force").exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_export_that_fails_leaves_no_file(run: Run, artifact: Path, tmp_path: Path) -> None:
     (artifact / "model.onnx").unlink()
     one_line(run("export", artifact, "--opset", "1"))

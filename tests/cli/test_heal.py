@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 import repl_fx
 from tests.cli.results import document, one_line
 from tests.cli.test_train import MODEL
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 FAST = ("--batch-size", "256", "--device", "cpu", "--no-augment")
 
 
+@pytest.mark.slow
 def test_a_cut_model_is_healed_and_goes_on(run: Run, tmp_path: Path) -> None:
     spec, out = tmp_path / "model.py", tmp_path / "out"
     spec.write_text(MODEL)

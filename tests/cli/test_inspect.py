@@ -24,6 +24,7 @@ def test_inspect_shows_repeats_and_costs(run: Run, model_file: Path) -> None:
     assert max(len(line) for line in result.stdout.splitlines() if str(model_file) not in line) <= 80
 
 
+@pytest.mark.slow
 def test_inspect_json(run: Run, model_file: Path) -> None:
     found = document(run("inspect", model_file, "--json").stdout)
     (repeat,) = found["repeats"]
@@ -34,6 +35,7 @@ def test_inspect_json(run: Run, model_file: Path) -> None:
     assert repeat["flops"] == 2 * 2 * 5 * 2 * 8 * 16
 
 
+@pytest.mark.slow
 def test_inspect_shows_the_sizes_that_the_inputs_may_have(run: Run, model_file: Path) -> None:
     result = run("inspect", model_file, "--input-shape", "2x6x8", "--fixed", "length")
     assert result.exit_code == 0
@@ -52,6 +54,7 @@ def test_names_of_no_dimension_are_refused(run: Run, model_file: Path, artifact:
     assert "is an artifact, whose sizes are fixed as it was made; leave out --fixed" in line
 
 
+@pytest.mark.slow
 def test_inspect_of_an_artifact_shows_what_was_done(run: Run, artifact: Path) -> None:
     found = document(run("inspect", artifact, "--json").stdout)
     assert [block["status"] for block in found["blocks"]] == ["kept", "replaced", "kept", "replaced", "kept"]

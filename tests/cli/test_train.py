@@ -110,6 +110,7 @@ def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_graph_is_trained(run: Run, tmp_path: Path) -> None:
     spec, out = tmp_path / "model.py", tmp_path / "out"
     spec.write_text(MODEL)

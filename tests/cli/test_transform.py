@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .conftest import Run
 
 
+@pytest.mark.slow
 def test_transform_shows_and_writes(run: Run, model_file: Path, tmp_path: Path) -> None:
     result = run("transform", model_file, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
@@ -72,6 +73,7 @@ def test_where_copies_of_calls_differ_each_is_traced_by_itself(
     assert note.startswith("each call of a module was traced by itself: a graph with copies of alike ones differed (")
 
 
+@pytest.mark.slow
 def test_an_artifact_keeps_the_dimensions_that_were_to_stay(run: Run, model_file: Path, tmp_path: Path) -> None:
     result = run("transform", model_file, "--input-shape", "2x6x8", "--fixed", "length", "-o", tmp_path / "out")
     assert "sizes: batch any; length 6 alone, as asked" in result.stdout, result.stderr
@@ -97,6 +99,7 @@ def test_transform_options_reach_the_plan(run: Run, model_file: Path, tmp_path: 
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["seed"] == 7
 
 
+@pytest.mark.slow
 def test_a_pattern_names_the_blocks(run: Run, model_file: Path, tmp_path: Path) -> None:
     done = run("transform", model_file, "-o", tmp_path / "out", "--blocks", "blocks.[1-4],2", "--json", "-q")
     assert done.exit_code == 0, done.stderr
@@ -139,6 +142,7 @@ def test_a_plan_is_replayed(run: Run, artifact: Path, tmp_path: Path) -> None:
     assert both.exit_code == 2 and "leave out --every" in both.stderr
 
 
+@pytest.mark.slow
 def test_trained_weights_go_into_the_artifact(run: Run, model_file: Path, tmp_path: Path) -> None:
     trained = load_source(str(model_file), seed=5)
     torch.save({"state_dict": trained.model.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
@@ -342,6 +346,7 @@ def test_weights_on_the_meta_device(run: Run, model_file: Path, tmp_path: Path) 
     assert run("inspect", model_file, "--device", "meta").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_shown(run: Run, model_file: Path, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps({f"blocks.{i}": i for i in range(5)}))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .conftest import Run
 
 
+@pytest.mark.slow
 def test_verify_a_directory(run: Run, artifact: Path) -> None:
     result = run("verify", artifact, artifact / "model.onnx", "--batch", "2,3", "--per-layer")
     assert result.exit_code == 0, result.stderr
@@ -25,6 +26,7 @@ def test_verify_a_directory(run: Run, artifact: Path) -> None:
     assert f"{artifact / 'model.onnx'} is the file that export verified" in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow
 def test_verify_a_model(run: Run, artifact: Path) -> None:
     # The surrogates compute something else than the blocks they stand in for, and verify has to see it.
     source = artifact.parent / "model.py"
@@ -53,6 +55,7 @@ def test_an_artifact_brings_its_own_weights(run: Run, artifact: Path) -> None:
     assert "leave out --weights" in one_line(run("verify", artifact, artifact / "model.onnx", *given))
 
 
+@pytest.mark.slow
 def test_verify_finds_a_tampered_file(run: Run, artifact: Path) -> None:
     model = onnx.load(str(artifact / "model.onnx"))
     weight = max(model.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
@@ -78,6 +81,7 @@ def test_verify_finds_a_tampered_file(run: Run, artifact: Path) -> None:
     assert [one["name"] for one in found["weights"]["altered"]] == [weight.name]
 
 
+@pytest.mark.slow
 def test_bad_onnx_files(run: Run, artifact: Path, tmp_path: Path) -> None:
     assert "there is no ONNX file" in one_line(run("verify", artifact, tmp_path / "none.onnx"))
     (tmp_path / "bad.onnx").write_text("not onnx")

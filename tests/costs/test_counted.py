@@ -91,6 +91,7 @@ def test_fused_attention_counts_its_two_products() -> None:
     assert costs.flops == 2 * (2 * 2 * 3 * 16 * 16 * 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [16, 48])
 def test_attention_layers_of_torch_count_what_they_are_made_of(width: int) -> None:
     layer, x = nn.TransformerEncoderLayer(width, 2, 32, batch_first=True), torch.randn(2, 4, width)
@@ -373,6 +374,7 @@ class Skips(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_a_graph_that_decides_by_values_is_counted_with_all_its_layers() -> None:
     args = torch.randn(2, 4), torch.zeros(2, 4)
     model = Skips()

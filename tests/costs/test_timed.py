@@ -37,7 +37,6 @@ def test_times_are_those_of_the_nodes_and_nothing_is_changed() -> None:
     assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
 
 
-@pytest.mark.slow
 def test_the_share_of_two_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed, "_PAIRED", (0.3, 1.0))
     slow, fast = (Part("", repl_fx.capture(Net(wide), INPUTS.args), INPUTS) for wide in (50_000, 4))

@@ -135,6 +135,7 @@ def recorded() -> Iterator[list[str]]:
         yield steps
 
 
+@pytest.mark.slow
 def test_what_takes_long_says_its_steps(tmp_path: Path) -> None:
     model, x = TokenNet(depth=5), torch.randn(2, 6, 16)
     with recorded() as steps:

@@ -12,7 +12,6 @@ itself.
 A comment before a block says how it runs:
 
     <!-- smaller: OLD => NEW; … -->     with other words, and at a few steps (`_FEWER`)
-    <!-- slow: OLD => NEW; … -->        likewise, unless slow tests are left out
     <!-- not run: REASON -->            not at all
 
 Then Python compiles, commands are there, and their options parse, as they stand. Files of the reader that a command
@@ -55,7 +54,7 @@ PAGES = (
 )
 
 _FENCE = RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\s]*)(?P<info>[^\n]*)$\n", re.MULTILINE))
-_MARKER = DirectiveInHTMLCommentLexer(r"not run|smaller|slow")
+_MARKER = DirectiveInHTMLCommentLexer(r"not run|smaller")
 _HIDDEN = DirectiveInHTMLCommentLexer(r"invisible-code-block", r"python")
 # Flags of commands in blocks that are run smaller, where they do not say otherwise.
 _FEWER = {
@@ -73,12 +72,10 @@ class PageRun:
     Args:
         directory: an empty one, which has to be the working directory.
         files: makes what a reader brings along.
-        slow: whether slow blocks run.
     """
 
     directory: Path
     files: ReadersFiles
-    slow: bool = False
     printed: str | None = ""
     marker: tuple[str, str] = ("", "")
     commands: int = 0
@@ -104,7 +101,7 @@ class PageRun:
         titled = re.search(r'title="([^"]+)"', example.parsed["info"])
         title = titled[1] if titled else ""
         (how, said), self.marker = self.marker, ("", "")
-        runs = how in ("", "smaller") or (how == "slow" and self.slow)
+        runs = how != "not run"
         if language == "python" and (title or not runs):
             compile(source, title or example.path, "exec")
             if title:

@@ -13,10 +13,10 @@ from tests.docs.readers_files import ReadersFiles
 MOST_NOT_RUN = 15
 
 
-def run_page(page: Path, directory: Path, patches: pytest.MonkeyPatch, *, slow: bool = False) -> PageRun:
+def run_page(page: Path, directory: Path, patches: pytest.MonkeyPatch) -> PageRun:
     directory.mkdir(exist_ok=True)
     patches.chdir(directory)
-    run = PageRun(directory, ReadersFiles(directory, patches), slow)
+    run = PageRun(directory, ReadersFiles(directory, patches))
     for block in run.blocks_of(page):
         block.evaluate()
     return run
@@ -26,12 +26,10 @@ def _named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=_named)
-def test_its_blocks_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
-) -> None:
-    # Once, with the slow ones or without: those in between are as many either way.
-    run_page(page, tmp_path / "page", monkeypatch, slow="not slow" not in pytestconfig.getoption("markexpr"))
+def test_its_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_page(page, tmp_path / "page", monkeypatch)
 
 
 def test_few_blocks_are_not_run() -> None:

@@ -31,7 +31,6 @@ def _code() -> dict[str, str]:
     return dict(blocks)
 
 
-@pytest.mark.slow
 def test_the_surrogate_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
     code = _code()["repl_fx_shop/one_layer.py"]
     # dataclasses look their module up by name.
@@ -73,6 +72,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_package_of_the_docs_extends_the_command_line(shop: Path) -> None:
     def run(*arguments: object) -> Any:
         return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="repl-fx")

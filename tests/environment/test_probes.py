@@ -37,6 +37,7 @@ def test_modules_beside_that_of_the_child_are_not_in_its_way() -> None:
     assert probe(["machine"])["machine"].problem == "ModuleNotFoundError: No module named 'machine'"
 
 
+@pytest.mark.slow
 def test_libraries_say_what_they_have() -> None:
     found = probe(["torch", "onnxruntime"])
     assert found["torch"].facts["threads"] >= 1 and isinstance(found["torch"].facts["devices"], list)

@@ -102,7 +102,6 @@ def test_the_command_that_mends_a_package_built_for_a_torch(
     assert mend("repl_fx_test_vision").replace("_", "-") == command
 
 
-@pytest.mark.slow
 def test_a_package_of_another_name_than_its_module_is_mended_by_its_own(place: Path) -> None:
     install(place, "torchaudio", "2.11")
     assert mend("torchaudio") == "pip uninstall torchaudio"

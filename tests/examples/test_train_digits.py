@@ -55,6 +55,7 @@ def test_refuses_inputs_of_another_kind(example: ModuleType) -> None:
         example.digits_for(torch.zeros(2, 32))
 
 
+@pytest.mark.slow
 def test_prints_a_table(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     example.main(["--epochs", "1"])
     printed = capsys.readouterr().out

@@ -79,7 +79,6 @@ class Cancels(nn.Module):
         return self.a(x) - self.b(x)  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
 def test_rounding_that_a_model_lets_grow_is_no_mismatch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Cancels().eval(), torch.randn(64, 512)
@@ -101,6 +100,7 @@ class CastsAndCancels(Cancels):
         return super().forward(x.to(self.a.weight.dtype) * 1)
 
 
+@pytest.mark.slow
 def test_rounding_is_told_from_error_where_a_cast_to_single_is_fixed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = CastsAndCancels().eval(), torch.randn(64, 512)
@@ -200,7 +200,6 @@ def renamed(path: Path, names: dict[str, str], keep: int | None = None, extra: s
     return copy
 
 
-@pytest.mark.slow
 def test_a_file_with_names_of_its_own_is_compared_by_position(tmp_path: Path) -> None:
     module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
     exported = Exported(module, tmp_path / "m.onnx", args)
@@ -233,6 +232,7 @@ def test_a_file_with_an_output_more_or_less_is_refused(tmp_path: Path) -> None:
     assert check.failures == ("the file has 3 outputs, the module 2: it does not return more",)
 
 
+@pytest.mark.slow
 def test_a_plain_export_of_torch_is_compared(tmp_path: Path) -> None:
     module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
     batch = {0: torch.export.Dim.DYNAMIC}
@@ -253,6 +253,7 @@ class Double(nn.Module):
         return self.fc(self.norm(x * 0.01))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_double_model_is_compared_as_closely_as_attributes_allow(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Double().double(), torch.randn(4, 8, dtype=torch.float64)

@@ -637,6 +637,7 @@ def test_what_cannot_be_translated_is_refused(name: str, tmp_path: Path) -> None
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_graph_squeezes_and_takes_angles_as_its_model_does(tmp_path: Path) -> None:
     class Squeezes(nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from tests.exporting import Exported
 from tests.nets import ConvNet, TokenNet, as_after_training, tokens
 
 
+@pytest.mark.slow
 def test_layers_are_compared_in_order(exported: tuple[fx.GraphModule, Path]) -> None:
     check = verify_onnx(exported[0], exported[1], (X,), per_layer=True)
     assert check
@@ -58,6 +59,7 @@ def test_the_first_layer_that_differs_is_named(tmp_path: Path) -> None:
     assert "begins at wrong" in check.summary()
 
 
+@pytest.mark.slow
 def test_chosen_layers(exported: tuple[fx.GraphModule, Path]) -> None:
     check = verify_onnx(exported[0], exported[1], (X,), layer_nodes=["tanh"])
     assert [(layer.node, layer.module) for layer in check.layers] == [("tanh", "")]

@@ -185,6 +185,7 @@ def test_values_that_may_be_no_number_are_as_they_were_written_last(tmp_path: Pa
     assert verified, verified.summary()
 
 
+@pytest.mark.slow
 @fails_on_old_torch("a trace asks nothing of the numbers of targets and of values")
 def test_a_loss_of_more_targets_than_values_is_not_a_number(tmp_path: Path) -> None:
     args = torch.randn(2, 6, 4), torch.zeros(2, 6, dtype=torch.int64)
@@ -197,7 +198,6 @@ def test_a_loss_of_more_targets_than_values_is_not_a_number(tmp_path: Path) -> N
         assert np.isnan(session.run(given)["output"]) == (targets != 6)
 
 
-@pytest.mark.slow
 def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
     x = torch.arange(14.0).reshape(2, 7)
     for made, wanted in (

@@ -95,6 +95,7 @@ def test_exports_a_training_graph_as_it_evaluates_and_leaves_it_training(tmp_pat
     np.testing.assert_allclose(run(path, x=x)["output"], expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_names_come_from_the_signature_and_the_result(encoder_file: tuple[Encoder, Path]) -> None:
     graph = onnx.load(str(encoder_file[1])).graph
     assert [value.name for value in graph.input] == ["input_ids", "attention_mask"]
@@ -251,7 +252,6 @@ def test_the_mode_is_restored_after_a_failure(tmp_path: Path) -> None:
     assert all(child.training for child in module.modules())
 
 
-@pytest.mark.slow
 def test_a_file_the_checker_refuses_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise onnx.checker.ValidationError("bad node\nmore")
@@ -268,6 +268,7 @@ def test_an_unwritable_place_is_refused_before_any_work(tmp_path: Path, place: s
         export_onnx(nn.Linear(4, 4), tmp_path / place, (torch.randn(2, 4),))
 
 
+@pytest.mark.slow
 def test_opset(tmp_path: Path) -> None:
     path = export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),), opset=18)
     assert onnx.load(str(path)).opset_import[0].version == 18
@@ -445,6 +446,7 @@ class TwoClips(nn.Module):
         return low + high
 
 
+@pytest.mark.slow
 def test_two_clips_of_one_value_keep_their_bounds(tmp_path: Path) -> None:
     model, x = TwoClips(), torch.randn(3, 4)
     assert Exported(model, tmp_path / "clips.onnx", (x,)).verify()

@@ -63,7 +63,6 @@ def test_the_same_tensor_for_two_inputs_is_two_inputs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(path, a=same, b=other)["output"], np.ones((2, 3)))
 
 
-@pytest.mark.slow
 def test_dataclass_results_and_nested_inputs(tmp_path: Path) -> None:
     @dataclass
     class Result:

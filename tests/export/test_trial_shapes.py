@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +50,6 @@ def test_a_module_is_tried_at_the_sizes_that_the_file_names() -> None:
     assert trial_shapes(module, {**known, "y": ["batch", "2*length"]}, flatten_inputs(module, inputs)) == {}
 
 
-@pytest.mark.slow
 def test_a_file_that_is_right_at_the_length_of_the_example_alone_is_found_out(tmp_path: Path) -> None:
     class Mean(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

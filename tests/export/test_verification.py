@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import fx
 
@@ -37,7 +36,6 @@ def test_what_was_skipped_is_said_with_the_reason() -> None:
     assert Verification(rows=(same(1.0),), skipped=skipped, failures=("no output",)).summary().endswith(said)
 
 
-@pytest.mark.slow
 def test_json_is_json(exported: tuple[fx.GraphModule, Path]) -> None:
     check = verify_onnx(exported[0], exported[1], (X,), per_layer=True)
     data = json.loads(json.dumps(check.to_json(), allow_nan=False))

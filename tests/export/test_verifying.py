@@ -84,7 +84,6 @@ def test_a_single_entry_changed_by_one_percent_is_a_mismatch(
     assert not verify_onnx(exported[0], perturbed(exported[1], tmp_path, "head.weight", 0.01, entry), (X,))
 
 
-@pytest.mark.slow
 def test_tolerances_can_be_set(exported: tuple[fx.GraphModule, Path], tmp_path: Path) -> None:
     path = perturbed(exported[1], tmp_path, "head.bias", 0.01)
     assert not verify_onnx(exported[0], path, (X,), batches=[4])

@@ -42,7 +42,6 @@ def test_a_mismatch_is_blamed_on_the_weight_that_differs(exported: tuple[fx.Grap
     assert "weights in the file that are not the module's: second.weight" in check.summary()
 
 
-@pytest.mark.slow
 def test_another_graph_in_the_file_is_told_from_other_weights(
     exported: tuple[fx.GraphModule, Path], tmp_path: Path
 ) -> None:

@@ -23,7 +23,6 @@ def _found(kind: str) -> Attention | str:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "first", "second"),
     [
@@ -64,6 +63,7 @@ def test_a_convolution_has_no_attention() -> None:
     assert "0 products with an attention map" in str(find_attention(branch))
 
 
+@pytest.mark.slow
 def test_a_number_of_inputs_that_depends_on_values_is_a_reason() -> None:
     """Pictures that are padding are taken out first, say."""
 

@@ -157,6 +157,7 @@ def random_graph(seed: int, kinds: int, length: int) -> fx.GraphModule:
     return graph.done(values[-1])
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.integers(0, 2**20), st.integers(2, 6), st.integers(8, 160))
 def test_candidate_shifts_find_what_all_shifts_find(seed: int, kinds: int, length: int) -> None:
@@ -243,6 +244,7 @@ def test_time_grows_near_linearly() -> None:
     assert min(seconds(large) for _ in range(3)) < 24 * max(min(seconds(small) for _ in range(5)), 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3])
 def test_long_blocks_filled_by_a_shorter_repeat(depth: int) -> None:
     (repeat,) = find_repeats(residual(depth, inner=1500))
@@ -348,7 +350,6 @@ def test_loop_over_bare_parameters_is_found() -> None:
     assert {p.split(".")[1] for p in repeat.blocks[2].parameters} == {"2"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("resnet32", [5, 4, 4]), ("mlp", [8])])
 def test_examples(name: str, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPL_FX_CHECK", "1")

@@ -48,7 +48,6 @@ def similar_in(model: nn.Module) -> Repeat:
     return repeat
 
 
-@pytest.mark.slow
 def test_stages_of_other_widths_are_one_similar_repeat() -> None:
     repeat = similar_in(Stages(2, 2, 2))
     assert [block.name.partition("#")[0] for block in repeat.blocks] == [f"units.{i}" for i in range(6)]
@@ -60,7 +59,6 @@ def test_stages_of_other_widths_are_one_similar_repeat() -> None:
     assert second.parameters[len(first.parameters) :][0] == "units.2.down.0.weight"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_replaced_by_surrogates_that_adapt_sizes(surrogate: str) -> None:
     torch.manual_seed(0)
@@ -77,7 +75,6 @@ def test_replaced_by_surrogates_that_adapt_sizes(surrogate: str) -> None:
     torch.testing.assert_close(repl_fx.fold(gm)(images()), gm(images()), rtol=0, atol=0)
 
 
-@pytest.mark.slow
 def test_inverted_residuals_of_several_stages() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 
-import pytest
 import torch
 from torch import nn
 
@@ -28,7 +27,6 @@ def test_they_are_a_tuple_in_all_that_a_tuple_does() -> None:
             assert type(again) is Repeats and again == plain
 
 
-@pytest.mark.slow
 def test_notebooks_show_a_table() -> None:
     class Odd(nn.Sequential):
         pass

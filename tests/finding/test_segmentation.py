@@ -108,6 +108,7 @@ def test_blocks_that_hand_on_two_values() -> None:
     assert [n.name for n in repeat.blocks[0].inputs] == ["stem", "coarse"]
 
 
+@pytest.mark.slow
 def test_phases_of_a_run_do_not_walk_the_same_nodes_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # Stages in thirteen widths in turn: runs of all multiples of their length, each with many ways to cut it.
     graph = Graph()

@@ -49,7 +49,6 @@ def test_a_model_is_cut_to_a_budget_and_fitted(net: nn.Module) -> None:
     assert not any(id(tensor) in own for tensor in done.model.parameters())
 
 
-@pytest.mark.slow
 def test_the_outcome_shows_itself(net: nn.Module) -> None:
     batches = _batches()
     done = repl_fx.compress(net, batches, budget={"params": 0.8}, surrogate="linear", evaluate=lambda model: 1.5)
@@ -82,7 +81,6 @@ def test_inputs_by_name_and_several_passes() -> None:
     assert len(passes) > 2 and (done.budget["flops"]["reached"] or 1) <= 0.9
 
 
-@pytest.mark.slow
 def test_what_cannot_be_is_a_line(net: nn.Module) -> None:
     with pytest.raises(repl_fx.BadInput, match="compress needs a budget"):
         repl_fx.compress(net, _batches(), budget={})

@@ -34,7 +34,6 @@ def test_a_block_that_keeps_some_units_beside_a_stretch_stands_for_itself() -> N
     assert [(one.block, one.surrogate) for one in stand_ins(result)] == [one for one in made if one[1] != "identity"]
 
 
-@pytest.mark.slow
 def test_the_output_and_the_sums_before_it_are_the_points() -> None:
     (one,) = stand_ins(repl_fx.transform(TokenNet(depth=3, post_norm=True), (tokens(),), surrogate="bottleneck"))
     ((node, start),) = one.starts

@@ -146,7 +146,6 @@ def test_a_fit_says_units_that_come_twice_by_one_of_each() -> None:
     assert (after - wanted).norm() < 1e-3 * (before - wanted).norm()
 
 
-@pytest.mark.slow
 def test_a_fit_takes_norms_along() -> None:
     torch.manual_seed(0)
     net = ConvNet(depth=4).train()

@@ -121,7 +121,6 @@ def test_gradients_flow_through_the_steps_before() -> None:
     assert grads[0] is not None and grads[1] is not None and torch.equal(grads[0], grads[1])
 
 
-@pytest.mark.slow
 def test_a_captured_graph_that_rebinds_buffers_is_captured_again() -> None:
     model, x = nested(average_in_training), torch.randn(3, 8)
     assert check_capture(model, capture(capture(model, (x,)), (x,)), (x,))
@@ -236,7 +235,6 @@ def test_outputs_that_depend_on_a_moving_buffer_are_not_exported(
         repl_fx.export_onnx(gm, tmp_path / "net.onnx", (x,))
 
 
-@pytest.mark.slow
 def test_a_buffer_that_no_output_depends_on_is_left_out_of_the_file(tmp_path: Path) -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:

@@ -88,7 +88,6 @@ def test_effects_and_dead_nodes(gm: fx.GraphModule) -> None:
     assert {random, mutates}.isdisjoint(gm.graph.nodes) and fc in gm.graph.nodes
 
 
-@pytest.mark.slow
 def test_names_and_places(gm: fx.GraphModule) -> None:
     assert unique_name(gm, "fc") == "fc_1" and unique_name(gm, "new") == "new"
     gm.add_submodule("one.two", nn.ReLU())

@@ -101,6 +101,7 @@ SUBJECTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "inputs", "surrogate"), SUBJECTS)
 def test_rewritten_and_folded_modules(
     make: Callable[[], nn.Module], inputs: Callable[[], Tensor], surrogate: str, tmp_path: Path
@@ -518,6 +519,7 @@ def test_an_operator_of_a_library_that_is_not_imported_is_named() -> None:
         pickle.loads(data)
 
 
+@pytest.mark.slow
 def test_sizes_of_another_torch_are_refused() -> None:
     captured = capture(TokenNet(depth=3), (tokens(),))
     version = str(torch.__version__).encode()
@@ -567,6 +569,7 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(sizes=SIZES, picks=nested(st.integers(0, 7)))
 def test_values_of_nodes_at_any_depth(sizes: list[int], picks: Any) -> None:

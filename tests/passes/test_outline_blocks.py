@@ -20,7 +20,6 @@ from tests.nets import ConvNet, RawNet, TokenNet, training_step
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "x", "surrogate"),
     [
@@ -65,7 +64,6 @@ def test_pickles_keep_layers_that_lie_elsewhere() -> None:
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in after.state_dict().items())
 
 
-@pytest.mark.slow
 def test_a_captured_graph_is_outlined_by_its_repeats() -> None:
     gm = repl_fx.capture(TokenNet(depth=3, dropout=0.1), (TOKENS,))
     run = run_passes(gm, partial(outline_blocks, repeats=repl_fx.find_repeats(gm)))

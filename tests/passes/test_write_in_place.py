@@ -186,7 +186,6 @@ def test_a_hook_on_the_activation_is_still_called() -> None:
     assert len(calls) == 2 and _calls(gm, put_channels) == 0
 
 
-@pytest.mark.slow
 def test_compiled_and_under_autocast_it_is_the_same() -> None:
     gm, x = _transformed(Stream(relu=True, in_place=False)).eval(), images()
     torch.testing.assert_close(torch.compile(gm, backend="aot_eager")(x), gm(x))

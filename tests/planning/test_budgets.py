@@ -48,6 +48,7 @@ def left(result: TransformResult) -> dict[str, Any]:
     return reached(result, *result.costs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["auto", "identity", "blend"])
 def test_what_is_expected_is_reached(surrogate: str) -> None:
     result = repl_fx.transform(net(), (x(),), budget={"params": 0.8}, surrogate=surrogate, check=False)
@@ -64,6 +65,7 @@ def test_a_network_of_similar_repeats() -> None:
     assert result.plan.replacements
 
 
+@pytest.mark.slow
 def test_the_nearest_plan_is_told_by_what_it_leaves() -> None:
     # Each block alone would leave less in a graph; together they are in place.
     with pytest.raises(NoPlan, match=r"the nearest is flops 0\.831, memory 0\.958, with 2 blocks .*memory=0\.958"):
@@ -90,6 +92,7 @@ def test_the_plan_is_the_best_of_all() -> None:
     assert one_less > 0.8
 
 
+@pytest.mark.slow
 def test_blocks_of_equal_worth_go_evenly_and_the_middle_first() -> None:
     assert gone(repl_fx.transform(net(), (x(),), budget={"params": 0.9}, surrogate="identity", check=False)) == [
         "blocks.3"
@@ -151,6 +154,7 @@ def test_no_plan_is_a_line_with_the_nearest_that_can_be() -> None:
     assert least - 0.001 < result.plan.expected["params"] <= least
 
 
+@pytest.mark.slow
 def test_no_plan_under_several_limits() -> None:
     with pytest.raises(
         BadInput, match=r"params at or below 0\.9 and flops at or below 0\.1 of the original: the nearest"
@@ -161,6 +165,7 @@ def test_no_plan_under_several_limits() -> None:
         repl_fx.transform(net(), (x(),), budget={"flops": 0.9}, surrogate="blend", check=False)
 
 
+@pytest.mark.slow
 def test_make_plan_takes_the_shapes_of_the_capture() -> None:
     gm = repl_fx.capture(net(), (x(),))
     plan = repl_fx.make_plan(gm, repl_fx.find_repeats(gm), budget={"flops": 0.8}, surrogate="identity")
@@ -171,6 +176,7 @@ def test_make_plan_takes_the_shapes_of_the_capture() -> None:
     assert left(again) == plan.expected
 
 
+@pytest.mark.slow
 def test_blocks_that_cannot_be_replaced_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     build = Bottleneck.build
 
@@ -228,7 +234,6 @@ def test_all_blocks_of_a_repeat_keep_some_units_and_need_no_others() -> None:
     assert result.plan.expected == left(result)
 
 
-@pytest.mark.slow
 def test_a_narrow_block_is_a_neighbour_of_a_map() -> None:
     plan = shared_of_trained(0.5).plan
     around = {one.block[-1]: tuple(name[-1] for name in one.neighbours) for one in plan.replacements}
@@ -278,7 +283,6 @@ def test_too_many_plans_to_choose_from_among_several_surrogates_are_those_of_the
         of_trained(0.62)
 
 
-@pytest.mark.slow
 def test_savings_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = ReplacementCosts.left
 

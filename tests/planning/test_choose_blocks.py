@@ -93,7 +93,6 @@ def test_surrogates_that_stand_alone_take_the_ends_too() -> None:
     assert chosen(named) == [("", "a.0", "a.1"), ("b.0", "b.1", "")]
 
 
-@pytest.mark.slow
 def test_blocks_that_change_sizes_go_by_surrogates_that_stand_alone() -> None:
     gm = capture(Shrinking(), (torch.randn(2, 8, 8, 8),))
     (similar,) = (one for one in find_repeats(gm) if one.similar)
@@ -177,14 +176,12 @@ def test_a_block_beside_one_that_goes_for_another_repeat_takes_the_next() -> Non
     assert chosen(choice) == [("s.0", "a.0", "s.1")]
 
 
-@pytest.mark.slow
 def test_those_that_keep_their_size_can_go() -> None:
     choice = choose_blocks(find_repeats(capture(Stages(2, 2, 2), (images(),))))
     names = [tuple(name.partition("#")[0] for name in blocks) for blocks in chosen(choice)]
     assert names == [("units.0", "units.1", "units.2"), ("units.2", "units.3", "units.4")]
 
 
-@pytest.mark.slow
 def test_what_exact_repeats_offer_is_left_to_them() -> None:
     repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
     choice = choose_blocks(repeats)
@@ -196,7 +193,6 @@ def test_what_exact_repeats_offer_is_left_to_them() -> None:
     assert not any(r.similar for r in find_repeats(capture(Stages(5), (images(),))))
 
 
-@pytest.mark.slow
 def test_explicit_blocks_do_not_go_twice() -> None:
     repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
     exact, similar = (next(r for r in repeats if r.similar is kind) for kind in (False, True))
@@ -221,7 +217,6 @@ def test_a_node_is_part_of_one_candidate_alone() -> None:
     assert [str(refusal) for refusal in found.refusals] == ["b.1 stays: it is part of a.1, which may go"]
 
 
-@pytest.mark.slow
 def test_candidates_of_similar_repeats_are_those_that_every_chooses_among() -> None:
     repeats = find_repeats(capture(Stages(2, 2, 2), (images(),)))
     places = {its.blocks[i].name for its, i in candidates(repeats).places}

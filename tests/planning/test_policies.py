@@ -15,6 +15,7 @@ from tests.nets import ConvNet, TokenNet, images, tokens
 from tests.surrogates.nets import NETS
 
 
+@pytest.mark.slow
 def test_auto_takes_it_for_sequences_of_patches() -> None:
     chosen = []
     for model, x in (NETS["tokens"](), NETS["batch norm"](), (TokenNet(depth=3), tokens())):

@@ -52,7 +52,6 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     return seen
 
 
-@pytest.mark.slow
 def test_savings_add_up_and_one_of_each_kind_is_built(built: list[tuple[str, ...]]) -> None:
     torch.manual_seed(0)
     costs = costs_of(nn.Sequential(*(MlpBlock(8) for _ in range(6))), torch.randn(4, 8), *COUNTED)

@@ -42,7 +42,6 @@ def test_each_block_of_a_part_has_a_row() -> None:
     assert [row.parameters_after for row in rows] == [full, left, full, full] and 0 < left < full
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("surrogate", "settings", "made_from", "left"),
     [

@@ -94,7 +94,6 @@ class _PictureBlock(nn.Module):
         return x + self.relu(self.conv(x))  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
 def test_nothing_of_the_model_moves() -> None:
     model, x = ConvNet(), images()
     model.train()
@@ -117,7 +116,6 @@ def test_nothing_of_the_model_moves() -> None:
     assert all(p.grad is None for n, p in result.graph_module.named_parameters() if n.startswith("surrogates"))
 
 
-@pytest.mark.slow
 def test_what_the_model_itself_cannot_do_is_not_the_surrogates_fault() -> None:
     class Stubborn(TokenNet):
         def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +126,6 @@ def test_what_the_model_itself_cannot_do_is_not_the_surrogates_fault() -> None:
     assert [r.block for r in result.plan.replacements] == ["blocks.1"]
 
 
-@pytest.mark.slow
 def test_on_the_meta_device_nothing_is_run() -> None:
     with torch.device("meta"):
         model, x = TokenNet(depth=3), tokens()

@@ -91,7 +91,6 @@ class _Mixed(nn.Module):
         return self.raw(self.blocks(x))  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
 def test_places_can_be_required() -> None:
     x = torch.randn(4, 8)
     anywhere = repl_fx.transform(_Mixed(), (x,))

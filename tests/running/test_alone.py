@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,6 @@ class Net(nn.Module):
         return nn.functional.dropout(x, 0.1, self.training) if len(x) < 9 else x
 
 
-@pytest.mark.slow
 def test_two_threads_capture_what_one_does() -> None:
     shared = Net(8)
     nets = [shared, Net(4), shared, Net(6)]

@@ -82,6 +82,7 @@ def test_weights_come_from_the_cache_of_torch(tmp_path: Path, monkeypatch: pytes
         load_source("torchvision:resnet18.IMAGENET1K_V2")
 
 
+@pytest.mark.slow
 def test_a_model_is_built_for_its_data_where_nothing_else_is_said() -> None:
     source = load_source("torchvision:vit_b_32", purpose=Purpose("classification", 7, (3, 64, 64)))
     assert run(source).shape == (2, 7) and source.args[0].shape == (2, 3, 64, 64)

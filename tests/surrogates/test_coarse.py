@@ -38,6 +38,7 @@ def _synthesis(gm: nn.Module) -> BlendSynthesis:
     return found
 
 
+@pytest.mark.slow
 def test_tokens_are_the_docstring() -> None:
     torch.manual_seed(0)
     model, x = Patches(), tokens(length=GRID)
@@ -142,7 +143,6 @@ def test_own_weights_are_those_of_the_block_but_for_the_ends_of_branches() -> No
         assert all(p.grad is not None for p in gm.parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["batch norm", "tokens"])
 def test_gradients_are_those_of_finite_differences(kind: str) -> None:
     model, x = NETS[kind]()
@@ -267,7 +267,6 @@ def test_neighbours_of_other_sizes_are_refused_but_not_needed() -> None:
     assert _coarse(model, x, weights="own")(x).shape == x.shape
 
 
-@pytest.mark.slow
 def test_pictures_may_change_in_size_and_need_not_divide() -> None:
     gm = _coarse(ConvNet(depth=3), torch.randn(2, 3, 7, 11), ratio=0.1).eval()
     as_after_training(gm)
@@ -296,6 +295,7 @@ class _Placed(nn.Module):
         return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("positions", "heads"), [(6, 2), (6, 6), (12, 12)])
 def test_attention_with_positions_before_examples_inside_is_the_docstring(positions: int, heads: int) -> None:
     torch.manual_seed(0)
@@ -318,6 +318,7 @@ def test_attention_with_positions_before_examples_inside_is_the_docstring(positi
     torch.testing.assert_close(result.model(x), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [3, 4, 6])
 def test_positions_before_examples_are_refused(batch: int) -> None:
     layers: list[nn.Module] = [nn.TransformerEncoderLayer(8, 2, 16, norm_first=True) for _ in range(3)]

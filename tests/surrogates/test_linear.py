@@ -107,6 +107,7 @@ def test_a_map_learns_from_the_start(settings: dict[str, Any]) -> None:
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_one_map_stands_for_a_stretch() -> None:
     result = repl_fx.transform(TokenNet(depth=6), (X,), surrogate="linear", blocks=[2, 4, 5])
     kinds = {one.block: (one.surrogate, one.why) for one in result.plan.replacements}
@@ -204,6 +205,7 @@ def test_a_merged_map_leaves_the_graph_as_the_model_to_train() -> None:
         )
 
 
+@pytest.mark.slow
 def test_blocks_that_nothing_can_be_merged_into_are_refused() -> None:
     net = nn.Sequential(*(_Residual() for _ in range(3)))
     with pytest.raises(repl_fx.NothingToReplace, match="0 does not end in a linear layer before its last addition"):
@@ -332,7 +334,6 @@ def test_other_picture_sizes_are_divided_as_the_blocks_did(blocks: list[str]) ->
         assert torch.equal(result.model.eval()(x), made)
 
 
-@pytest.mark.slow
 def test_sizes_that_are_rounded_down_are_refused() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="no convolution of one pixel with a stride makes such sizes"):
         repl_fx.transform(Halving(padding=0), (PICTURE,), surrogate="linear", blocks=["blocks.1"])

@@ -345,6 +345,7 @@ def test_units_that_cannot_go_are_refused(kind: str, reason: str) -> None:
         repl_fx.transform(_stack(lambda: _Excited(kind)), (torch.randn(2, CHANNELS, 6, 6),), surrogate="narrow")
 
 
+@pytest.mark.slow
 def test_what_is_left_of_groups_is_normalised_as_it_was() -> None:
     torch.manual_seed(0)
     model, x = MODELS["group norm"]()
@@ -394,7 +395,6 @@ def test_the_nets_of_other_surrogates(name: str) -> None:
         torch.testing.assert_close(result.graph_module.eval()(x.clone()), model(x.clone()))
 
 
-@pytest.mark.slow
 def test_every_block_of_a_repeat_may_go() -> None:
     model, x = TokenNet(depth=3), tokens()
     result = repl_fx.transform(model, (x,), surrogate="narrow", every=1)

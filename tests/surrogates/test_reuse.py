@@ -157,6 +157,7 @@ def _biased(kind: torch.dtype, shape: tuple[int, ...], product: bool = True) -> 
     return nn.Sequential(*(Biased(kind, shape, product) for _ in range(3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [torch.float32, torch.bool])
 def test_a_bias_without_batch_is_that_of_the_heads_that_are_kept(kind: torch.dtype) -> None:
     x = tokens()

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,7 @@ def _process(rank: int, directory: Path, model: nn.Module, x: Tensor) -> None:
     destroy_process_group()
 
 
+@pytest.mark.slow
 def test_each_process_has_the_gradients_of_one_alone(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = tokens().double()

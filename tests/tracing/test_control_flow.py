@@ -35,6 +35,7 @@ class Skips(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_one_graph_decides_as_the_source_does() -> None:
     torch.manual_seed(0)
     model = Skips()
@@ -187,6 +188,7 @@ class Blanks(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_a_write_into_an_activation_changes_no_mask() -> None:
     model, tokens = Blanks(False), torch.randint(3, 9, (2, 6))
     gm = repl_fx.capture(model, (tokens,))

@@ -226,7 +226,6 @@ class Windows(nn.Module):
         return x
 
 
-@pytest.mark.slow
 def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
     model, x = Windows(), torch.randn(2, 640, 640, 1)
     gm = capture(model, (x,))
@@ -303,7 +302,6 @@ def test_an_assertion_on_a_size_is_checked_in_a_file_as_well(tmp_path: Path) -> 
         assert np.isnan(found).all() == (length == 10)
 
 
-@pytest.mark.slow
 def test_two_sizes_of_which_neither_is_larger_are_one(tmp_path: Path) -> None:
     model = Masked(padded=True)
     model.cut = True
@@ -336,6 +334,7 @@ class _Windows(nn.Module):
         return windows.view(batch, 8, 8, -1) * int(batch / self.parts)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_a_quotient_of_sizes_is_free_and_one_with_a_rest_is_not() -> None:
     x, others = torch.randn(4, 8, 8, 4), torch.randn(7, 8, 8, 4)
     model = _Windows(1.0)

@@ -415,6 +415,7 @@ def test_an_attribute_that_is_read_past_the_ways_of_python_is_not_put_aside() ->
     assert check_capture(model, capture(model, (x,)), (x,))
 
 
+@pytest.mark.slow
 def test_layers_whose_values_are_handed_out_by_hooks_are_traced_each() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}

@@ -107,6 +107,7 @@ def with_record(result: repl_fx.TransformResult) -> torch.nn.Module:
     return result.module
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_a_teacher_alone(tmp_path: Path) -> None:
     data = pictures()
     torch.manual_seed(0)
@@ -133,6 +134,7 @@ def test_what_cannot_be_taught_is_a_line(tmp_path: Path) -> None:
         TrainConfig().changed(teacher="original", teacher_logits=0.0)
 
 
+@pytest.mark.slow
 def test_a_detection_model_learns_the_values_behind_its_surrogates_alone() -> None:
     torch.manual_seed(0)
     teacher, student = Spots(), spots_net()

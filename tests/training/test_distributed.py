@@ -78,7 +78,6 @@ def test_sharded_runs_go_on_from_the_checkpoint_that_is_whole(sharded: Path) -> 
     assert _apart(found, wanted) == 0
 
 
-@pytest.mark.slow
 def test_another_number_of_processes_goes_on_or_is_refused(
     models: dict[str, nn.Module], together: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def _healed(cut: Path, spec: str, **given: Any) -> Healed:
     return heal_directory(begin(RunRequest(str(cut), None, given, defaults=settings_to_heal())))
 
 
+@pytest.mark.slow
 def test_a_cut_model_comes_back(trained: Path, cut: Path) -> None:
     found = _healed(cut, f"{trained / 'model.py'}:data")
     loss = {name: figures["loss"] for name, figures in found.figures.items()}

@@ -31,7 +31,6 @@ def spec(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.slow
 def test_variants_of_a_seed_begin_with_the_same_weights(spec: str) -> None:
     models = Models(spec, TrainConfig(surrogate="bottleneck"))
     plan = models.transform(models.source(0)).plan

@@ -254,6 +254,7 @@ def test_a_replaced_layer_has_no_part_of_the_cache() -> None:
     assert [entry.keys is None for entry in cache.entries] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_decision_inside_a_layer_that_may_be_skipped_is_refused() -> None:
     model = DropsLayers("tensor")
     model.layers = nn.ModuleList(Clamps() for _ in range(DEPTH))

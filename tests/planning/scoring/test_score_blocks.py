@@ -92,7 +92,6 @@ def test_the_order_follows_what_is_gone_already() -> None:
     assert second.greedy_loss == 0.0 and second.loss and first.loss and not scores.stretches
 
 
-@pytest.mark.slow
 @given(strategies.lists(strategies.integers(1, 12), min_size=2, max_size=6).filter(lambda sizes: sum(sizes) >= 8))
 @settings(max_examples=6)
 def test_batches_of_any_sizes_give_the_same(sizes: list[int]) -> None:

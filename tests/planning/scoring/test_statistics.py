@@ -61,7 +61,6 @@ def test_the_gradient_is_that_of_each_sample() -> None:
     assert [one.gradient for one in found.sensitive] == [(2 + 0) / 2, 0.0, (2 + 4) / 2]
 
 
-@pytest.mark.slow
 def test_positions_are_along_all_but_the_feature_axis() -> None:
     for net, x, positions in (
         (ConvNet(2, 2), images(3), 3 * 8 * 8),
@@ -91,7 +90,6 @@ def test_values_that_change_their_shape_have_no_angle() -> None:
     assert found.alike[0, 0].influence is found.alike[0, 0].change is None and not found.edges
 
 
-@pytest.mark.slow
 def test_values_of_one_batch_alone_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[Tensor]] = []
     most = 0

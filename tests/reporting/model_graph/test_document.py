@@ -10,6 +10,7 @@ from repl_fx.reporting.model_graph.document import Box, Document, Layout, Route,
 from tests.model_graphs import small_document
 
 
+@pytest.mark.slow
 def test_json_reads_back() -> None:
     document = small_document()
     assert Document.from_json(document.to_json()) == document

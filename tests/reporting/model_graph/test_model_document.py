@@ -24,7 +24,6 @@ from tests.nets import ConvNet, MlpNet, TokenNet
 from tests.planning.scoring.test_scores import SCORES
 
 
-@pytest.mark.slow
 def test_each_node_lies_in_one_group() -> None:
     document = small_document()
     assert document.views.after is not None
@@ -45,7 +44,6 @@ def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
     assert surrogate.parameters < block.parameters
 
 
-@pytest.mark.slow
 def test_a_plan_from_scores_says_them() -> None:
     scores = {f"blocks.{i}": i / 8 for i in range(1, 5)}
     args = (torch.zeros(2, 3, 8, 8),)
@@ -58,7 +56,6 @@ def test_a_plan_from_scores_says_them() -> None:
     assert any("0.125" in row for row in table.rows)
 
 
-@pytest.mark.slow
 def test_costs_are_those_of_the_model_that_trains() -> None:
     torch.manual_seed(0)
     result = repl_fx.transform(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
@@ -107,7 +104,6 @@ class _InParts(nn.Module):
         return self.last(y)  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
 def test_a_model_in_parts_has_a_graph_for_each() -> None:
     torch.manual_seed(0)
     parts = repl_fx.capture_parts(_InParts(), (TOKENS,), paths=["trunk", "last"])

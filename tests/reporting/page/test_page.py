@@ -59,7 +59,6 @@ def _without_charts(page: str) -> str:
     return re.sub(r"<svg[^>]*class=\"marks\".*?</svg>", "", page, flags=re.DOTALL)
 
 
-@pytest.mark.slow
 def test_the_page_holds_the_document_and_every_section() -> None:
     sample = document()
     found = Structure(render_page(sample))
@@ -70,7 +69,6 @@ def test_the_page_holds_the_document_and_every_section() -> None:
     assert [tag for tag, *_ in found.elements].count("script") == 2
 
 
-@pytest.mark.slow
 def test_nothing_is_fetched_and_nothing_else_runs() -> None:
     page = render_page(document())
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
@@ -109,7 +107,6 @@ def test_any_name_is_text(name: str) -> None:
     assert Document.from_json(shown.document) == other
 
 
-@pytest.mark.slow
 @given(
     st.recursive(
         st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
@@ -121,6 +118,7 @@ def test_embedded_json_is_the_same_json_without_markup(value: object) -> None:
     assert not set(text) & set("<>&\u2028\u2029")
 
 
+@pytest.mark.slow
 def test_cards_have_the_costs_that_are_known() -> None:
     page = render_page(document())
     assert re.findall(r'<h2>(.*)</h2>\n\s*<p><span class="change">(.*)</span><small>(.*) →</small> (.*)</p>', page) == [

@@ -38,6 +38,7 @@ def test_a_repeat_is_a_stack_and_one_kept_block_is_opened() -> None:
     assert {"input", "output", "layer"} <= {item.look for item in items(block.items)}
 
 
+@pytest.mark.slow
 def test_a_model_before_its_transform_has_no_marks() -> None:
     document = small_document()
     views = msgspec.structs.replace(document.views, after=None)

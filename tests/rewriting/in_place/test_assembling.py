@@ -186,7 +186,6 @@ def _attending() -> Any:
     return repl_fx.transform(_FlaggedNet(_Attending), (NARROW,), surrogate="bottleneck").model.eval()
 
 
-@pytest.mark.slow
 def test_arguments_that_a_surrogate_does_not_read_are_free() -> None:
     model = _attending()
     plain = model.blocks[1](NARROW)[0]
@@ -346,7 +345,6 @@ class _MaskedConv(ConvBlock):
         return super().forward(x if mask is None else x * mask)
 
 
-@pytest.mark.slow
 def test_a_surrogate_that_mixes_positions_refuses_a_mask_that_it_never_saw() -> None:
     x = torch.randn(2, 8, 8, 8)
     model: Any = repl_fx.transform(Row(*(_MaskedConv(8) for _ in range(3))), (x,), surrogate="coarse").model.eval()
@@ -372,7 +370,6 @@ def test_attributes_of_the_block_are_there_without_its_modules() -> None:
     assert F.mse_loss(block(NARROW), NARROW) >= 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> None:
     result = repl_fx.transform(TokenNet(depth=5), (TOKENS,), surrogate="reuse", checkpoint_blocks=checkpointed)

@@ -82,6 +82,7 @@ def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
         assert torch.equal(*ways)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["auto", "linear"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_cache_that_evaluation_alone_hands_to_a_block_is_filled_around_it(surrogate: str) -> None:
@@ -117,6 +118,7 @@ def test_gradients_are_the_same_with_a_cache_and_without(make: Any) -> None:
     torch.testing.assert_close(split, plain, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_cache_with_room_for_the_removed_block_holds_thin_values_too() -> None:
     model, _, _ = _in_place(_llama)
@@ -137,6 +139,7 @@ def test_a_cache_with_room_for_the_removed_block_holds_thin_values_too() -> None
     torch.testing.assert_close(step, whole[:1, :1])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("surrogate", ["auto", "identity"])
 def test_layers_that_see_all_before_layers_that_see_a_window_generate(surrogate: str) -> None:
@@ -165,6 +168,7 @@ _CROPS_ALL = pytest.mark.xfail(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "surrogate"),
@@ -225,6 +229,7 @@ def test_a_model_that_is_converted_afterwards_generates() -> None:
     torch.testing.assert_close(torch.cat([first.logits, second], 1), whole, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "surrogate", "block"),
     [(8, "bottleneck", "model.layers.3-4"), (8, "blend", "model.layers.3-4"), (6, "bottleneck", "model.layers.1")],

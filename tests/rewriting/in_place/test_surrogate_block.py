@@ -68,7 +68,6 @@ class _FrozenNet(TokenNet):
         self.blocks = nn.Sequential(*(_Frozen(16) for _ in range(3)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["bottleneck", "identity", "blend"])
 def test_modes_are_those_that_the_block_keeps_also_where_a_child_is_gone(surrogate: str) -> None:
     model: Any = repl_fx.transform(_FrozenNet(), (X,), surrogate=surrogate).model

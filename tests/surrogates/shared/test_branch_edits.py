@@ -161,7 +161,6 @@ def test_one_span_for_two_streams_is_one_layer(surrogate: str) -> None:
     assert torch.equal(placed[0], graph[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", ["reuse", "bottleneck"])
 @pytest.mark.parametrize("scaled", [0, 1])
 def test_a_layer_scale_of_either_stream_sets_how_their_span_begins(surrogate: str, scaled: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +16,6 @@ from repl_fx.planning.options import Options
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
-@pytest.mark.slow
 def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
     captured = repl_fx.capture_parts(TokenNet(depth=5), (tokens(),))
     (part,) = captured.parts

@@ -15,6 +15,7 @@ from repl_fx.surrogates.shared.channels import put_channels, take_channels
 from tests.surrogates.shared.copying import copying
 
 
+@pytest.mark.slow
 @given(
     relu=st.booleans(),
     count=st.integers(1, 4),

@@ -58,7 +58,6 @@ def test_channels_that_are_last_have_no_strides_and_no_other_sizes() -> None:
     assert sampling_of(halved, halved.input, -1) is None
 
 
-@pytest.mark.slow
 def test_an_average_of_the_stream_is_read_in_its_place() -> None:
     site = _site(Strided(8, 12, average=True), (2, 8, 9, 9))
     found = sampling_of(site, site.input, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,7 +59,6 @@ def test_planning_moves_no_state() -> None:
         assert type(buffer) is Tensor and not buffer.any(), name
 
 
-@pytest.mark.slow
 def test_a_norm_of_the_mean_of_all_batches_is_planned_and_stays() -> None:
     def block() -> nn.Module:
         return Residual(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16, momentum=None), nn.ReLU(), nn.Conv2d(16, 16, 1))

@@ -44,6 +44,7 @@ def _syntheses(gm: torch.fx.GraphModule) -> list[ThinSynthesis]:
     return [module for module in gm.modules() if isinstance(module, ThinSynthesis)]
 
 
+@pytest.mark.slow
 def test_weights_of_one_shape_are_blended_together_and_others_one_by_one() -> None:
     settings = {"weights": "neighbours"}
     gm = repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="bottleneck", settings=settings).graph_module

@@ -14,6 +14,7 @@ from repl_fx.surrogates.shared import weight_slices
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice, blend_slices
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(2, 5), min_size=1, max_size=3),
     axis=st.integers(0, 2),

@@ -111,6 +111,7 @@ def equal(ours: Any, theirs: Any) -> bool:
     return len(flat(ours)) == len(flat(theirs)) and all(map(torch.equal, flat(ours), flat(theirs)))
 
 
+@pytest.mark.slow
 def test_the_largest_modules_that_are_graphs_are_captured() -> None:
     model = Detector()
     before = {name: id(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -152,6 +153,7 @@ def test_a_model_that_is_one_graph_is_one_part() -> None:
     assert captured.module is captured.parts[0].graph_module
 
 
+@pytest.mark.slow
 def test_modules_that_are_traced_as_they_were_called_leave_the_model_its_inputs(
     result: repl_fx.TransformResult,
 ) -> None:
@@ -222,6 +224,7 @@ def test_numbers_and_globs_mean_the_model_and_a_plan_its_parts() -> None:
         repl_fx.transform(other, inputs, plan=plan)
 
 
+@pytest.mark.slow
 def test_parts_of_which_one_name_begins_with_the_other() -> None:
     class Two(Detector):
         def __init__(self) -> None:
@@ -241,7 +244,6 @@ def test_parts_of_which_one_name_begins_with_the_other() -> None:
     assert made and {name.split(".surrogates.")[0] for name in made} == {"body", "body2"}
 
 
-@pytest.mark.slow
 def test_nothing_to_replace_names_the_parts() -> None:
     model = Detector()
     model.body.blocks = nn.Sequential(ConvBlock(8), ConvBlock(8))
@@ -249,6 +251,7 @@ def test_nothing_to_replace_names_the_parts() -> None:
         repl_fx.transform(model, detector_inputs(), ignore=["head.*"])
 
 
+@pytest.mark.slow
 def test_tied_parameters_stay_tied_across_parts() -> None:
     class Twins(Detector):
         def __init__(self) -> None:
@@ -300,6 +303,7 @@ def test_an_artifact_reloads_without_running_the_model(
     assert not (tmp_path / "whole.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_is_widened_for_its_parts() -> None:
     captured = repl_fx.capture_parts(Detector(), detector_inputs(count=1))
     assert captured.parts[0].args[0].shape[0] == 2
@@ -313,6 +317,7 @@ def test_inputs_that_the_model_refuses() -> None:
         repl_fx.capture_parts(Detector(), ())
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_train_on_its_inputs_is_compared_in_evaluation() -> None:
     images, _ = detector_inputs()
     captured = repl_fx.capture_parts(Detector(), (images,))

@@ -42,6 +42,7 @@ def replaced(plan: Plan) -> list[str]:
     return [replacement.block for replacement in plan.replacements]
 
 
+@pytest.mark.slow
 def test_a_pattern_names_the_blocks_of_a_repeat() -> None:
     result = repl_fx.transform(Net(), (X,), blocks=["layers.[0-4]"])
     assert replaced(result.plan) == ["layers.1", "layers.3"]
@@ -83,7 +84,6 @@ def test_blocks_of_two_layers_are_replaced_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(repl_fx.load(tmp_path / "out", Net())(X), result.module.eval()(X))
 
 
-@pytest.mark.slow
 def test_found_and_own_repeats_stand_side_by_side() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -145,6 +145,7 @@ def test_a_pattern_of_blocks_in_graphs_of_their_own_is_refused_with_the_reason()
         repl_fx.transform(_Apart(), (X,), blocks=["layers.*"])
 
 
+@pytest.mark.slow
 def test_a_finder_says_what_repeats() -> None:
     plan = repl_fx.transform(Net(), (X,), finder=ends).plan
     assert replaced(plan) == ["layers.1", "layers.4"] and [r.name for r in plan.repeats] == ["layers", "last"]

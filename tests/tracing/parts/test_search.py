@@ -45,6 +45,7 @@ def test_a_graph_that_does_not_hold_at_other_sizes_takes_those_of_its_trace(monk
         captured.module(torch.randn(2, 4, 7, 8))
 
 
+@pytest.mark.slow
 def test_siblings_that_are_alike_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     trace_widened: Callable[..., Any] = repl_fx.tracing.parts.capture_parts.trace_widened  # type: ignore[attr-defined]

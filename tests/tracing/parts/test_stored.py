@@ -35,6 +35,7 @@ class DecodingHead(nn.Module):
         return made if self.training else self.decode(made.softmax(-1))
 
 
+@pytest.mark.slow
 def test_layers_of_one_mode_alone_come_back() -> None:
     model, x = nn.Sequential(TokenNet(depth=3), DecodingHead()), torch.randn(2, 6, 16)
     captured = capture_parts(model, (x,))

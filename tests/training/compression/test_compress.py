@@ -141,7 +141,6 @@ def test_blocks_without_a_score_stay_and_what_is_not_fitted_says_why(
     assert done.fits and "blocks.1" not in [fit["block"] for fit in done.fits]
 
 
-@pytest.mark.slow
 def test_what_cannot_be_is_a_line_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for given, message in (
