@@ -107,27 +107,25 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
     called = _named_by(kinds, {"forward", *vars(nn.Module)} - {"__init__"}) if as_set else None
     stored = chain.from_iterable(map(_stored_by_methods, kinds))
     assigned = {name for method, names in stored if called is None or method in called for name in names}
+
+    def is_setting(kind: type, name: str, value: Any) -> bool:
+        if kind.__module__.startswith("torch.nn."):
+            return not as_set or (name != "forward" and not name.startswith("_"))
+        return (
+            name not in assigned
+            and not (as_set and "checkpoint" in name and isinstance(value, bool))
+            and (read is None or name in read)
+            # Libraries mark modules with private names.
+            and (not name.startswith("_") or is_own_code(kind))
+            and _is_fixed(value)
+        )
+
     for path, module in model.named_modules():
         if not any(path == part or path.startswith(f"{part}.") for part in parts):
-            settings = _settings(module)
-            own_forward = _own_forward(settings) if as_set else {}
-            # Libraries mark modules with private names.
-            private = is_own_code(type(module))
-            if type(module).__module__.startswith("torch.nn."):
-                if as_set:
-                    public = {n: v for n, v in settings.items() if n != "forward" and not n.startswith("_")}
-                    settings = own_forward | public
-            else:
-                settings = own_forward | {
-                    name: value
-                    for name, value in settings.items()
-                    if name not in assigned
-                    and not (as_set and "checkpoint" in name and isinstance(value, bool))
-                    and (read is None or name in read)
-                    and (private or not name.startswith("_"))
-                    and _is_fixed(value)
-                }
-            yield f"{path}: {_describe(_written(type(module)))} {_attributes(settings)}".rstrip()
+            kind, every = type(module), _settings(module)
+            settings = _own_forward(every) if as_set else {}
+            settings |= {name: value for name, value in every.items() if is_setting(kind, name, value)}
+            yield f"{path}: {_describe(_written(kind))} {_attributes(settings)}".rstrip()
 
 
 def _written(kind: type) -> type:
