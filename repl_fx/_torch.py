@@ -68,7 +68,10 @@ __all__ = [
 # keeps without its warning; this holds while the object lives.
 _RULES: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
 _RULES.impl("sym_size.int", lambda tensor, dim: tensor.size(dim), "FuncTorchBatched")
-_RULES.impl("sym_size.int", lambda tensor, dim: int(tensor.size(dim)), "Tracer")
+with warnings.catch_warnings():
+    # Of the rule that torch.jit.trace has before torch 2.15.
+    warnings.filterwarnings("ignore", message="Warning only once for all operators")
+    _RULES.impl("sym_size.int", lambda tensor, dim: int(tensor.size(dim)), "Tracer")
 
 
 def module_stack(node: fx.Node) -> tuple[str, ...]:

@@ -103,7 +103,8 @@ def _quantised_to_train(module: nn.Module, value: Any) -> Any:
 
 def _fake(module: nn.Module) -> nn.Module | None:
     """The module by which a layer quantises its weight in each forward, to be trained for it; None where none does."""
-    return next((fake for name in _FAKE if (fake := module._modules.get(name)) is not None), None)
+    # torch.compile of torch 2.11 knows no name that is bound inside of a comprehension.
+    return next(filter(None, map(module._modules.get, _FAKE)), None)
 
 
 def _adapted(module: Any, path: str, value: Tensor) -> Tensor:
