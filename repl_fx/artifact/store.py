@@ -38,6 +38,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import rewrite_again
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_scores
+from repl_fx.rewriting.in_place.assembling import InPlace, parted_in
 from repl_fx.rewriting.in_place.pretrained import with_own_names
 from repl_fx.rewriting.in_place.surrogate_block import surrogate_graphs
 from repl_fx.rewriting.result import TransformResult
@@ -257,12 +258,20 @@ class _Files:
     def state_for(self, result: TransformResult) -> State:
         """The weights under the names that they were saved with; the graphs of the result get them here."""
         state = of_graphs = self.state
+        # A model in place that is not made yet is made of the source.
+        in_place = InPlace(result.captured_parts.source)
         if self.manifest.in_place:
             in_place = result.in_place
             if in_place.model is not None:
                 state = replace(state, weights=with_own_names(in_place.model, state.weights))
             of_graphs = state.renamed({now: was for was, now in in_place.prefixes.items()})
+            if parted := parted_in(result.module, of_graphs.weights):
+                raise ArtifactError(
+                    f"{self.directory} does not fit its model, whose graph reads {' and '.join(parted)} as one tensor, "
+                    "and they are two in the file; transform a model that does not tie them"
+                )
         load_state(result.module, of_graphs)
+        in_place.take_(result.rewritten)
         return state
 
 

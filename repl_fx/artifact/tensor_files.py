@@ -131,8 +131,8 @@ def _read(file: Path) -> dict[str, Tensor]:
 def load_state(module: nn.Module, state: State) -> None:
     """Give a module the tensors of an artifact, which have to be exactly its own.
 
-    A module that was trained in another precision gets that precision. Constants are those that were saved, whatever
-    this machine, or this version of a library, computes.
+    A module that was trained in another precision gets that precision, and tensors are tied where they were when they
+    were saved. Constants are those that were saved, whatever this machine, or this version of a library, computes.
 
     Raises:
         ArtifactError: a tensor is missing, foreign, or of another shape or kind; or a constant in the model's code is
@@ -146,10 +146,12 @@ def load_state(module: nn.Module, state: State) -> None:
             f"{len(m)} tensors {w}, e.g. {min(m)}" for m, w in ((missing, "are missing"), (foreign, "are foreign")) if m
         ]
         raise ArtifactError(f"{state.file} does not fit its model: {'; '.join(words)}; transform it again")
-    tied: dict[tuple[Any, ...], str] = {}
     for name, tensor in own.items():
         _require_alike(state.file, name, state.weights[name], tensor)
-        first = name if tensor.is_meta or not tensor.numel() else tied.setdefault(address(tensor), name)
+    _tie_(module, own, state)
+    tied: dict[Any, str] = {}
+    for name, tensor in own.items():
+        first = tied.setdefault(_place(tensor), name)
         if first != name and not torch.equal(state.weights[first], state.weights[name]):
             raise ArtifactError(
                 f"{state.file} does not fit its model: {first} and {name} are one tensor there, and two in the file; "
@@ -160,6 +162,35 @@ def load_state(module: nn.Module, state: State) -> None:
             tensor.data = tensor.data.to(state.weights[name].dtype)
     module.load_state_dict(dict(state.weights))
     _load_constants(module, constants_of(module, own), state)
+
+
+def _tie_(module: nn.Module, own: dict[str, Tensor], state: State) -> None:
+    """Let tensors of a module be one where those that were saved are one, and there alone; `own` are those by name."""
+    ones: dict[int, Tensor] = {}
+    owners: dict[Any, int] = {}
+    for name, tensor in own.items():
+        saved = id(state.weights[name])
+        one = ones.setdefault(saved, tensor)
+        if one is tensor and owners.setdefault(_place(tensor), saved) != saved:
+            parted = tensor.detach().clone()
+            one = nn.Parameter(parted, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else parted
+        elif _place(one) == _place(tensor):
+            continue
+        elif not tensor.is_meta:
+            # The source, which may be asked for values still, has this one.
+            tensor.copy_(state.weights[name])
+        path, _, last = name.rpartition(".")
+        if isinstance(one, nn.Parameter) == isinstance(tensor, nn.Parameter):
+            setattr(module.get_submodule(path), last, one)
+            own[name] = one
+        else:
+            tensor.data = one.data
+        ones[saved] = one
+
+
+def _place(tensor: Tensor) -> Any:
+    """The place of a tensor's numbers, where it has any."""
+    return id(tensor) if tensor.is_meta or not tensor.numel() else address(tensor)
 
 
 def _fill_(module: nn.Module, state: State) -> None:

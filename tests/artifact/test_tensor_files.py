@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.artifact.store import load_artifact
 from repl_fx.artifact.tensor_files import State, load_state, read_state, write_state
+from repl_fx.graph.state import named_tensors
 from repl_fx.sources import load_source
 from tests.artifact.tables_net import X, transformed, write
 from tests.nets import MlpBlock
@@ -238,9 +240,45 @@ class _Tied(nn.Module):
         return self.head(self.net(self.embed(ids)))  # type: ignore[no-any-return]
 
 
-def test_two_tensors_of_a_file_are_no_single_one_of_a_model(tmp_path: Path) -> None:
-    model = repl_fx.transform(_Tied(), (torch.randint(8, (2, 5)),), surrogate="identity").model
-    model.get_submodule("head").weight = nn.Parameter(torch.randn(8, 8))
-    repl_fx.save(model, tmp_path / "out")
-    with pytest.raises(repl_fx.ArtifactError, match=r"embed\.weight and head\.weight are one tensor there"):
-        repl_fx.load(tmp_path / "out", _Tied())
+@pytest.mark.parametrize("graph", [False, True])
+def test_tensors_are_tied_where_they_were_when_they_were_saved(tmp_path: Path, graph: bool) -> None:
+    ids = torch.randint(8, (2, 5))
+    result = repl_fx.transform(_Tied(), (ids,))
+    model = result.model
+    model.get_submodule("head").weight = nn.Parameter(model.get_parameter("embed.weight").detach().clone())
+    model.get_submodule("net.2.fc1").weight = model.get_parameter("net.0.fc1.weight")
+    wanted = model.eval()(ids)
+    assert torch.equal(result.module.eval()(ids), wanted)
+    repl_fx.save(model, tmp_path / "one")
+    repl_fx.save(repl_fx.load(tmp_path / "one", _Tied(), graph=graph), tmp_path / "two")
+    for place in ("one", "two"):
+        artifact = load_artifact(tmp_path / place, _Tied(), graph=graph)
+        loaded, after = artifact.model, artifact.result.module
+        names = {name for name, tensor in named_tensors(after).items() if tensor is named_tensors(loaded).get(name)}
+        assert isinstance(loaded, _Tied) is not graph and names >= {"head.weight", "embed.weight", "net.2.fc1.weight"}
+        assert loaded.get_parameter("net.2.fc1.weight") is loaded.get_parameter("net.0.fc1.weight")
+        assert loaded.get_parameter("embed.weight") is not loaded.get_parameter("head.weight")
+        with torch.no_grad():
+            loaded.get_parameter("head.weight").add_(1)
+            assert torch.equal(loaded(ids), after(ids)) and not torch.equal(loaded(ids), wanted)
+
+
+class _ReadsTied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(*(MlpBlock(8) for _ in range(3)))
+        self.into = nn.Parameter(torch.randn(8, 8))
+        self.out = self.into
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x @ self.into) @ self.out  # type: ignore[no-any-return]
+
+
+def test_a_graph_that_reads_two_tensors_as_one_is_none_of_a_model_that_has_two(tmp_path: Path) -> None:
+    result = repl_fx.transform(_ReadsTied(), (torch.randn(2, 8),), surrogate="identity")
+    result.model.out = nn.Parameter(torch.randn(8, 8))
+    with pytest.raises(repl_fx.BadInput, match=r"result\.module reads (into|out) and (into|out) as one tensor"):
+        repl_fx.save(result, tmp_path / "out")
+    repl_fx.save(result.model, tmp_path / "out")
+    with pytest.raises(repl_fx.ArtifactError, match=r"whose graph reads (into|out) and (into|out) as one tensor"):
+        repl_fx.load(tmp_path / "out", _ReadsTied())

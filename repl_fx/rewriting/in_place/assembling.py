@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.graph.captured import is_tensor
-from repl_fx.graph.state import named_tensors, with_prefix
+from repl_fx.graph.state import named_tensors, used_by, with_prefix
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.cutting import Cut
@@ -21,7 +21,7 @@ from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBl
 from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.other_sizes import other_sizes_of
-from repl_fx.tracing.parts.capture_parts import assemble, qualified_name
+from repl_fx.tracing.parts.capture_parts import assemble, graphs_in, qualified_name
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 
@@ -68,17 +68,23 @@ class InPlace:
         `.to()` gives a module new buffers, and `load_state_dict(assign=True)` and new layers give it new parameters.
 
         Raises:
-            BadInput: see `_tensors_now`.
+            BadInput: see `_tensors_now`; or the model has two tensors where the module reads one.
         """
         now = self._tensors_now()
         moved = {name: now[name] for name, was in self.shared.items() if name in now and now[name] is not was}
+        if moved and (parted := parted_in(module, now)):
+            raise BadInput(
+                f"result.module reads {' and '.join(parted)} as one tensor, and they are two in result.model since; "
+                "use result.model"
+            )
         for root, one in (*others, ("", module)) if moved else ():
             given: dict[str, Tensor] = {}
             for path, part in one.named_modules(prefix=root):
                 for held in (part._parameters, part._buffers):
                     for key, tensor in held.items():
                         name = with_prefix(qualified_name(path, key), self.prefixes)
-                        if name in moved and tensor is self.shared[name]:
+                        # A module that was loaded has ties of its own, which the model took.
+                        if name in moved and (tensor is self.shared[name] or tensor is moved[name]):
                             held[key] = given[name] = moved[name]
             if given:
                 # Constants, which the model has not, go along.
@@ -86,10 +92,36 @@ class InPlace:
             if one is module:
                 self.shared.update(given)
 
+    def take_(self, module: nn.Module) -> None:
+        """Give the model the parameters of the rewritten module, which was loaded: tied as they were saved."""
+        if self.model is None:
+            return
+        of_model = self.tensors_of(self.model)
+        for name, tensor in self.tensors_of(module).items():
+            if isinstance(tensor, nn.Parameter) and name in of_model and of_model[name] is not tensor:
+                path, _, last = name.rpartition(".")
+                setattr(self.model.get_submodule(path), last, tensor)
+
     @property
     def reason(self) -> str:
         """The first refusal in words: the block and the reason."""
         return f"{self.refusals[0].block}: {self.refusals[0].reason}"
+
+
+def parted_in(module: nn.Module, given: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Names of two tensors of which a graph in a rewritten module reads one for both, as they were one in the trace."""
+    for path, gm in graphs_in(module).items():
+        tied: dict[int, list[str]] = {}
+        for name, tensor in named_tensors(gm).items():
+            tied.setdefault(id(tensor), []).append(name)
+        used = used_by(gm).state if any(len(names) > 1 for names in tied.values()) else frozenset()
+        read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+        for names in tied.values():
+            for one, other in ((a, b) for a in names for b in names if a in read and b not in used):
+                first, second = qualified_name(path, one), qualified_name(path, other)
+                if given.get(first, given.get(second)) is not given.get(second, given.get(first)):
+                    return first, second
+    return None
 
 
 def put_in_place(
