@@ -58,9 +58,15 @@ def require_args(args: Any, kwargs: Any = None) -> None:
 
 
 def require_path(given: Any, what: str) -> None:
-    """Refuse what is no path; `what` is the noun for what lies there, as in "the file to write"."""
+    """Refuse what is no path, or is not UTF-8; `what` is the noun for what lies there, as in "the file to write"."""
     if not isinstance(given, (str, os.PathLike)):
         raise BadInput(f"{what} is a path, and this is {in_words(given)}; give a str or a pathlib.Path")
+    path = os.fsdecode(os.path.abspath(given))
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        # safetensors opens none, and no text can name one.
+        raise BadInput(f"{what} is {path!r}, and names that are not UTF-8 are not taken; rename it") from None
 
 
 def require_kind(given: Any, kind: type, words: str) -> None:

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 import repl_fx
 from repl_fx.arguments import require_args
+from repl_fx.sources import load_source
 from tests.nets import ConvNet, Counts, images
 
 X = torch.randn(2, 3, 8, 8)
@@ -153,6 +154,19 @@ def test_places_that_are_none(tmp_path: Path) -> None:
     assert refused(repl_fx.load, None) == artifact.format("None")
     assert refused(repl_fx.load, whole()) == artifact.format("a TransformResult")
     assert refused(repl_fx.save, whole(), None) == artifact.format("None")
+
+
+def test_places_whose_names_are_not_utf_8(tmp_path: Path) -> None:
+    place = tmp_path / "caf\udce9"
+    not_taken = f"is {str(place)!r}, and names that are not UTF-8 are not taken; rename it"
+    assert refused(repl_fx.save, whole(), place) == f"the directory of an artifact {not_taken}"
+    assert refused(repl_fx.load, place) == f"the directory of an artifact {not_taken}"
+    assert refused(repl_fx.export_onnx, whole().module, place, (X,)) == f"the file to write {not_taken}"
+    file = place / "net.py"
+    place.mkdir()
+    file.write_text("")
+    with pytest.raises(repl_fx.BadInput, match=r"the model file is .* not UTF-8"):
+        load_source(str(file))
 
 
 def test_what_is_saved_and_what_for_it_is_loaded(tmp_path: Path) -> None:

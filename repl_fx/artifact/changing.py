@@ -29,6 +29,7 @@ from pathlib import Path
 import msgspec
 from safetensors import SafetensorError
 
+from repl_fx.arguments import require_path
 from repl_fx.artifact.manifest import MANIFEST, UNSETTLED, File, Manifest, read_manifest
 from repl_fx.artifact.places import COMPRESSION
 from repl_fx.environment.files import replacing, synchronise
@@ -119,6 +120,7 @@ def require_free(directory: str | Path, *, force: bool) -> None:
 
     With `force`: a directory that is no artifact, or an artifact one of whose files repl-fx did not write.
     """
+    require_path(directory, "the directory of an artifact")
     target = Path(directory)
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; give a directory")

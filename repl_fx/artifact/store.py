@@ -127,7 +127,6 @@ def save(
         BadInput: a module that is from neither, or whose graph or settings were changed since.
         OutputError: the place is taken or cannot be written.
     """
-    require_path(directory, "the directory of an artifact")
     module, origin = with_origin(model)
     if source is not None:
         origin = msgspec.structs.replace(origin, model=model_of(source, weights_of(source)))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.arguments import in_words
+from repl_fx.arguments import in_words, require_path
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import random_tensor
 from repl_fx.sources.interrupts import code_of_users
@@ -79,6 +79,7 @@ def _split(name: str) -> tuple[Path, str]:
         )
     if path.suffix != ".py":
         raise SourceError(f"{path} is not a .py file; give a Python file with a factory `model()`")
+    require_path(path.resolve(), "the model file")
     return path.resolve(), factory
 
 
