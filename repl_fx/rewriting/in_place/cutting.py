@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -25,6 +26,7 @@ from repl_fx.graph.axes import size_checks
 from repl_fx.graph.boundaries import ModuleCall, at_boundaries, is_object
 from repl_fx.graph.captured import (
     attribute,
+    called_module,
     dimension_called,
     has_attribute,
     has_effect,
@@ -164,6 +166,7 @@ class Cut:
             None if swaps else self._neighbour(),
             tuple(names),
             frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
+            {path: norm for path in self.elsewhere if (norm := self._norm_behind(path))},
             self._stream(),
             index=self._index(self.path),
         )
@@ -454,6 +457,14 @@ class Cut:
         owner, _, name = path.rpartition(".")
         parameters = self.model.get_submodule(owner)._parameters if name == "weight" else {}
         return "bias" in parameters and parameters["bias"] is None
+
+    def _norm_behind(self, path: str) -> str:
+        """The path of the batch norm behind the layer whose weight has a path in the model; empty without one."""
+        named = partial(qualified_name, self.part.path)
+        calls = (n for n in self.gm.graph.nodes if n.op == "call_module" and named(f"{n.target}.weight") == path)
+        behind = (user for call in calls for user in call.users)
+        norms = (n for n in behind if isinstance(called_module(self.gm, n), nn.modules.batchnorm._BatchNorm))
+        return next((named(str(norm.target)) for norm in norms), "")
 
     def _borrow(self, node: fx.Node) -> BorrowedAttention:
         """The layer of a node that mixes by a map made elsewhere."""

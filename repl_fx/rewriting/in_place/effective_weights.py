@@ -30,13 +30,14 @@ _QUANTO = "optimum.quanto."
 _FAKE = ("weight_fake_quantizer", "weight_fake_quant")
 
 
-def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
+def weight_now(model: nn.Module, path: str, *, unbiased: bool = False, norm: str = "") -> Any:
     """The parameter, buffer or flag at a path, as the module there would use it.
 
     Args:
         model: the model in place.
         path: of the tensor.
         unbiased: whether it is the weight of a layer that had no bias when it was captured.
+        norm: the path of the batch norm behind the layer; fused into the layer, it is an identity, or gone.
 
     The path is followed at each call, so that the value is the one of now: after a swap of tensors
     (`torch.func.functional_call`), of modules (wrappers hand attributes on), or of the model's precision. Where an
@@ -53,10 +54,12 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False) -> Any:
     try:
         module: Any = attribute(model, owner) if owner else model
         own = module._parameters.get(name)
-        if unbiased and module._parameters.get("bias") is not None:
+        has_bias = unbiased and module._parameters.get("bias") is not None
+        if has_bias or (norm and isinstance(attribute(model, norm), nn.Identity)):
+            changed = "has a bias now, as where a norm is fused into it" if has_bias else f"has {norm} fused into it"
             raise CallRefused(
-                f"a surrogate is made from {path}, whose layer has a bias now, as where a norm is fused into it; fold "
-                "the model instead: repl_fx.fold(result.module)"
+                f"a surrogate is made from {path}, whose layer {changed}; fold the model instead: "
+                "repl_fx.fold(result.module)"
             )
         by_quanto = name == "weight" and type(module).__module__.startswith(_QUANTO)
         computed = by_quanto or (name == "weight" and _fake(module) is not None)

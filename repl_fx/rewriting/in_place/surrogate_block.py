@@ -283,6 +283,7 @@ class StandIn(RefersToModules):
         neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
         names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
         unbiased: those of the paths of state elsewhere that are weights of layers without a bias.
+        norms: the paths of the batch norms behind the layers of which some of these are weights.
         stream: the number of the argument that is the block's stream.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
         index: the number of the block in a cache, where the surrogate keeps nothing in it; None where it has none.
@@ -301,6 +302,7 @@ class StandIn(RefersToModules):
     neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
     names: tuple[str, ...] = ()
     unbiased: frozenset[str] = frozenset()
+    norms: Mapping[str, str] = field(default_factory=dict)
     stream: int = 0
     around: tuple[nn.Module, ...] = ()
     index: int | None = None
@@ -319,7 +321,8 @@ class StandIn(RefersToModules):
         Args:
             own: a parameter of the surrogate, to whose device they are brought: blocks of one model may lie on several.
         """
-        found = [weight_now(self.around[0], path, unbiased=path in self.unbiased) for path in self.elsewhere]
+        known = [(path, path in self.unbiased, self.norms.get(path, "")) for path in self.elsewhere]
+        found = [weight_now(self.around[0], path, unbiased=unbiased, norm=norm) for path, unbiased, norm in known]
         return found if own is None else [_brought(value, own.device) for value in found]
 
     def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -190,19 +190,21 @@ def test_a_weight_that_trains_to_be_quantised_is_what_its_layer_computes_with(na
 
 
 class _ConvBlock(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, bias: bool) -> None:
         super().__init__()
-        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1, bias=bias), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.relu(self.bn(self.conv(x)))
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("surrogate", ["blend", "identity"])
-def test_a_norm_that_is_fused_into_a_layer_makes_another_weight_of_it(surrogate: str) -> None:
+def test_a_norm_that_is_fused_into_a_layer_makes_another_weight_of_it(surrogate: str, bias: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 4, 5, 5)
-    model: Any = repl_fx.transform(nn.Sequential(*(_ConvBlock() for _ in range(3))), (x,), surrogate=surrogate).model
+    blocks = nn.Sequential(*(_ConvBlock(bias) for _ in range(3)))
+    model: Any = repl_fx.transform(blocks, (x,), surrogate=surrogate).model
     model(x)
     before = model.eval()(x)
     for block in (model[0], model[2]):
@@ -210,5 +212,6 @@ def test_a_norm_that_is_fused_into_a_layer_makes_another_weight_of_it(surrogate:
     if surrogate == "identity":
         torch.testing.assert_close(model(x), before)
     else:
-        with pytest.raises(CallRefused, match=r"0.conv.weight, whose layer has a bias now, .*; fold the model instead"):
+        changed = "0.bn fused into" if bias else "a bias now,"
+        with pytest.raises(CallRefused, match=rf"0.conv.weight, whose layer has {changed} .*; fold the model"):
             model(x)
