@@ -89,6 +89,12 @@ def check_keys(value: Any, expected: Sequence[Any], name: str) -> None:
 def require_no_proxy(value: Any) -> None:
     """Refuse what torch.fx hands to code that it traces."""
     if isinstance(value, fx.Proxy):
+        # The tracer by which torch.fx unpickles.
+        if type(value.tracer).__name__ == "KeepModules":
+            raise BadInput(
+                "this is the pickle of an fx.GraphModule that was made of a graph of repl-fx, and torch.fx keeps its "
+                "code alone; pickle the graph of repl-fx (result.module), and make the other of it again"
+            )
         raise BadInput(
             "torch.fx traces Python code, and this is a graph already; work on its own (result.module.graph), or "
             "trace the model in place (result.model)"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.graph.runtime import (
     ModeSwitch,
@@ -51,6 +52,9 @@ def test_a_graph_is_not_traced_once_more_by_fx() -> None:
 
     with pytest.raises(BadInput, match=r"torch.fx traces Python code, and this is a graph already; .*result.model"):
         fx.symbolic_trace(Checked())
+    kept = pickle.dumps(fx.GraphModule(gm := repl_fx.capture(nn.Linear(3, 3), (torch.ones(2, 3),)), gm.graph))
+    with pytest.raises(BadInput, match=r"the pickle of an fx.GraphModule .*; pickle the graph of repl-fx"):
+        pickle.loads(kept)
 
 
 def test_plain_values_are_the_same_in_kind_and_value() -> None:
