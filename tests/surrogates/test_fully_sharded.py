@@ -236,6 +236,7 @@ def test_two_processes_train_what_one_does(case: str, trainings: Mapping[str, tu
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_evaluations_change_with_the_weights(trainings: Mapping[str, tuple[Task, list[Outcome]]]) -> None:
     """What FSDP2 gathers anew has the version of what it gathered before, and often the place."""
     for case in ("vit blend, whole", "vit blend"):

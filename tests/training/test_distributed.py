@@ -69,6 +69,7 @@ def test_two_processes_train_what_one_does(
     assert _apart(torch.load(together / case / "weights.pt", weights_only=True), weights) < 2e-5
 
 
+@pytest.mark.slow
 def test_sharded_runs_go_on_from_the_checkpoint_that_is_whole(sharded: Path) -> None:
     state = sharded / "fsdp2 broken" / STATE
     assert (state / LOGS / "from_step_17").exists()
@@ -78,6 +79,7 @@ def test_sharded_runs_go_on_from_the_checkpoint_that_is_whole(sharded: Path) -> 
     assert _apart(found, wanted) == 0
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_or_is_refused(
     models: dict[str, nn.Module], together: Path, tmp_path: Path
 ) -> None:
