@@ -183,22 +183,26 @@ def _put(
             named, replaced = partial(qualified_name, part.path), place.replacements
             try:
                 own_code = by_graph.isdisjoint(map(named, place.paths))
-                cut = Cut(graphs[part.path], part, place, source, own_code=own_code)
+                cuts = [
+                    Cut(graphs[part.path], part, place, source, own_code=own_code, path=path)
+                    for path in (place.paths if place.is_added else (None,))
+                ]
                 # The blocks are some that can have a surrogate in their place.
                 fits_others.update(replacement.block for replacement in replaced)
-                made = cut.made()
-                _require_watched(cut, part, places)
+                made = {path: one for cut in cuts for path, one in cut.made().items()}
+                for cut in cuts:
+                    _require_watched(cut, part, places)
             except NotInPlace as problem:
                 refusals += [Refusal(replacement.block, replacement.repeat, str(problem)) for replacement in replaced]
                 continue
-            path = named(cut.path)
             blocks.update({named(inside): one for inside, one in made.items()})
             for replacement in replaced:
                 name = surrogate_path(part.blocks[replacement.block].name)
-                prefixes[f"{named(name)}."] = f"{path}.{place.own(replacement.block)}."
-            if cut.most:
-                shapes = {place: node.meta["val"].shape for node, place in cut.given.items() if is_tensor(node)}
-                own[path] = OwnCode(blocks[path], cut.most, shapes, replaced)
+                prefixes[f"{named(name)}."] = f"{named(cuts[0].main)}.{place.own(replacement.block)}."
+            for cut in cuts:
+                if cut.most:
+                    shapes = {place: node.meta["val"].shape for node, place in cut.given.items() if is_tensor(node)}
+                    own[named(cut.path)] = OwnCode(made[cut.path], cut.most, shapes, replaced)
     if refusals:
         open_ = frozenset(fits_others & {refusal.block for refusal in refusals})
         return InPlace(None, tuple(refusals), open=open_), {}

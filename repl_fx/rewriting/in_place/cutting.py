@@ -38,14 +38,14 @@ from repl_fx.graph.captured import (
 )
 from repl_fx.graph.decisions import is_choice
 from repl_fx.graph.extracting import Extract
-from repl_fx.graph.notes import REPLACES, STANDS_FOR
+from repl_fx.graph.notes import COUNTERPART, REPLACES, STANDS_FOR
 from repl_fx.graph.runtime import SizeCheck
-from repl_fx.graph.state import SOURCE_STATE
+from repl_fx.graph.state import SOURCE_STATE, with_prefix
 from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.rewriting.in_place.arguments_read import Left, Line, arguments_read, lines_of
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
-from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, NotInPlace, main_of, place_of, ways_of
+from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, NotInPlace, main_of, place_of, sums_of, ways_of
 from repl_fx.rewriting.in_place.surrogate_block import (
     Argument,
     Constant,
@@ -84,6 +84,7 @@ class Cut:
         place: the module, and the blocks with their surrogates.
         source: the model that the graph is of, or is a part of.
         own_code: whether the module's own code may run, where the surrogates swap parameters alone.
+        path: the module, where what each of several returns is added to the stream outside of them.
 
     Attributes:
         most: where parameters are swapped for others of other sizes, the largest size of those of the block; else 0.
@@ -101,6 +102,7 @@ class Cut:
         source: nn.Module,
         *,
         own_code: bool = True,
+        path: str | None = None,
     ) -> None:
         self.gm, self.part, self.place = gm, part, place
         self.blocks = [part.blocks[replacement.block] for replacement in place.replacements]
@@ -117,15 +119,19 @@ class Cut:
         }
         nodes = {block.name: {node for node in gm.graph.nodes if block_of(node) == block.name} for block in self.blocks}
         self.inside = set().union(*nodes.values())
-        self.path = main_of(place.paths, self.inside)
-        self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if len(place.paths) > 1 else {}
+        row = place.is_added or len(place.paths) > 1
+        self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if row else {}
+        self.sums = self._sums() if place.is_added else {}
+        self.main = main_of(place.paths, self.inside, tuple(filter(None, self.sums)))
+        self.path = path or self.main
         if place.is_half:
             self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
         self.reads_stream_alone = all(traits.reads_stream_alone for traits in self.traits)
         self._require_not_skipped()
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
         noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
-        self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code and not self.ways
+        self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code
+        self.swaps &= place.is_added or not row
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
@@ -150,7 +156,12 @@ class Cut:
         names = self._swapped(block) if swaps else {}
         leaves = () if swaps else tuple(self._leaf(number) for number in range(form.num_leaves))
         results = [*names.values(), *dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
-        effects = () if swaps else (node for node in self.inside if has_effect(node))
+        added = self.place.is_added
+        if added and swaps and not names:
+            # A module that the surrogate leaves as it was.
+            return {}
+        here = {node for node in self.inside if not added or self.path in module_stack(node)}
+        effects = () if swaps else (node for node in here if has_effect(node))
         needed = self._needed([*results, *effects])
         self._write(results, needed, block)
         block._stand_in = StandIn(
@@ -172,7 +183,8 @@ class Cut:
         )
         if swaps:
             block._stand_in.swap.install(block, names)
-        return {self.path: block, **{path: self._handing_on(path, needed) for path in self.ways if path != self.path}}
+        others = () if added else (path for path in self.ways if path != self.path)
+        return {self.path: block, **{path: self._handing_on(path, needed) for path in others}}
 
     def _handing_on(self, path: str, needed: Collection[fx.Node]) -> SurrogateBlock:
         """A module of the row that returns what streams into it."""
@@ -226,15 +238,37 @@ class Cut:
                 results[boundary.leaf] = node
             else:
                 given.setdefault(node, boundary.argument)
+        if self.place.is_added:
+            own = "" if "" in self.sums and self.path == self.main else self.path
+            stream, *made = self.sums.get(own, (self._entering(),))
+        elif self.ways:
+            last, stream = list(self.ways)[-1], self._entering()
+            made = [n for n, boundary in at_boundaries(self.gm.graph, last) if boundary.leaf == self.ways[last].leaf]
         if self.ways:
-            first, *_, last = self.ways
             way = self.ways[self.path]
-            entering, leaving = (at_boundaries(self.gm.graph, path) for path in (first, last))
-            given |= {node: way.place for node, boundary in entering if boundary.argument == self.ways[first].place}
-            results.update((way.leaf, node) for node, boundary in leaving if boundary.leaf == self.ways[last].leaf)
+            given[stream] = way.place
+            results.update((way.leaf, node) for node in made)
         # Sizes come from the first value that has them: the streamed one mostly, and not a mask that may be broadcast.
         names = list(inspect.signature(self._source(self.path).forward).parameters)
         return {node: given[node] for node in sorted(given, key=lambda node: names.index(given[node][0]))}, results
+
+    def _entering(self) -> fx.Node:
+        """The stream before the first module of a row."""
+        path, way = next(iter(self.ways.items()))
+        return next(node for node, boundary in at_boundaries(self.gm.graph, path) if boundary.argument == way.place)
+
+    def _sums(self) -> dict[str, tuple[fx.Node, fx.Node]]:
+        """What the surrogate adds to the stream; see `sums_of`.
+
+        Raises:
+            NotInPlace: the surrogate does more than to add to the stream.
+        """
+        stream, name = self._entering(), self.blocks[0].output.name
+        output = next((node for node in self.inside if COUNTERPART.of(node) == name), stream)
+        sums = sums_of(self.gm.graph, output, stream, self.place.paths)
+        if output is not stream and not sums:
+            raise NotInPlace("it is no sum with the stream, to which the model adds what layers of the block return")
+        return sums
 
     def _source(self, path: str) -> nn.Module:
         """The module of the model before."""
@@ -258,7 +292,7 @@ class Cut:
         block.training = self.gm.training
         if has_attribute(block, OWN):
             raise NotInPlace(f"the module {path} has an attribute {OWN} already")
-        for made, own in self.own.items() if path == self.path else ():
+        for made, own in self.own.items() if path == self.main else ():
             if has_attribute(self.gm, made[:-1]):
                 *holder, name = own[:-1].split(".")
                 where = block if not holder else block._modules.setdefault(OWN, nn.Module())
@@ -276,10 +310,10 @@ class Cut:
         swapped = {}
         for node in self.gm.graph.nodes:
             path = STANDS_FOR.of(node) if node in self.inside else None
-            if path and not path.startswith(f"{self.path}."):
-                raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
-            if path:
+            if path and path.startswith(f"{self.path}."):
                 swapped[path.removeprefix(f"{self.path}.")] = node
+            elif path and not self.place.is_added:
+                raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
         for name, node in swapped.items():
             owner, _, own = name.rpartition(".")
             module = block.get_submodule(owner)
@@ -296,6 +330,8 @@ class Cut:
         if number in self.call.constants:
             return Constant(self.call.constants[number])
         node = self.results.get(number)
+        if node is None and self.place.is_added and number == self.ways[self.path].leaf:
+            return Passed(self.ways[self.path].place, as_zeros=True)
         if node is None:
             # A value that only the removed block had.
             return Constant(None)
@@ -328,18 +364,19 @@ class Cut:
         """The structure of the result of the kept block before, where a call of the block can have flags."""
         source, replaced = self._source(self.path), zip(self.blocks, self.place.replacements, strict=True)
         # The first of two blocks may be a module inside.
-        before = next((one.before for block, one in replaced if place_of(self.part, block) == (self.path,)), None)
+        standing = ((place_of(self.part, block), one.before) for block, one in replaced)
+        number, before = next(((p.index(self.path), one) for p, one in standing if self.path in p), (0, ""))
         if not before or len(inspect.signature(source.forward).parameters) < 2:
             return None
         # The first block of a repeat may be less than its module, which makes what all blocks share.
-        paths = place_of(self.part, self.part.blocks[before])
-        if len(paths) != 1 or type(self._source(paths[0])) is not type(source):
+        path = "".join(place_of(self.part, self.part.blocks[before])[number : number + 1])
+        if not path or type(self._source(path)) is not type(source):
             return None
         try:
-            form = self._only_call(paths[0]).result
+            form = self._only_call(path).result
         except NotInPlace:
             return None
-        return (qualified_name(self.part.path, paths[0]), form, ResultForm()) if form is not None else None
+        return (qualified_name(self.part.path, path), form, ResultForm()) if form is not None else None
 
     def _needed(self, results: Iterable[fx.Node]) -> set[fx.Node]:
         """The nodes that the results of the module and the effects of the surrogate need."""
@@ -376,7 +413,8 @@ class Cut:
                 self.arguments[argument] = self._argument(argument, told)
                 self.extract.take(argument, argument.name)
         for node in ordered:
-            if node.op == "get_attr" and self._local(str(node.target)) is None:
+            apart = node.op == "call_module" and self.place.is_added
+            if (apart or node.op == "get_attr") and self._local(str(node.target)) is None:
                 self._read_elsewhere(node, block)
         for node in ordered:
             if BORROWS.of(node) is not None:
@@ -433,14 +471,15 @@ class Cut:
         return found
 
     def _read_elsewhere(self, node: fx.Node, block: SurrogateBlock) -> None:
-        """Take a parameter, a buffer or a flag from outside of the block as an argument of the graph."""
+        """Take a parameter, a buffer, a flag or a layer from outside of the block as an argument of the graph."""
         target = str(node.target)
         if is_traced_constant(target) or target == ANCHOR:
             if has_attribute(block, target):
                 raise NotInPlace(f"the module {self.path} has an attribute {target} already")
             block.register_buffer(target, attribute(self.gm, target), persistent=False)
             return
-        path = qualified_name(self.part.path, target)
+        home = {made: f"{self.main}.{own}" for made, own in self.own.items()}
+        path = qualified_name(self.part.path, with_prefix(target, home))
         if path not in self.elsewhere:
             self.elsewhere[path] = self.extract.take(node, node.name)
         self.extract.made[node] = self.elsewhere[path]
@@ -492,9 +531,10 @@ class Cut:
     def _place(self, node: fx.Node, block: SurrogateBlock) -> None:
         """Put a node of the graph into the new one."""
         made_of = self.extract.made
-        if node in self.borrowed:
-            given = fx.node.map_arg(node.args[:_OWN_OF_LAYER], self.extract.value)
-            made_of[node] = self.extract.graph.call_function(_call, (made_of[node], *given))
+        if node in made_of and node.op == "call_module":
+            args = node.args[:_OWN_OF_LAYER] if node in self.borrowed else node.args
+            given = fx.node.map_arg(args, self.extract.value)
+            made_of[node] = self.extract.graph.call_function(_call, (made_of[node], *given), node.kwargs)
             return
         if node in made_of:
             if node.op == "get_attr" and str(node.target).startswith(tuple(f"{path}." for path in self.ways)):
@@ -508,7 +548,8 @@ class Cut:
 
     def _local(self, target: str) -> str | None:
         """The path in the module of what is at a path of the graph; None where that is outside of the block."""
-        for prefix, place in ((f"{self.path}.", ""), *self.own.items()):
+        own = self.own if self.path == self.main else {}
+        for prefix, place in ((f"{self.path}.", ""), *own.items()):
             if target.startswith(prefix):
                 return place + target.removeprefix(prefix)
         return None

@@ -31,7 +31,7 @@ _FAKE = ("weight_fake_quantizer", "weight_fake_quant")
 
 
 def weight_now(model: nn.Module, path: str, *, unbiased: bool = False, norm: str = "") -> Any:
-    """The parameter, buffer or flag at a path, as the module there would use it.
+    """The parameter, buffer, flag or layer at a path, as the module there would use it.
 
     Args:
         model: the model in place.
@@ -66,6 +66,8 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False, norm: str
         # Nearly always; to ask for attributes that are not there takes longer than all else here.
         if type(own) is nn.Parameter and not own.is_meta and not is_flattened(own) and not computed:
             return own
+        if name in module._modules:
+            return module._modules[name]
         # Until it is frozen, such a layer quantises its weight in each forward.
         value = quantised if by_quanto and (quantised := module.qweight) is not None else getattr(module, name)
     except AttributeError as problem:

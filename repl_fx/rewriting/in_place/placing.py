@@ -3,9 +3,11 @@
     layers.2 is a block                                         a surrogate stands in the place of layers.2
     x + attn(norm(x)) is, which is half of layers.0             a surrogate and the other half do in that of layers.0
     layers.4 and layers.5 are, one behind the other             a surrogate does in that of one; the other hands on
+    x + attn(x) is, and the addition stands in a loop           a surrogate's branch does in that of attn
 
 Of such a row, layers.4(x, mask) -> y and layers.5(y, mask) -> z, the first hands x on then, and the other computes z
-from it.
+from it. Where the loop adds what each of a row returns to the stream, one returns what the surrogate adds to it, and
+the others zeros.
 What of a module is no block runs as the graph has it: its layers are called, and its own code is not.
 """
 
@@ -21,6 +23,8 @@ from repl_fx._torch import module_stack
 from repl_fx.finding.blocks import Block
 from repl_fx.graph.boundaries import at_boundaries
 from repl_fx.graph.captured import is_tensor
+from repl_fx.graph.notes import STANDS_FOR
+from repl_fx.graph.roles import ADDITIONS
 from repl_fx.plan import Plan, Replacement
 from repl_fx.tracing.parts.part_repeats import PartRepeats
 
@@ -41,11 +45,13 @@ class ModulePlace:
             place.
         replacements: of the blocks.
         is_half: whether the module does more than its replaced blocks, so that the rest is the graph's.
+        is_added: whether what each module returns is added to the stream outside of it.
     """
 
     paths: tuple[str, ...]
     replacements: tuple[Replacement, ...]
     is_half: bool = False
+    is_added: bool = False
 
     def own(self, block: str) -> str:
         """The path, in the module, of the modules of a block's surrogate."""
@@ -57,7 +63,9 @@ class ModulePlace:
 def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
     """The places of the blocks of a part that a plan replaces, in the order of the plan."""
     places = {r.block: place_of(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
-    halves = [paths[0] for block, paths in places.items() if len(paths) == 1 and part.blocks[block].module_path is None]
+    added = {block for block, paths in places.items() if paths and adds_outside(part.blocks[block], paths)}
+    alone = [block for block, paths in places.items() if len(paths) == 1 and block not in added]
+    halves = [places[block][0] for block in alone if part.blocks[block].module_path is None]
     found: dict[tuple[str, ...], ModulePlace] = {}
     for replacement in plan.replacements:
         if replacement.block not in places:
@@ -68,7 +76,7 @@ def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
         paths = (min(outer, key=len),) if outer else paths
         key = paths or ("", replacement.block)
         before = found[key].replacements if key in found else ()
-        found[key] = ModulePlace(paths, (*before, replacement), bool(outer))
+        found[key] = ModulePlace(paths, (*before, replacement), bool(outer), not outer and replacement.block in added)
     yield from found.values()
 
 
@@ -86,12 +94,42 @@ def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
 
 
 def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The modules, called one after another, that are all of a block; empty where there are no such ones."""
-    if len(block.inputs) > 1 or any(len(stack) <= depth for stack in stacks):
+    """The modules, called one after another, that are all of a block; empty where there are no such ones.
+
+    Outside of them may be the additions of what each returns to the stream.
+    """
+    paths = tuple(dict.fromkeys(stack[depth] for stack in stacks if len(stack) > depth))
+    outside = sum(len(stack) <= depth for stack in stacks)
+    sums = sums_of(part.graph_module.graph, block.output, block.input, paths) if outside else {}
+    if len(block.inputs) > 1 or (outside and not (block.keeps_size and outside == len(sums) and {*sums} == {*paths})):
         return ()
-    paths = tuple(dict.fromkeys(stack[depth] for stack in stacks))
     inside = (node for node in part.graph_module.graph.nodes if is_tensor(node) and node.op != "get_attr")
     return () if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside) else paths
+
+
+def adds_outside(block: Block, paths: Sequence[str]) -> bool:
+    """Tell whether what the modules of a block return is added to the stream outside of them."""
+    return {*paths}.isdisjoint(module_stack(block.output))
+
+
+def sums_of(
+    graph: fx.Graph, output: fx.Node, stream: fx.Node, paths: Sequence[str]
+) -> dict[str, tuple[fx.Node, fx.Node]]:
+    """What is added to a stream, and before it the sum so far, by the module that returns it; "" where none does.
+
+    Empty where the output is made otherwise.
+    """
+    made = {node: path for path in paths for node, boundary in at_boundaries(graph, path) if boundary.argument is None}
+    found: dict[str, tuple[fx.Node, fx.Node]] = {}
+    while output is not stream:
+        plain = output.target in ADDITIONS and len(output.all_input_nodes) == 2 and not output.kwargs
+        both: Any = (output.args, output.args[::-1]) if plain else ()
+        pair = next(((before, added) for before, added in both if before is stream or added in made), None)
+        if pair is None:
+            return {}
+        found[made.get(pair[1], "")] = pair
+        output = pair[0]
+    return found
 
 
 @dataclass(frozen=True)
@@ -115,18 +153,26 @@ def ways_of(graph: fx.Graph, block: Block, paths: Sequence[str]) -> dict[str, Wa
     """
     given = [{n: b.argument for n, b in at_boundaries(graph, path) if b.argument is not None} for path in paths]
     made = [{n: b.leaf for n, b in at_boundaries(graph, path) if b.argument is None} for path in paths]
+    sums = sums_of(graph, block.output, block.input, paths) if adds_outside(block, paths) else {}
     ways, stream = {}, block.input
     for path, taken, returned, behind in zip(paths, given, made, [*given[1:], {block.output: ()}], strict=True):
-        shared = [node for node in returned if node in behind]
-        if len(shared) != 1 or stream not in taken:
+        stream, *added = sums.get(path, (stream,))
+        shared = [node for node in returned if node in (added or behind)]
+        if len(shared) != 1:
             raise NotInPlace(f"of the results of {path}, {len(shared)} go on to the module behind it, and not one")
+        if stream not in taken:
+            raise NotInPlace(f"{path} is not handed the stream, to which what it returns goes")
         ways[path] = Way(taken[stream], returned[shared[0]])
         stream = shared[0]
     return ways
 
 
-def main_of(paths: Sequence[str], inside: set[fx.Node]) -> str:
-    """The module of a row that has all layers which the nodes of a surrogate call; the first where they call none."""
-    called = [f"{node.target}." for node in inside if node.op == "call_module"]
-    with_layers = [path for path in paths if any(target.startswith(f"{path}.") for target in called)]
-    return with_layers[0] if with_layers else paths[0]
+def main_of(paths: Sequence[str], inside: set[fx.Node], returning: Sequence[str] = ()) -> str:
+    """The module of a row that has all layers for which nodes of a surrogate stand, or which they call.
+
+    Where there are none, the first that returns something of the surrogate.
+    """
+    stood = [path for node in inside if (path := STANDS_FOR.of(node)) is not None]
+    layers = stood or [f"{node.target}." for node in inside if node.op == "call_module"]
+    with_layers = [path for path in paths if any(layer.startswith(f"{path}.") for layer in layers)]
+    return (*with_layers, *returning, *paths)[0]

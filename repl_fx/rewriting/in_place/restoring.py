@@ -74,12 +74,12 @@ class _ReplacedBlock:
 
     def __init__(self, model: nn.Module, part: PartRepeats, place: ModulePlace, replacement: Replacement) -> None:
         self.model, self.part, self.replacement = model, part, replacement
-        paths = [qualified_name(part.path, path) for path in place.paths]
-        self.place = next((path for path in paths if has_attribute(model, f"{path}.{OWN}")), paths[0])
+        paths = (qualified_name(part.path, path) for path in place.paths)
+        self.modules = {path: model.get_submodule(path) for path in paths}
+        holders = (module for module in self.modules.values() if has_attribute(module, OWN))
+        self.surrogate = next(holders, next(iter(self.modules.values())))
+        assert isinstance(self.surrogate, SurrogateBlock)
         self.own = place.own(replacement.block)
-        found = model.get_submodule(self.place)
-        assert isinstance(found, SurrogateBlock)
-        self.surrogate = found
         self.named = partial(qualified_name, part.path)
 
     def values(self) -> dict[str, Tensor]:
@@ -88,13 +88,18 @@ class _ReplacedBlock:
         site = self.part.matches.site(*names)
         known = {self.named(path): value for path, value in self._learned(site).items()}
         if isinstance(self.surrogate, SwappedBlock) and not known:
-            stand_in = self.surrogate._stand_in
-            made = stand_in.compute(self.surrogate, stand_in.state(next(self.surrogate.parameters(), None)), {})
-            return {f"{self.place}.{name}": value for name, value in zip(stand_in.names, made, strict=True)}
+            return {f"{path}.{name}": value for path in self.modules for name, value in self._swapped(path)}
         silent = set() if known else {self.named(path) for path in silencing_parameters(site)}
         means = dict(self._means(site))
         quiet = {name: torch.zeros_like(value) for name, value in means.items() if name in silent}
         return {**means, **quiet, **known}
+
+    def _swapped(self, path: str) -> Iterator[tuple[str, Tensor]]:
+        """The values that a module runs on in the place of parameters."""
+        if isinstance(block := self.modules[path], SwappedBlock):
+            stand_in = block._stand_in
+            made = stand_in.compute(block, stand_in.state(next(block.parameters(), None)), {})
+            yield from zip(stand_in.names, made, strict=True)
 
     def _learned(self, site: Site) -> Mapping[str, Tensor]:
         """The values of full size that the surrogate itself has."""

@@ -84,9 +84,10 @@ class Argument:
 
 @dataclass(frozen=True)
 class Passed:
-    """A leaf of the result that is what the block was handed at a place."""
+    """A leaf of the result that is what the block was handed at a place, or zeros that are added to that elsewhere."""
 
     place: tuple[Any, ...]
+    as_zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -355,7 +356,8 @@ class StandIn(RefersToModules):
 
     def _leaf(self, leaf: Made | Passed | Constant, arguments: Mapping[str, Any], made: Sequence[Any]) -> Any:
         if isinstance(leaf, Passed):
-            return _at(arguments, leaf.place)
+            value = _at(arguments, leaf.place)
+            return torch.zeros_like(value) if leaf.as_zeros else value
         if isinstance(leaf, Constant):
             return leaf.value
         value = made[leaf.number]

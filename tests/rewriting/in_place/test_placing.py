@@ -41,7 +41,7 @@ def _check_forms(result: repl_fx.TransformResult, net: type[nn.Module], tmp_path
     outputs, gradients = steps(result.graph_module)
     for model in (result.model, copy.deepcopy(result.model), pickle.loads(pickle.dumps(result.model))):
         assert isinstance(model, net)
-        assert all(isinstance(layer, Pair) for layer in model.get_submodule("layers").children())
+        assert all(isinstance(layer, (Pair, nn.ModuleList)) for layer in model.get_submodule("layers").children())
         ours = steps(model)
         assert all(map(torch.equal, ours[0], outputs))
         # A weight that is read three times has its gradients added in another order.
@@ -202,3 +202,161 @@ def test_the_module_with_the_layers_that_are_called_has_the_surrogate() -> None:
     plain, called = graph.call_function(torch.relu, (given,)), graph.call_module("layers.3.norm", (given,))
     assert main_of(("layers.2", "layers.3"), {plain}) == "layers.2"
     assert main_of(("layers.2", "layers.3"), {plain, called}) == "layers.3"
+
+
+# --- additions in a loop --------------------------------------------------------------------------------------------
+
+
+class _Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(8), nn.Linear(8, 24, bias=False), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, output_attentions: bool = False) -> Any:
+        q, k, v = (made.unflatten(-1, (2, 4)).transpose(1, 2) for made in self.qkv(self.norm(x)).chunk(3, -1))
+        mixed = (q @ k.transpose(-1, -2) * 0.5).softmax(-1)
+        made = self.out((mixed @ v).transpose(1, 2).flatten(2))
+        return (made, mixed) if output_attentions else made
+
+
+class _Mlp(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, 8))
+
+
+class _Loop(nn.Module):
+    """Layers return branches; the addition of each stands in the loop, as in vit-pytorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList((_Attention(), _Mlp())) for _ in range(5))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, output_attentions: bool = False) -> Any:
+        for layer in self.layers:
+            attention, mlp = layer.children()
+            x = self.step(x, attention, mlp, output_attentions)
+        return self.head(x)
+
+    def step(self, x: Tensor, attention: nn.Module, mlp: nn.Module, output_attentions: bool) -> Any:
+        x = (attention(x, output_attentions)[0] if output_attentions else attention(x)) + x
+        return x + mlp(x)
+
+
+class _LoopOfFixedLength(_Loop):
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 5, 8))
+
+    def forward(self, x: Tensor, output_attentions: bool = False) -> Any:
+        return super().forward(x + self.positions, output_attentions)
+
+
+class _LoopOfOne(_Loop):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Mlp() for _ in range(5))
+
+    def forward(self, x: Tensor, output_attentions: bool = False) -> Any:
+        for mlp in self.layers:
+            x = x + mlp(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "blend", "bottleneck", "narrow", "reuse", "auto"])
+def test_a_loop_adds_what_surrogates_return(surrogate: str, tmp_path: Path) -> None:
+    result = repl_fx.transform(_Loop(), (X,), surrogate=surrogate, in_place=True)
+    assert [r.block for r in result.plan.replacements] == ["layers.1", "layers.3"] and not result.in_place.refusals
+    (part,) = result.found
+    (first, _) = places_of(part, result.plan)
+    assert first.paths == ("layers.1.0", "layers.1.1") and first.is_added
+    _check_forms(result, _Loop, tmp_path)
+    longer = torch.randn(3, 7, 8)
+    assert torch.equal(result.model.eval()(longer), result.graph_module.eval()(longer))
+    optimizer = torch.optim.SGD(result.model.parameters(), 0.1)
+    steps(result.model)
+    optimizer.step()
+    assert torch.equal(result.model.eval()(X), result.graph_module.eval()(X))
+    # No tensor is in two places of the model.
+    assert len(dict(result.model.named_parameters(remove_duplicate=False))) == len([*result.model.parameters()])
+
+
+def test_what_is_left_of_layers_that_a_loop_adds_is_as_if_they_were_gone() -> None:
+    source = _Loop().eval()
+    result = repl_fx.transform(source, (X,), surrogate="identity")
+    pruned = copy.deepcopy(source)
+    pruned.layers = nn.ModuleList(pruned.layers[i] for i in (0, 2, 4))
+    assert torch.equal(result.model(X), pruned(X))
+    layer: Any = result.model.get_submodule("layers.1")
+    assert isinstance(layer[0], _Attention) and isinstance(layer[1], _Mlp)
+    assert not layer[0](X).any() and not layer[1](X).any() and not [*layer.parameters()]
+
+
+def test_neighbours_that_are_replaced_hand_the_stream_on() -> None:
+    result = repl_fx.transform(_Loop().eval(), (X,), surrogate="identity", blocks=["layers.1", "layers.2"])
+    assert not result.in_place.refusals and torch.equal(result.model(X), result.graph_module(X))
+
+
+@pytest.mark.parametrize("surrogate", ["coarse", "blend"])
+def test_layers_of_one_module_are_called_by_another(surrogate: str, tmp_path: Path) -> None:
+    result = repl_fx.transform(_LoopOfFixedLength(), (X,), surrogate=surrogate, in_place=True)
+    _check_forms(result, _LoopOfFixedLength, tmp_path)
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "blend", "bottleneck", "narrow"])
+def test_a_loop_adds_one_branch_of_each_block(surrogate: str) -> None:
+    result = repl_fx.transform(_LoopOfOne(), (X,), surrogate=surrogate, in_place=True)
+    (part,) = result.found
+    assert [(p.paths, p.is_half) for p in places_of(part, result.plan)] == [
+        (("layers.1",), False),
+        (("layers.3",), False),
+    ]
+    outputs, gradients = steps(result.graph_module)
+    ours = steps(result.model)
+    assert all(map(torch.equal, ours[0], outputs))
+    torch.testing.assert_close(ours[1], gradients)
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow"])
+def test_layers_that_a_loop_adds_are_whole_again(surrogate: str) -> None:
+    result = repl_fx.transform(_Loop().eval(), (X,), surrogate=surrogate)
+    with torch.no_grad():
+        for parameter in result.model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
+    whole = _Loop().eval()
+    whole.load_state_dict(restored_state(result.found, result.model, result.plan))
+    torch.testing.assert_close(whole(X), result.model.eval()(X))
+
+
+def test_layers_that_are_to_return_more_are_refused() -> None:
+    model: Any = repl_fx.transform(_Loop().eval(), (X,), surrogate="identity").model
+    with pytest.raises(
+        CallRefused, match=r"layers.0.0 returns 2 values now, and returned 1 .* layers.1.0 cannot follow"
+    ):
+        model(X, output_attentions=True)
+
+
+class _Scaled(_Loop):
+    def step(self, x: Tensor, attention: nn.Module, mlp: nn.Module, output_attentions: bool) -> Any:
+        x = x + attention(x, output_attentions) * 0.5
+        return x + mlp(x)
+
+
+class _SideBySide(_Loop):
+    def step(self, x: Tensor, attention: nn.Module, mlp: nn.Module, output_attentions: bool) -> Any:
+        return x + attention(x) + mlp(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "surrogate", "reason"),
+    [
+        (_Scaled, "identity", "it is no call of a single module"),
+        (_SideBySide, "identity", "layers.1.1 is not handed the stream"),
+        (_LoopOfOne, "linear", "it is no sum with the stream"),
+    ],
+)
+def test_what_a_loop_does_more_than_to_add_has_no_place(net: type[nn.Module], surrogate: str, reason: str) -> None:
+    result = repl_fx.transform(net(), (X,), surrogate=surrogate)
+    assert reason in result.in_place.reason
+    with pytest.raises(repl_fx.errors.NothingToReplace, match=reason):
+        repl_fx.transform(net(), (X,), surrogate=surrogate, in_place=True)
