@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
+from tests.nets import Attention, ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 from tests.surrogates.fully_sharded import EVALUATED, Outcome, Task, trained
 from tests.surrogates.nets import GRID, Patches, Scaled
 from tests.surrogates.stand_ins import KINDS, with_stand_in
@@ -50,6 +50,22 @@ def _turns() -> nn.Module:
     return net
 
 
+class _Loop(Patches):
+    """Adds what its layers return in a loop: surrogates of two layers have their weights in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        mlp = (nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        pairs = ((Attention(16, 2, 0.0), nn.Sequential(*copy.deepcopy(mlp))) for _ in range(5))
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.LayerNorm(16), layer) for pair in pairs for layer in pair))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.positions
+        for layer in self.blocks:
+            x = layer(x) + x
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
 def _convnext() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *(Scaled(8) for _ in range(5)), nn.Flatten())
 
@@ -59,6 +75,7 @@ NETS: Mapping[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "vit": lambda: (Patches(depth=5), tokens(length=GRID)),
     "gpt": lambda: (_gpt(), tokens()),
     "turns": lambda: (_turns(), tokens()),
+    "loop": lambda: (_Loop(), tokens(length=GRID)),
     "resnet": lambda: (ConvNet(depth=5), images()),
     "convnext": lambda: (_convnext(), images()),
 }
@@ -121,6 +138,8 @@ _IN_PLACE: Mapping[str, tuple[str, str, bool]] = {
     "gpt reuse, in place, half": ("gpt", "reuse", True),
     "turns reuse, in place": ("turns", "reuse", False),
     "turns bottleneck, in place": ("turns", "bottleneck", False),
+    "loop coarse, in place": ("loop", "coarse", False),
+    "loop blend, in place": ("loop", "blend", False),
     "resnet slim, in place": ("resnet", "slim", False),
 }
 

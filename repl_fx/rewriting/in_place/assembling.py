@@ -190,8 +190,7 @@ def _put(
                 # The blocks are some that can have a surrogate in their place.
                 fits_others.update(replacement.block for replacement in replaced)
                 made = {path: one for cut in cuts for path, one in cut.made().items()}
-                for cut in cuts:
-                    _require_watched(cut, part, places)
+                _require_watched(cuts, part, places)
             except NotInPlace as problem:
                 refusals += [Refusal(replacement.block, replacement.repeat, str(problem)) for replacement in replaced]
                 continue
@@ -218,14 +217,14 @@ def _put(
     return InPlace(model, (), prefixes), own
 
 
-def _require_watched(cut: Cut, part: PartRepeats, places: Sequence[ModulePlace]) -> None:
+def _require_watched(cuts: Sequence[Cut], part: PartRepeats, places: Sequence[ModulePlace]) -> None:
     """Refuse a surrogate that mixes by the map of an attention which a graph computes, and no module.
 
     Raises:
         NotInPlace: names the attention.
     """
     graphs = [place.paths[0] for place in places if place.is_half]
-    for layer in cut.borrowed.values():
+    for layer in (layer for cut in cuts for layer in cut.borrowed.values()):
         path = layer.kept.path
         if any(f"{path}.".startswith(f"{qualified_name(part.path, around)}.") for around in graphs):
             raise NotInPlace(f"it mixes by the attention map of {path}, beside which another block is replaced")

@@ -20,6 +20,7 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.func import functional_call
 
 from repl_fx._torch import module_stack, pytree
 from repl_fx.graph.axes import size_checks
@@ -61,7 +62,7 @@ from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.borrowed_maps import BORROWS
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
-from repl_fx.surrogates.shared.sharded_weights import whole
+from repl_fx.surrogates.shared.sharded_weights import is_sharded, whole
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture_parts import assemble, qualified_name
 from repl_fx.tracing.parts.part_repeats import PartRepeats
@@ -555,9 +556,12 @@ class Cut:
         return None
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function that a graph is handed."""
-    return function(*args)
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that a graph is handed, or a layer of another module, for which FSDP2 gathers its weights."""
+    if isinstance(function, nn.Module) and any(map(is_sharded, function.parameters())):
+        weights = {name: whole(parameter) for name, parameter in function.named_parameters()}
+        return functional_call(function, weights, args, kwargs)
+    return function(*args, **kwargs)
 
 
 def _holds_modules(value: Any) -> bool:

@@ -64,8 +64,8 @@ def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
     """The places of the blocks of a part that a plan replaces, in the order of the plan."""
     places = {r.block: place_of(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
     added = {block for block, paths in places.items() if paths and adds_outside(part.blocks[block], paths)}
-    alone = [block for block, paths in places.items() if len(paths) == 1 and block not in added]
-    halves = [places[block][0] for block in alone if part.blocks[block].module_path is None]
+    others = {block: paths for block, paths in places.items() if len(paths) == 1 and block not in added}
+    halves = [paths[0] for block, paths in others.items() if part.blocks[block].module_path is None]
     found: dict[tuple[str, ...], ModulePlace] = {}
     for replacement in plan.replacements:
         if replacement.block not in places:
