@@ -396,7 +396,7 @@ class _Applying(_Files):
             was = now
         # Of another batch is no other kind.
         if re.sub(r"\[\d+", "[", was) == re.sub(r"\[\d+", "[", now):
-            return f"{model} has changed since it was transformed", ""
+            return f"{model} has changed since it was transformed (what a run leaves in it counts)", ""
         return f"its example inputs were ({was}) and are ({now})", "give inputs as they were, or "
 
     def may_trace_otherwise(self, model: nn.Module) -> bool:
