@@ -259,7 +259,7 @@ class Cut:
         return next(node for node, boundary in at_boundaries(self.gm.graph, path) if boundary.argument == way.place)
 
     def _sums(self) -> dict[str, tuple[fx.Node, fx.Node]]:
-        """What the surrogate adds to the stream; see `sums_of`.
+        """The additions of the surrogate to the stream; see `sums_of`.
 
         Raises:
             NotInPlace: the surrogate does more than to add to the stream.

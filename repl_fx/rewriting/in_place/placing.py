@@ -115,7 +115,7 @@ def adds_outside(block: Block, paths: Sequence[str]) -> bool:
 def sums_of(
     graph: fx.Graph, output: fx.Node, stream: fx.Node, paths: Sequence[str]
 ) -> dict[str, tuple[fx.Node, fx.Node]]:
-    """What is added to a stream, and before it the sum so far, by the module that returns it; "" where none does.
+    """The additions to a stream, each as the sum before and what is added, by the module that returns this, or "".
 
     Empty where the output is made otherwise.
     """
