@@ -156,5 +156,5 @@ def test_an_artifact_saved_in_python_says_how_to_name_the_model_in_both_places(t
     )
     with pytest.raises(repl_fx.ArtifactError, match=differs):
         repl_fx.load(tmp_path / "art", TokenNet(depth=3).double(), args=(tokens().double(),))
-    with pytest.raises(repl_fx.ArtifactError, match="TokenNet has changed since it was transformed .*; what differs"):
+    with pytest.raises(repl_fx.ArtifactError, match=r"TokenNet has changed since it was transformed .*; what differs"):
         repl_fx.load(tmp_path / "art", TokenNet(depth=4), args=(tokens(batch=3),))
