@@ -46,7 +46,7 @@ demo: .venv/.installed-zoo
 
 # All tests but those marked `slow`, less than a tenth of them; `test-all` runs these too. One thread a worker: with more,
 # the workers fight over the cores and every test gets slower.
-test: PYTEST_ARGS += -m "not slow"
+test: override PYTEST_ARGS += -m "not slow"
 test test-all: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
