@@ -149,14 +149,7 @@ def load_state(module: nn.Module, state: State) -> None:
     for name, tensor in own.items():
         _require_alike(state.file, name, state.weights[name], tensor)
     _tie_(module, own, state)
-    tied: dict[Any, str] = {}
     for name, tensor in own.items():
-        first = tied.setdefault(_place(tensor), name)
-        if first != name and not torch.equal(state.weights[first], state.weights[name]):
-            raise ArtifactError(
-                f"{state.file} does not fit its model: {first} and {name} are one tensor there, and two in the file; "
-                "give load a model that does not tie them"
-            )
         if tensor.dtype != state.weights[name].dtype:
             # Of the object itself, so that what is tied stays tied.
             tensor.data = tensor.data.to(state.weights[name].dtype)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -178,7 +177,7 @@ class Cut:
             None if swaps else self._neighbour(),
             tuple(names),
             frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
-            {path: norm for path in self.elsewhere if (norm := self._norm_behind(path))},
+            self._norms_behind(),
             self._stream(),
             index=self._index(self.path),
         )
@@ -498,13 +497,16 @@ class Cut:
         parameters = self.model.get_submodule(owner)._parameters if name == "weight" else {}
         return "bias" in parameters and parameters["bias"] is None
 
-    def _norm_behind(self, path: str) -> str:
-        """The path of the batch norm behind the layer whose weight has a path in the model; empty without one."""
-        named = partial(qualified_name, self.part.path)
-        calls = (n for n in self.gm.graph.nodes if n.op == "call_module" and named(f"{n.target}.weight") == path)
-        behind = (user for call in calls for user in call.users)
-        norms = (n for n in behind if isinstance(called_module(self.gm, n), nn.modules.batchnorm._BatchNorm))
-        return next((named(str(norm.target)) for norm in norms), "")
+    def _norms_behind(self) -> dict[str, str]:
+        """The paths of batch norms, by those of the weights read elsewhere whose layers they are behind."""
+        found: dict[str, str] = {}
+        for norm in self.gm.graph.nodes:
+            if isinstance(called_module(self.gm, norm), nn.modules.batchnorm._BatchNorm):
+                for call in (node for node in norm.all_input_nodes if node.op == "call_module"):
+                    path = qualified_name(self.part.path, f"{call.target}.weight")
+                    if path in self.elsewhere:
+                        found.setdefault(path, qualified_name(self.part.path, str(norm.target)))
+        return found
 
     def _borrow(self, node: fx.Node) -> BorrowedAttention:
         """The layer of a node that mixes by a map made elsewhere."""

@@ -322,8 +322,10 @@ class StandIn(RefersToModules):
         Args:
             own: a parameter of the surrogate, to whose device they are brought: blocks of one model may lie on several.
         """
-        known = [(path, path in self.unbiased, self.norms.get(path, "")) for path in self.elsewhere]
-        found = [weight_now(self.around[0], path, unbiased=unbiased, norm=norm) for path, unbiased, norm in known]
+        found = [
+            weight_now(self.around[0], path, unbiased=path in self.unbiased, norm=self.norms.get(path, ""))
+            for path in self.elsewhere
+        ]
         return found if own is None else [_brought(value, own.device) for value in found]
 
     def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -111,17 +111,6 @@ def test_what_stays_refuses_a_precision_in_which_its_graph_cannot_compute() -> N
         model.to(torch.bfloat16)(X.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow"])
-def test_blocks_are_whole_again(surrogate: str) -> None:
-    result = _result(surrogate)
-    with torch.no_grad():
-        for parameter in result.model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.01)
-    whole = _Net().eval()
-    whole.load_state_dict(restored_state(result.found, result.model, result.plan))
-    torch.testing.assert_close(whole(X), result.model.eval()(X))
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_map_that_a_graph_makes_is_not_taken() -> None:
@@ -317,13 +306,14 @@ def test_a_loop_adds_one_branch_of_each_block(surrogate: str) -> None:
     torch.testing.assert_close(ours[1], gradients)
 
 
+@pytest.mark.parametrize("net", [_Net, _Loop])
 @pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow"])
-def test_layers_that_a_loop_adds_are_whole_again(surrogate: str) -> None:
-    result = repl_fx.transform(_Loop().eval(), (X,), surrogate=surrogate)
+def test_blocks_are_whole_again(surrogate: str, net: type[nn.Module]) -> None:
+    result = repl_fx.transform(net().eval(), (X,), surrogate=surrogate)
     with torch.no_grad():
         for parameter in result.model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
-    whole = _Loop().eval()
+    whole = net().eval()
     whole.load_state_dict(restored_state(result.found, result.model, result.plan))
     torch.testing.assert_close(whole(X), result.model.eval()(X))
 
