@@ -13,8 +13,9 @@ import sys
 import traceback
 import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
+from copy import copy
 from dataclasses import fields
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import combinations
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -315,14 +316,23 @@ def any_names() -> AbstractContextManager[Any]:
 
 
 def translations_kept() -> AbstractContextManager[Any]:
-    """For a while, have torch.onnx read the code of its translations once a process: half a second of each export."""
-    apis = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
-    return patch.object(apis, "get_torchlib_ops", partial(_once, apis.get_torchlib_ops))
+    """For a while, have torch.onnx read its translations once a process: a fifth of the export of a small model."""
+    registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    read = registry.from_torchlib
+
+    def from_torchlib(**options: Any) -> Any:
+        kept = _once(read, **options)
+        # An export puts translations of its own in.
+        made = copy(kept)
+        made.functions = {operator: list(translations) for operator, translations in kept.functions.items()}
+        return made
+
+    return patch.object(registry, "from_torchlib", staticmethod(from_torchlib))
 
 
 @lru_cache
-def _once(read: Callable[[], _Value]) -> _Value:
-    return read()
+def _once(read: Callable[..., _Value], **options: Any) -> _Value:
+    return read(**options)
 
 
 @contextmanager

@@ -58,15 +58,22 @@ def test_code_reaches_what_has_any_name_for_a_while() -> None:
 
 
 def test_translations_of_operators_are_read_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    apis = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
-    read = Mock(return_value=["an operator"])
-    monkeypatch.setattr(apis, "get_torchlib_ops", read)
+    registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    read = Mock(side_effect=lambda **options: registry())
+    monkeypatch.setattr(registry, "from_torchlib", read)
     for _ in range(2):
         with translations_kept():
-            assert apis.get_torchlib_ops() == ["an operator"]
+            made = registry().from_torchlib(opset_version=18)
+        # What one export adds is no other's.
+        assert not made.functions
+        made.register_op(torch.ops.aten.relu.default, lambda x: x)
+        assert made.functions
     assert read.call_count == 1
-    apis.get_torchlib_ops()
+    with translations_kept():
+        registry().from_torchlib(opset_version=20)
     assert read.call_count == 2
+    registry.from_torchlib()
+    assert read.call_count == 3
 
 
 def test_calls_of_autograd_functions_are_replaced_for_a_while() -> None:
