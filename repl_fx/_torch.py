@@ -15,7 +15,7 @@ import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
 from copy import copy
 from dataclasses import fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -62,7 +62,8 @@ _PLAIN_TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 # Those names of torch that others import from here.
 __all__ = [
-    "FakeTensor", "FakeTensorMode", "OpOverload", "ShapeEnv", "ValueRanges", "enable_python_dispatcher", "pytree",
+    "FakeTensor", "FakeTensorMode", "HigherOrderOperator", "OpOverload", "ShapeEnv", "ValueRanges",
+    "enable_python_dispatcher", "pytree",
 ]  # fmt: skip
 
 # Graphs ask for sizes by an operator of which torch has no rule for `torch.vmap`, and whose number `torch.jit.trace`
@@ -328,6 +329,17 @@ def translations_kept() -> AbstractContextManager[Any]:
         return made
 
     return patch.object(registry, "from_torchlib", staticmethod(from_torchlib))
+
+
+def is_composite(operator: OpOverload) -> bool:
+    """Tell whether an operator is made of others alone, so that its schema may not say what memory its result is."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator._name, "CompositeImplicitAutograd")
+
+
+def decomposed_by(decompose: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """For a while, have torch.onnx decompose programs by another function, whose first argument is torch's own."""
+    passes = importlib.import_module("torch.onnx._internal.exporter._fx_passes")
+    return patch.object(passes, "decompose_with_registry", partial(decompose, passes.decompose_with_registry))
 
 
 @lru_cache

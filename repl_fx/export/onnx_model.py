@@ -20,10 +20,11 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, fx, nn
 
 from repl_fx import __version__
-from repl_fx._torch import any_lengths, any_names, translations_kept
+from repl_fx._torch import any_lengths, any_names, decomposed_by, translations_kept
 from repl_fx.arguments import require_module, require_path
 from repl_fx.environment.files import replacing, writing
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
+from repl_fx.export.decomposing import decompose
 from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.pairing import MARK
@@ -179,7 +180,7 @@ def _convert(
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
             hush = hushed((), ("torch.export",), least=logging.CRITICAL)
-            with foreign_code(), hush, any_names(), any_lengths(), translations_kept():
+            with foreign_code(), hush, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose):
                 program = torch.onnx.export(
                     FlatModule(source, inputs, alike),
                     tensors,

@@ -1,0 +1,168 @@
+"""The operators of a traced program in those that the exporter translates, one by one.
+
+    aten.relu_(x)               ->  aten.relu(x)
+    aten.batch_norm(x, …)       ->  aten._native_batch_norm_legit_no_training(x, …)[0]
+    aten.flatten(x, 1)          ->  aten.reshape(x, [batch, 512])
+    aten.to(x, float32)         ->  aten.alias(x), or aten._to_copy
+    aten.dropout(x, 0.1, False) ->  aten.alias(x)
+
+`torch.onnx` traces the whole program twice more for that, half to two thirds of an export; it still does where one
+operator needs more than this.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx._torch import HigherOrderOperator, OpOverload, is_composite, pytree
+
+aten = torch.ops.aten
+
+# What no file has.
+_ASSERTIONS = (
+    aten.sym_constrain_range_for_size.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+)
+# Results that share memory with an argument, translated as the copies that a retrace makes of them.
+_VIEWS = {
+    *(aten.alias.default, aten.contiguous.default, aten.detach.default, aten.expand.default, aten.narrow.default),
+    *(aten.permute.default, aten.reshape.default, aten.select.int, aten.slice.Tensor, aten.split.Tensor),
+    *(aten.split_with_sizes.default, aten.squeeze.dim, aten.squeeze.dims, aten.t.default, aten.transpose.int),
+    *(aten.unbind.int, aten.unsqueeze.default, aten.view.default),
+}
+# Made of others, and with memory of their own.
+_FRESH = {
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.matmul.default),
+    *(aten.group_norm.default, aten.instance_norm.default, aten.layer_norm.default),
+}
+
+
+def decompose(
+    whole: Callable[..., torch.export.ExportedProgram], program: torch.export.ExportedProgram, registry: Any
+) -> torch.export.ExportedProgram:
+    """Write the operators of a program in others that have a translation.
+
+    Args:
+        whole: does so by traces of the program; for those that are not written here.
+        program: changed in place, to one that computes the same.
+        registry: the translations of the exporter.
+
+    Returns:
+        The program, or what `whole` makes of it.
+    """
+    graph, seen = program.graph, set[fx.Node]()
+    for node in list(graph.nodes):
+        if node.target in _ASSERTIONS and not node.users:
+            graph.erase_node(node)
+        elif node.op == "call_function" and isinstance(node.target, OpOverload):
+            with graph.inserting_before(node):
+                _write_otherwise(node, seen)
+        seen.add(node)
+    # Its own translation of `reshape` takes a size of 0 for that of the input.
+    registry.register_op(aten.reshape.default, registry.get_decomps(aten.view.default)[0].onnx_function)
+    if not all(node.op in ("placeholder", "output") or _is_translated(node, registry) for node in graph.nodes):
+        return whole(program, registry)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
+
+
+def _write_otherwise(node: Any, seen: set[fx.Node]) -> None:
+    """Write a call of an operator as one of another, where this module knows one.
+
+    Args:
+        seen: the nodes before.
+    """
+    graph, name = node.graph, str(node.target)
+    given = dict(zip((each.name for each in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
+    source = node.args[0] if node.args else None
+    made, value = (each.meta.get("val") if isinstance(each, fx.Node) else None for each in (node, source))
+    if not isinstance(made, Tensor) or not isinstance(value, Tensor):
+        return
+    if name in ("aten.dropout.default", "aten.feature_dropout.default") and given["train"] is False:
+        node.target, node.args, node.kwargs = aten.alias.default, (source,), {}
+    elif name.startswith("aten.to.") and made.device == value.device and made.layout == value.layout:
+        alike = made.dtype == value.dtype
+        node.target, node.args = aten.alias.default if alike else aten._to_copy.default, (source,)
+        node.kwargs = {} if alike else {"dtype": made.dtype}
+    elif name == "aten.batch_norm.default" and given["training"] is False and given["running_mean"] is not None:
+        wanted = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
+        native = graph.call_function(aten._native_batch_norm_legit_no_training.default, tuple(given[n] for n in wanted))
+        native.meta = {**node.meta, "val": (made, value.new_empty(0), value.new_empty(0))}
+        node.target, node.args, node.kwargs = operator.getitem, (native, 0), {}
+    elif name == "aten.flatten.using_ints":
+        first, last = (given.get(end, dim) % max(value.ndim, 1) for end, dim in (("start_dim", 0), ("end_dim", -1)))
+        sizes = [_size(node, dim) for dim in range(value.ndim)]
+        shape = (*sizes[:first], _product(graph, sizes[first : last + 1]), *sizes[last + 1 :])
+        node.target, node.args, node.kwargs = aten.reshape.default, (source, shape), {}
+    elif name == "aten.__and__.Tensor":
+        node.target = aten.bitwise_and.Tensor
+    elif node.target._schema.is_mutable and (made_anew := _made_anew(node, seen)) is not None:
+        node.target = made_anew
+
+
+def _size(node: Any, dim: int) -> Any:
+    """The size of a dimension of a call's first argument: a number, or a node."""
+    size = node.args[0].meta["val"].shape[dim]
+    if isinstance(size, int):
+        return size
+    found = node.graph.call_function(aten.sym_size.int, (node.args[0], dim))
+    found.meta = {**node.meta, "val": size}
+    return found
+
+
+def _product(graph: fx.Graph, sizes: Iterable[Any]) -> Any:
+    """The product of sizes that are numbers or nodes."""
+    sizes = list(sizes)
+    product: Any = prod(size for size in sizes if isinstance(size, int))
+    for size in (size for size in sizes if not isinstance(size, int)):
+        factors = (product, size)
+        product = graph.call_function(operator.mul, factors)
+        product.meta = {**size.meta, "val": operator.mul(*(getattr(f, "meta", {}).get("val", f) for f in factors))}
+    return product
+
+
+def _made_anew(node: Any, seen: set[fx.Node]) -> OpOverload | None:
+    """The operator that returns what another writes into its first argument; None where anybody sees the difference."""
+    written, name = node.args[0], node.target._schema.name.removeprefix("aten::")
+    packet = getattr(aten, name.removesuffix("_"), None)
+    anew = getattr(packet, node.target._overloadname, None) if name.endswith("_") else None
+    if anew is None or [a.name for a in anew._schema.arguments] != [a.name for a in node.target._schema.arguments]:
+        return None
+    tensors = [argument.meta["val"] for argument in node.all_input_nodes]
+    alike = all(not isinstance(tensor, Tensor) or tensor.dtype == tensors[0].dtype for tensor in tensors)
+    read = [user for user in written.users if user is not node]
+    hidden = written.op != "call_function" or any(user not in seen for user in read)
+    return anew if alike and not hidden and not any(map(_shares_memory, (written, *read))) else None
+
+
+def _shares_memory(node: Any) -> bool:
+    """Tell whether a result may be memory of an argument."""
+    if node.target is operator.getitem:
+        return _shares_memory(node.args[0])
+    composite = isinstance(node.target, OpOverload) and node.target not in _FRESH and is_composite(node.target)
+    return not isinstance(node.target, OpOverload) or composite or _is_view(node)
+
+
+def _is_view(node: Any) -> bool:
+    return any(result.alias_info is not None for result in node.target._schema.returns)
+
+
+def _is_translated(node: Any, registry: Any) -> bool:
+    """Tell whether the exporter translates a call as it stands."""
+    if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
+        return False
+    if isinstance(node.target, OpOverload) and _is_view(node) and node.target not in _VIEWS:
+        return False
+    values = pytree.tree_leaves(node.meta.get("val"))
+    # The translation of a complex tensor is another one.
+    return registry.is_registered(node.target) and not any(isinstance(v, Tensor) and v.is_complex() for v in values)
