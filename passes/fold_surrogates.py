@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from repl_fx.errors import NotFoldable
 from repl_fx.graph.captured import (
@@ -101,7 +101,7 @@ def _evaluate(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> 
 
 
 def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
-    """Keep a constant as a buffer where the modules of its surrogate are."""
+    """Keep a constant where the modules of its surrogate are: a parameter, as tools that fuse layers have weights."""
     source = node
     while REPLACES.of(source) is None and not is_synthesis(gm, source):
         source = next(f for f in source.all_input_nodes if f.op != "get_attr")
@@ -109,5 +109,5 @@ def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
     parent = surrogate_path(replaced[0]) if replaced else str(source.target).rpartition(".")[0]
     owner = gm.get_submodule(parent)
     name = unique_name(owner, "folded")
-    owner.register_buffer(name, value.detach().clone())
+    owner.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
     return f"{parent}.{name}".lstrip(".")

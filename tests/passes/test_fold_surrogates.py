@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,10 +51,18 @@ def test_folded_graph_drops_what_only_the_syntheses_needed() -> None:
     x = tokens()
     gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module
     folded = repl_fx.fold(gm)
-    kept = [n for n, _ in folded.named_parameters() if n.startswith("surrogates")]
-    assert kept == []
-    constants = {n: tuple(b.shape) for n, b in folded.named_buffers() if n.startswith("surrogates")}
-    assert sorted(constants.values()) == sorted([(4, 16), (16, 4), (4,), (16,)])
+    constants = {n: p for n, p in folded.named_parameters() if n.startswith("surrogates")}
+    assert sorted(tuple(p.shape) for p in constants.values()) == sorted([(4, 16), (16, 4), (4,), (16,)])
+    assert not any(p.requires_grad for p in constants.values())
+
+
+def test_weights_of_a_folded_graph_are_parameters_to_tools_that_fuse_layers() -> None:
+    """As a parameter torchao's `prepare_pt2e` puts back the weight of a convolution with the batch norm fused in."""
+    x = images()
+    folded = repl_fx.fold(repl_fx.transform(ConvNet(depth=3), (x,), surrogate="blend").graph_module.eval())
+    exported: Any = torch.export.export(folded, (x,)).module()
+    weights = [str(n.args[1].target) for n in exported.graph.nodes if n.target is torch.ops.aten.conv2d.default]
+    assert any("folded" in name for name in weights) and {*weights} <= dict(exported.named_parameters()).keys()
 
 
 def test_a_synthesis_that_reads_an_activation_cannot_be_folded() -> None:
