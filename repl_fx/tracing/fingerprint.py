@@ -120,12 +120,14 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
             and _is_fixed(value)
         )
 
-    for path, module in model.named_modules():
-        if not any(path == part or path.startswith(f"{part}.") for part in parts):
-            kind, every = type(module), _settings(module)
+    first: dict[int, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not any(f"{path}.".startswith(f"{part}.") for part in parts):
+            kind, every, known = type(module), _settings(module), first.setdefault(id(module), path)
             settings = _own_forward(every) if as_set else {}
             settings |= {name: value for name, value in every.items() if is_setting(kind, name, value)}
-            yield f"{path}: {_describe(_written(kind))} {_attributes(settings)}".rstrip()
+            text = f"{_describe(_written(kind))} {_attributes(settings)}" if known == path else f"the module at {known}"
+            yield f"{path}: {text}".rstrip()
 
 
 def _written(kind: type) -> type:
@@ -245,7 +247,8 @@ def _describe(value: Any, number: Mapping[fx.Node, str] = _NO_NODES, depth: int 
         return str(value)
     if isinstance(value, slice):
         return f"{_describe([value.start, value.stop, value.step], number, depth)}"
-    if depth > _DEEPEST:
+    # The lines of a module say what it is, where a graph calls it.
+    if depth > _DEEPEST or isinstance(value, nn.Module):
         return name_of_code(type(value))
     if isinstance(value, Mapping):
         items = (f"{_describe(k, number, depth + 1)}: {_describe(v, number, depth + 1)}" for k, v in value.items())
@@ -262,9 +265,6 @@ def _describe(value: Any, number: Mapping[fx.Node, str] = _NO_NODES, depth: int 
         return f"{_describe(value.__func__, number, depth + 1)} of {_describe(value.__self__, number, depth + 1)}"
     if isinstance(value, functools.partial):
         return f"partial{_describe([value.func, value.args, value.keywords], number, depth + 1)}"
-    if isinstance(value, nn.Module):
-        # Its own lines say what it is, where a graph calls it.
-        return name_of_code(type(value))
     return f"{name_of_code(type(value))} {_attributes(getattr(value, '__dict__', {}), depth + 1)}".rstrip()
 
 

@@ -157,6 +157,13 @@ def test_what_stays_python_is_told_by_its_code_and_not_by_its_state() -> None:
     assert len(list(lines_around(model, []))) == 4
 
 
+def test_a_module_that_stands_at_a_second_place_is_told_there() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
+    lines = list(lines_around(model, []))
+    model.append(model[1])
+    assert list(lines_around(model, [])) == [*lines, "3: the module at 1"]
+
+
 class Late(nn.Module):
     """Reads an attribute that may be set later, in a method that its forward names, and under a name that it makes."""
 
