@@ -69,7 +69,9 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False, norm: str
         if name in module._modules:
             return module._modules[name]
         # Until it is frozen, such a layer quantises its weight in each forward.
-        value = quantised if by_quanto and (quantised := module.qweight) is not None else getattr(module, name)
+        quantised = module.qweight if by_quanto else None
+        made_by = module._modules.get("parametrizations", {})
+        value = _aside(made_by[name]) if name in made_by else getattr(module, name) if quantised is None else quantised
     except AttributeError as problem:
         raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
     return _as_used(model, module, path, value)
@@ -92,18 +94,15 @@ def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
         value = _offloaded(model, path, value)
     if type(value).__module__.startswith(("torchao.", _QUANTO)):
         value = value.dequantize()
-    if name == "weight":
-        value = _quantised_to_train(module, value)
+    if name == "weight" and (fake := _fake(module)) is not None:
+        value = _aside(fake, value)
     adapted = isinstance(value, Tensor) and hasattr(module, "base_layer") and hasattr(module, "active_adapters")
     return _adapted(module, path, value) if adapted else value
 
 
-def _quantised_to_train(module: nn.Module, value: Any) -> Any:
-    """A weight as its layer quantises it in each forward, to be trained for that."""
-    if (fake := _fake(module)) is None:
-        return value
-    # On buffers of its own: what it observes is what its layer computes with.
-    return functional_call(fake, {name: buffer.clone() for name, buffer in fake.named_buffers()}, (value,))
+def _aside(made_by: nn.Module, *given: Any) -> Any:
+    """What a module returns, on buffers of its own: those that it has are for the forward of its layer."""
+    return functional_call(made_by, {name: buffer.clone() for name, buffer in made_by.named_buffers()}, given)
 
 
 def _fake(module: nn.Module) -> nn.Module | None:

@@ -58,6 +58,20 @@ def test_a_parametrised_weight_is_what_the_layer_uses() -> None:
     assert torch.equal(weight_now(net, "fc.weight"), 2 * before)
 
 
+def test_a_parametrisation_that_iterates_does_so_in_the_forward_of_its_layer_alone() -> None:
+    net, x = _net().train(), torch.randn(3, 2)
+    nn.utils.parametrizations.spectral_norm(net["fc"])
+    nn.init.normal_(net["fc"].parametrizations.weight.original)
+    before = [buffer.clone() for buffer in net.buffers()]
+    made = weight_now(net, "fc.weight")
+    assert all(map(torch.equal, net.buffers(), before))
+    # The layer takes the step that was looked ahead.
+    torch.testing.assert_close(net["fc"](x), x @ made.t() + net["fc"].bias)
+    assert not all(map(torch.equal, net.buffers(), before))
+    made.sum().backward()
+    assert net["fc"].parametrizations.weight.original.grad is not None
+
+
 def test_an_adapter_is_added_until_it_is_merged() -> None:
     net = _net()
     base = net["fc"]
