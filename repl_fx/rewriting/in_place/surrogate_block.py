@@ -13,6 +13,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from repl_fx._torch import SYMBOLIC, function_of, pytree
 from repl_fx.errors import CallRefused
@@ -189,7 +190,10 @@ class Swap:
 
 
 class _EmptiedLayer(nn.Module):
-    """A layer whose weight is made while its block runs: of no class that tools convert, prune or sum up by weights."""
+    """A layer whose weight is made while its block runs: of no class that tools convert, prune or sum up by weights.
+
+    Nor of a name by which functions for `Module.apply` choose the layers whose weights they draw: `Linear`, `Conv`.
+    """
 
     _source: type[nn.Module]
 
@@ -200,34 +204,22 @@ class _EmptiedLayer(nn.Module):
         return self._source.forward(self, *args, **kwargs)
 
 
-class LinearSurrogate(_EmptiedLayer):
-    """A linear layer whose weight is made."""
-
-    _source, extra_repr = nn.Linear, nn.Linear.extra_repr
-
-
-class Conv1dSurrogate(_EmptiedLayer):
-    """A convolution along one dimension whose weight is made."""
-
-    _source, _conv_forward, extra_repr = nn.Conv1d, nn.Conv1d._conv_forward, nn.Conv1d.extra_repr
+def _emptied(name: str, source: type[nn.Module]) -> type[nn.Module]:
+    """The class in the place of one of torch; layers of other classes may call methods of theirs by `super`."""
+    read = {key: getattr(source, key) for key in ("extra_repr", "_conv_forward") if hasattr(source, key)}
+    return type(f"{name}Surrogate", (_EmptiedLayer,), {"__module__": __name__, "_source": source, **read})
 
 
-class Conv2dSurrogate(_EmptiedLayer):
-    """A convolution along two dimensions whose weight is made."""
-
-    _source, _conv_forward, extra_repr = nn.Conv2d, nn.Conv2d._conv_forward, nn.Conv2d.extra_repr
-
-
-class Conv3dSurrogate(_EmptiedLayer):
-    """A convolution along three dimensions whose weight is made."""
-
-    _source, _conv_forward, extra_repr = nn.Conv3d, nn.Conv3d._conv_forward, nn.Conv3d.extra_repr
-
-
-# Layers of other classes may call methods of these by `super`.
 _EMPTIED: Mapping[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: LinearSurrogate, nn.Conv1d: Conv1dSurrogate, nn.Conv2d: Conv2dSurrogate, nn.Conv3d: Conv3dSurrogate,
-}  # fmt: skip
+    nn.Linear: _emptied("Matrix", nn.Linear),
+    # Of nn.MultiheadAttention.
+    NonDynamicallyQuantizableLinear: _emptied("OutMatrix", NonDynamicallyQuantizableLinear),
+    nn.Conv1d: _emptied("Kernel1d", nn.Conv1d),
+    nn.Conv2d: _emptied("Kernel2d", nn.Conv2d),
+    nn.Conv3d: _emptied("Kernel3d", nn.Conv3d),
+}
+# By which pickles find them.
+globals().update({kind.__name__: kind for kind in _EMPTIED.values()})
 
 
 class _SwappedParameters(dict[str, Any]):

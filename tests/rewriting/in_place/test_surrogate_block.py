@@ -111,9 +111,8 @@ def test_layers_whose_weights_are_made_are_of_no_class_that_has_weights(copied: 
     result = repl_fx.transform(source, (x,), surrogate="blend")
     net = copied(result.model)
     emptied = [module for module in net.modules() if "weight" in module._parameters and module.weight is None]
-    assert [type(module).__name__ for module in emptied] == [
-        f"{type(module).__name__}Surrogate" for module in source[1].children()
-    ]
+    names = ["Kernel1dSurrogate", "Kernel2dSurrogate", "Kernel3dSurrogate", "MatrixSurrogate"]
+    assert [type(module).__name__ for module in emptied] == names
     assert not any(isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) for module in emptied)
     assert all(
         repr(ours).endswith(repr(theirs).partition("(")[2])
@@ -123,6 +122,21 @@ def test_layers_whose_weights_are_made_are_of_no_class_that_has_weights(copied: 
         with pytest.raises(CallRefused, match="has a weight only while its block runs; call the block"):
             module(x)
     assert torch.equal(net.eval()(x), result.module.eval()(x))
+
+
+def test_functions_that_draw_weights_by_the_names_of_classes_or_anew_pass_over_those_that_are_made() -> None:
+    def draw(module: nn.Module) -> None:
+        if any(kind in type(module).__name__ for kind in ("Conv", "Linear")):
+            nn.init.normal_(module.weight.data)  # type: ignore[arg-type]
+        if callable(again := getattr(module, "reset_parameters", None)):
+            again()
+
+    x, layers = torch.randn(2, 6, 16), (nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(3))
+    result = repl_fx.transform(nn.Sequential(*layers), (x,), surrogate="blend")
+    net = result.model
+    before = net.eval()(x)
+    net.apply(draw)
+    assert not torch.equal(net(x), before) and torch.equal(net(x), result.module.eval()(x))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
