@@ -220,93 +220,78 @@ class _Recompute(torch.autograd.Function):
         return (made,) if rescale is None else (made, kept, rescale)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, *to_norm: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradient is None or torch.is_grad_enabled() or any(toward is not None for toward in to_norm):
-            return _differentiable(ctx, gradient, *to_norm)
-        kept, rescale, weight_in, weight_out, bias_in, *given = ctx.saved_tensors
-        needs, needed = ctx.needs_input_grad[:6], ctx.needs_input_grad[6:]
-        leaves = [
-            t.detach().requires_grad_(need) if isinstance(t, Tensor) and t.is_floating_point() else t
-            for t, need in zip((*given, *ctx.drop), needed, strict=True)
-        ]
-        with torch.enable_grad(), _drawing_from(ctx.drawn, kept.device):
-            thin = F.linear(kept, weight_in, bias_in).detach().requires_grad_()
-            # Activations that write to their argument must not write to a leaf.
-            between = ctx.layer.between(thin.clone(), *leaves)
-        wanted = [thin, *(leaf for leaf, need in zip(leaves, needed, strict=True) if need)]
-        to_thin, *found = torch.autograd.grad(between, wanted, gradient @ weight_out)
-        to_given = iter(found)
-        rows, thin_rows = (t.reshape(-1, t.shape[-1]) for t in (gradient, to_thin))
-        return (
-            None,
-            _through_norm(ctx.layer, to_thin, weight_in, kept, rescale).to(ctx.dtype) if needs[1] else None,
-            thin_rows.t() @ kept.reshape(-1, kept.shape[-1]) if needs[2] else None,
-            rows.t() @ between.detach().reshape(-1, between.shape[-1]) if needs[3] else None,
-            thin_rows.sum(0) if needs[4] else None,
-            rows.sum(0) if needs[5] else None,
-            *(next(to_given) if need else None for need in needed),
-        )
+    def backward(
+        ctx: Any, gradient: Tensor | None, to_kept: Tensor | None = None, to_rescale: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
+        # Read once: what is checkpointed is computed again for the first reader.
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad
+        to_thin, *to_read = [None] * (len(needs) - 1) if gradient is None else _through_products(ctx, saved, gradient)
+        return (None, _through_norm(ctx, saved, to_thin, to_kept, to_rescale) if needs[1] else None, *to_read)
 
 
-def _differentiable(
-    ctx: Any, gradient: Tensor | None, to_kept: Tensor | None = None, to_rescale: Tensor | None = None
-) -> tuple[Tensor | None, ...]:
-    """The gradients, by operators that can be differentiated again, and of all results of the function."""
-    kept, rescale, *read = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+def _through_products(ctx: Any, saved: tuple[Any, ...], gradient: Tensor) -> list[Tensor | None]:
+    """The gradients of the thin values, and of all that was read; where they are to be differentiated, as functions."""
+    kept, _, weight_in, weight_out, bias_in, *given = saved
+    needs, needed = ctx.needs_input_grad[2:6], ctx.needs_input_grad[6:]
     again = torch.is_grad_enabled()
-    found: list[Tensor | None] = [None] * (1 + len(read))
-    if gradient is not None:
-        with torch.enable_grad(), _drawing_from(ctx.drawn, kept.device):
-            # Of each alone: where one is made of another, its gradient goes on by itself.
-            given = [t.view_as(t) if isinstance(t, Tensor) else t for t in (kept, *read)]
-            n, weight_in, weight_out, bias_in, *rest = given
-            made = ctx.layer.mixed(n, weight_in, weight_out, bias_in, None, *rest, *ctx.drop)
-            wanted = [i for i, t in enumerate(given) if isinstance(t, Tensor) and t.requires_grad]
-            each = torch.autograd.grad(made, [given[i] for i in wanted], gradient, create_graph=again)
-            for i, toward in zip(wanted, each, strict=True):
-                found[i] = toward
-    to_n, to_in, to_out, to_bias, *to_given = found
-    return (
-        None,
-        _through_norm_again(ctx.layer, _sum(to_n, to_kept), to_rescale, kept, rescale, ctx.dtype) if needs[1] else None,
-        to_in,
-        to_out,
-        to_bias,
-        gradient.reshape(-1, gradient.shape[-1]).sum(0) if needs[5] and gradient is not None else None,
-        *to_given,
-        *(None for _ in ctx.drop),
-    )
+
+    def alone(read: Any, need: bool) -> Any:
+        """A value by itself: where one is made of another, its gradient goes on without this function."""
+        if not isinstance(read, Tensor) or not read.is_floating_point():
+            return read
+        return read.view_as(read) if again else read.detach().requires_grad_(need)
+
+    leaves = [alone(*pair) for pair in zip((*given, *ctx.drop), needed, strict=True)]
+    with torch.enable_grad(), _drawing_from(ctx.drawn, kept.device):
+        thin = F.linear(kept, weight_in, bias_in)
+        thin = thin if again and thin.requires_grad else thin.detach().requires_grad_()
+        # Activations that write to their argument must not write to a leaf.
+        between = ctx.layer.between(thin.clone(), *leaves)
+    wanted = [thin, *(leaf for leaf, need in zip(leaves, needed, strict=True) if need)]
+    to_thin, *found = torch.autograd.grad(between, wanted, gradient @ weight_out, create_graph=again)
+    to_given = iter(found)
+    rows, thin_rows = (t.reshape(-1, t.shape[-1]) for t in (gradient, to_thin))
+    return [
+        to_thin,
+        thin_rows.t() @ kept.reshape(-1, kept.shape[-1]) if needs[0] else None,
+        rows.t() @ between.reshape(-1, between.shape[-1]) if needs[1] else None,
+        thin_rows.sum(0) if needs[2] else None,
+        rows.sum(0) if needs[3] else None,
+        *(next(to_given) if need else None for need in needed),
+    ]
 
 
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return other if one is None else one if other is None else one + other
-
-
-def _through_norm_again(
-    layer: _Recomputed,
-    to_n: Tensor | None,
-    to_rescale: Tensor | None,
-    kept: Tensor,
-    rescale: Tensor | None,
-    dtype: torch.dtype,
+def _through_norm(
+    ctx: Any, saved: tuple[Any, ...], to_thin: Tensor | None, to_kept: Tensor | None, to_rescale: Tensor | None
 ) -> Tensor | None:
-    """The gradient of x, from those of the norm's results, as a function of its results.
+    """The gradient of x, from those of the thin values and of the norm's results.
 
     n = (x - mean) r,   r = 1 / deviation        dn/dx: r (t - mean(t) - n mean(n t)),   dr/dx: -r² n / d
+
+    The factor r is cheaper to multiply into the thin rows.
     """
+    n, rescale, weight_in, *_ = saved
+    toward: Tensor
     if rescale is None:
-        return to_n
-    n = kept if kept.dtype == torch.float64 else kept.float()
-    toward = torch.zeros_like(n)
-    if to_n is not None:
-        to_n = to_n.to(n.dtype)
-        toward = to_n - n * (to_n * n).mean(-1, keepdim=True)
-        if layer.norm == "layer":
-            toward = toward - to_n.mean(-1, keepdim=True)
+        return None if to_thin is None else (to_thin @ weight_in).to(ctx.dtype)
+    toward = torch.zeros_like(n) if to_thin is None else (to_thin * rescale.to(to_thin.dtype)) @ weight_in
+    # Less what the norm takes from it, in at least single precision.
+    if n.dtype != torch.float64:
+        toward, n = toward.float(), n.float()
+    if to_kept is not None:
+        toward = toward + to_kept * rescale
+    if ctx.layer.norm == "layer" and not torch.is_grad_enabled():
+        # As of a norm at n, where the mean is 0 and the deviation 1; which holds for no derivative of it.
+        mean, one = n.new_zeros((*n.shape[:-1], 1)), n.new_ones((*n.shape[:-1], 1))
+        toward = torch.ops.aten.native_layer_norm_backward(
+            toward, n, (n.shape[-1],), mean, one, None, None, (True, False, False)
+        )[0]
+    else:
+        centred = toward - toward.mean(-1, keepdim=True) if ctx.layer.norm == "layer" else toward
+        toward = centred - n * (toward * n).mean(-1, keepdim=True)
     if to_rescale is not None:
-        toward = toward - to_rescale * rescale * n / n.shape[-1]
-    return (toward * rescale).to(dtype)
+        toward = toward - to_rescale * rescale.square() * n / n.shape[-1]
+    return toward.to(ctx.dtype)
 
 
 @contextmanager
@@ -321,30 +306,6 @@ def _drawing_from(state: Tensor | None, device: torch.device) -> Iterator[None]:
         else:
             torch.set_rng_state(state)
         yield
-
-
-def _through_norm(
-    layer: _Recomputed, to_thin: Tensor, weight_in: Tensor, kept: Tensor, rescale: Tensor | None
-) -> Tensor:
-    """The gradient of x.
-
-    The gradient of a norm at x is that at n, where mean and deviation are 0 and 1, times one over the deviation at x;
-    which is cheaper to multiply into the thin rows.
-    """
-    if rescale is None:
-        return to_thin @ weight_in
-    toward = (to_thin * rescale.to(to_thin.dtype)) @ weight_in
-    # Less what the norm takes from it, in at least single precision.
-    if kept.dtype != torch.float64:
-        toward, kept = toward.float(), kept.float()
-    if layer.norm == "rms":
-        return toward - kept * (toward * kept).mean(-1, keepdim=True)
-    # The kept value has a mean of 0 and a deviation of 1.
-    mean, rescale = kept.new_zeros((*kept.shape[:-1], 1)), kept.new_ones((*kept.shape[:-1], 1))
-    made: Tensor = torch.ops.aten.native_layer_norm_backward(
-        toward, kept, (kept.shape[-1],), mean, rescale, None, None, (True, False, False)
-    )[0]
-    return made
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
