@@ -386,8 +386,7 @@ def quiet_tracing() -> Iterator[None]:
     disabled = logging.root.manager.disable
     try:
         logging.disable(logging.ERROR)
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(disabled)

@@ -32,6 +32,7 @@ from repl_fx.environment.files import write_whole as write_whole, writing
 from repl_fx.errors import BadInput, OutputError, needing as needing
 from repl_fx.planning.settings import ModelSettings, flag_of, given_among
 from repl_fx.running.collection import imports_passed_over
+from repl_fx.running.meanwhile import set_by
 
 if TYPE_CHECKING:
     from torch import nn
@@ -238,14 +239,9 @@ def _without_noise() -> Iterator[None]:
     # Read when transformers is imported; its progress bars are no log messages.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
+    logs = set_by(logging.disable, logging.WARNING, logging.root.manager.disable)
+    with logs, warnings.catch_warnings(action="ignore"):
+        yield
 
 
 class _Console(Console):

@@ -306,9 +306,8 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
     module.eval().requires_grad_(False)
     # The counter has no formula for oneDNN's recurrent layers; what they are made of it knows, and the number is the
     # same. Attention is not taken apart likewise: a `view` may fit the strides of the one kernel alone.
-    with warnings.catch_warnings():
-        # Setting the flags of oneDNN warns of Intel GPUs that are not there.
-        warnings.simplefilter("ignore")
+    # Setting the flags of oneDNN warns of Intel GPUs that are not there.
+    with warnings.catch_warnings(action="ignore"):
         counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
         # The one operator of attention for inference is one that nobody counts.
         with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), ordinary_attention(), counter:

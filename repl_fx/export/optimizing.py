@@ -8,14 +8,14 @@ MatMul(Transpose(x), w)     ->  MatMul(Squeeze(Unsqueeze(Transpose(x))), w)   el
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 from onnxscript.rewriter import _DEFAULT_REWRITE_RULES, RewritePass, RewriteRule
+
+from repl_fx.running.meanwhile import attributes_set
 
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
 # No domain that a rule of the optimizer knows.
@@ -27,7 +27,7 @@ def optimize_(model: ir.Model) -> None:
     _drop_zero_biases(model.graph)
     # Constants first, so that numbers that are computed are seen.
     optimizer.fold_constants(model, should_fold=_keep_weights)
-    with _nearly_neutral_aside(model.graph):
+    with attributes_set(filter(_is_nearly_neutral, model.graph), "domain", _ASIDE):
         _simplify(model)
     _part_transposes_from_products(model.graph)
     _register_strays(model)
@@ -78,24 +78,12 @@ def _simplify(model: ir.Model) -> None:
     )(model)
 
 
-@contextmanager
-def _nearly_neutral_aside(graph: ir.Graph) -> Iterator[None]:
-    """Keep sums with a number of nearly 0, and products with one of nearly 1, out of the optimizer's sight.
-
-    Its rules for `x + 0` and `x * 1` take any number within 1e-8, or 1e-5 of its size, for the neutral one; then
-    x / (y + 1e-15) is no number where y is 0.
-    """
-    aside = [node for node in graph if _is_nearly_neutral(node)]
-    for node in aside:
-        node.domain = _ASIDE
-    try:
-        yield
-    finally:
-        for node in aside:
-            node.domain = ""
-
-
 def _is_nearly_neutral(node: ir.Node) -> bool:
+    """Tell whether a node is a sum with a number of nearly 0, or a product with one of nearly 1.
+
+    The optimizer's rules for `x + 0` and `x * 1` take any number within 1e-8, or 1e-5 of its size, for the neutral one;
+    then x / (y + 1e-15) is no number where y is 0.
+    """
     neutral = _NEUTRAL.get(node.op_type)
     if neutral is None or node.domain != "":
         return False

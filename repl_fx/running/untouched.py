@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.meanwhile import set_by
 from repl_fx.running.opaque_outputs import equal_leaves, same_value
 from repl_fx.running.python_state import PythonState
 
@@ -144,19 +145,13 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         np.random.set_state(array_state)
 
 
-@contextmanager
-def ordinary_attention() -> Iterator[None]:
+def ordinary_attention() -> AbstractContextManager[None]:
     """Run torch's attention layers by their own code, as graphs do, and not by the one operator for inference.
 
     It is taken in evaluation where nothing needs gradients, as in a frozen encoder, and its last digits are others.
     """
     fast_path = torch.backends.mha
-    was = fast_path.get_fastpath_enabled()
-    fast_path.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        fast_path.set_fastpath_enabled(was)
+    return set_by(fast_path.set_fastpath_enabled, False, fast_path.get_fastpath_enabled())
 
 
 def seed_everything(seed: int, device: torch.device = _CPU) -> None:

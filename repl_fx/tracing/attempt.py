@@ -35,6 +35,7 @@ from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.captured import traced_constant
+from repl_fx.running.meanwhile import attributes_set
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_attributes import DataAttributes
@@ -241,12 +242,8 @@ def _spelled_out(
     if isinstance(model, fx.GraphModule) and not _is_interpreted(model):
         kind = type(model)
         plain: Any = type(kind.__name__, (nn.Module,), {"forward": kind.forward, "graph_root": property(lambda gm: gm)})
-        model.__class__ = plain
-        try:
-            with _spelled_out(model, kwargs, calls, assigned):
-                yield
-        finally:
-            model.__class__ = kind
+        with attributes_set([model], "__class__", plain), _spelled_out(model, kwargs, calls, assigned):
+            yield
         return
     own = model.forward
     signature = inspect.signature(own)

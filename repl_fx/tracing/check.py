@@ -195,10 +195,9 @@ def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, 
         seeded(device, seed),
         torch.enable_grad(),
         ordinary_attention(),
-        warnings.catch_warnings(),
+        # Those of torch about hooks and the like come when the user trains.
+        warnings.catch_warnings(action="ignore"),
     ):
-        # Warnings of torch about hooks and the like come when the user trains.
-        warnings.simplefilter("ignore")
         return [
             _step(module, inputs, device, seed + number, gradients=number > 0, learned=learned and number > 0)
             for number in range(STEPS)

@@ -27,6 +27,7 @@ from repl_fx.graph.runtime import SETTINGS, check_setting
 from repl_fx.passes.driver import Result
 from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.meanwhile import set_by
 from repl_fx.running.untouched import device_of, no_autocast, outcome_of
 from repl_fx.tracing.asking import asking_code, line_of
 from repl_fx.tracing.side_by_side import SideBySide, are_close
@@ -82,12 +83,9 @@ def autocast_cache_as_outside() -> Iterator[None]:
     A trace switches that off, and regions that do not say whether to keep casts note what is set when they are made.
     """
     own = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        with answering(torch, is_autocast_cache_enabled=lambda: own, set_autocast_cache_enabled=lambda enabled: None):
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(own)
+    answers: Any = {"is_autocast_cache_enabled": lambda: own, "set_autocast_cache_enabled": lambda enabled: None}
+    with set_by(torch.set_autocast_cache_enabled, False, own), answering(torch, **answers):
+        yield
 
 
 # Settings of torch that a model asked for, by name and arguments, each with the answer and the place that asks.
@@ -166,16 +164,10 @@ _SET: Mapping[str, tuple[Callable[[Any], object], Callable[[Any], Any]]] = {
 }  # fmt: skip
 
 
-@contextmanager
-def _set_otherwise(setting: str) -> Iterator[None]:
+def _set_otherwise(setting: str) -> AbstractContextManager[None]:
     """Another setting of torch for the time of a context."""
-    make, other = _SET[setting]
-    before = SETTINGS[setting]()
-    make(other(before))
-    try:
-        yield
-    finally:
-        make(before)
+    (make, other), now = _SET[setting], SETTINGS[setting]()
+    return set_by(make, other(now), now)
 
 
 # Contexts in which a setting has another answer than outside.

@@ -183,18 +183,13 @@ def _values_behind(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[s
     """Collect the value of each place that its module returns."""
     found: dict[str, Tensor] = {}
 
-    def note(place: Place) -> Any:
-        def hook(module: nn.Module, args: Any, result: Any) -> None:
-            leaves = pytree.tree_leaves(result)
-            value = next(leaf for leaf in leaves[place.leaf or 0 :] if isinstance(leaf, Tensor))
-            # A checkpoint runs a block again, in the backward pass: the first value is the one that counts.
-            found.setdefault(place.path, value)
+    def note(place: Place, module: nn.Module, args: Any, result: Any) -> None:
+        leaves = pytree.tree_leaves(result)
+        value = next(leaf for leaf in leaves[place.leaf or 0 :] if isinstance(leaf, Tensor))
+        # A checkpoint runs a block again, in the backward pass: the first value is the one that counts.
+        found.setdefault(place.path, value)
 
-        return hook
-
-    handles = [model.get_submodule(place.path).register_forward_hook(note(place)) for place in places]
-    try:
+    with ExitStack() as hooks:
+        for place in places:
+            hooks.enter_context(model.get_submodule(place.path).register_forward_hook(partial(note, place)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -132,7 +132,9 @@ class Checkpoints(pl.Callback):
         """Note the loss of the step, and save where it is time to."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, torch.Tensor):
-            self._note(loss.detach().float(), trainer.global_step)
+            value = loss.detach().float()
+            found = torch.stack((value, torch.full_like(value, trainer.global_step)))
+            self._bad = found if self._bad is None else torch.where(self._bad[0].isfinite(), found, self._bad)
         if (batch_idx + 1) % self.look_every == 0 or pl_module.device.type == "cpu":
             self._require_numbers()
         # Between two steps, gradients that have been added up would be lost.
@@ -143,13 +145,6 @@ class Checkpoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save."""
         self._save(trainer)
-
-    def _note(self, loss: torch.Tensor, step: int) -> None:
-        found = torch.stack((loss, torch.full_like(loss, step)))
-        if self._bad is None:
-            self._bad = found
-        else:
-            self._bad = torch.where(self._bad[0].isfinite(), found, self._bad)
 
     def _require_numbers(self) -> None:
         if self._bad is None:

@@ -14,7 +14,7 @@ begins with is a function of the last checkpoint of the phase before alone, in t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from repl_fx.errors import BadInput
 from repl_fx.pipeline import rewrite_again, unreplaced
 from repl_fx.rewriting.in_place.restoring import restored_state
 from repl_fx.rewriting.result import TransformResult
+from repl_fx.running.meanwhile import attributes_set
 from repl_fx.surrogates.shared.synthesis import OwnWeights, Synthesis, SynthesisBatch
 from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.phases import Phase, averaged_weights, phase_of, trained_weights
@@ -154,7 +155,7 @@ def treated(model: nn.Module, result: TransformResult, how: str, learn: str = "a
             syntheses = [synthesis for synthesis in _syntheses(model) if synthesis.train_neighbours]
             if not syntheses:
                 raise BadInput("neighbours=detach is for surrogates made from neighbours' weights; here is none")
-            _switch_off(stack, "train_neighbours", syntheses)
+            stack.enter_context(attributes_set(syntheses, "train_neighbours", False))
         elif how == "freeze":
             around = neighbours_of(result)
             if not around:
@@ -175,14 +176,7 @@ def _freeze(stack: ExitStack, model: nn.Module, names: Collection[str], setting:
     found = {id(p): p for name, p in parameters.items() if name in names and p.requires_grad}
     if not any(p.requires_grad and id(p) not in found for p in parameters.values()):
         raise BadInput(f"{setting} leaves nothing to train: {why}")
-    _switch_off(stack, "requires_grad", found.values())
-
-
-def _switch_off(stack: ExitStack, attribute: str, found: Iterable[Any]) -> None:
-    """Set an attribute that is True to False, until the stack is left."""
-    for one in found:
-        stack.callback(setattr, one, attribute, True)
-        setattr(one, attribute, False)
+    stack.enter_context(attributes_set(found.values(), "requires_grad", False))
 
 
 def _syntheses(model: nn.Module) -> Iterator[Synthesis]:

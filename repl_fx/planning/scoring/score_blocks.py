@@ -13,13 +13,12 @@ The model runs in evaluation mode, and is afterwards as it was; so are parameter
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from repl_fx.arguments import in_words, require_module, require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
@@ -31,6 +30,7 @@ from repl_fx.planning.scoring.skipping import MeanLosses, Skipping
 from repl_fx.planning.scoring.statistics import RepeatStatistics
 from repl_fx.running.batches import Batch, Batches, Evaluation, Given, Loss, loss_of
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.meanwhile import attributes_set
 from repl_fx.running.untouched import device_of, untouched
 from repl_fx.tracing.parts.capture_parts import CapturedParts, Part
 from repl_fx.tracing.parts.finders import require_repeats
@@ -121,8 +121,11 @@ class _Scoring:
 
     def add(self, batch: Batch) -> None:
         """Run the models on a batch."""
+        # The values behind frozen parameters have no gradients otherwise.
+        frozen = [p for p in self.observed.parameters() if p.is_floating_point() and not p.requires_grad]
+        taking_part = attributes_set(frozen if self.gradients else (), "requires_grad", True)
         try:
-            with torch.set_grad_enabled(self.gradients), _differentiable(self.observed, self.gradients):
+            with torch.set_grad_enabled(self.gradients), taking_part:
                 outputs = self.evaluation.outputs(self.observed, batch)
                 for names, statistics in self.statistics.items():
                     for number in statistics.broken[:1]:
@@ -273,16 +276,3 @@ def _with(part: PartRepeats, wanted: Collection[str]) -> PartRepeats:
     """A part with some of its repeats, by the names that they have in the model."""
     kept = [both for both in zip(part.inside, part.repeats, strict=True) if both[1].name in wanted]
     return PartRepeats(part.path, part.graph_module, tuple(a for a, _ in kept), tuple(b for _, b in kept))
-
-
-@contextmanager
-def _differentiable(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let frozen parameters take part in gradients for a while: the values behind them have none otherwise."""
-    frozen = [p for p in module.parameters() if wanted and p.is_floating_point() and not p.requires_grad]
-    try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)

@@ -114,9 +114,8 @@ def _is_safetensors(file: Path) -> bool:
 
 def _read_torch(file: Path) -> Mapping[str, Any]:
     own = torch.serialization.safe_globals([argparse.Namespace])
-    with foreign_code(partial(_unreadable, file)), own, warnings.catch_warnings():
-        # On protocols of pickles, which say nothing to a user.
-        warnings.simplefilter("ignore")
+    # Warnings on protocols of pickles say nothing to a user.
+    with foreign_code(partial(_unreadable, file)), own, warnings.catch_warnings(action="ignore"):
         loaded: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(loaded, Mapping):
         raise BadInput(f"{file} holds {in_words(loaded)}; save a state_dict: torch.save(model.state_dict(), FILE)")

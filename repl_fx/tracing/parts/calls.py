@@ -21,6 +21,7 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import in_words
 from repl_fx.graph.signature import is_writable
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.meanwhile import set_by
 from repl_fx.tracing.asking import first_argument, outwards
 
 
@@ -133,12 +134,8 @@ def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None
             if around not in running and called not in found.setdefault(around, []):
                 found[around].append(called)
 
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
+    with set_by(sys.setprofile, profile, sys.getprofile()):
         yield
-    finally:
-        sys.setprofile(before)
 
 
 def _methods(kind: type) -> Iterator[tuple[str, CodeType]]:

@@ -7,12 +7,12 @@ both are missing. Pictures are the first column of type Image, classes the first
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.running.meanwhile import attributes_set
 from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.pictures import in_rgb, pictures_data
 from repl_fx.training.data.text import END, text_data, texts_data
@@ -50,20 +50,11 @@ def load_hugging_face(request: DataRequest) -> Data:
     raise BadInput(f"{request.name} has the columns {listed}; needed are an Image and a ClassLabel, or text")
 
 
-@contextmanager
-def _offline(datasets: Any) -> Iterator[None]:
+def _offline(datasets: Any) -> AbstractContextManager[None]:
     """Keep the library from the network; its option `local_files_only` is read nowhere, and the variable once."""
     from huggingface_hub import constants
 
-    places: tuple[Any, ...] = (datasets.config, constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    for place in places:
-        place.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+    return attributes_set((datasets.config, constants), "HF_HUB_OFFLINE", True)
 
 
 def _splits(found: Any, request: DataRequest) -> tuple[Any, Any]:

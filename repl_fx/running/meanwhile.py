@@ -1,0 +1,30 @@
+"""What has another value for a while, and behind it the value that it had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def attributes_set(objects: Iterable[Any], name: str, value: Any) -> Iterator[None]:
+    """Give an attribute of some objects another value for a while."""
+    before = [(one, getattr(one, name)) for one in objects]
+    try:
+        for one, _ in before:
+            setattr(one, name, value)
+        yield
+    finally:
+        for one, own in before:
+            setattr(one, name, own)
+
+
+@contextmanager
+def set_by(make: Callable[[Any], object], value: Any, before: Any) -> Iterator[None]:
+    """Call a function with another value of what it sets, and behind a while with the one before."""
+    make(value)
+    try:
+        yield
+    finally:
+        make(before)
