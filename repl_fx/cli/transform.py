@@ -169,17 +169,14 @@ def _checked(
     calls is not exact, one of each call by itself may be.
     """
     from repl_fx import check_capture
-    from repl_fx.errors import ForeignError, foreign_code
+    from repl_fx.errors import foreign_code
     from repl_fx.tracing.attempt import each_call_traced
     from repl_fx.tracing.model_checks import misfit
 
     if result.captured_parts.check is not None:
         return result, result.captured_parts.check
-    try:
-        with foreign_code():
-            checked = check_capture(source.model, result.captured, result.args, result.kwargs)
-    except ForeignError as failed:
-        raise misfit(source.model, failed.problem, result.inputs) from failed.problem
+    with foreign_code(lambda problem: misfit(source.model, problem, result.inputs)):
+        checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     if not checked and result.captured_parts.copies:
         with each_call_traced(f"a graph with copies of alike ones differed ({checked.differences[0]})"):
             return _checked(source, again(), again)

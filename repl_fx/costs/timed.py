@@ -111,12 +111,10 @@ def _device(graphs: Sequence[Part]) -> torch.device:
 @contextmanager
 def _still(graphs: Any, device: torch.device) -> Iterator[None]:
     """The surroundings of a measurement, which leaves graphs and generators as they were."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, seeded(device, 0), torch.no_grad():
         for timed in graphs:
             stack.enter_context(untouched(timed.graph_module, buffers=True))
             stack.enter_context(in_mode(timed.graph_module, False))
-        stack.enter_context(seeded(device, 0))
-        stack.enter_context(torch.no_grad())
         yield
 
 

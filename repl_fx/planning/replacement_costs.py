@@ -125,17 +125,14 @@ class ReplacementCosts:
         """
         together = tuple(map(repr, replacements))
         if together not in self._left:
-            self._left[together] = self._found_left(replacements)
+            rewritten = self.rewritten(replacements)
+            after = self._counted(*self.forms(self._plan(replacements), rewritten))
+            left = {name: number / self.before[name] for name, number in after.items() if self.before[name]}
+            if LATENCY in self.names:
+                share = folded_latency(self.found.captured.parts, rewritten.graphs)
+                left[LATENCY] = share.value if share.wide else share.upper
+            self._left[together] = left
         return dict(self._left[together])
-
-    def _found_left(self, replacements: Sequence[Replacement]) -> dict[str, float]:
-        rewritten = self.rewritten(replacements)
-        after = self._counted(*self.forms(self._plan(replacements), rewritten))
-        left = {name: number / self.before[name] for name, number in after.items() if self.before[name]}
-        if LATENCY in self.names:
-            share = folded_latency(self.found.captured.parts, rewritten.graphs)
-            left[LATENCY] = share.value if share.wide else share.upper
-        return left
 
     def rewritten(self, replacements: Sequence[Replacement]) -> Rewritten:
         """The graphs that some replacements make.

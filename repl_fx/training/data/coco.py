@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from repl_fx.errors import BadInput, ForeignError, foreign_code, one_line
+from repl_fx.errors import BadInput, foreign_code, one_line
 from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.pictures import as_read, opened, rgb
 
@@ -196,15 +196,14 @@ def _mask(one: _Annotation, image: _Image) -> Tensor:
     """The pixels within an outline, (height, width)."""
     from pycocotools.coco import COCO
 
-    try:
-        # pycocotools is older than the array protocol of numpy 2.
-        with foreign_code(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            reader = COCO()
-            reader.imgs = {image.id: {"height": image.height, "width": image.width}}
-            outline = msgspec.json.decode(one.segmentation)
-            found: Any = reader.annToMask({"image_id": image.id, "segmentation": outline})
-    except ForeignError as failed:
-        raise BadInput(f"the outline of annotation {one.id} cannot be read ({failed}); mend it") from failed.problem
+    fails = f"the outline of annotation {one.id} cannot be read"
+    refused = foreign_code(lambda problem: BadInput(f"{fails} ({one_line(problem)}); mend it"))
+    # pycocotools is older than the array protocol of numpy 2.
+    with refused, warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        reader = COCO()
+        reader.imgs = {image.id: {"height": image.height, "width": image.width}}
+        outline = msgspec.json.decode(one.segmentation)
+        found: Any = reader.annToMask({"image_id": image.id, "segmentation": outline})
     if found.shape != (image.height, image.width):
         sizes = f"{'x'.join(map(str, found.shape))} pixels, and its picture has {image.height}x{image.width}"
         raise BadInput(f"the outline of annotation {one.id} is of {sizes}; mend it")

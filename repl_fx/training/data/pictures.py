@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, first_line, foreign_code, one_line
 from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.targets import NO_TARGET
@@ -190,8 +190,6 @@ def opened(read: Callable[[Any], Any], handle: Any) -> Any:
     Raises:
         BadInput: the picture cannot be read; names its handle.
     """
-    try:
-        with foreign_code():
-            return read(handle)
-    except ForeignError as failed:
-        raise BadInput(f"picture {handle} cannot be read ({failed}); mend or remove it") from failed.problem
+    fails = f"picture {handle} cannot be read"
+    with foreign_code(lambda problem: BadInput(f"{fails} ({one_line(problem)}); mend or remove it")):
+        return read(handle)
