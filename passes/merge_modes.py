@@ -27,13 +27,13 @@ import difflib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from repl_fx._torch import module_stack
+from repl_fx.finding.node_table import common_path
 from repl_fx.graph.captured import (
     AlikeGraphModule,
     drop_dead,
@@ -211,7 +211,7 @@ class _Merger:
             # Calls of a leaf are made by the module around it.
             stack = [p for p in module_stack(node) if node.op != "call_module" or p != node.target]
             stacks.append([p for p in stack if has_attribute(self.root, p)])
-        common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*stacks, strict=False))]
+        common = common_path(stacks)
         return common[-1] if common else ""
 
     def build_switches(self) -> None:

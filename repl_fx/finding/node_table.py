@@ -8,11 +8,11 @@ symbolic sizes, probabilities of dropout and drop path, and the order of size ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ _READ_SIZE = re.compile(r"\bu\d+\b")
 # Settings of modules that grow with depth and do not change what a block is.
 _PROBABILITY = re.compile(r"^(p|rate|.*drop.*|.*prob.*)$")
 NONE = -1
+_Step = TypeVar("_Step")
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _value_numbers(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray
     return np.where(np.isin(found, values[counts > 1]), found, 0)
 
 
-def common_path(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+def common_path(paths: Iterable[Sequence[_Step]]) -> tuple[_Step, ...]:
     """The first steps that all of some paths share."""
     steps = (set(step) for step in zip(*paths, strict=False))
     return tuple(step.pop() for step in takewhile(lambda step: len(step) == 1, steps))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +35,7 @@ from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.captured import traced_constant
-from repl_fx.running.meanwhile import attributes_set
+from repl_fx.running.meanwhile import attributes_set, set_by
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_attributes import DataAttributes
@@ -55,14 +55,9 @@ from repl_fx.tracing.state_changes import forward_replaced
 _unlike: ContextVar[str] = ContextVar("unlike", default="")
 
 
-@contextmanager
-def each_call_traced(reason: str) -> Iterator[None]:
+def each_call_traced(reason: str) -> AbstractContextManager[None]:
     """Trace each call of a module by itself in captures inside, alike ones too; the captures keep the reason."""
-    token = _unlike.set(reason)
-    try:
-        yield
-    finally:
-        _unlike.reset(token)
+    return set_by(_unlike.set, reason, _unlike.get())
 
 
 @dataclass

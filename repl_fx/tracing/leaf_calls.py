@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import any_lengths, autograd_calls, calls_replaced, define_operator, pytree, tidy_size
 from repl_fx.errors import Untraceable
+from repl_fx.running.meanwhile import attributes_set
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks
 from repl_fx.tracing.known_shapes import known_result, like, metadata
@@ -133,14 +134,11 @@ class LeafCalls:
         call = self.calls[index]
         args, kwargs = call.given(tensors, symbols)
         # A module that a leaf calls itself is part of the leaf.
-        self.running = True
-        try:
+        with attributes_set([self], "running", True):
             results, call.result = self._results(call, args, kwargs)
             if not self.by_mode and not is_torchs(call.callee) and isinstance(call.callee, nn.Module):
                 others, structure = self._results(call, args, kwargs, training=not call.training)
                 self.by_mode = structure != call.result or not all(map(_alike, results, others))
-        finally:
-            self.running = False
         call.constants = {i: value for i, value in enumerate(results) if not isinstance(value, Tensor)}
         if not all(value is None or isinstance(value, _CONSTANTS) for value in call.constants.values()):
             self.inlined.add(call.callee)
@@ -195,12 +193,7 @@ def _alike(one: Any, other: Any) -> bool:
 def attention_kernels() -> tuple[bool, ...]:
     """The kinds of kernels that attention may take now, on any device."""
     kinds: Any = torch.backends.cuda
-    return (
-        kinds.flash_sdp_enabled(),
-        kinds.mem_efficient_sdp_enabled(),
-        kinds.math_sdp_enabled(),
-        kinds.cudnn_sdp_enabled(),
-    )
+    return tuple(getattr(kinds, f"{name}_sdp_enabled")() for name in ("flash", "mem_efficient", "math", "cudnn"))
 
 
 def is_training(callee: Callee) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 from typing import Literal
 
 from torch import fx
@@ -240,8 +239,7 @@ def _settled(graph: fx.Graph, steps: Mapping[fx.Node, Steps | None]) -> dict[str
     for node in reversed(graph.nodes):
         way = steps[node]
         if way is None:
-            levels = zip(*(known[user] for user in node.users), strict=False)
-            way = tuple(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
+            way = common_path(known[user] for user in node.users)
             if way and way[-1].kind == "repeat":
                 way = way[:-1]
         known[node] = way
