@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from repl_fx.errors import SourceError
 from repl_fx.graph.kinds import dtype_name
+from repl_fx.sources.checkpoints.fitting import size_of, tied_names
 from repl_fx.sources.source import describe, package_code
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -113,7 +114,7 @@ def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path) -> t
     with package_code(f"the weights of {directory} could not be loaded"):
         loaded, found = _as_transformers_loads(model, state)
     if mismatched := found["mismatched_keys"]:
-        shapes = [f"{name} is {_shape(there)} there and {_shape(here)} here" for name, there, here in mismatched]
+        shapes = [f"{name} is {size_of(there)} there and {size_of(here)} here" for name, there, here in mismatched]
         raise SourceError(
             f"{len(mismatched)} of the weights of {directory} do not fit {type(model).__name__}: "
             f"{_listed(shapes, '; ')}; take the config that they were made with"
@@ -126,7 +127,7 @@ def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path) -> t
             f"its own are {_listed(own)}"
         )
     new = loaded.state_dict(keep_vars=True)
-    if untied := _tied(own) - _tied(new):
+    if untied := {*tied_names(own).values()} - {*tied_names(new).values()}:
         raise SourceError(
             f"{_listed(min(untied), ' and ')} are one tensor by config.json and differ in {directory}; "
             "set tie_word_embeddings to false in it"
@@ -187,20 +188,8 @@ def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: 
             raise SourceError(f"weights of {directory} are quantised ({name} is {kind}); dequantise them")
 
 
-def _tied(state: Mapping[str, Tensor]) -> set[frozenset[str]]:
-    """Groups of names that lead to one tensor."""
-    groups: dict[int, set[str]] = {}
-    for name, tensor in state.items():
-        groups.setdefault(id(tensor), set()).add(name)
-    return {frozenset(names) for names in groups.values() if len(names) > 1}
-
-
 def _weights(names: set[str]) -> str:
     return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
-
-
-def _shape(sizes: Iterable[int]) -> str:
-    return "x".join(str(size) for size in sizes) or "a number"
 
 
 def _listed(names: Iterable[str], separator: str = ", ") -> str:

@@ -122,7 +122,7 @@ class Misfit:
 def other_shapes(own: Mapping[str, Sequence[int]], state: Mapping[str, Any]) -> list[str]:
     """Tensors whose shape is another than that of the model, in words."""
     both = ((name, tuple(shape), tuple(state[name].shape)) for name, shape in own.items() if name in state)
-    return [f"{name} {_size(there)} there and {_size(here)} here" for name, here, there in both if here != there]
+    return [f"{name} {size_of(there)} there and {size_of(here)} here" for name, here, there in both if here != there]
 
 
 def require_values(model: nn.Module, own: Mapping[str, Any]) -> None:
@@ -213,5 +213,6 @@ def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _size(shape: Sequence[int]) -> str:
+def size_of(shape: Sequence[int]) -> str:
+    """A shape in words."""
     return "x".join(map(str, shape)) or "a number"
