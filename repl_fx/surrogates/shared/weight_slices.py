@@ -140,8 +140,6 @@ class _Stacked(torch.autograd.Function):
         saved = ctx.saved_tensors
         layout, gains, weights = ctx.layout, saved[: ctx.split], saved[ctx.split :]
         needs = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            return None, None, *_differentiable(layout, gains, weights, needs, gradient)
         scales, slices = _cut(layout, gains, weights)
         toward = gradient.unsqueeze(1)
         to_gains: list[Tensor | None] = [None] * len(gains)
@@ -158,7 +156,13 @@ class _Stacked(torch.autograd.Function):
             torch._foreach_zero_(found)
             each = len(found) // len(layout)
             places = [layout[i // each].of(grad) for i, grad in enumerate(found)]
-            torch._foreach_copy_(places, list((scales * toward).flatten(0, 1).unbind()))
+            made = list((scales * toward).flatten(0, 1).unbind())
+            if torch.is_grad_enabled():
+                # The gradient is to be differentiated again, which all copies at once cannot.
+                for place, value in zip(places, made, strict=True):
+                    place.copy_(value)
+            else:
+                torch._foreach_copy_(places, made)
             to_weights = [grad if need else None for grad, need in zip(found, needs[ctx.split :], strict=True)]
         return None, None, *to_gains, *to_weights
 
@@ -169,25 +173,3 @@ def _cut(layout: Sequence[WeightSlice], gains: Sequence[Tensor], weights: Sequen
     slices = torch.stack([layout[i // each].of(weight) for i, weight in enumerate(weights)])
     flat = torch.cat([gain.reshape(-1) for gain in gains]).reshape(count, each, -1)
     return layout[0].scales(flat, slices.ndim - 1), slices.reshape(count, each, *slices.shape[1:])
-
-
-def _differentiable(
-    layout: Sequence[WeightSlice],
-    gains: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    needs: Sequence[bool],
-    gradient: Tensor,
-) -> tuple[Tensor | None, ...]:
-    """The gradients, by operators that can be differentiated again."""
-    # Of each alone: where one is made of another, its gradient goes on by itself.
-    gains, weights = ([tensor.view_as(tensor) for tensor in some] for some in (gains, weights))
-    count = len(layout)
-    first, second = len(gains) // count, len(weights) // count
-    blends = [
-        SliceBlend(units, tuple(gains[i * first : (i + 1) * first]), tuple(weights[i * second : (i + 1) * second]))
-        for i, units in enumerate(layout)
-    ]
-    made = torch.stack([blend_one(blend) for blend in blends])
-    wanted = [tensor for tensor, need in zip((*gains, *weights), needs, strict=True) if need]
-    found = iter(torch.autograd.grad(made, wanted, gradient, create_graph=True))
-    return tuple(next(found) if need else None for need in needs)
