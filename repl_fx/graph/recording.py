@@ -6,8 +6,8 @@ after    linear -> hand_over(_), relu -> linear_1        hand_over notes the val
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from types import MethodType
 
 from torch import Tensor, fx
@@ -47,23 +47,12 @@ def _handing_over(note: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
     return hand_over
 
 
-class WatchedRuns:
-    """Runs of a graph module itself, with its own state, mode, hooks and wrappers, that hand values to functions.
+def watching_forward(gm: fx.GraphModule, notes: Mapping[fx.Node, Callable[[Tensor], None]]) -> MethodType:
+    """A forward of a graph module itself, with its own state, mode, hooks and wrappers, that hands values to functions.
 
     Args:
         gm: a graph module; its code stays as it is.
         notes: for nodes of its graph, the function that gets the value.
     """
-
-    def __init__(self, gm: fx.GraphModule, notes: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
-        self.module, self._forward = gm, type(watched(gm, notes)).forward
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Until the end of it, each run of the module hands over its values."""
-        # Code of a copy of the graph, run on the module: no tensor, no mode and no hook is there twice.
-        vars(self.module)["forward"] = MethodType(self._forward, self.module)
-        try:
-            yield
-        finally:
-            del vars(self.module)["forward"]
+    # Code of a copy of the graph, run on the module: no tensor, no mode and no hook is there twice.
+    return MethodType(type(watched(gm, notes)).forward, gm)

@@ -35,7 +35,7 @@ from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.captured import traced_constant
-from repl_fx.running.meanwhile import attributes_set, set_by
+from repl_fx.running.meanwhile import attributes_set, forward_replaced, set_by
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_attributes import DataAttributes
@@ -50,7 +50,6 @@ from repl_fx.tracing.questions import Told, autocast_cache_as_outside, is_bounde
 from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
 from repl_fx.tracing.stamping import Stamps
-from repl_fx.tracing.state_changes import forward_replaced
 
 _unlike: ContextVar[str] = ContextVar("unlike", default="")
 

@@ -10,7 +10,7 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from repl_fx.errors import CaptureError, foreign_code, listed
 from repl_fx.running.code_names import is_foreign
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.meanwhile import forward_replaced
 from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonChange, PythonState
 from repl_fx.running.untouched import device_of, in_mode, outcome_of, seed_everything, seeded, untouched
@@ -72,18 +73,6 @@ def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
 
     with compared(), forward_replaced(model, forward):
         yield noted
-
-
-@contextmanager
-def forward_replaced(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a model run another forward meanwhile, past a `__setattr__` of its own."""
-    kept = {name: own for name, own in vars(model).items() if name == "forward"}
-    vars(model)["forward"] = forward
-    try:
-        yield
-    finally:
-        vars(model).pop("forward", None)
-        vars(model).update(kept)
 
 
 def _tree(model: nn.Module) -> dict[str, int]:

@@ -12,7 +12,7 @@ for what its last one did.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +27,10 @@ from repl_fx.artifact.provenance import with_origin
 from repl_fx.errors import BadInput
 from repl_fx.fitting.stand_ins import ends_of_stretches
 from repl_fx.graph.boundaries import at_boundaries
-from repl_fx.graph.recording import WatchedRuns
+from repl_fx.graph.recording import watching_forward
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.running.holders import ORIGIN
+from repl_fx.running.meanwhile import forward_replaced
 from repl_fx.tracing.parts.capture_parts import graphs_in
 from repl_fx.training.tasks import Batch, Task
 from repl_fx.training.train_config import TrainConfig
@@ -91,7 +92,7 @@ class Distillation:
         self.places = places_in(student) if config.teacher_values else ()
         # Detection models have losses of their own, and boxes that are no two models' the same.
         self.logits_weight = config.teacher_logits if task.has_logits else 0.0
-        self._runs: list[WatchedRuns] = []
+        self._forwards: dict[fx.GraphModule, Callable[..., Any]] = {}
         self._seen: dict[str, Tensor] = {}
         if config.teacher_values and not self.places:
             raise BadInput(
@@ -106,14 +107,14 @@ class Distillation:
             )
         for gm in dict.fromkeys(place.graph for place in self.places if place.graph is not None):
             notes = {p.node: partial(self._note, p.path) for p in self.places if p.graph is gm and p.node is not None}
-            self._runs.append(WatchedRuns(gm, notes))
+            self._forwards[gm] = watching_forward(gm, notes)
 
     def step(self, student: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs of the student for a batch, and what it has to learn from the teacher: a scalar."""
         self._seen = {}
         with ExitStack() as watching:
-            for run in self._runs:
-                watching.enter_context(run.watched())
+            for gm, forward in self._forwards.items():
+                watching.enter_context(forward_replaced(gm, forward))
             own = [place for place in self.places if place.node is None]
             ours = watching.enter_context(_values_behind(student, own))
             outputs = self.task.outputs(student, batch)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 import repl_fx
-from repl_fx.graph.recording import WatchedRuns, watched
+from repl_fx.graph.recording import watched, watching_forward
+from repl_fx.running.meanwhile import forward_replaced
 from tests.nets import MlpNet
 
 
@@ -33,8 +34,8 @@ def test_runs_of_a_graph_itself_are_watched_and_its_code_stays() -> None:
     seen: dict[str, Tensor] = {}
     calls: list[int] = []
     handle = gm.register_forward_hook(lambda module, given, made: calls.append(1))
-    runs = WatchedRuns(gm, {first: lambda value: seen.update(first=value), last: lambda value: seen.update(last=value)})
-    with runs.watched():
+    notes = {first: lambda value: seen.update(first=value), last: lambda value: seen.update(last=value)}
+    with forward_replaced(gm, watching_forward(gm, notes)):
         made = gm(x)
     # Its own hooks run, and gradients go where they went.
     assert calls == [1] and seen["first"] is x and torch.equal(seen["last"], made)

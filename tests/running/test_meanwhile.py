@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from repl_fx.running.meanwhile import attributes_set, set_by
+from repl_fx.running.meanwhile import attributes_set, forward_replaced, set_by
 
 
 def test_attributes_have_the_values_of_before_behind_an_error() -> None:
@@ -38,3 +38,10 @@ def test_a_function_sets_back_what_it_set_behind_an_error() -> None:
         assert calls == [2]
         raise ValueError("no")
     assert calls == [2, 1]
+
+
+def test_another_forward_is_taken_away_again() -> None:
+    model, x = torch.nn.ReLU(), torch.ones(2)
+    with forward_replaced(model, lambda x: 2 * x):
+        assert torch.equal(model(x), 2 * x)
+    assert "forward" not in vars(model)
