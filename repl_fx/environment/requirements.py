@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
@@ -83,9 +83,7 @@ def declared(own: Distribution) -> Declared:
 
 def own_distribution() -> Distribution | None:
     """The installed repl-fx; None where it runs from its sources."""
-    with suppress(PackageNotFoundError):
-        return distribution(OWN)
-    return None
+    return _installed(OWN)
 
 
 def unmet(module: str) -> str | None:
@@ -120,10 +118,7 @@ def mend(module: str) -> str:
 
 def _brought_by(module: str) -> str:
     """The package that brings a module; its own name where none does."""
-    with suppress(PackageNotFoundError):
-        distribution(module)
-        return module
-    return _bringing(tuple(sys.path)).get(module, [module])[0]
+    return module if _installed(module) else _bringing(tuple(sys.path)).get(module, [module])[0]
 
 
 @cache
@@ -134,29 +129,27 @@ def _bringing(path: tuple[str, ...]) -> Mapping[str, list[str]]:
 
 def _torch_of(package: str) -> Requirement | None:
     """The requirement of a package on torch."""
-    with suppress(PackageNotFoundError):
-        asked = _applying(list(map(Requirement, distribution(package).requires or ())), "")
-        return next((one for one in asked if canonicalize_name(one.name) == "torch"), None)
-    return None
+    found = _installed(package)
+    asked = _applying(list(map(Requirement, found.requires or ())), "") if found else ()
+    return next((one for one in asked if canonicalize_name(one.name) == "torch"), None)
 
 
 def _public(package: str) -> str | None:
     """The installed version of a package without what its build adds, such as +cpu; None where it is missing."""
-    with suppress(PackageNotFoundError):
-        return Version(version(package)).public
-    return None
+    found = _installed(package)
+    return Version(found.version).public if found else None
 
 
 def modules_of(package: str) -> tuple[str, ...]:
     """The names by which what a package brings is imported, the one like its own name alone if there is one."""
-    with suppress(PackageNotFoundError):
-        found = distribution(_installed_as(package))
-        tops = {path.parts[0] for path in found.files or () if path.suffix in (".py", ".so", ".pyd")}
-        names = {top.partition(".")[0] for top in tops} | set((found.read_text("top_level.txt") or "").split())
-        public = sorted(name for name in names if name.isidentifier() and not name.startswith("_"))
-        alike = [name for name in public if canonicalize_name(name) == canonicalize_name(package)]
-        return tuple(alike or public[:1])
-    return ()
+    found = _serving(package)
+    if found is None:
+        return ()
+    tops = {path.parts[0] for path in found.files or () if path.suffix in (".py", ".so", ".pyd")}
+    names = {top.partition(".")[0] for top in tops} | set((found.read_text("top_level.txt") or "").split())
+    public = sorted(name for name in names if name.isidentifier() and not name.startswith("_"))
+    alike = [name for name in public if canonicalize_name(name) == canonicalize_name(package)]
+    return tuple(alike or public[:1])
 
 
 def _of_extra(requirements: Sequence[Requirement], extra: str) -> Iterator[Needed]:
@@ -183,12 +176,9 @@ def _applying(requirements: Sequence[Requirement], extra: str) -> list[Requireme
 
 
 def _needed(requirement: Requirement) -> Needed:
-    wanted = str(requirement.specifier)
-    try:
-        found = version(_installed_as(requirement.name))
-    except PackageNotFoundError:
-        return Needed(requirement.name, wanted, None, fits=False)
-    return Needed(requirement.name, wanted, found, _fits(requirement.specifier, found))
+    found, wanted = _serving(requirement.name), requirement.specifier
+    fits = found is not None and _fits(wanted, found.version)
+    return Needed(requirement.name, str(wanted), found.version if found else None, fits)
 
 
 def _fits(wanted: SpecifierSet, found: str) -> bool:
@@ -198,12 +188,16 @@ def _fits(wanted: SpecifierSet, found: str) -> bool:
         return False
 
 
-def _installed_as(package: str) -> str:
-    """The name of the installed package: that of another one where that brings the same."""
+def _serving(package: str) -> Distribution | None:
+    """The installed package, or another one that brings the same; None where there is neither."""
+    return _installed(package) or _installed(_INSTEAD.get(package, package))
+
+
+def _installed(package: str) -> Distribution | None:
+    """The installed package of a name; None where there is none."""
     with suppress(PackageNotFoundError):
-        distribution(package)
-        return package
-    return _INSTEAD.get(package, package)
+        return distribution(package)
+    return None
 
 
 def _install(own: Distribution, extra: str) -> str:
