@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain
@@ -31,7 +30,7 @@ from repl_fx.export.pairing import MARK
 from repl_fx.export.stateless import drop_updates_, stateful
 from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
-from repl_fx.graph.axes import Axis, InputSizes, captured_axes, limits_by_axis, name_dims
+from repl_fx.graph.axes import Axis, InputSizes, captured_axes, limits_by_axis, name_dims, with_names
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
@@ -331,11 +330,8 @@ def _name_dimensions(
 
 
 def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str], fixed: Mapping[str, int]) -> int | str | None:
-    if isinstance(dim, int):
-        return dim
-    if dim.value is not None and dim.value in fixed:
-        return fixed[dim.value]
-    return None if dim.value is None else re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), dim.value)
+    size = dim if isinstance(dim, int) else dim.value
+    return fixed.get(size, with_names(size, names)) if isinstance(size, str) else size
 
 
 def write_program(program: torch.onnx.ONNXProgram, target: Path, external_data: bool | None = None) -> None:

@@ -21,11 +21,12 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import FakeTensorMode, OperatorsRun, fixed_size, forget_tensors, pytree
 from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.graph.boundaries import places
+from repl_fx.graph.captured import tensors_in
 from repl_fx.graph.roles import RESHAPES
 from repl_fx.plan import Replacement
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
+from repl_fx.running.opaque_outputs import PLAIN, equal_inside
 from repl_fx.running.untouched import in_mode, outcome_of, seeded, untouched
 from repl_fx.tracing.parts.capture_parts import assemble
 from repl_fx.tracing.side_by_side import SideBySide
@@ -231,5 +232,4 @@ def _returned(sides: SideBySide, module: nn.Module, known: Sequence[ExampleInput
 
 def _same(ours: Any, theirs: Any) -> bool:
     """Tell whether both returned the same tensors; in place alone, a cache may hold values of a surrogate."""
-    pair = [[leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)] for made in (ours, theirs)]
-    return len(pair[0]) == len(pair[1]) and all(map(equal_leaves, *pair))
+    return equal_inside(*(list(tensors_in(made)) for made in (ours, theirs)))
