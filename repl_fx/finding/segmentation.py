@@ -234,10 +234,7 @@ def _match_backwards(
     entries = _entries(table, start, period, offsets)
     if entries is None:
         return None
-    image: dict[int, int] = {}
-    for offset, entry in zip(offsets, entries, strict=True):
-        if image.setdefault(start + offset, entry) != entry:
-            return None
+    image = {start + offset: entry for offset, entry in zip(offsets, entries, strict=True)}
     stream_at = {start + offset: stream for stream, offset in enumerate(offsets)}
     streams = _led_to(table, start, period, image, stream_at, blamed)
     if streams is None or any(len(values) != 1 or NONE in values for values in streams.values()):

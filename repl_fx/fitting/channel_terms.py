@@ -55,11 +55,6 @@ class ChannelFit:
         """The number of fitted values."""
         return len(self.start)
 
-    @property
-    def given(self) -> tuple[fx.Node, ...]:
-        """The nodes whose values are needed."""
-        return self.piece.given
-
     def affine(self, values: Mapping[fx.Node, Any]) -> bool:
         """Tell whether the value at the point is as this module says, on some values; finds the axis of channels."""
         at_zero = self.piece(values)
@@ -80,7 +75,7 @@ class ChannelFit:
         """Add a batch.
 
         Args:
-            values: of the nodes `given`.
+            values: of the nodes that the piece reads.
             wanted: the value at the point in the original.
         """
         at_zero = self.piece(values)

@@ -64,11 +64,6 @@ class LayerFit:
         """The number of fitted values."""
         return sum(self._synthesis.get_parameter(name).numel() for name in self._start.parameters)
 
-    @property
-    def given(self) -> tuple[fx.Node, ...]:
-        """The nodes whose values are needed."""
-        return tuple(dict.fromkeys((*self.layer.all_input_nodes, *self.tail.given)))
-
     def affine(self, values: Mapping[fx.Node, Any]) -> bool:
         """Tell whether T is linear, and T^T T scales values as this module says, on some values."""
         value = in_double(values[self.layer])
@@ -96,7 +91,7 @@ class LayerFit:
         """Add a batch.
 
         Args:
-            values: of the nodes `given`, and of the layer.
+            values: of the layer, of what it reads, and of what the tail does.
             wanted: the value at the point in the original.
         """
         none = torch.zeros_like(in_double(values[self.layer]))

@@ -113,7 +113,8 @@ def test_behind_a_norm_nothing_is_affine() -> None:
     gm, nodes = _traced(_Normed(_Own()))
     point = next(node for node in reversed(gm.graph.nodes) if node.op != "output")
     sums = LayerFit(gm, nodes["synthesis"], LastLayer((0, "weight"), (1, "bias"), gains=False), point)
-    values: dict[Any, Any] = {node: torch.randn(5, 4) for node in (*sums.given, sums.layer)}
+    read = *sums.layer.all_input_nodes, *sums.tail.given
+    values: dict[Any, Any] = {node: torch.randn(5, 4) for node in (*read, sums.layer)}
     assert not sums.affine(values)
 
 
