@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def test_runs_to_the_end(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The kernel is a process of its own, and imports what is tested here.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(EXAMPLES.parent), os.environ.get("PYTHONPATH", ""))))
     notebook = nbformat.read(file, as_version=4)
+    for cell in notebook.cells:
+        # Readers see a model learn; here it is enough that it does.
+        cell.source = re.sub(r"\bepochs=\d+", "epochs=1", cell.source)
     nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
     shown = "\n".join(map(_outputs, notebook.cells))
     assert [word for word in SHOWN[file.stem] if word not in shown] == []
