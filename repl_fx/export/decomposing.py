@@ -61,16 +61,18 @@ def decompose(
     """
     graph, seen = program.graph, set[fx.Node]()
     for node in list(graph.nodes):
-        if node.target in _ASSERTIONS and not node.users:
-            graph.erase_node(node)
-        elif node.op == "call_function" and isinstance(node.target, OpOverload):
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
             with graph.inserting_before(node):
                 _write_otherwise(node, seen)
         seen.add(node)
     # Its own translation of `reshape` takes a size of 0 for that of the input.
     registry.register_op(aten.reshape.default, registry.get_decomps(aten.view.default)[0].onnx_function)
-    if not all(node.op in ("placeholder", "output") or _is_translated(node, registry) for node in graph.nodes):
+    assertions = [node for node in graph.nodes if node.target in _ASSERTIONS and not node.users]
+    kept = (node for node in graph.nodes if node.op not in ("placeholder", "output") and node not in assertions)
+    if not all(_is_translated(node, registry) for node in kept):
         return whole(program, registry)
+    for node in assertions:
+        graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
@@ -161,8 +163,10 @@ def _is_translated(node: Any, registry: Any) -> bool:
     """Tell whether the exporter translates a call as it stands."""
     if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
         return False
-    if isinstance(node.target, OpOverload) and _is_view(node) and node.target not in _VIEWS:
-        return False
+    if isinstance(node.target, OpOverload):
+        shares = _is_view(node) and node.target not in _VIEWS
+        if shares or node.target._schema.is_mutable:
+            return False
     values = pytree.tree_leaves(node.meta.get("val"))
     # The translation of a complex tensor is another one.
     return registry.is_registered(node.target) and not any(isinstance(v, Tensor) and v.is_complex() for v in values)
