@@ -39,6 +39,13 @@ _VIEWS = {
     *(aten.split_with_sizes.default, aten.squeeze.dim, aten.squeeze.dims, aten.t.default, aten.transpose.int),
     *(aten.unbind.int, aten.unsqueeze.default, aten.view.default),
 }
+# Other names.
+_RENAMED = {
+    aten.__and__.Tensor: aten.bitwise_and.Tensor,
+    aten.__or__.Tensor: aten.bitwise_or.Tensor,
+    aten.max.other: aten.maximum.default,
+    aten.min.other: aten.minimum.default,
+}
 # Made of others, and with memory of their own.
 _FRESH = {
     *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.linear.default, aten.matmul.default),
@@ -59,12 +66,13 @@ def decompose(
     Returns:
         The program, or what `whole` makes of it.
     """
-    graph, seen = program.graph, set[fx.Node]()
+    graph, sizes = program.graph, dict[str, fx.Node]()
     for node in list(graph.nodes):
         if node.op == "call_function" and isinstance(node.target, OpOverload):
             with graph.inserting_before(node):
-                _write_otherwise(node, seen)
-        seen.add(node)
+                _write_otherwise(node, sizes)
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            sizes.setdefault(str(node.meta["val"]), node)
     # Its own translation of `reshape` takes a size of 0 for that of the input.
     registry.register_op(aten.reshape.default, registry.get_decomps(aten.view.default)[0].onnx_function)
     assertions = [node for node in graph.nodes if node.target in _ASSERTIONS and not node.users]
@@ -78,16 +86,21 @@ def decompose(
     return program
 
 
-def _write_otherwise(node: Any, seen: set[fx.Node]) -> None:
+def _write_otherwise(node: Any, known: dict[str, fx.Node]) -> None:
     """Write a call of an operator as one of another, where this module knows one.
 
     Args:
-        seen: the nodes before.
+        known: nodes before that are sizes, by what these are; those that are made come to them.
     """
     graph, name = node.graph, str(node.target)
     given = dict(zip((each.name for each in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
-    source = node.args[0] if node.args else None
+    source: Any = node.args[0] if node.args else None
+    made: Any
+    value: Any
     made, value = (each.meta.get("val") if isinstance(each, fx.Node) else None for each in (node, source))
+    if name == "aten.chunk.default" and isinstance(size := value.shape[given.get("dim", 0)], int) and size:
+        node.target, node.args = aten.split.Tensor, (source, -(-size // given["chunks"]), given.get("dim", 0))
+        node.kwargs = {}
     if not isinstance(made, Tensor) or not isinstance(value, Tensor):
         return
     if name in ("aten.dropout.default", "aten.feature_dropout.default") and given["train"] is False:
@@ -103,23 +116,28 @@ def _write_otherwise(node: Any, seen: set[fx.Node]) -> None:
         node.target, node.args, node.kwargs = operator.getitem, (native, 0), {}
     elif name == "aten.flatten.using_ints":
         first, last = (given.get(end, dim) % max(value.ndim, 1) for end, dim in (("start_dim", 0), ("end_dim", -1)))
-        sizes = [_size(node, dim) for dim in range(value.ndim)]
+        sizes = _sizes(node, source, known)
         shape = (*sizes[:first], _product(graph, sizes[first : last + 1]), *sizes[last + 1 :])
         node.target, node.args, node.kwargs = aten.reshape.default, (source, shape), {}
-    elif name == "aten.__and__.Tensor":
-        node.target = aten.bitwise_and.Tensor
-    elif node.target._schema.is_mutable and (made_anew := _made_anew(node, seen)) is not None:
+    elif name in ("aten.reshape_as.default", "aten.expand_as.default"):
+        node.target = aten.reshape.default if "reshape" in name else aten.expand.default
+        node.args, node.kwargs = (source, _sizes(node, given["other"], known)), {}
+    elif node.target in _RENAMED:
+        node.target = _RENAMED[node.target]
+    elif node.target._schema.is_mutable and (made_anew := _made_anew(node)) is not None:
         node.target = made_anew
 
 
-def _size(node: Any, dim: int) -> Any:
-    """The size of a dimension of a call's first argument: a number, or a node."""
-    size = node.args[0].meta["val"].shape[dim]
-    if isinstance(size, int):
-        return size
-    found = node.graph.call_function(aten.sym_size.int, (node.args[0], dim))
-    found.meta = {**node.meta, "val": size}
-    return found
+def _sizes(node: Any, tensor: fx.Node, known: dict[str, fx.Node]) -> list[Any]:
+    """The sizes of a tensor that a call takes: numbers, and nodes."""
+    sizes: list[Any] = list(tensor.meta["val"].shape)
+    for dim, size in enumerate(sizes):
+        if not isinstance(size, int):
+            if str(size) not in known:
+                known[str(size)] = node.graph.call_function(aten.sym_size.int, (tensor, dim))
+                known[str(size)].meta = {**node.meta, "val": size}
+            sizes[dim] = known[str(size)]
+    return sizes
 
 
 def _product(graph: fx.Graph, sizes: Iterable[Any]) -> Any:
@@ -133,7 +151,7 @@ def _product(graph: fx.Graph, sizes: Iterable[Any]) -> Any:
     return product
 
 
-def _made_anew(node: Any, seen: set[fx.Node]) -> OpOverload | None:
+def _made_anew(node: Any) -> OpOverload | None:
     """The operator that returns what another writes into its first argument; None where anybody sees the difference."""
     written, name = node.args[0], node.target._schema.name.removeprefix("aten::")
     packet = getattr(aten, name.removesuffix("_"), None)
@@ -143,7 +161,7 @@ def _made_anew(node: Any, seen: set[fx.Node]) -> OpOverload | None:
     tensors = [argument.meta["val"] for argument in node.all_input_nodes]
     alike = all(not isinstance(tensor, Tensor) or tensor.dtype == tensors[0].dtype for tensor in tensors)
     read = [user for user in written.users if user is not node]
-    hidden = written.op != "call_function" or any(user not in seen for user in read)
+    hidden = written.op != "call_function" or any(user > node for user in read)
     return anew if alike and not hidden and not any(map(_shares_memory, (written, *read))) else None
 
 

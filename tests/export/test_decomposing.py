@@ -65,7 +65,9 @@ def _relu_of_a_sum(net: _Does, x: Tensor) -> Tensor:
         lambda net, x: (x.to(torch.float64) * x.to(torch.float32)).to(dtype=torch.float16),
         lambda net, x: x.flatten() + x.reshape(-1),
         lambda net, x: x.view(-1, 2, 3)[:, :, None].flatten(1, -2).flatten(-3, 0),
-        lambda net, x: torch.stack([(x > 0) & (x < 1), x.bool()]),
+        lambda net, x: torch.stack([(x > 0) & (x < 1) | (x < -1), x.bool()]),
+        lambda net, x: torch.min(x[:, :1].expand_as(x).reshape_as(x.t()), torch.max(x.t(), -x.t())),
+        lambda net, x: torch.cat([part * number for number, part in enumerate(x.view(-1, 6).chunk(4, -1))], 1),
         lambda net, x: torch.cat([part.contiguous().t() for part in x.view(-1, 6).split(2, 1)]).narrow(0, 1, 2),
     ],
 )
