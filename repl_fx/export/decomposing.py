@@ -13,7 +13,7 @@ operator needs more than this.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -23,6 +23,10 @@ from torch import Tensor, fx
 from repl_fx._torch import HigherOrderOperator, OpOverload, is_composite, pytree
 
 aten = torch.ops.aten
+
+# An operator with its arguments, and what finds one for a node: of its arguments by name, and of sizes that are nodes.
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+_Rule = Callable[[fx.Node, Mapping[str, Any], dict[str, fx.Node]], _Call | None]
 
 # What no file has.
 _ASSERTIONS = (
@@ -75,7 +79,7 @@ def decompose(
             sizes.setdefault(str(node.meta["val"]), node)
     # Its own translation of `reshape` takes a size of 0 for that of the input.
     registry.register_op(aten.reshape.default, registry.get_decomps(aten.view.default)[0].onnx_function)
-    assertions = [node for node in graph.nodes if node.target in _ASSERTIONS and not node.users]
+    assertions = {node for node in graph.nodes if node.target in _ASSERTIONS and not node.users}
     kept = (node for node in graph.nodes if node.op not in ("placeholder", "output") and node not in assertions)
     if not all(_is_translated(node, registry) for node in kept):
         return whole(program, registry)
@@ -92,43 +96,77 @@ def _write_otherwise(node: Any, known: dict[str, fx.Node]) -> None:
     Args:
         known: nodes before that are sizes, by what these are; those that are made come to them.
     """
-    graph, name = node.graph, str(node.target)
-    given = dict(zip((each.name for each in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
-    source: Any = node.args[0] if node.args else None
-    made: Any
-    value: Any
-    made, value = (each.meta.get("val") if isinstance(each, fx.Node) else None for each in (node, source))
-    if name == "aten.chunk.default" and isinstance(size := value.shape[given.get("dim", 0)], int) and size:
-        node.target, node.args = aten.split.Tensor, (source, -(-size // given["chunks"]), given.get("dim", 0))
-        node.kwargs = {}
-    if not isinstance(made, Tensor) or not isinstance(value, Tensor):
-        return
-    if name in ("aten.dropout.default", "aten.feature_dropout.default") and given["train"] is False:
-        node.target, node.args, node.kwargs = aten.alias.default, (source,), {}
-    elif name.startswith("aten.to.") and made.device == value.device and made.layout == value.layout:
-        alike = made.dtype == value.dtype
-        node.target, node.args = aten.alias.default if alike else aten._to_copy.default, (source,)
-        node.kwargs = {} if alike else {"dtype": made.dtype}
-    elif name == "aten.batch_norm.default" and given["training"] is False and given["running_mean"] is not None:
-        wanted = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
-        native = graph.call_function(aten._native_batch_norm_legit_no_training.default, tuple(given[n] for n in wanted))
-        native.meta = {**node.meta, "val": (made, value.new_empty(0), value.new_empty(0))}
-        node.target, node.args, node.kwargs = operator.getitem, (native, 0), {}
-    elif name == "aten.flatten.using_ints":
-        first, last = (given.get(end, dim) % max(value.ndim, 1) for end, dim in (("start_dim", 0), ("end_dim", -1)))
-        sizes = _sizes(node, source, known)
-        shape = (*sizes[:first], _product(graph, sizes[first : last + 1]), *sizes[last + 1 :])
-        node.target, node.args, node.kwargs = aten.reshape.default, (source, shape), {}
-    elif name in ("aten.reshape_as.default", "aten.expand_as.default"):
-        node.target = aten.reshape.default if "reshape" in name else aten.expand.default
-        node.args, node.kwargs = (source, _sizes(node, given["other"], known)), {}
-    elif node.target in _RENAMED:
-        node.target = _RENAMED[node.target]
+    written: _Call | None = None
+    if node.target in _RENAMED:
+        written = _RENAMED[node.target], node.args, node.kwargs
+    elif node.target in _WRITTEN:
+        arguments = node.target._schema.arguments
+        given = {each.name: each.default_value for each in arguments}
+        given |= dict(zip(given, node.args, strict=False)) | node.kwargs
+        written = _WRITTEN[node.target](node, given, known)
     elif node.target._schema.is_mutable and (made_anew := _made_anew(node)) is not None:
-        node.target = made_anew
+        written = made_anew, node.args, node.kwargs
+    if written is not None:
+        node.target, node.args, node.kwargs = written
 
 
-def _sizes(node: Any, tensor: fx.Node, known: dict[str, fx.Node]) -> list[Any]:
+def _passing(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
+    """A dropout, where it drops nothing."""
+    return (aten.alias.default, (given["input"],), {}) if given["train"] is False else None
+
+
+def _cast(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
+    made, value = node.meta["val"], given["self"].meta["val"]
+    if (made.device, made.layout) != (value.device, value.layout):
+        return None
+    alike = made.dtype == value.dtype
+    target = aten.alias.default if alike else aten._to_copy.default
+    return target, (given["self"],), {} if alike else {"dtype": made.dtype}
+
+
+def _normalised(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
+    """A batch norm, where it takes the statistics that it has."""
+    if given["training"] is not False or given["running_mean"] is None:
+        return None
+    wanted = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
+    native = aten._native_batch_norm_legit_no_training.default
+    made = node.graph.call_function(native, tuple(given[name] for name in wanted))
+    value = node.meta["val"]
+    made.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
+    return operator.getitem, (made, 0), {}
+
+
+def _flat(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call:
+    sizes = _sizes(node, given["self"], known)
+    first, last = (given[end] % max(len(sizes), 1) for end in ("start_dim", "end_dim"))
+    shape = (*sizes[:first], _product(node.graph, sizes[first : last + 1]), *sizes[last + 1 :])
+    return aten.reshape.default, (given["self"], shape), {}
+
+
+def _pieces(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
+    size = given["self"].meta["val"].shape[given["dim"]]
+    if not isinstance(size, int) or not size:
+        return None
+    return aten.split.Tensor, (given["self"], -(-size // given["chunks"]), given["dim"]), {}
+
+
+def _like_another(target: OpOverload) -> _Rule:
+    return lambda node, given, known: (target, (given["self"], _sizes(node, given["other"], known)), {})
+
+
+_WRITTEN: Mapping[Any, _Rule] = {
+    **dict.fromkeys((aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other), _cast),
+    aten.batch_norm.default: _normalised,
+    aten.chunk.default: _pieces,
+    aten.dropout.default: _passing,
+    aten.expand_as.default: _like_another(aten.expand.default),
+    aten.feature_dropout.default: _passing,
+    aten.flatten.using_ints: _flat,
+    aten.reshape_as.default: _like_another(aten.reshape.default),
+}
+
+
+def _sizes(node: fx.Node, tensor: fx.Node, known: dict[str, fx.Node]) -> list[Any]:
     """The sizes of a tensor that a call takes: numbers, and nodes."""
     sizes: list[Any] = list(tensor.meta["val"].shape)
     for dim, size in enumerate(sizes):
@@ -140,9 +178,8 @@ def _sizes(node: Any, tensor: fx.Node, known: dict[str, fx.Node]) -> list[Any]:
     return sizes
 
 
-def _product(graph: fx.Graph, sizes: Iterable[Any]) -> Any:
+def _product(graph: fx.Graph, sizes: Sequence[Any]) -> Any:
     """The product of sizes that are numbers or nodes."""
-    sizes = list(sizes)
     product: Any = prod(size for size in sizes if isinstance(size, int))
     for size in (size for size in sizes if not isinstance(size, int)):
         factors = (product, size)
