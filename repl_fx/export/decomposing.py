@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx._torch import HigherOrderOperator, OpOverload, is_composite, pytree
+from repl_fx.graph.captured import writes_in_place
+from repl_fx.graph.roles import aliases
 
 aten = torch.ops.aten
 
@@ -28,7 +30,7 @@ aten = torch.ops.aten
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 _Rule = Callable[[fx.Node, Mapping[str, Any], dict[str, fx.Node]], _Call | None]
 
-# What no file has.
+# Checks, which no file has.
 _ASSERTIONS = (
     aten.sym_constrain_range_for_size.default,
     aten._assert_async.default,
@@ -104,7 +106,7 @@ def _write_otherwise(node: Any, known: dict[str, fx.Node]) -> None:
         given = {each.name: each.default_value for each in arguments}
         given |= dict(zip(given, node.args, strict=False)) | node.kwargs
         written = _WRITTEN[node.target](node, given, known)
-    elif node.target._schema.is_mutable and (made_anew := _made_anew(node)) is not None:
+    elif writes_in_place(node) and (made_anew := _made_anew(node)) is not None:
         written = made_anew, node.args, node.kwargs
     if written is not None:
         node.target, node.args, node.kwargs = written
@@ -206,22 +208,20 @@ def _shares_memory(node: Any) -> bool:
     """Tell whether a result may be memory of an argument."""
     if node.target is operator.getitem:
         return _shares_memory(node.args[0])
-    composite = isinstance(node.target, OpOverload) and node.target not in _FRESH and is_composite(node.target)
-    return not isinstance(node.target, OpOverload) or composite or _is_view(node)
+    if not isinstance(node.target, OpOverload):
+        return True
+    composite = node.target not in _FRESH and is_composite(node.target)
+    return composite or writes_in_place(node) or aliases(node.target)
 
 
-def _is_view(node: Any) -> bool:
-    return any(result.alias_info is not None for result in node.target._schema.returns)
-
-
-def _is_translated(node: Any, registry: Any) -> bool:
+def _is_translated(node: fx.Node, registry: Any) -> bool:
     """Tell whether the exporter translates a call as it stands."""
-    if node.op != "call_function" or isinstance(node.target, HigherOrderOperator):
+    if node.op != "call_function" or isinstance(node.target, HigherOrderOperator) or writes_in_place(node):
         return False
-    if isinstance(node.target, OpOverload):
-        shares = _is_view(node) and node.target not in _VIEWS
-        if shares or node.target._schema.is_mutable:
-            return False
+    if aliases(node.target) and node.target not in _VIEWS:
+        return False
     values = pytree.tree_leaves(node.meta.get("val"))
     # The translation of a complex tensor is another one.
-    return registry.is_registered(node.target) and not any(isinstance(v, Tensor) and v.is_complex() for v in values)
+    return bool(registry.is_registered(node.target)) and not any(
+        isinstance(v, Tensor) and v.is_complex() for v in values
+    )
