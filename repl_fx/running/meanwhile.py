@@ -1,4 +1,4 @@
-"""What has another value for a while, and behind it the value that it had."""
+"""Values that are set for a while, and set back behind it."""
 
 from __future__ import annotations
 

@@ -122,8 +122,9 @@ class _Scoring:
     def add(self, batch: Batch) -> None:
         """Run the models on a batch."""
         # The values behind frozen parameters have no gradients otherwise.
-        frozen = [p for p in self.observed.parameters() if p.is_floating_point() and not p.requires_grad]
-        taking_part = attributes_set(frozen if self.gradients else (), "requires_grad", True)
+        parameters = self.observed.parameters() if self.gradients else ()
+        frozen = [p for p in parameters if p.is_floating_point() and not p.requires_grad]
+        taking_part = attributes_set(frozen, "requires_grad", True)
         try:
             with torch.set_grad_enabled(self.gradients), taking_part:
                 outputs = self.evaluation.outputs(self.observed, batch)

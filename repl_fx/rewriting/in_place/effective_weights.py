@@ -68,13 +68,20 @@ def weight_now(model: nn.Module, path: str, *, unbiased: bool = False, norm: str
             return own
         if name in module._modules:
             return module._modules[name]
-        # Until it is frozen, such a layer quantises its weight in each forward.
-        quantised = module.qweight if by_quanto else None
-        made_by = module._modules.get("parametrizations", {})
-        value = _aside(made_by[name]) if name in made_by else getattr(module, name) if quantised is None else quantised
+        value = _made(module, name, by_quanto)
     except AttributeError as problem:
         raise CallRefused(f"a surrogate is made from {path}, which the model has no more: {problem}") from problem
     return _as_used(model, module, path, value)
+
+
+def _made(module: Any, name: str, by_quanto: bool) -> Any:
+    """The value of a name that is no plain parameter of a layer, without a step of what makes it."""
+    made_by = module._modules.get("parametrizations", {})
+    if name in made_by:
+        return _aside(made_by[name])
+    # Until it is frozen, such a layer quantises its weight in each forward.
+    quantised = module.qweight if by_quanto else None
+    return getattr(module, name) if quantised is None else quantised
 
 
 def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
@@ -101,7 +108,7 @@ def _as_used(model: nn.Module, module: Any, path: str, value: Any) -> Any:
 
 
 def _aside(made_by: nn.Module, *given: Any) -> Any:
-    """What a module returns, on buffers of its own: those that it has are for the forward of its layer."""
+    """The result of a module on copies of its buffers, which are for the forward of its layer alone."""
     return functional_call(made_by, {name: buffer.clone() for name, buffer in made_by.named_buffers()}, given)
 
 
