@@ -648,6 +648,18 @@ def runs_plainly() -> bool:
     return not torch.compiler.is_compiling() and not untyped._is_tracing() and not is_transformed()
 
 
+def applied(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """The results of a function of autograd's, to which leaves that want gradients are given as views.
+
+    Of a leaf, `apply` waits for the lock on the node that collects its gradient while it holds Python's; where another
+    thread's operator holds the node's and waits for Python's (since torch 2.15), neither goes on. Views have no such
+    node.
+    """
+    untyped: Any = function
+    views = (a.view_as(a) if isinstance(a, Tensor) and a.requires_grad and a.is_leaf else a for a in args)
+    return untyped.apply(*views)
+
+
 def end_with_parent(number: int) -> None:
     """Have Linux send this process a signal when the one that started it ends."""
     untyped: Any = torch.multiprocessing

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -85,6 +86,28 @@ def test_calls_of_autograd_functions_are_replaced_for_a_while() -> None:
         kind, made = apply(x)
     assert kind is Double and made.item() == 2
     assert apply(x).item() == 2 and torch.autograd.Function.__dict__["apply"] is own
+
+
+class Meeting(torch.autograd.Function):
+    met: Sequence[Tensor]
+
+    @staticmethod
+    def forward(ctx: Any, factor: int, *tensors: Tensor) -> Tensor:
+        Meeting.met = tensors
+        return factor * torch.stack(tensors).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        return None, 3 * gradient, gradient, None
+
+
+def test_autograd_functions_meet_no_leaf_whose_gradient_is_collected() -> None:
+    weight, frozen = nn.Parameter(torch.ones(2)), torch.ones(2)
+    made = weight * 1
+    _torch.applied(Meeting, 3, weight, made, frozen).sum().backward()
+    assert [one.is_leaf for one in Meeting.met] == [False, False, True]
+    assert Meeting.met[0].data_ptr() == weight.data_ptr() and Meeting.met[1] is made and Meeting.met[2] is frozen
+    assert weight.grad is not None and weight.grad.tolist() == [4, 4]
 
 
 def test_hooks_on_the_calls_of_all_modules_are_noticed() -> None:

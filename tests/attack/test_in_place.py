@@ -180,12 +180,8 @@ def test_threads_compute_what_one_does(net: str, surrogate: str) -> None:
             return [made.detach(), *torch.autograd.grad(made.sum(), [x])]
 
         wanted = [run(number) for number in range(4)]
-        # PyTorch 2.15 may wait for ever where one thread's operator makes the node that collects a parameter's gradient
-        # while another thread's `autograd.Function` asks for it; kept, they are made once and before.
-        kept = [torch.autograd.graph.get_gradient_edge(one) for one in form.parameters() if one.requires_grad]
         with ThreadPoolExecutor(4) as threads:
             found = list(threads.map(run, range(32)))
-        del kept
         for number, values in enumerate(found):
             assert all(torch.equal(one, other) for one, other in zip(values, wanted[number % 4], strict=True))
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repl_fx._torch import runs_plainly
+from repl_fx._torch import applied, runs_plainly
 
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -33,8 +33,7 @@ def take_channels(total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor
         relu: whether the channels that are taken pass a ReLU.
     """
     if _written(total):
-        untyped: Any = _Take
-        taken: tuple[Tensor, Tensor] = untyped.apply(total, count, relu)
+        taken: tuple[Tensor, Tensor] = applied(_Take, total, count, relu)
         return taken
     part = total.narrow(1, 0, count)
     return total, F.relu(part) if relu else part
@@ -49,8 +48,7 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
         relu: whether all of it passes a ReLU.
     """
     if _written(total):
-        untyped: Any = _Put
-        put: Tensor = untyped.apply(total, part, relu)
+        put: Tensor = applied(_Put, total, part, relu)
         return put
     count, part = part.shape[1], part.to(total.dtype)
     if torch.compiler.is_dynamo_compiling():

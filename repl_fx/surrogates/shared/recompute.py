@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repl_fx._torch import runs_plainly
+from repl_fx._torch import applied, runs_plainly
 from repl_fx.running.untouched import own_randomness
 
 
@@ -59,10 +59,9 @@ class _Recomputed(nn.Module):
         if not runs_plainly() or not torch.is_grad_enabled():
             n = self._plainly_normalised(x)
             return self.mixed(n, *cast), n
-        untyped: Any = _Recompute
         # Of no norm the function keeps its input, which is then in the precision of the product.
         taken = x.to(kind) if self.norm == "none" else x
-        made: tuple[Tensor, ...] = untyped.apply(self, taken, *cast)
+        made: tuple[Tensor, ...] = applied(_Recompute, self, taken, *cast)
         return made[0], made[1] if len(made) > 1 else taken
 
     def _plainly_normalised(self, x: Tensor) -> Tensor:

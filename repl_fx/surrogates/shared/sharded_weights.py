@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from repl_fx._torch import constant_when_compiled
+from repl_fx._torch import applied, constant_when_compiled
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice, blend_one, blend_slices
 
 
@@ -93,10 +93,9 @@ def _blend_shards(blends: Sequence[SliceBlend]) -> list[Tensor]:
     kinds: dict[tuple[Any, torch.dtype], list[int]] = {}
     for number, (mesh, part) in parts.items():
         kinds.setdefault((mesh, part.dtype), []).append(number)
-    untyped: Any = _SumOverShards
     for (mesh, _), numbers in kinds.items():
         some = [parts[number][1] for number in numbers]
-        total: Tensor = untyped.apply(mesh, torch.cat([part.flatten() for part in some]))
+        total: Tensor = applied(_SumOverShards, mesh, torch.cat([part.flatten() for part in some]))
         pieces = torch.split(total, [part.numel() for part in some])
         made.update((n, piece.view_as(part)) for n, piece, part in zip(numbers, pieces, some, strict=True))
     return [made[number] for number in range(len(blends))]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import runs_plainly
+from repl_fx._torch import applied, runs_plainly
 
 # A copy of a whole weight of so many numbers costs more than the operators that it saves.
 _LARGE = 2**12
@@ -119,8 +119,7 @@ def _plain(blends: Sequence[SliceBlend]) -> bool:
 def _stacked(blends: Sequence[SliceBlend]) -> Sequence[Tensor]:
     flat = [gain for blend in blends for gain in blend.gains]
     flat += [weight for blend in blends for weight in blend.weights]
-    apply: Any = _Stacked.apply
-    made: Tensor = apply([blend.units for blend in blends], len(blends[0].gains), *flat)
+    made: Tensor = applied(_Stacked, [blend.units for blend in blends], len(blends[0].gains), *flat)
     return made.unbind()
 
 
