@@ -173,7 +173,10 @@ def test_what_is_saved_and_what_for_it_is_loaded(tmp_path: Path) -> None:
     takes = "save takes what transform returned, its model, or a module from load (torch.save keeps any other)"
     for value, words in ((ConvNet(), "a ConvNet"), (parts().captured_parts, "a CapturedParts"), (None, "None")):
         assert refused(repl_fx.save, value, tmp_path / "artifact") == f"{takes}, and this is {words}"
-    words = "save takes the result that a graph is from, and this is a graph of ConvNet"
+    words = (
+        "save takes the result that a graph is from, and this is a graph of ConvNet; "
+        "weights of a copy go in by result.graph_module.load_state_dict(copy.state_dict())"
+    )
     assert refused(repl_fx.save, whole().module, tmp_path / "artifact") == words
     assert not any(tmp_path.iterdir())
     words = "load takes a module for model, and "

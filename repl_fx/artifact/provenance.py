@@ -39,7 +39,9 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
             kind = type(model).__name__
             raise BadInput(f"save takes the rewritten model, and this {kind} holds it: give model.{inner}")
         if isinstance(model, CapturedModule):
-            raise BadInput(f"save takes the result that a graph is from, and this is a graph of {type(model).__name__}")
+            weights = "weights of a copy go in by result.graph_module.load_state_dict(copy.state_dict())"
+            kind = type(model).__name__
+            raise BadInput(f"save takes the result that a graph is from, and this is a graph of {kind}; {weights}")
     takes = "save takes what transform returned, its model, or a module from load (torch.save keeps any other)"
     raise BadInput(f"{takes}, and this is {in_words(model)}")
 
