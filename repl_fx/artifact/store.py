@@ -33,7 +33,7 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
-from repl_fx.graph.state import parameter_count
+from repl_fx.graph.state import named_tensors, parameter_count
 from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import rewrite_again
 from repl_fx.plan import Plan
@@ -55,7 +55,7 @@ from repl_fx.tracing.model_checks import describe_inputs, require_capturable, re
 from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_as_called, capture_parts
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin
-from repl_fx.tracing.parts.stored import read_data
+from repl_fx.tracing.parts.stored import constants_in, read_data
 from repl_fx.tracing.size_questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE, CAPTURED = "plan.json", "graph.txt", "source.txt", "captured.json"
@@ -269,6 +269,10 @@ class _Files:
                     f"{self.directory} does not fit its model, whose graph reads {' and '.join(parted)} as one tensor, "
                     "and they are two in the file; transform a model that does not tie them"
                 )
+            # A model in place has in its own code what is a constant of the graph.
+            read = named_tensors(result.module)
+            own = {name: tensor for name, tensor in constants_in(self.captured).items() if name in read}
+            of_graphs = replace(of_graphs, constants={**of_graphs.constants, **own})
         load_state(result.module, of_graphs)
         in_place.take_(result.rewritten)
         return state

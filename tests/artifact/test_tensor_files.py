@@ -151,8 +151,11 @@ def test_a_buffer_that_the_first_forward_registers(tmp_path: Path) -> None:
     assert torch.equal(repl_fx.load(tmp_path / "out", Lazy(False, declared=False))(x), wanted)
 
 
-def test_a_constant_of_the_code_that_changed_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_constant_of_the_code_that_changed_is_refused(tmp_path: Path, in_place: bool) -> None:
     _, out = transformed(tmp_path)
+    # In place, the tensor is in the model's own code, and in no file of tensors.
+    out = repl_fx.save(repl_fx.load(out), tmp_path / "again") if in_place else out
     with pytest.raises(repl_fx.ArtifactError, match=r"no longer fits its model: the constant \S*traced_constant_0 has"):
         repl_fx.load(out, str(write(tmp_path / "other.py", angle=0.1)))
 

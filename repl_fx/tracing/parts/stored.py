@@ -27,7 +27,7 @@ from repl_fx.running.holders import bytes_of
 from repl_fx.running.source_mark import SourceMark, packages_of, source_mark
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.capture import CaptureInfo, captured_module, module_tree
-from repl_fx.tracing.parts.capture_parts import CapturedParts, Part, assemble
+from repl_fx.tracing.parts.capture_parts import CapturedParts, Part, assemble, qualified_name
 from repl_fx.tracing.parts.search import keep_attributes
 
 # What reading raises where something else was written.
@@ -159,6 +159,13 @@ def read_data(
     parts = tuple(Part(path, gm, calls[path]) for path, gm in graphs.items())
     module = graphs[""] if list(graphs) == [""] else assemble(model, graphs)
     return CapturedParts(model, module, parts, inputs, fixed=fixed, stored=text)
+
+
+def constants_in(text: str) -> dict[str, Tensor]:
+    """The tensors that the code of a model held when its parts were written as text, by their paths in the graphs."""
+    parts = msgspec.json.decode(text, type=_Capture).parts if text else ()
+    held = ((part.path, i, one) for part in parts for i, one in enumerate(part.constants))
+    return {qualified_name(path, traced_constant(i)): _tensor(one) for path, i, one in held}
 
 
 def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleInputs) -> CapturedModule:
