@@ -46,6 +46,7 @@ from repl_fx.tracing.layouts import Layouts
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
 from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.module_calls import record_module_calls
+from repl_fx.tracing.parameters_outside import ParametersOutside
 from repl_fx.tracing.questions import Told, autocast_cache_as_outside, is_bounded
 from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
@@ -128,6 +129,7 @@ class Attempt:
     @contextmanager
     def watched(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
         """Watch the export that runs inside, on these keyword arguments."""
+        outside = (known(self.calls.is_running) for known in (DataAttributes, ParametersOutside))
         with (
             record_leaf_calls(self.model, self.calls),
             self.aside.served(),
@@ -143,7 +145,7 @@ class Attempt:
             self.questions.noted(),
             lengths_symbolic(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
-            recorded(self.branches, Layouts(self.calls), SizeTensors(), DataAttributes(self.calls.is_running)),
+            recorded(self.branches, Layouts(self.calls), SizeTensors(), *outside),
             self.exporting.answered(),
             foreign_code(),
         ):

@@ -43,6 +43,7 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.tracing.attempt import Attempt
 from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import LAYOUT_ASKED, is_stand_in
+from repl_fx.tracing.parameters_outside import require_own
 from repl_fx.tracing.size_questions import add_checks
 from repl_fx.tracing.stamping import CallCopies
 
@@ -139,6 +140,7 @@ class _Lifter:
                 self.env[node] = partial(self.state_at, spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 tensor = self.program.constants[spec.target]
+                require_own(str(spec.target), tensor, self.attempt.model)
                 self.env[node] = partial(self.state_at, self.attempt.learned.name(tensor), node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")

@@ -1,0 +1,75 @@
+"""Parameters that a forward takes from elsewhere than its modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import repl_fx
+
+OUTSIDE = nn.Parameter(torch.randn(8, 8))
+X = torch.randn(2, 8)
+
+
+class Tied(nn.Module):
+    """A layer whose weight is read from a list, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.tied = [self.first.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.first(x).relu(), self.tied[0])
+
+
+class Viewed(Tied):
+    """The same through a view without gradients, made once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.view = self.first.weight.detach().t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) @ self.view  # type: ignore[no-any-return]
+
+
+class Reading(nn.Module):
+    """Reads the parameter of the script, or a module that is in no tree, where gradients flow or where none do."""
+
+    def __init__(self, hidden: bool, gradients: bool) -> None:
+        super().__init__()
+        self.layer, self.hidden = nn.Linear(8, 8), [nn.Linear(8, 8)] if hidden else []
+        self.gradients = gradients
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.gradients):
+            known = self.hidden[0](x) if self.hidden else x @ OUTSIDE
+        return self.layer(x) + known  # type: ignore[no-any-return]
+
+
+def test_a_parameter_of_the_model_that_a_list_holds_too_is_that_parameter() -> None:
+    model = Tied()
+    gm = repl_fx.capture(model, (X,))
+    of_model, of_graph = (torch.autograd.grad(one(X).sum(), model.first.weight)[0] for one in (model, gm))
+    assert torch.equal(of_model, of_graph)
+    with torch.no_grad():
+        model.first.weight.mul_(1.5)
+    assert torch.equal(model(X), gm(X))
+
+
+def test_a_view_of_a_parameter_that_was_made_once_is_refused() -> None:
+    with pytest.raises(repl_fx.CaptureError, match=r"reads view, a view of first\.weight that was made before"):
+        repl_fx.capture(Viewed(), (X,))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_parameter_of_no_module_is_refused_where_it_would_be_trained(hidden: bool) -> None:
+    with pytest.raises(
+        repl_fx.CaptureError, match=r"computes with a parameter \[8, 8\] that no module of its model gives"
+    ):
+        repl_fx.capture(Reading(hidden, gradients=True), (X,))
+    model = Reading(hidden, gradients=False)
+    assert torch.equal(repl_fx.capture(model, (X,))(X), model(X))
