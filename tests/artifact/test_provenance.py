@@ -270,5 +270,12 @@ def test_a_result_has_no_graph_while_its_model_has_other_layers() -> None:
         ):
             getattr(result, form)
     assert "blocks replaced" in repr(result)
-    model.head = head
+    # A weight that is to stay as it is.
+    model.head, bias = head, head.bias
+    del head.bias
+    head.register_buffer("bias", bias.detach())
+    with pytest.raises(repl_fx.BadInput, match=r"head\.bias of result\.model has gone since"):
+        repl_fx.fold(result.graph_module)
+    del head.bias
+    head.bias = bias
     assert torch.equal(result.module.eval()(x), model(x))

@@ -51,10 +51,11 @@ class InPlace:
         """The tensors of the model as they are.
 
         Raises:
-            BadInput: a shared parameter has gone from the model, which has a layer of another kind in its place.
+            BadInput: a shared parameter has gone from the model, which has a buffer or another layer in its place.
         """
         now = self.shared if self.model is None else self.tensors_of(self.model)
-        gone = next((n for n, was in self.shared.items() if n not in now and isinstance(was, nn.Parameter)), None)
+        parameters = (name for name, was in self.shared.items() if isinstance(was, nn.Parameter))
+        gone = next((name for name in parameters if not isinstance(now.get(name), nn.Parameter)), None)
         if gone is not None:
             raise BadInput(
                 f"result.module is the graph of the model that transform made, and {gone} of result.model has gone "
