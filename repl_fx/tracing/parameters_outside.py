@@ -30,7 +30,8 @@ class ParametersOutside:
     def watch(self, func: Any, args: Any, kwargs: Any, run: Run) -> Any:
         """Run the function, or refuse it."""
         # Parameters of the model have no values in a trace, and are of another class.
-        held = [v for v in chain(args, kwargs.values()) if type(v) in (Tensor, nn.Parameter) and v.requires_grad]
+        read = (v for some in chain(args, kwargs.values()) for v in (some if type(some) in (list, tuple) else (some,)))
+        held = [v for v in read if type(v) in (Tensor, nn.Parameter) and v.requires_grad]
         passed = not held or getattr(func, "__name__", "") in ("__get__", "detach") or not torch.is_grad_enabled()
         found = run(func, args, kwargs)
         if isinstance(found, Tensor) and not passed and not self._in_leaf():
@@ -42,20 +43,21 @@ class ParametersOutside:
 
 
 def require_own(name: str, tensor: Tensor, model: nn.Module) -> None:
-    """Refuse a constant that lies in the memory of a parameter of the model, whose values change.
+    """Refuse a constant that begins in the memory of a parameter of the model, whose values change.
 
     Raises:
         Untraceable: names both.
     """
+    begin = _address(tensor)
     for path, parameter in model.named_parameters():
-        if _memory(parameter) == _memory(tensor) != 0:
+        if begin and 0 <= begin - _address(parameter) < parameter.nbytes:
             raise Untraceable(
                 f"the forward reads {name}, a view of {path} that was made before, and a graph would keep it as it is "
                 "now; make it in the forward"
             )
 
 
-def _memory(tensor: Tensor) -> int:
-    """The address of the memory that a tensor is in; 0 where it has none of its own."""
+def _address(tensor: Tensor) -> int:
+    """The address of the first element of a tensor; 0 where it has none of its own."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return tensor.untyped_storage().data_ptr() if plain else 0
+    return tensor.data_ptr() if plain else 0
