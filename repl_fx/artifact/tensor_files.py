@@ -17,7 +17,7 @@ from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import copy_model, is_traced_constant
 from repl_fx.graph.kinds import kind_of
-from repl_fx.graph.state import address, with_prefix
+from repl_fx.graph.state import address, named_tensors, with_prefix
 from repl_fx.passes.follow_device import is_anchor
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates.shared.sharded_weights import is_sharded
@@ -41,12 +41,23 @@ def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, 
         OutputError: a tensor has no values, or the module has state that is no tensor.
         SafetensorError, OSError: a file cannot be written.
     """
-    return {**_write(module.state_dict(keep_vars=True), weights), **write_constants(module, constants)}
+    return {**_write(_state_of(module)[1], weights), **write_constants(module, constants)}
 
 
 def write_constants(module: nn.Module, constants: Path) -> dict[str, str]:
     """Write the buffers of a module that are not in its `state_dict`; see `write_state`."""
-    return _write(constants_of(module, module.state_dict(keep_vars=True)), constants)
+    return _write(constants_of(module, _state_of(module)[1]), constants)
+
+
+def _state_of(module: nn.Module) -> tuple[dict[str, str], dict[str, Any]]:
+    """The `state_dict` of a module by the paths of its tensors, and its names for them, with the paths.
+
+    Hooks of a wrapper, as of torch's `checkpoint_wrapper`, may leave its name out.
+    """
+    state, paths = module.state_dict(keep_vars=True), named_tensors(module)
+    known = {id(tensor): path for path, tensor in paths.items()}
+    named = {name: name if name in paths else known.get(id(tensor), name) for name, tensor in state.items()}
+    return named, {named[name]: tensor for name, tensor in state.items()}
 
 
 def _write(tensors: Mapping[str, Any], file: Path) -> dict[str, str]:
@@ -139,7 +150,7 @@ def load_state(module: nn.Module, state: State) -> None:
             another one now.
     """
     _fill_(module, state)
-    own = module.state_dict(keep_vars=True)
+    named, own = _state_of(module)
     missing, foreign = own.keys() - state.weights.keys(), state.weights.keys() - own.keys()
     if missing or foreign:
         words = [
@@ -153,7 +164,7 @@ def load_state(module: nn.Module, state: State) -> None:
         if tensor.dtype != state.weights[name].dtype:
             # Of the object itself, so that what is tied stays tied.
             tensor.data = tensor.data.to(state.weights[name].dtype)
-    module.load_state_dict(dict(state.weights))
+    module.load_state_dict({name: state.weights[path] for name, path in named.items()})
     _load_constants(module, constants_of(module, own), state)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import repl_fx
 from repl_fx.artifact.store import load_artifact
@@ -15,7 +17,7 @@ from repl_fx.artifact.tensor_files import State, load_state, read_state, write_s
 from repl_fx.graph.state import named_tensors
 from repl_fx.sources import load_source
 from tests.artifact.tables_net import X, transformed, write
-from tests.nets import MlpBlock
+from tests.nets import MlpBlock, TokenNet, tokens
 
 
 class Shares(nn.Module):
@@ -264,6 +266,23 @@ def test_tensors_are_tied_where_they_were_when_they_were_saved(tmp_path: Path, g
         with torch.no_grad():
             loaded.get_parameter("head.weight").add_(1)
             assert torch.equal(loaded(ids), after(ids)) and not torch.equal(loaded(ids), wanted)
+
+
+@pytest.mark.parametrize("form", ["model", "graph", "result"])
+def test_layers_in_a_wrapper_that_leaves_its_name_out_come_back(tmp_path: Path, form: str) -> None:
+    def wrapped() -> Any:
+        net: Any = TokenNet(depth=3)
+        net.blocks = checkpoint_wrapper(net.blocks)
+        return net
+
+    x = tokens()
+    result = repl_fx.transform(wrapped(), (x,), surrogate="blend")
+    assert "blocks.0.norm1.weight" in result.model.state_dict()
+    assert "blocks._checkpoint_wrapped_module.0.norm1.weight" in result.graph_module.state_dict()
+    result.model.load_state_dict(result.model.state_dict())
+    repl_fx.save(result.model if form == "model" else result, tmp_path / "out")
+    loaded = repl_fx.load(tmp_path / "out", wrapped(), graph=form == "graph")
+    assert torch.equal(loaded(x), result.model(x))
 
 
 class _ReadsTied(nn.Module):

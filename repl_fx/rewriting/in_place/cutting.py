@@ -298,6 +298,8 @@ class Cut:
                 where = block if not holder else block._modules.setdefault(OWN, nn.Module())
                 assert where is not None
                 where._modules[name] = share_tensors(self.gm.get_submodule(made[:-1]))
+        if block._load_state_dict_pre_hooks and block.load_state_dict(block.state_dict(), strict=False).missing_keys:
+            raise NotInPlace(f"hooks of {path} would load the surrogate elsewhere; wrap the block after the transform")
         block._pinned = within(path, self.gm.meta.get("pinned", {}))
         # By which a checkpoint of the source is loaded (`repl_fx.sources.checkpoints.source_state`).
         block.meta = {SOURCE_STATE: within(path, self.gm.meta[SOURCE_STATE])}

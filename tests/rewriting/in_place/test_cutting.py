@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import repl_fx
 from repl_fx.errors import BadInput, CallRefused
@@ -64,6 +65,24 @@ def test_a_name_that_is_taken_is_not_taken_again() -> None:
             self.surrogate = "of something else"
 
     assert _reasons(_Net(Named)) == ["the module blocks.1 has an attribute surrogate already"]
+
+
+def test_a_wrapper_that_leaves_its_name_out_of_the_state_has_none() -> None:
+    model = _Net()
+    model.blocks = nn.ModuleList(map(checkpoint_wrapper, model.blocks))
+    assert _reasons(model) == [
+        "hooks of blocks.1 would load the surrogate elsewhere; wrap the block after the transform"
+    ]
+    after: Any = repl_fx.transform(_Net(), (X,), surrogate="bottleneck").model
+    after.blocks = nn.ModuleList(map(checkpoint_wrapper, after.blocks))
+    after.load_state_dict(after.state_dict())
+
+
+def test_hooks_that_load_older_names_keep_no_block_from_its_place() -> None:
+    model: Any = _Net()
+    for block in model.blocks:
+        block.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: state.pop(f"{prefix}older", None))
+    assert _reasons(model) == []
 
 
 def test_a_recurrent_layer_keeps_its_weights_twice() -> None:
