@@ -200,7 +200,11 @@ def _trace_by(
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, traces, wanted_fixed)
-    if compiling.asked and device_of(model, inputs).type != "meta":
+    has_values = device_of(model, inputs).type != "meta"
+    # A trace begins at the forward. Most of such classes repeat its signature for type checkers alone.
+    if type(model).__call__ is not nn.Module.__call__ and not (has_values and computes_alike(gm, model, inputs)):
+        raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into the forward")
+    if compiling.asked and has_values:
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None
         if told is None and not (alike and (other is None or stops_alike(gm, model, other))):

@@ -578,6 +578,32 @@ def test_sizes_that_a_guard_fixed_are_numbers_as_behind_a_pickle() -> None:
     assert gm(torch.randn(3, 8, 4)).shape == (3, 8, 4)
 
 
+class Doubled(Linear):
+    """Code around its forward that a trace, which begins at the forward, does not see."""
+
+    factor = 2.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        made: Tensor = self.factor * super().__call__(x)
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.fc(x)
+        return made
+
+
+def test_a_class_that_computes_around_its_forward_is_refused() -> None:
+    x = torch.randn(2, 8)
+    with pytest.raises(CaptureError, match=r"its class computes in a __call__ of its own, around its forward"):
+        capture(Doubled(), (x,))
+    with pytest.raises(CaptureError, match=r"__call__ of its own"):
+        capture(Doubled().to("meta"), (x.to("meta"),))
+    # A signature for type checkers.
+    model = Doubled()
+    model.factor = 1.0
+    assert torch.equal(capture(model, (x,))(x), model(x))
+
+
 class _Casts(nn.Module):
     """A weight that is cast twice, or once and kept, in a region of autocast."""
 
