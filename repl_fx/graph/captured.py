@@ -266,6 +266,9 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
 
     Args:
         memo: the copies so far, by the ids of the modules that they are of; who gives one calls `refer_to_copies`.
+
+    Raises:
+        BadInput: the class of a module has a `__del__`.
     """
     if memo is None:
         memo = {}
@@ -284,6 +287,13 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
         if BESIDE in vars(module):
             copied.__dict__[BESIDE] = {name: share_tensors(layer, memo) for name, layer in vars(module)[BESIDE].items()}
         return copied
+    ending = next((kind.__name__ for kind in type(module).__mro__ if "__del__" in vars(kind)), None)
+    if ending is not None:
+        # That of fastai's DynamicUnet takes away the hooks of what it was copied from.
+        raise BadInput(
+            f"{type(module).__name__} has a __del__, by which the end of a copy would end what both share; "
+            f"take it away first (del {ending}.__del__)"
+        )
     result = module.__class__.__new__(module.__class__)
     result.__dict__.update(module.__dict__)
     memo[id(module)] = result

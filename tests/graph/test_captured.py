@@ -178,3 +178,15 @@ def test_a_model_that_keeps_values_with_a_history_is_copied() -> None:
     with torch.no_grad():
         copied.conv.weight_g.mul_(2)
     assert not torch.equal(copied(x), expected) and torch.equal(model(x), expected)
+
+
+class _Ends(nn.Module):
+    def __del__(self) -> None: ...
+
+
+class _EndsToo(_Ends): ...
+
+
+def test_a_module_whose_end_may_reach_what_a_copy_shares_is_not_copied() -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"_EndsToo has a __del__, .*\(del _Ends.__del__\)"):
+        share_tensors(nn.Sequential(_EndsToo()))
