@@ -9,8 +9,8 @@ stays as it is, and calls them.
 
 The model is run once in each mode, to see what its modules are called with. Then the tree is searched from the top: a
 module is tried on what it was called with, and where that fails, its children are. At the end the model with its parts
-has to return, in each mode, what the source returned, bit for bit; a part that spoils this is taken out, and its
-children are tried.
+has to return, in each mode, what the source returned, bit for bit, and what it returns on other values; a part that
+spoils this is taken out, and its children are tried.
 
 Never touches: the source; tensors are shared with it. A model that is one graph is one part, at the path "".
 """
@@ -23,13 +23,14 @@ from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
 from repl_fx.display.html import Displayed
 from repl_fx.display.progress import shown, tell
-from repl_fx.errors import CaptureError
+from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.axes import dimensions_of
 from repl_fx.graph.captured import CapturedModule, copy_model, has_attribute, refer_to_copies, share_tensors
 from repl_fx.graph.state import named_tensors, parameter_count
@@ -375,4 +376,17 @@ def _trial(
         for path in graphs:
             if counts[path] != sum(call.training is training for call in search.calls[path]):
                 return called, f"the model reaches it by another way than its path in {mode} mode"
+        # To a trace, what a hook kept in an earlier forward is a constant, which is right for the values of that one.
+        other = inputs.map(_other_values)
+        expected, found = (outcome_of(one, other, training) for one in (search.source, module))
+        if expected.problem is None and not isinstance(found.problem, BadInput) and not found.equals(expected):
+            return called, f"with its graph in place, the model returns something else for other values in {mode} mode"
     return called, None
+
+
+def _other_values(tensor: Tensor) -> Tensor:
+    """Values of the same range and kind, as far as one can tell: pixels, tokens, masks."""
+    if tensor.layout is not torch.strided:
+        return tensor
+    moved = tensor.roll(1)
+    return (moved + 1) / 2 if tensor.is_floating_point() else moved

@@ -414,3 +414,55 @@ def test_a_result_that_no_graph_can_return_leaves_the_code_around_it_eager() -> 
     captured = repl_fx.capture_parts(model, (x,))
     assert [part.path for part in captured.parts] == ["body"] and captured.check
     assert torch.equal(captured.module(x)["x"], model(x)["x"])
+
+
+class Skips:
+    """Keeps what a module returns, as fastai's `hook_output` does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        module.register_forward_hook(self.keep)
+        self.stored = torch.empty(0)
+
+    def keep(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.stored = output.detach()
+
+
+class Decoder(nn.Module):
+    def __init__(self, skips: Skips) -> None:
+        super().__init__()
+        self.skips = skips
+        self.body = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.body(x)
+        return made + self.skips.stored
+
+
+@pytest.mark.parametrize("values", [torch.randn, torch.zeros])
+def test_what_a_hook_kept_before_the_capture_is_no_constant(values: Any) -> None:
+    encoder, x = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 4)), values(2, 4)
+    model = nn.Sequential(encoder, Decoder(Skips(encoder[0])))
+    model(x)
+    captured = repl_fx.capture_parts(model, (x,))
+    assert [part.path for part in captured.parts] == ["1.body"]
+    assert "something else for other values in evaluation mode" in str(captured)
+    other = torch.randn(3, 4)
+    assert torch.equal(captured.module(other), model(other))
+
+
+class HooksWhileItLives(nn.Sequential):
+    """As fastai's DynamicUnet, whose end takes its hooks away."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.handle = layers[0].register_forward_hook(lambda module, args, output: output * 2)
+
+    def __del__(self) -> None:
+        self.handle.remove()
+
+
+def test_the_end_of_a_copy_does_not_reach_the_source() -> None:
+    model = HooksWhileItLives(nn.Linear(4, 4), ReturnsEntries())
+    with pytest.raises(repl_fx.BadInput, match=r"has a __del__.*\(del HooksWhileItLives.__del__\)"):
+        repl_fx.capture_parts(model, (torch.randn(2, 4),))
+    assert model[0]._forward_hooks
