@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, Self, TypeVar
 from weakref import WeakValueDictionary
 
@@ -294,14 +295,28 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
             f"{type(module).__name__} has a __del__, by which the end of a copy would end what both share; "
             f"take it away first (del {ending}.__del__)"
         )
-    result = module.__class__.__new__(module.__class__)
-    result.__dict__.update(module.__dict__)
+    if _is_held_by_functions(module):
+        result = copy.copy(module)
+    else:
+        result = module.__class__.__new__(module.__class__)
+        result.__dict__.update(module.__dict__)
     memo[id(module)] = result
     for name, value in module.__dict__.items():
         # State, hooks, and lists of state such as the flat weights of an LSTM.
         if isinstance(value, (dict, list, set)):
             result.__dict__[name] = copy.copy(value)
     return _with_shared_children(result, memo)
+
+
+def _is_held_by_functions(module: nn.Module) -> bool:
+    """Tell whether a module keeps functions around its own methods, and makes them anew from its state.
+
+    The metrics of torchmetrics do: `update` of a copy would count for the source.
+    """
+    functions = (value for value in vars(module).values() if isinstance(value, FunctionType))
+    return not type(module).__setstate__.__module__.startswith("torch.") and any(
+        getattr(inspect.unwrap(function), "__self__", None) is module for function in functions
+    )
 
 
 def _with_shared_children(copied: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torchmetrics import Accuracy
 
 import repl_fx
 from repl_fx.graph.captured import (
@@ -190,3 +191,18 @@ class _EndsToo(_Ends): ...
 def test_a_module_whose_end_may_reach_what_a_copy_shares_is_not_copied() -> None:
     with pytest.raises(repl_fx.BadInput, match=r"_EndsToo has a __del__, .*\(del _Ends.__del__\)"):
         share_tensors(nn.Sequential(_EndsToo()))
+
+
+def test_the_metric_of_a_copy_counts_for_itself() -> None:
+    class Measured(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2)
+            self.accuracy = Accuracy(task="multiclass", num_classes=2)
+
+    model = Measured()
+    copied: Any = share_tensors(model)
+    wrong, right = torch.tensor([1, 0]), torch.tensor([0, 1])
+    assert [float(copied.accuracy(guess, right)) for guess in (wrong, right)] == [0, 1]
+    copied.accuracy.reset()
+    copied.accuracy.update(right, right)
+    assert copied.accuracy.compute() == 1 and not model.accuracy.update_called
