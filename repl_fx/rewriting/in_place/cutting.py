@@ -298,8 +298,7 @@ class Cut:
                 where = block if not holder else block._modules.setdefault(OWN, nn.Module())
                 assert where is not None
                 where._modules[name] = share_tensors(self.gm.get_submodule(made[:-1]))
-        if block._load_state_dict_pre_hooks and block.load_state_dict(block.state_dict(), strict=False).missing_keys:
-            raise NotInPlace(f"hooks of {path} would load the surrogate elsewhere; wrap the block after the transform")
+        _require_own_state(block, path)
         block._pinned = within(path, self.gm.meta.get("pinned", {}))
         # By which a checkpoint of the source is loaded (`repl_fx.sources.checkpoints.source_state`).
         block.meta = {SOURCE_STATE: within(path, self.gm.meta[SOURCE_STATE])}
@@ -572,6 +571,12 @@ def _holds_modules(value: Any) -> bool:
     """Tell whether a plain attribute leads to modules or tensors, which may be those of the removed block."""
     leaves = pytree.tree_leaves(value)
     return any(isinstance(leaf, (nn.Module, Tensor, MethodType)) for leaf in leaves)
+
+
+def _require_own_state(block: SurrogateBlock, path: str) -> None:
+    """Refuse a block whose hooks load another name than its state has, as of a wrapper that leaves its own out."""
+    if block._load_state_dict_pre_hooks and block.load_state_dict(block.state_dict(), strict=False).missing_keys:
+        raise NotInPlace(f"hooks of {path} would load the surrogate elsewhere; wrap the block after the transform")
 
 
 def _tell_sizes_(layer: nn.Module, before: Tensor, now: Tensor) -> None:
