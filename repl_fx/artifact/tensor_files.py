@@ -41,7 +41,8 @@ def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, 
         OutputError: a tensor has no values, or the module has state that is no tensor.
         SafetensorError, OSError: a file cannot be written.
     """
-    return {**_write(_state_of(module)[1], weights), **write_constants(module, constants)}
+    _, state = _state_of(module)
+    return {**_write(state, weights), **_write(constants_of(module, state), constants)}
 
 
 def write_constants(module: nn.Module, constants: Path) -> dict[str, str]:
