@@ -333,14 +333,21 @@ def _observe(
 
 def _settle(search: Search, reference: Mapping[bool, Outcome], inputs: ExampleInputs) -> dict[str, ExampleInputs]:
     """Reject parts until the model with the rest computes what the source does; inputs of each part, by path."""
+    others = inputs.map(_other_values)
+    # To a trace, what a hook kept in an earlier forward is a constant, which is right for the values of that one.
+    expected = {
+        training: (outcome, outcome_of(search.source, others, training))
+        for training, outcome in reference.items()
+        if outcome.problem is None
+    }
     while search.parts:
-        called, why = _trial(search, search.parts, reference, inputs)
+        called, why = _trial(search, search.parts, expected, (inputs, others))
         if why is None:
             # As they were traced.
             return {path: widen_batch(search.parts[path], called[path]) for path in search.parts}
         culprits = {}
         if len(search.parts) > 1:
-            alone = {path: _trial(search, {path: gm}, reference, inputs)[1] for path, gm in search.parts.items()}
+            alone = {p: _trial(search, {p: gm}, expected, (inputs, others))[1] for p, gm in search.parts.items()}
             culprits = {path: reason for path, reason in alone.items() if reason is not None}
         for path, reason in (culprits or dict.fromkeys(search.parts, why)).items():
             search.reject(path, reason)
@@ -348,15 +355,21 @@ def _settle(search: Search, reference: Mapping[bool, Outcome], inputs: ExampleIn
 
 
 def _trial(
-    search: Search, graphs: Mapping[str, CapturedModule], reference: Mapping[bool, Outcome], inputs: ExampleInputs
+    search: Search,
+    graphs: Mapping[str, CapturedModule],
+    expected: Mapping[bool, tuple[Outcome, Outcome]],
+    given: tuple[ExampleInputs, ExampleInputs],
 ) -> tuple[dict[str, ExampleInputs], str | None]:
-    """Run a model with parts in each mode: the most telling inputs of each part, and why the parts cannot stay."""
+    """Run a model with parts in each mode, as `expected` on two inputs.
+
+    Returns:
+        The most telling inputs of each part, and why the parts cannot stay.
+    """
     module = assemble(search.source, graphs)
+    inputs, others = given
     called: dict[str, ExampleInputs] = {}
     fewest: dict[str, int] = {}
-    for training, expected in reference.items():
-        if expected.problem is not None:
-            continue
+    for training, (outcome, on_others) in expected.items():
         counts: Counter[str] = Counter()
 
         def note(path: str, given: ExampleInputs, counts: Counter[str] = counts) -> None:
@@ -371,15 +384,13 @@ def _trial(
         mode = "training" if training else "evaluation"
         if found.problem is not None:
             return called, f"with its graph in place, {obstacle(f'{mode} mode', found.problem)}"
-        if not found.equals(expected):
+        if not found.equals(outcome):
             return called, f"with its graph in place, the model returns something else in {mode} mode"
         for path in graphs:
             if counts[path] != sum(call.training is training for call in search.calls[path]):
                 return called, f"the model reaches it by another way than its path in {mode} mode"
-        # To a trace, what a hook kept in an earlier forward is a constant, which is right for the values of that one.
-        other = inputs.map(_other_values)
-        expected, found = (outcome_of(one, other, training) for one in (search.source, module))
-        if expected.problem is None and not isinstance(found.problem, BadInput) and not found.equals(expected):
+        found = outcome_of(module, others, training)
+        if on_others.problem is None and not isinstance(found.problem, BadInput) and not found.equals(on_others):
             return called, f"with its graph in place, the model returns something else for other values in {mode} mode"
     return called, None
 
