@@ -144,7 +144,7 @@ class _Looked(PythonState):
         yield from sorted(f"{path}: {kind}" for path, kind in self.kinds.items())
         for path, value in sorted(self._values.items()):
             kind = self.kinds.get(path.removeprefix("len(").removesuffix(")") if path.startswith("len(") else path)
-            if kind is not None and not kind.startswith("a generator"):
+            if kind is not None and not kind.startswith("a generator") and not _is_hash(path, value):
                 yield f"{path} = {_told(value)}"
         codes = set()
         for function in self._functions.values():
@@ -208,6 +208,11 @@ def _name(value: Any) -> str:
         # A file of the user's has another name wherever it lies.
         return value.__name__ if is_installed(value) else ""
     return name_of_code(value)
+
+
+def _is_hash(path: str, value: Any) -> bool:
+    """Tell whether a value is a hash that an object keeps of itself, as a `GenerationConfig` does: one for a process."""
+    return isinstance(value, int) and abs(value) >= 1 << 32 and "hash" in path.rpartition(".")[2]
 
 
 def _told(value: Any) -> str:

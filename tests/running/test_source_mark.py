@@ -70,6 +70,16 @@ def test_a_mark_is_the_same_in_every_process() -> None:
     assert len(found) == 1 and len(found.pop()) == 64
 
 
+def test_a_hash_that_an_object_keeps_of_itself_is_no_part_of_it() -> None:
+    found = []
+    for value in (1 << 61, -(1 << 62), 3):
+        net = Net()
+        _with("own_hash", value)(net)
+        found.append(source_mark(net).digest)
+    # Such as a count of hashes, which is none.
+    assert found[0] == found[1] != found[2]
+
+
 def _with(name: str, value: Any) -> Callable[[Net], None]:
     return lambda net: setattr(net, name, value)
 
