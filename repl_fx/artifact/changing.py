@@ -82,17 +82,22 @@ class DirectoryChange:
 
 
 @contextmanager
-def changing(directory: str | Path) -> Iterator[DirectoryChange]:
+def changing(directory: str | Path, *, force: bool | None = None) -> Iterator[DirectoryChange]:
     """A change of an artifact, or of a directory that becomes one; nothing stays of a change without a commit.
 
+    Args:
+        force: see `require_free`; None where the place is that of an artifact that stays.
+
     Raises:
-        OutputError: the directory cannot be written, or is being written by another process.
+        OutputError: the directory cannot be written, is being written by another process, or is taken.
     """
-    target = Path(directory)
+    target = _place(directory)
     made = [path for path in (target, *target.parents) if not path.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
         with _locked(target):
+            if force is not None:
+                _require_free(target, force=force)
             _settle(target)
             place = Path(tempfile.mkdtemp(prefix=UNSETTLED, dir=target))
             # The directory of a file that is read by others is read by them, too.
@@ -120,11 +125,22 @@ def require_free(directory: str | Path, *, force: bool) -> None:
 
     With `force`: a directory that is no artifact, or an artifact one of whose files repl-fx did not write.
     """
+    target = _place(directory)
+    if target.is_dir():
+        with _locked(target):
+            _require_free(target, force=force)
+
+
+def _place(directory: str | Path) -> Path:
     require_path(directory, "the directory of an artifact")
     target = Path(directory)
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; give a directory")
-    if not target.is_dir() or all(_is_unsettled(path) or path.name == COMPRESSION for path in target.iterdir()):
+    return target
+
+
+def _require_free(target: Path, *, force: bool) -> None:
+    if all(_is_unsettled(path) or path.name == COMPRESSION for path in target.iterdir()):
         return
     if not force:
         raise OutputError(f"{target} is not empty; choose another place, or replace it with --force (force=True)")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
-from repl_fx.artifact.changing import DirectoryChange, changing, require_free
+from repl_fx.artifact.changing import DirectoryChange, changing
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.places import SCORES
@@ -131,8 +131,7 @@ def save(
     if source is not None:
         origin = msgspec.structs.replace(origin, model=model_of(source, weights_of(source)))
     require_as_made(module, origin)
-    require_free(directory, force=force)
-    with changing(directory) as change:
+    with changing(directory, force=force) as change:
         weights = OWN_WEIGHTS if origin.pretrained else WEIGHTS
         aliases = write_state(module, change.place / weights, change.place / CONSTANTS)
         if origin.model is not None and origin.model.is_beside:

@@ -201,8 +201,19 @@ def test_two_do_not_write_at_once(tmp_path: Path) -> None:
         (change.place / "plan.json").write_text("new")
         with pytest.raises(OutputError, match="is being written by another process"), changing(tmp_path / "a"):
             pass
+        # Its files are half the old and half the new ones.
+        with pytest.raises(OutputError, match="is being written by another process"):
+            require_free(tmp_path / "a", force=True)
         change.commit(manifest())
     assert contents(tmp_path / "a") == {"plan.json": "new"}
+
+
+def test_a_place_is_free_when_it_is_written(tmp_path: Path) -> None:
+    require_free(tmp_path / "a", force=False)
+    write(tmp_path / "a", OLD)
+    with pytest.raises(OutputError, match="is not empty"), changing(tmp_path / "a", force=False):
+        pass
+    assert contents(tmp_path / "a") == OLD
 
 
 def test_what_looks_like_an_unfinished_change_and_is_none_stays(tmp_path: Path) -> None:
