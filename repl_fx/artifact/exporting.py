@@ -89,6 +89,7 @@ def export_artifact(
     found: dict[str, OnnxFile] = {}
     digests: dict[str, str] = {}
     with changing(directory) as change:
+        manifest = artifact.manifest_now()
         change.require_own([PROOF] if output else [PROOF, *names.values()])
         for part in parts:
             # Files that the artifact had stay until all is written that takes their place.
@@ -110,8 +111,8 @@ def export_artifact(
             (change.place / PROOF).write_text(json.dumps(document, indent=2) + "\n")
         progress("save")
         # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
-        exported = () if output is None else artifact.manifest.files.keys() - {PROOF}
-        manifest = msgspec.structs.replace(artifact.manifest, verified=digests)
+        exported = () if output is None else manifest.files.keys() - {PROOF}
+        manifest = msgspec.structs.replace(manifest, verified=digests)
         change.commit(manifest, keep={*artifact.own_files, BENCH, CHART, *exported})
     return found
 

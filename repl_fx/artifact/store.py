@@ -30,7 +30,7 @@ from repl_fx.artifact.provenance import (
 )
 from repl_fx.artifact.tensor_files import State, as_captured, load_state, read_state, write_state
 from repl_fx.display.progress import shown, tell
-from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
+from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, OutputError, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.state import named_tensors, parameter_count
@@ -84,6 +84,21 @@ class Artifact:
     result: TransformResult
 
     own_files = (PLAN, WEIGHTS, OWN_WEIGHTS, CONSTANTS, GRAPH, STRUCTURE, CAPTURED, SCORES)
+
+    def manifest_now(self) -> Manifest:
+        """The manifest of the directory, to which other processes may have added files since it was read.
+
+        Raises:
+            OutputError: its model is another one since.
+        """
+        now = read_manifest(self.directory)
+        own = [
+            {name: file.sha256 for name, file in one.files.items() if name in self.own_files}
+            for one in (self.manifest, now)
+        ]
+        if own[0] != own[1]:
+            raise OutputError(f"{self.directory} holds another model than was read from it; start again")
+        return now
 
     @property
     def inputs(self) -> ExampleInputs:
@@ -312,9 +327,10 @@ def adding(artifact: Artifact | None, *names: str) -> Iterator[Path | None]:
         yield None
         return
     with changing(artifact.directory) as change:
+        manifest = artifact.manifest_now()
         change.require_own(names)
         yield change.place
-        change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
+        change.commit(manifest, keep=manifest.files.keys())
 
 
 def written_weights(directory: Path, manifest: Manifest) -> tuple[Path, Path]:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import repl_fx
-from repl_fx.artifact import PROOF, load_artifact
+from repl_fx.artifact import PROOF, adding, load_artifact
 from repl_fx.artifact.exporting import digest_of, export_artifact
 from repl_fx.artifact.manifest import read_manifest
-from repl_fx.errors import BadInput, ExportError
+from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.nets import TokenNet
 
@@ -44,6 +44,26 @@ def test_the_file_and_its_proof_are_files_of_the_artifact(place: Path) -> None:
     loaded = repl_fx.load(place, TokenNet(depth=3))
     assert read_manifest(repl_fx.save(loaded, place.parent / "b")).verified == {}
     assert stages == ["export", "verify", "save"]
+
+
+def test_files_are_added_to_the_artifact_as_it_is_now(place: Path) -> None:
+    artifact = load_artifact(place, TokenNet(depth=3))
+    with adding(load_artifact(place, TokenNet(depth=3)), "report.html") as files:
+        assert files is not None
+        (files / "report.html").write_text("a page")
+    with adding(artifact, "bench.json") as files:
+        assert files is not None
+        (files / "bench.json").write_text("{}")
+    assert {"report.html", "bench.json"} < read_manifest(place).files.keys()
+    with torch.no_grad():
+        artifact.model.get_parameter("head.weight").mul_(2)
+    repl_fx.save(artifact.model, place, force=True)
+    before = read_manifest(place)
+    with pytest.raises(OutputError, match="holds another model than was read"), adding(artifact, "bench.json"):
+        pass
+    with pytest.raises(OutputError, match="holds another model than was read"):
+        export_artifact(artifact)
+    assert read_manifest(place) == before
 
 
 @pytest.mark.slow
