@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock
+from threading import RLock, get_ident
 
 _ONE_THREAD = RLock()
+_threads: list[int] = []
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """Wait until no other thread is inside such a context; also a decorator."""
     with _ONE_THREAD:
-        yield
+        _threads.append(get_ident())
+        try:
+            yield
+        finally:
+            _threads.pop()
+
+
+def is_bystander() -> bool:
+    """Tell whether another thread is in such a context, whose functions in the place of torch's this one meets."""
+    return _threads[:1] not in ([], [get_ident()])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import global_module_hooks
 from repl_fx.errors import CaptureError, Untraceable
+from repl_fx.running.alone import is_bystander
 from repl_fx.running.python_state import PythonChange, PythonState
 from repl_fx.tracing.asking import is_machinery, module_of
 from repl_fx.tracing.leaves import is_leaf
@@ -134,7 +135,11 @@ def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
         def refuse(*args: Any, **kwargs: Any) -> Any:
             caller = sys._getframe(1)
             # A region that decorates a function makes itself anew in each call.
-            if stands_aside() or (is_machinery(caller) and module_of(caller) != "torch.autograd.grad_mode"):
+            if (
+                is_bystander()
+                or stands_aside()
+                or (is_machinery(caller) and module_of(caller) != "torch.autograd.grad_mode")
+            ):
                 return function(*args, **kwargs)
             raise Untraceable(f"the forward calls {name}, which a graph would drop")
 

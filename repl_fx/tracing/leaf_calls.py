@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import any_lengths, autograd_calls, calls_replaced, define_operator, pytree, tidy_size
 from repl_fx.errors import Untraceable
+from repl_fx.running.alone import is_bystander
 from repl_fx.running.meanwhile import attributes_set
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks
@@ -240,7 +241,7 @@ def _stand_in(calls: LeafCalls, callee: Callee, run: Callable[..., Any]) -> Call
         others = [leaf for leaf in leaves if not isinstance(leaf, (Tensor, torch.SymInt))]
         # A call without tensors makes a constant, and an argument that may hide tensors (a cache) must be seen.
         opaque = tensors and all(leaf is None or isinstance(leaf, _CONSTANTS) for leaf in others)
-        if calls.running:
+        if calls.running or is_bystander():
             return run(*args, **kwargs)
         if callee in calls.inlined or not opaque or calls.has_others(callee):
             if not isinstance(callee, nn.Module):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from functools import partial
+from threading import Barrier, Event
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -60,3 +64,45 @@ def test_a_function_waits_for_another_thread_and_may_call_itself() -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(count, [True] * 200))
     assert set(most) == {2}
+
+
+class _Square(torch.autograd.Function):
+    """A function of another thread's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return gradients[0] * 2 * x
+
+
+def test_other_threads_train_on_meanwhile(request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-5)
+    done, problems, runs = Event(), list[Exception](), list[Tensor | None]()
+
+    def train() -> None:
+        weight = torch.ones(3, requires_grad=True)
+        while not done.is_set() and not problems:
+            weight.grad = None
+            try:
+                squares = _Square.apply(weight)
+                squares.register_hook(lambda gradient: 3 * gradient)
+                squares.sum().backward()
+                runs.append(weight.grad)
+            except Exception as problem:
+                problems.append(problem)
+
+    with ThreadPoolExecutor(1) as threads:
+        training = threads.submit(train)
+        try:
+            for width in (4, 6, 8, 10):
+                repl_fx.capture(Net(width), (torch.randn(3, width),))
+        finally:
+            done.set()
+        training.result()
+    assert not problems and runs and all(gradient is not None and (gradient == 6).all() for gradient in runs)
