@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,7 +113,9 @@ def _importable(directory: Path) -> Iterator[None]:
     passing = [entry for entry in entries if entry not in sys.path]
     sys.path[:0] = entries
     try:
-        yield
+        # Paths that the caller gave are relative to where it stands, wherever the file goes.
+        with chdir("."):
+            yield
     finally:
         # The file may have changed sys.path itself; only the entries made here go.
         for entry in entries:

@@ -80,6 +80,17 @@ def test_files_beside_it_can_be_imported_and_do_not_leak_into_the_next(write: Wr
     assert sys.path == path
 
 
+def test_a_file_may_leave_the_working_directory(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths of the caller's, such as that of an artifact to write, stay what they were."""
+    monkeypatch.chdir(tmp_path.parent)
+    for code in (
+        f"import os\nos.chdir('/')\n{MODEL}",
+        MODEL.replace("return nn", "import os; os.chdir('/'); return nn"),
+    ):
+        assert "chdir" in code and run(load_source(str(write(code)))).shape == (2, 8)
+        assert Path.cwd() == tmp_path.parent
+
+
 def test_a_file_of_a_package_imports_relative_to_itself(write: Write) -> None:
     line = "from . import h_sizes\nfrom ..h_layers import WIDTH\n"
     code = MODEL.replace("import torch\n", f"import torch\n{line}", 1).replace("width=8", "width=WIDTH + h_sizes.MORE")
