@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -160,7 +161,10 @@ def _made_by_hook(module: nn.Module, name: str, value: Any) -> Any:
         if isinstance(hook, WeightNorm) and hook.name == name:
             return hook.compute_weight(module)
         if isinstance(hook, SpectralNorm) and hook.name == name:
-            return hook.compute_weight(module, do_power_iteration=False)
+            # The layer's own forward takes its step in place.
+            given = {f"{name}_{part}": getattr(module, f"{name}_{part}") for part in ("orig", "u", "v")}
+            copied: Any = SimpleNamespace(**given | {key: given[key].clone() for key in (f"{name}_u", f"{name}_v")})
+            return hook.compute_weight(copied, do_power_iteration=module.training)
     return value
 
 

@@ -141,8 +141,9 @@ def test_a_quantised_layer_has_no_weight_to_make_another_from() -> None:
         weight_now(net, "fc.weight")
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("hook", ["pruned", "weight_norm", "spectral_norm"])
-def test_a_weight_that_a_hook_makes_is_that_of_the_next_forward(hook: str) -> None:
+def test_a_weight_that_a_hook_makes_is_that_of_the_next_forward(hook: str, training: bool) -> None:
     net, x = _net(), torch.randn(3, 2)
     if hook == "pruned":
         nn.utils.prune.l1_unstructured(net["fc"], "weight", 0.5)  # type: ignore[no-untyped-call]
@@ -156,6 +157,7 @@ def test_a_weight_that_a_hook_makes_is_that_of_the_next_forward(hook: str) -> No
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(3.0).add_(0.1)
+    net.train(training)
     made = weight_now(net, "fc.weight")
     torch.testing.assert_close(net["fc"](x), x @ made.t() + net["fc"].bias)
     made.sum().backward()
