@@ -108,9 +108,11 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
     stored = chain.from_iterable(map(_stored_by_methods, kinds))
     assigned = {name for method, names in stored if called is None or method in called for name in names}
 
-    def is_setting(kind: type, name: str, value: Any) -> bool:
+    def is_setting(module: nn.Module, name: str, value: Any) -> bool:
+        kind: Any = type(module)
         if kind.__module__.startswith("torch.nn."):
-            return not as_set or (name != "forward" and not name.startswith("_"))
+            known = read is None or name in read or name in _named_by_layer(kind) or name in _named_by_hooks(module)
+            return not as_set or (name != "forward" and not name.startswith("_") and known)
         return (
             name not in assigned
             and not (as_set and "checkpoint" in name and isinstance(value, bool))
@@ -125,7 +127,7 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
         if not any(f"{path}.".startswith(f"{part}.") for part in parts):
             kind, every, known = type(module), _settings(module), first.setdefault(id(module), path)
             settings = _own_forward(every) if as_set else {}
-            settings |= {name: value for name, value in every.items() if is_setting(kind, name, value)}
+            settings |= {name: value for name, value in every.items() if is_setting(module, name, value)}
             text = f"{_describe(_written(kind))} {_attributes(settings)}" if known == path else f"the module at {known}"
             yield f"{path}: {text}".rstrip()
 
@@ -199,6 +201,20 @@ def _named_by(kinds: Iterable[type], roots: Iterable[str]) -> Collection[str] | 
                     return None
                 pending |= names.attributes - known
     return known
+
+
+@functools.lru_cache(maxsize=1024)
+def _named_by_layer(kind: type) -> Collection[str]:
+    """The attributes that the methods of a class of PyTorch's name; others are marks of libraries and users."""
+    codes = chain.from_iterable(_codes(value) for part in inspect.getmro(kind) for value in vars(part).values())
+    return set[str]().union(*(names_in(code).attributes for code in codes))
+
+
+def _named_by_hooks(module: nn.Module) -> Collection[str]:
+    """The attributes that hooks of the user's on a module name."""
+    hooks: tuple[Any, ...] = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    codes = chain.from_iterable(_codes(hook) for hook in hooks if is_own_code(getattr(hook, "__func__", hook)))
+    return set[str]().union(*(names_in(code).attributes for code in codes))
 
 
 def _codes(value: Any) -> Iterator[CodeType]:

@@ -185,6 +185,18 @@ def test_attributes_that_a_forward_may_read_are_settings() -> None:
     assert list(lines_around(model, [])) != with_late
 
 
+def test_marks_on_layers_of_pytorch_are_settings_where_a_hook_of_the_users_reads_them() -> None:
+    model = nn.Sequential(nn.Embedding(4, 2), nn.LayerNorm(2))
+    lines = list(lines_around(model, [], as_set=True))
+    # As the Trainer of transformers notes how much noise its hook adds to embeddings.
+    vars(model[0])["noise"] = 5.0
+    assert list(lines_around(model, [], as_set=True)) == lines
+    with model[0].register_forward_hook(lambda layer, args, output: output + layer.noise):
+        assert list(lines_around(model, [], as_set=True)) != lines
+    vars(model[0])["max_norm"] = 1.0
+    assert list(lines_around(model, [], as_set=True)) != lines
+
+
 def test_long_tables_of_fractions_count_by_their_size_alone() -> None:
     def lines(table: torch.Tensor) -> list[str]:
         class Adds(nn.Module):
