@@ -24,7 +24,7 @@ from repl_fx.export.verifying import verify_file
 from repl_fx.export.weights import read_model
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.source import hash_file
-from repl_fx.tracing.capture import capture, widen_batch
+from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture_parts import Part
 
 
@@ -145,8 +145,7 @@ def _step(artifact: Artifact) -> Part:
             f"{artifact.directory} has no input_ids among its example inputs, and --with-cache begins with them"
         )
     decoder = CachedDecoder(artifact.model)
-    inputs = ExampleInputs(decoder.inputs(ids))
-    return Part("", capture(decoder, inputs.args), inputs)
+    return captured_in_evaluation(decoder, ExampleInputs(decoder.inputs(ids)))
 
 
 def _bytes_of(file: Path) -> int:

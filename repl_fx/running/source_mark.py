@@ -211,7 +211,7 @@ def _name(value: Any) -> str:
 
 
 def _is_hash(path: str, value: Any) -> bool:
-    """Tell whether a value is a hash that an object keeps of itself, as a `GenerationConfig` does: one for a process."""
+    """Tell whether a value is a hash that an object keeps of itself, as a `GenerationConfig` does, for one process."""
     return isinstance(value, int) and abs(value) >= 1 << 32 and "hash" in path.rpartition(".")[2]
 
 

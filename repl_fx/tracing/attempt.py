@@ -77,6 +77,7 @@ class Learned:
         unlike: why each call is traced by itself; empty where alike ones are traced once.
         copies: how many calls of modules are copies of others.
         by_mode: a trace in the other mode may be another.
+        of_one_mode: the modules that the model keeps in the mode they have.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -90,6 +91,7 @@ class Learned:
     unlike: str = ""
     copies: int = 0
     by_mode: bool = True
+    of_one_mode: set[nn.Module] = field(default_factory=set)
 
     def name(self, tensor: Tensor) -> str:
         """The attribute name of a constant; an equal one that is known already is used again."""
@@ -122,7 +124,7 @@ class Attempt:
         )
         self.branches = DataDependentBranches(answers, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)
-        self.modes = ModeReads(model, self.aside)
+        self.modes = ModeReads(model, self.aside, learned.of_one_mode)
         learned.unlike = learned.unlike or _unlike.get()
         self.stamps = Stamps(model, self.calls, self.aside, self.branches, on=stamp_calls() and not learned.unlike)
 

@@ -7,7 +7,7 @@ of its module is read as before, a little slower, and each read comes by.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -94,21 +94,25 @@ class ModeReads:
 
     Leaves read their mode when the graph runs. Where nothing else reads or sets a mode, one trace is that of both.
 
+    Args:
+        pinned: modules that the model keeps in one mode, which may be read.
+
     Attributes:
         seen: some other code of the model reads or sets the mode of a module.
     """
 
-    def __init__(self, model: nn.Module, aside: AttributesAside) -> None:
+    def __init__(self, model: nn.Module, aside: AttributesAside, pinned: Collection[nn.Module] = ()) -> None:
         self.seen = False
         self._modules = list(model.modules())
         self._aside = aside
+        self._pinned = pinned
 
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Note what a trace does inside."""
 
         def read(module: nn.Module, name: str) -> None:
-            self.seen = True
+            self.seen = self.seen or module not in self._pinned
 
         with self._aside.kept([(module, "training") for module in self._modules], read) as watched:
             self.seen = self.seen or len(watched) < len(self._modules)

@@ -254,6 +254,8 @@ def _traced(
         # A region of the caller's must not be traced as one of the model's.
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), no_autocast(device):
+            if not training:
+                traces.learned.of_one_mode = _of_one_mode(model)
             model.train(training)
             if not training:
                 evaluating = PythonState(model)
@@ -267,6 +269,15 @@ def _traced(
                     traces.graphs[training] = tracer(model, bound, traces.learned)
             traces.pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     return traces
+
+
+def _of_one_mode(model: nn.Module) -> set[nn.Module]:
+    """The modules that a model keeps in the mode they have, as one that stays in evaluation mode does its own."""
+    modes = []
+    for training in (True, False):
+        model.train(training)
+        modes.append({module: module.training for module in model.modules()})
+    return {module for module, training in modes[0].items() if modes[1].get(module) is training}
 
 
 @collection_paused()

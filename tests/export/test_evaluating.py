@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,10 @@ def test_the_graph_is_that_of_evaluation_in_either_mode() -> None:
     model(torch.randn(4, 4))
     with pytest.raises(CaptureError):
         capture(model, (torch.randn(3, 4),))
-    part = captured_in_evaluation(model.eval(), ExampleInputs((torch.randn(1, 4),)))
+    with patch.object(torch.export, "export", wraps=torch.export.export) as export:
+        part = captured_in_evaluation(model.eval(), ExampleInputs((torch.randn(1, 4),)))
+    # Its forward reads a mode, but one that never changes.
+    assert export.call_count == 1
     assert list(part.inputs.kwargs) == ["values"] and part.inputs.kwargs["values"].shape == (2, 4)
     values = torch.randn(5, 4)
     for training in (False, True):

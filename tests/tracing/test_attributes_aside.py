@@ -54,6 +54,16 @@ def test_what_reads_or_sets_a_mode_is_seen() -> None:
         assert all("training" in vars(module) for module in model.modules())
 
 
+def test_a_mode_that_never_changes_may_be_read() -> None:
+    model = nn.Sequential(Numbered(), nn.Dropout())
+    for module, seen in zip(model, (False, True), strict=True):
+        aside = AttributesAside(lambda: False)
+        modes = ModeReads(model, aside, {model[0]})
+        with aside.served(), modes.noted():
+            assert module.training
+        assert modes.seen is seen
+
+
 class Scores(nn.Module):
     """Reads its mode, and has no parameters."""
 
