@@ -33,7 +33,7 @@ from repl_fx.rewriting.block_reports import blocks_table
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given, Loss
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, in_mode
+from repl_fx.running.untouched import in_mode
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
 from repl_fx.tracing.parts.finders import Finder
@@ -131,7 +131,7 @@ def compress(
     if not budget:
         raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")
     source = copy_model(model) if captured is None else model
-    given = Batches(batches, paired=loss is not None, device=device_of(source))
+    given = Batches(batches, source, paired=loss is not None)
     if not given.lasting:
         raise BadInput("batches can be gone through once, and each stage takes a pass; give a list, or a function")
     example = ExampleInputs.of(args, kwargs) if args or kwargs else next(iter(given)).inputs

@@ -33,7 +33,6 @@ from repl_fx.graph.captured import attribute
 from repl_fx.rewriting.in_place.judging import parting
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given
-from repl_fx.running.untouched import device_of
 from repl_fx.surrogates.shared.cut_layers import cut_layers, readers_of
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, KeptUnits, LastLayer, WholeMap
 
@@ -62,9 +61,9 @@ def fit(
 
     Args:
         result: of `transform`.
-        batches: example inputs of a few hundred samples, batch by batch, without targets: a collection that can be gone
-            through several times, or a function that returns one. A batch is what the model takes: a tensor, a tuple of
-            positional inputs, or a mapping of keyword inputs.
+        batches: example inputs of a few hundred samples, batch by batch: a collection that can be gone through several
+            times, or a function that returns one. A batch is what the model takes: a tensor, a tuple of positional
+            inputs, or a mapping of keyword inputs; or a pair of that and targets, for a model of one argument.
         held_out: likewise, of other samples, on which each fitted surrogate is measured too.
         ridge: draws a surrogate to where it starts, as a share of the mean variance of its channels (`linear`) or of
             each number's own influence; chosen by default.
@@ -98,7 +97,7 @@ def fit(
 
 
 def _lasting(result: TransformResult, batches: Given, name: str) -> Batches:
-    given = Batches(batches, paired=False, device=device_of(result.module, result.inputs))
+    given = Batches(batches, result.module)
     if not given.lasting:
         raise BadInput(f"{name} can be gone through once, and every surrogate takes a pass; give a list, or a function")
     return given

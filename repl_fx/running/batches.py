@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, ReplFxError, first_line, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import KeptTensors, seeded
+from repl_fx.running.untouched import KeptTensors, device_of, seeded
 
 # Of fewer samples no mean says anything.
 FEWEST = 8
@@ -44,21 +45,22 @@ class Batches:
 
     Args:
         given: batches, or a function that returns them; one that can be gone over once alone serves for one pass.
+        model: takes them. Of pairs, as the loader of a data set gives them, one of a single argument gets the inputs.
         paired: whether a batch is a pair of inputs and targets.
-        device: of the model.
 
     Raises:
         BadInput: `given` is neither.
     """
 
-    def __init__(self, given: Given, *, paired: bool, device: torch.device) -> None:
+    def __init__(self, given: Given, model: nn.Module, *, paired: bool = False) -> None:
         if isinstance(given, Tensor | Mapping | str | nn.Module) or not (
             isinstance(given, Iterable) or callable(given)
         ):
             raise BadInput(
                 f"batches is {in_words(given)}; give a list of batches, a DataLoader or a function that returns batches"
             )
-        self.given, self.paired, self.device = given, paired, device
+        self.given, self.paired, self.device = given, paired, device_of(model)
+        self._signature = inspect.signature(model.forward)
 
     @property
     def lasting(self) -> bool:
@@ -93,6 +95,8 @@ class Batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise BadInput(f"{where} is {in_words(batch)}; give pairs (inputs, targets) where there is a loss")
             batch, targets = batch
+        elif isinstance(batch, tuple | list) and len(batch) == 2 and self._takes(*batch[:1]) > self._takes(*batch):
+            batch = batch[0]
         if not isinstance(batch, Tensor | Mapping | tuple | list):
             raise BadInput(
                 f"{where} is {in_words(batch)}; give a tensor, a tuple of arguments, or a dict of them by name"
@@ -104,6 +108,14 @@ class Batches:
                 raise BadInput(f"{where}: tensor {number} of its inputs holds nan at {place}; give numbers")
         targets = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), targets)
         return Batch(where, inputs.map(lambda tensor: tensor.to(self.device)), targets, _samples(inputs))
+
+    def _takes(self, *args: Any) -> bool:
+        """Tell whether the forward takes so many arguments."""
+        try:
+            self._signature.bind(*args)
+        except TypeError:
+            return False
+        return True
 
 
 def _samples(inputs: ExampleInputs) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.fitting.networks import Network
@@ -23,7 +23,7 @@ def test_each_run_keeps_what_it_was_asked_for_and_leaves_the_model() -> None:
     network = Network(result, {"": graph}, [("", node) for node in places])
     stem = next(node for node in places if node.target == "stem")
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    (batch,) = Batches([x], paired=False, device=torch.device("cpu"))
+    (batch,) = Batches([x], nn.Identity())
     values: dict[Any, Any] = network.values(batch, [stem])
     assert values.keys() == {stem}
     torch.testing.assert_close(values[stem], net.stem(x))
@@ -50,7 +50,7 @@ def test_a_run_ends_at_the_last_value_that_is_wanted(kind: type[ConvNet], wholly
     graph = result.captured
     places = [node for node in graph.graph.nodes if node.op == "call_module"]
     network = Network(result, {"": graph}, [("", node) for node in places])
-    (batch,) = Batches([x], paired=False, device=torch.device("cpu"))
+    (batch,) = Batches([x], nn.Identity())
     ran: list[str] = []
     for name, module in network.model.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))

@@ -16,8 +16,15 @@ CPU = torch.device("cpu")
 X = torch.arange(24.0).reshape(8, 3)
 
 
+class Takes(nn.Module):
+    """Any arguments."""
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> None:
+        pass
+
+
 def _batches(given: Any, *, paired: bool = False) -> Batches:
-    return Batches(given, paired=paired, device=CPU)
+    return Batches(given, Takes(), paired=paired)
 
 
 def test_a_batch_is_a_tensor_arguments_or_arguments_by_name() -> None:
@@ -38,6 +45,15 @@ def test_with_a_loss_a_batch_is_a_pair() -> None:
     first, second = _batches(loader, paired=True)
     assert torch.equal(first.inputs.args[0], X[:5]) and torch.equal(second.targets, X[5:, 0])
     assert (first.where, second.where, first.samples, second.samples) == ("batch 0", "batch 1", 5, 3)
+
+
+def test_of_the_pairs_of_a_data_set_a_model_of_one_argument_gets_the_inputs() -> None:
+    loader = DataLoader(TensorDataset(X, X[:, 0]), batch_size=8)
+    for model, count in ((nn.Linear(3, 1), 1), (nn.Bilinear(3, 3, 1), 2), (Takes(), 2)):
+        (batch,) = Batches(loader, model)
+        assert len(batch.inputs.args) == count and torch.equal(batch.inputs.args[0], X)
+    (batch,) = Batches([((X, X), X[:, 0])], nn.Linear(3, 1))
+    assert len(batch.inputs.args) == 2
 
 
 def test_functions_and_lists_last() -> None:

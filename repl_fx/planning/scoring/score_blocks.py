@@ -53,7 +53,8 @@ def score_blocks(
     Args:
         captured: the model, from `capture_parts` or `capture`; it is not changed.
         batches: an iterable of batches, or a function that returns one. A batch is a tensor, a tuple or list of
-            arguments, or a dict of arguments by name; with a loss, a pair of that and of targets.
+            arguments, or a dict of arguments by name; with a loss, a pair of that and of targets. Of pairs, a model of
+            one argument gets the first without a loss, too.
         repeats: those whose blocks are scored, of `find_repeats` or `repeat_of`; by default all that are found.
         loss: `loss(outputs, targets)`, the mean over a batch, for the scores that need one.
         kinds: of the scores: `influence`, `change`, `gradient`, `loss`.
@@ -74,7 +75,7 @@ def score_blocks(
     device = device_of(captured.module)
     if device.type == "meta":
         raise BadInput("the model has no values, as it is on the device meta; load its weights first")
-    given = Batches(batches, paired=loss is not None, device=device)
+    given = Batches(batches, captured.source, paired=loss is not None)
     if greedy and not given.lasting:
         raise BadInput(
             f"greedy goes over the data again and again, and {in_words(batches)} can be gone over once; give a list, "

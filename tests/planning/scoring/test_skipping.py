@@ -54,6 +54,6 @@ def test_losses_are_means_over_samples() -> None:
     net = Plane().eval()
     x, y = torch.randn(9, 2), torch.randn(9, 2)
     losses = MeanLosses({"whole": net}, mean_square, Evaluation(net))
-    for batch in Batches([(x[:7], y[:7]), (x[7:], y[7:])], paired=True, device=torch.device("cpu")):
+    for batch in Batches([(x[:7], y[:7]), (x[7:], y[7:])], nn.Identity(), paired=True):
         losses.add(batch)
     assert losses.means == {"whole": pytest.approx(float(mean_square(net(x), y)), rel=1e-6)}
