@@ -16,7 +16,7 @@ from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.budgets import budget_among
 from repl_fx.planning.choose_surrogates import next_choices, without_policies
 from repl_fx.planning.make_plan import plan_by, planner_of, require_replacements
-from repl_fx.planning.options import Options, policy_among, require_options
+from repl_fx.planning.options import Options, policy_among, require_known
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.rewriting.settling import Form, Settling, forms_of
 from repl_fx.running.alone import alone
@@ -91,7 +91,7 @@ def transform(
         CaptureError: see `capture_parts`.
         PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
-    require_options("transform", options)
+    require_known("transform", options)
     require_module("transform", model)
     given = ExampleInputs.of(args, kwargs)
     stage = progress or tell

@@ -138,10 +138,6 @@ def test_sequences_and_mappings_of_all_kinds_are_taken(items: list[Any], named: 
 
 
 @pytest.mark.slow
-def test_the_file_of_a_report_is_no_argument() -> None:
-    assert refused(repl_fx.report, whole(), "report.html").startswith("args is a str; give a tuple")
-
-
 def test_a_list_of_arguments_is_taken(tmp_path: Path) -> None:
     module = repl_fx.capture(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [images()])
     repl_fx.export_onnx(module, tmp_path / "net.onnx", [images()])

@@ -26,7 +26,7 @@ from repl_fx.fitting.fitted import Fit
 from repl_fx.graph.captured import copy_model
 from repl_fx.pipeline import transform
 from repl_fx.planning.budgets import shares_of
-from repl_fx.planning.options import Options, require_options
+from repl_fx.planning.options import Options, require_known
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import Kind, Scores
 from repl_fx.rewriting.block_reports import blocks_table
@@ -126,7 +126,7 @@ def compress(
         CaptureError: see `capture_parts`.
     """
     require_module("compress", model)
-    require_options("compress", cast(Options, options))
+    require_known("compress", cast(Options, options))
     stage = progress or tell
     if not budget:
         raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")

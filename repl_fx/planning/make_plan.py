@@ -18,7 +18,7 @@ from repl_fx.plan import Plan
 from repl_fx.planning.budgets import BudgetPlanner, budget_among, budget_planner
 from repl_fx.planning.choose_blocks import choose_blocks
 from repl_fx.planning.choose_surrogates import choose_surrogates
-from repl_fx.planning.options import Options, policy_among, require_options
+from repl_fx.planning.options import Options, policy_among, require_known
 from repl_fx.planning.replacement_costs import Forms, ReplacementCosts
 from repl_fx.rewriting.settling import completed
 from repl_fx.running.example_inputs import ExampleInputs
@@ -93,7 +93,7 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
     Raises:
         UnknownSurrogate, UnknownBlock, BadInput: an argument that does not fit, or a budget that no plan is under.
     """
-    require_options("make_plan", options)
+    require_known("make_plan", options)
     require_module("make_plan", gm, graph=True)
     require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
     inputs = ExampleInputs() if budget_among(options) is None else example_inputs_of(gm)

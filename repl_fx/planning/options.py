@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from repl_fx.errors import BadInput, close_matches
+from repl_fx.errors import close_matches
 from repl_fx.planning.policies import Policy, policy_of
 
 
@@ -38,38 +38,16 @@ class Options(TypedDict, total=False):
     scores: Mapping[str, float] | None
 
 
-def _are_all(values: Any, *kinds: type) -> bool:
-    # A text is a collection of letters, each of which is a glob.
-    return isinstance(values, Collection) and not isinstance(values, str) and all(isinstance(v, kinds) for v in values)
-
-
-# The options whose kind nothing else asks for: whether a value is of it, and words for that.
-_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "every": (lambda every: isinstance(every, int), "an int, 2 or more"),
-    "seed": (lambda seed: isinstance(seed, int), "an int"),
-    "surrogate": (lambda key: isinstance(key, str), "the key of a surrogate, such as 'blend'"),
-    "ignore": (lambda globs: _are_all(globs, str), "a list of globs, such as ['head']"),
-    "blocks": (
-        lambda blocks: blocks is None or _are_all(blocks, str, int),
-        "a list of names and numbers, such as [2, 'layers.4']",
-    ),
-}
-
-
-def require_options(function: str, options: Options) -> None:
-    """Refuse an option that `function` does not have, as Python does, or that is of another kind.
+def require_known(function: str, options: Options) -> None:
+    """Refuse an option that `function` does not have, as Python does.
 
     Raises:
         TypeError: names the nearest one.
-        BadInput: says which kind it has.
     """
-    for name, value in options.items():
-        if name not in Options.__annotations__:
-            close = close_matches(name, Options.__annotations__)
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{close}")
-        is_kind, words = _KINDS.get(name, (lambda value: True, ""))
-        if not is_kind(value):
-            raise BadInput(f"{name} is {value!r}; give {words}")
+    unknown = next((name for name in options if name not in Options.__annotations__), None)
+    if unknown is not None:
+        close = close_matches(unknown, Options.__annotations__)
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{close}")
 
 
 def policy_among(options: Options) -> Policy:

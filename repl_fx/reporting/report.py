@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from repl_fx.arguments import require_args, require_module
+from repl_fx.arguments import require_module
 from repl_fx.artifact.store import Artifact
 from repl_fx.display.progress import shown, tell
 from repl_fx.environment.files import write_whole
@@ -90,7 +90,6 @@ def report(
         import igraph  # noqa: F401
 
         from repl_fx.reporting.model_graph.model_document import document_of, document_of_artifact
-    require_args(args, kwargs)
     stage = progress or tell
     if isinstance(model, Artifact):
         stage("lay out")
