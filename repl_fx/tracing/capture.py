@@ -45,7 +45,7 @@ from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
-from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
+from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable, require_same_modes
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
 from repl_fx.tracing.questions import Settings, Told, computes_alike, require_settings_, settings_asked, stops_alike
 from repl_fx.tracing.size_questions import FIXED
@@ -176,7 +176,9 @@ def trace_by_first(
     obstacles: list[str] = []
     for name, tracer in tracers.items():
         try:
-            return _trace_by(name, tracer, model, bound, tuple(obstacles), fixed)
+            gm = _trace_by(name, tracer, model, bound, tuple(obstacles), fixed)
+            require_same_modes(model, gm.meta["capture"].switches)
+            return gm
         except (Untraceable, ForeignError) as problem:
             obstacles.append(obstacle(name, problem))
     raise CaptureError(type(model).__name__, obstacles)

@@ -79,6 +79,21 @@ def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
         )
 
 
+def require_same_modes(model: nn.Module, switches: int) -> None:
+    """Refuse a model whose modes differ where checkpointing is on: it turns off the cache of transformers in training.
+
+    Its graph would be another one as soon as that is off, as it is in a model that an artifact is loaded with.
+
+    Args:
+        switches: the stretches of its graph of which each mode has its own version.
+    """
+    if switches and any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules()):
+        raise BadInput(
+            f"{type(model).__name__} has gradient checkpointing on, and computes otherwise in training, as without a "
+            "cache; turn it off before (model.gradient_checkpointing_disable()), and on again in the result"
+        )
+
+
 def _is_plain(name: str) -> bool:
     """Tell whether a name stays what it is in code, where Python reads letters under their normal form."""
     return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name

@@ -200,6 +200,28 @@ def test_a_module_whose_name_no_graph_can_have(name: str, why: str) -> None:
         require_capturable(nn.Sequential(nn.Sequential(OrderedDict({name: nn.ReLU()}))), ExampleInputs((X,)))
 
 
+class Cached(nn.Module):
+    """Returns a cache too, but in training with checkpointing, as models of transformers do."""
+
+    def __init__(self, *, cached: bool = True) -> None:
+        super().__init__()
+        self.fc, self.cached, self.gradient_checkpointing = nn.Linear(8, 8), cached, False
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        kept = self.cached and not (self.gradient_checkpointing and self.training)
+        return self.fc(x), 2 * x if kept else None
+
+
+def test_checkpointing_is_turned_on_after_the_transform() -> None:
+    model = Cached()
+    assert repl_fx.capture(model, (X,)).meta["capture"].switches == 0
+    model.gradient_checkpointing = True
+    with pytest.raises(BadInput, match=r"Cached has gradient checkpointing on, .*; turn it off before .*_disable\(\)"):
+        repl_fx.capture(model, (X,))
+    model.cached = False
+    repl_fx.capture(model, (X,))
+
+
 def test_a_model_on_the_meta_device_is_captured_with_inputs_there() -> None:
     gm = repl_fx.capture(net().to("meta"), (X.to("meta"),))
     assert [len(repeat) for repeat in repl_fx.find_repeats(gm)] == [5]
