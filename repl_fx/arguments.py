@@ -7,8 +7,10 @@ find_repeats(model)      find_repeats takes a graph, and Net is a model; capture
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -77,6 +79,14 @@ def require_kind(given: Any, kind: type, words: str) -> None:
     """
     if not isinstance(given, kind):
         raise BadInput(f"{words}, and this is {in_words(given)}")
+
+
+def require_number(name: str, given: Any, kind: type = Integral, least: float = -math.inf) -> None:
+    """Refuse what is no number of a kind, whole by default, or a lesser one, or one of more than 63 bits."""
+    number: Any = given
+    if isinstance(given, bool) or not isinstance(given, kind) or not (number >= least and abs(number) < 1 << 63):
+        words = "whole number" if kind is Integral else "number"
+        raise BadInput(f"{name} is {given!r}; it must be a {words}{'' if least == -math.inf else f', {least} or more'}")
 
 
 def require_ordinary_tensors(*, values: bool = True) -> None:

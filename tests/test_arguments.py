@@ -197,3 +197,44 @@ def test_what_is_no_plan_and_what_are_no_repeats() -> None:
 def test_the_second_module_of_a_check() -> None:
     message = refused(repl_fx.check_capture, Counts(ConvNet()), parts().captured_parts, (X,))
     assert message == "check_capture takes a module for gm, and this is a CapturedParts; give parts.module"
+
+
+def test_numbers_that_are_none() -> None:
+    gm, batches = whole().graph_module, [X] * 4
+    for seed in ("a", 1.5, True, 2**70):
+        assert refused(repl_fx.check_capture, ConvNet(), gm, (X,), seed=seed) == f"seed is {seed!r}; {WHOLE}"
+        assert refused(repl_fx.verify_onnx, gm, "net.onnx", (X,), seed=seed) == f"seed is {seed!r}; {WHOLE}"
+    for value in ("a", -1, float("nan"), float("inf")):
+        words = f"is {value!r}; it must be a number, 0 or more"
+        assert refused(repl_fx.verify_onnx, gm, "net.onnx", (X,), rtol=value) == f"rtol {words}"
+        assert refused(repl_fx.verify_onnx, gm, "net.onnx", (X,), atol=value) == f"atol {words}"
+        assert refused(repl_fx.fit, whole(), batches, ridge=value) == f"ridge {words}"
+    assert refused(repl_fx.score_blocks, gm, batches, greedy="a") == f"greedy is 'a'; {WHOLE}, 0 or more"
+    assert refused(repl_fx.verify_onnx, gm, "net.onnx", (X,), batches=3).startswith("batches is 3; give one positive")
+    assert "opset 18 does not exist" in refused(repl_fx.export_onnx, gm, "net.onnx", (X,), opset="18")
+
+
+WHOLE = "it must be a whole number"
+
+
+def test_what_is_of_another_kind(tmp_path: Path) -> None:
+    words = "fit takes what transform returned, with the original in it, and this is "
+    assert refused(repl_fx.fit, whole().model, [X]) == f"{words}a ConvNet"
+    words = "compress takes for scores what repl_fx.score_blocks returned, and this is a dict"
+    assert refused(repl_fx.compress, ConvNet(), [X], budget={"params": 0.8}, scores={"1": 1.0}) == words
+    assert (
+        refused(repl_fx.compress, ConvNet(), [X], budget={"params": 0.8}, args=X)
+        == "args is a tensor; give a tuple: (x,)"
+    )
+    words = "save takes for source what repl_fx.sources.load_source returned, and this is a str"
+    assert refused(repl_fx.save, whole(), tmp_path / "artifact", source="net.py") == words
+    words = "bench takes for inputs ExampleInputs.of(args, kwargs), and this is a tuple"
+    assert refused(repl_fx.bench, whole(), inputs=(X,)) == words
+    assert refused(repl_fx.train, ConvNet(), [X], teacher=3).startswith("train takes a module for teacher, and this is")
+    assert refused(repl_fx.train, ConvNet(), [X], config=3).startswith("train takes a TrainConfig for config")
+    assert refused(repl_fx.heal, whole(), [X], original=3).startswith("heal takes a module for original, and this is")
+
+
+def test_a_check_of_a_model_that_does_not_run() -> None:
+    message = refused(repl_fx.check_capture, ConvNet(), whole().captured, (X[:, :2],))
+    assert message.startswith("ConvNet: RuntimeError: ") and "give inputs of the shape" in message

@@ -15,7 +15,7 @@ import msgspec
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.arguments import require_module, require_path
+from repl_fx.arguments import require_kind, require_module, require_path
 from repl_fx.artifact.changing import DirectoryChange, changing
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
@@ -144,6 +144,7 @@ def save(
     """
     module, origin = with_origin(model)
     if source is not None:
+        require_kind(source, Source, "save takes for source what repl_fx.sources.load_source returned")
         origin = msgspec.structs.replace(origin, model=model_of(source, weights_of(source)))
     require_as_made(module, origin)
     with changing(directory, force=force) as change:

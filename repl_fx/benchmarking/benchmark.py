@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from repl_fx.arguments import require_kind, require_number
 from repl_fx.benchmarking.hardware import of_device
 from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Call, Prepared
 from repl_fx.benchmarking.model_variants import Variant, variants_of
@@ -79,11 +80,11 @@ class Settings:
             ("warm_up", self.warm_up, 0),
             *(("batch_sizes", size, 1) for size in self.batch_sizes or ()),
         ):
-            if number is not None and number < least:
-                raise BadInput(f"{name} is {number}; give {least} or more")
+            if number is not None:
+                require_number(name, number, least=least)
         if not (self.training or self.inference):
             raise BadInput("neither training nor inference is to be measured; choose one")
-        if torch.device(self.device).type not in ("cpu", "cuda"):
+        if str(self.device).partition(":")[0] not in ("cpu", "cuda"):
             raise BadInput(f"device {self.device!r} cannot be timed; choose cpu or cuda")
 
     @property
@@ -120,6 +121,10 @@ def bench(
     known = [one.name for one in fields(Settings)]
     if unknown := next((name for name in changed if name not in known), None):
         raise BadInput(f"bench has no setting {unknown!r}{close_matches(unknown, known)}; it has {', '.join(known)}")
+    require_kind(
+        settings or Settings(), Settings, "bench takes for settings repl_fx.benchmarking.benchmark.Settings(…)"
+    )
+    require_kind(inputs or result.inputs, ExampleInputs, "bench takes for inputs ExampleInputs.of(args, kwargs)")
     settings = replace(settings or Settings(), **changed)
     run = _BenchmarkRun(result, rewritten, inputs or result.inputs, settings, progress or tell)
     with seeded(run.device, settings.seed):

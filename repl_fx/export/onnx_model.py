@@ -377,7 +377,7 @@ def _check_target(target: Path) -> Path:
 
 def _check_opset(opset: int | None) -> None:
     newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not 1 <= opset <= newest:
+    if opset is not None and opset not in range(1, newest + 1):
         raise BadInput(f"opset {opset} does not exist: the installed onnx knows 1 to {newest}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from repl_fx.arguments import require_module, require_path
+from repl_fx.arguments import require_module, require_number, require_path
 from repl_fx.errors import BadInput, ReplFxError, first_line
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
@@ -85,6 +86,10 @@ def verify_onnx(
     given = ExampleInputs.of(args, kwargs)
     if batches is not None:
         _require_sizes(batches)
+    require_number("seed", seed)
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if tolerance is not None:
+            require_number(name, tolerance, Real, 0)
     options: Any = {"rtol": rtol, "atol": atol, "batches": batches, "seed": seed}
     return verify_file(gm, Path(path), given, **options, per_layer=per_layer, layer_nodes=layer_nodes)
 
@@ -147,9 +152,9 @@ def verify_file(
 
 def _require_sizes(batches: Sequence[int]) -> None:
     """Refuse what is no batch: at a batch of 0 everything is equal, because there is nothing."""
-    wrong = [size for size in batches if isinstance(size, bool) or not isinstance(size, int) or size < 1]
-    if wrong or not batches:
-        raise BadInput(f"batches is {list(batches)!r}; give one positive number or more, such as [1, 2, 5]")
+    listed = isinstance(batches, Collection) and bool(batches)
+    if not listed or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in batches):
+        raise BadInput(f"batches is {batches!r}; give one positive number or more, such as [1, 2, 5]")
 
 
 def _compare_outputs(

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from repl_fx.arguments import require_module
+from repl_fx.arguments import require_kind, require_module
 from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import Table
 from repl_fx.display.comparisons import budget_table, figures_lines, figures_table
@@ -127,6 +127,8 @@ def compress(
     """
     require_module("compress", model)
     require_known("compress", cast(Options, options))
+    if scores is not None:
+        require_kind(scores, Scores, "compress takes for scores what repl_fx.score_blocks returned")
     stage = progress or tell
     if not budget:
         raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")
@@ -134,7 +136,8 @@ def compress(
     given = Batches(batches, source, paired=loss is not None)
     if not given.lasting:
         raise BadInput("batches can be gone through once, and each stage takes a pass; give a list, or a function")
-    example = ExampleInputs.of(args, kwargs) if args or kwargs else next(iter(given)).inputs
+    called = ExampleInputs.of(args, kwargs)
+    example = called if called.args or called.kwargs else next(iter(given)).inputs
     inputs = widen_batch(source, example)
     if captured is None:
         stage("capture")
@@ -144,7 +147,7 @@ def compress(
         scores = score_blocks(captured, batches, loss=loss, kinds=kinds, progress=stage)
     figures = {} if evaluate is None else {"original": _figures(evaluate, source)}
     form: Any = {"graph": graph, "in_place": in_place, "checkpoint_blocks": checkpoint_blocks, "finder": finder}
-    chosen = {"surrogate": "trained", **options, **scores.planning_options(score, options.get("ignore", ()))}
+    chosen = {"surrogate": "trained", **options, **scores.planning_options(score, options.get("ignore") or ())}
     known: Any = {"captured": captured, "budget": budget, "progress": stage, **form, **chosen}
     result = transform(source, inputs.args, inputs.kwargs, **known)
     stage("fit")

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from repl_fx.arguments import require_ordinary_tensors
+from repl_fx.arguments import require_kind, require_number, require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.fitting.channel_terms import ChannelFit
@@ -77,7 +78,10 @@ def fit(
         BadInput: a batch that the model does not take, or whose activations are no numbers; no batches; an unknown
             objective; a model in place that computes otherwise than its graph afterwards.
     """
+    require_kind(result, TransformResult, "fit takes what transform returned, with the original in it")
     require_objective(objective)
+    if ridge is not None:
+        require_number("ridge", ridge, Real, 0)
     require_ordinary_tensors()
     surrogates = list(stand_ins(result))
     if not any(stand_in.starts for stand_in in surrogates):

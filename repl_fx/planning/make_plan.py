@@ -42,7 +42,7 @@ class PlanByChoice:
             self.found.repeats,
             every=options.get("every", 2),
             blocks=options.get("blocks"),
-            ignore=options.get("ignore", ()),
+            ignore=options.get("ignore") or (),
             alone=policy.traits.source == "block",
         )
         replacements, refusals = choose_surrogates(self.found, choice.chosen, policy)
@@ -69,7 +69,7 @@ def planner_of(found: ModelRepeats, options: Options, forms: Forms) -> Planner:
     budget = budget_among(options)
     if budget is None:
         return PlanByChoice(found, options)
-    ignore, seed = options.get("ignore", ()), options.get("seed", 0)
+    ignore, seed = options.get("ignore") or (), options.get("seed", 0)
     return budget_planner(ReplacementCosts(found, forms, budget.limits, seed), policy_among(options), budget, ignore)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypedDict
 
-from repl_fx.errors import close_matches
+from repl_fx.arguments import require_number
+from repl_fx.errors import BadInput, close_matches
 from repl_fx.planning.policies import Policy, policy_of
 
 
@@ -31,7 +33,7 @@ class Options(TypedDict, total=False):
     every: int
     surrogate: str
     blocks: Sequence[str | int] | None
-    ignore: Sequence[str]
+    ignore: Sequence[str] | None
     settings: Mapping[str, Any] | None
     seed: int
     budget: Mapping[str, float] | None
@@ -39,15 +41,24 @@ class Options(TypedDict, total=False):
 
 
 def require_known(function: str, options: Options) -> None:
-    """Refuse an option that `function` does not have, as Python does.
+    """Refuse an option that `function` does not have, as Python does, and a value of another kind.
 
     Raises:
         TypeError: names the nearest one.
+        BadInput: names the option and its value.
     """
     unknown = next((name for name in options if name not in Options.__annotations__), None)
     if unknown is not None:
         close = close_matches(unknown, Options.__annotations__)
         raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{close}")
+    for name in ("every", "seed"):
+        require_number(name, options.get(name, 2))
+    for name, kinds in (("blocks", (str, Integral)), ("ignore", str)):
+        given: Any = options.get(name)
+        # The letters of a text would be taken for names.
+        listed = isinstance(given, Collection) and not isinstance(given, str)
+        if given is not None and not (listed and all(isinstance(item, kinds) for item in given)):
+            raise BadInput(f"{name} is {given!r}; give a list of names, such as ['blocks.1']")
 
 
 def policy_among(options: Options) -> Policy:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from repl_fx.errors import BadInput
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.site import Site
@@ -30,10 +29,6 @@ class IdentityConfig:
     """
 
     in_stretch: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.in_stretch, bool):
-            raise BadInput(f"identity: in_stretch is {self.in_stretch!r}; it can be true or false")
 
 
 @register_surrogate("identity", IdentityConfig)

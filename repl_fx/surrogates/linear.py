@@ -72,8 +72,6 @@ class LinearConfig:
             raise BadInput(f"linear: rank is {self.rank!r}; it must be a number, 1 or more")
         if self.rank is not None and self.form != "full":
             raise BadInput("linear: rank is for form=full alone")
-        if not isinstance(self.merged, bool):
-            raise BadInput(f"linear: merged is {self.merged!r}; it can be true or false")
         if self.merged and (self.form != "full" or self.rank is not None):
             raise BadInput("linear: merged is for form=full without a rank")
 

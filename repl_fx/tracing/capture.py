@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import FakeTensor, example_of, fixed_size, forget_tensors, has_example, pytree
-from repl_fx.arguments import require_module
+from repl_fx.arguments import require_module, require_number
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
 from repl_fx.graph.axes import ASKED, size_checks, tensor_inputs
@@ -354,11 +354,14 @@ def check_capture(
         seed: for dropout and the like.
 
     Raises:
-        BadInput: an argument is of another kind.
+        BadInput: an argument is of another kind, or the source does not run on these inputs.
     """
     require_module("check_capture", model)
     require_module("check_capture", gm, name="gm")
-    inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
+    require_number("seed", seed)
+    inputs, failed = _as_run(model, ExampleInputs.of(args, kwargs))
+    if failed is not None:
+        raise misfit(model, failed, inputs)
     return check_of(model, gm, inputs, seed=seed)
 
 

@@ -74,7 +74,8 @@ def names_in(fixed: Sequence[str] | str) -> tuple[str, ...]:
     Raises:
         BadInput: they are no names.
     """
-    names = tuple(fixed.split(",") if isinstance(fixed, str) and fixed else fixed)
+    given: Any = fixed.split(",") if isinstance(fixed, str) and fixed else fixed
+    names = tuple(given) if isinstance(given, Iterable) else (given,)
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise BadInput(f"fixed is {fixed!r}; give names of dimensions, such as height,width or x.2")
     return tuple(name.strip() for name in names)

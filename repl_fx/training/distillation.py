@@ -27,6 +27,7 @@ from repl_fx.artifact.provenance import with_origin
 from repl_fx.errors import BadInput
 from repl_fx.fitting.stand_ins import ends_of_stretches
 from repl_fx.graph.boundaries import at_boundaries
+from repl_fx.graph.captured import has_attribute
 from repl_fx.graph.recording import watching_forward
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.running.holders import ORIGIN
@@ -94,6 +95,8 @@ class Distillation:
         self.logits_weight = config.teacher_logits if task.has_logits else 0.0
         self._forwards: dict[fx.GraphModule, Callable[..., Any]] = {}
         self._seen: dict[str, Tensor] = {}
+        if lacking := next((p.path for p in self.places if not has_attribute(teacher, p.path)), None):
+            raise BadInput(f"the teacher has no module {lacking}, behind which values are compared; give the original")
         if config.teacher_values and not self.places:
             raise BadInput(
                 f"{type(student).__name__} has no replaced block that is a module of the original, behind which "

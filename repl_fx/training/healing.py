@@ -106,6 +106,7 @@ def heal(
         original = result.captured_parts.source
     if original is None:
         raise BadInput("heal learns from the model before the cut; give it with its weights: original=…")
+    require_module("heal", original, name="original")
     trained = {id(tensor) for tensor in cut.parameters()}
     if any(id(tensor) in trained for tensor in original.parameters()):
         original = copy_model(original)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from repl_fx.arguments import require_module, require_ordinary_tensors
+from repl_fx.arguments import require_kind, require_module, require_ordinary_tensors, require_path
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, needing
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
@@ -64,6 +64,10 @@ def train(
         from repl_fx.training.schedules import train_in_phases
     result, trained = result_and_model(model)
     require_module("train", trained)
+    if teacher is not None:
+        require_module("train", teacher, name="teacher")
+    if directory is not None:
+        require_path(directory, "the directory of a run")
     require_ordinary_tensors()
     if chosen := next((name for name in (*MAKING, "data", "compare", "seeds") if name in settings), None):
         raise BadInput(f"{chosen} is a setting of repl-fx train, which makes the models; leave it out")
@@ -92,6 +96,7 @@ def settings_for(call: str, config: TrainConfig, data: Any, settings: Mapping[st
     Raises:
         BadInput: settings that are none.
     """
+    require_kind(config, TrainConfig, f"{call} takes a TrainConfig for config")
     named = {"data": data} if isinstance(data, str) else {}
     return config.changed_in(call, {**settings, **named})
 

@@ -162,10 +162,11 @@ def test_a_model_without_blocks_that_are_modules_has_no_checkpoints() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rounds": 0}, "rounds is 0; give 1 or more"),
-        ({"batch": 0}, "batch is 0; give 1 or more"),
-        ({"batch_sizes": (2, 0)}, "batch_sizes is 0; give 1 or more"),
-        ({"warm_up": -1}, "warm_up is -1; give 0 or more"),
+        ({"rounds": "a"}, "rounds is 'a'; it must be a whole number, 1 or more"),
+        ({"batch": 0}, "batch is 0; it must be a whole number, 1 or more"),
+        ({"batch_sizes": (2, 0)}, "batch_sizes is 0; it must be a whole number, 1 or more"),
+        ({"warm_up": -1}, "warm_up is -1; it must be a whole number, 0 or more"),
+        ({"device": "nope"}, "device 'nope' cannot be timed; choose cpu or cuda"),
         ({"training": False, "inference": False}, "neither training nor inference"),
         ({"device": "meta"}, "device 'meta' cannot be timed; choose cpu or cuda"),
     ],

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx.arguments import in_words, require_module, require_ordinary_tensors
+from repl_fx.arguments import in_words, require_module, require_number, require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, close_matches, first_line, foreign_code
 from repl_fx.finding.blocks import Repeat
@@ -231,8 +231,9 @@ def _asked(kinds: Sequence[Kind], loss: Loss | None, greedy: int) -> tuple[Kind,
         raise BadInput(
             f"the score {needs} needs a loss; give loss=f(outputs, targets), and batches of pairs (inputs, targets)"
         )
-    if greedy < 0 or (greedy and "loss" not in kinds):
-        raise BadInput(f"greedy is {greedy}; give 0 or more, and 'loss' among the kinds, by which blocks go")
+    require_number("greedy", greedy, least=0)
+    if greedy and "loss" not in kinds:
+        raise BadInput(f"greedy is {greedy}; give 'loss' among the kinds, by which blocks go")
     return tuple(kind for kind in KINDS if kind in kinds)
 
 

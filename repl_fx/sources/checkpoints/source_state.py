@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from repl_fx.arguments import in_words, require_module
+from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, first_line, foreign_code, listed
 from repl_fx.graph.state import source_state, state_shapes
 from repl_fx.sources.checkpoints.fitting import (
@@ -111,8 +111,8 @@ def _source_state(module: nn.Module) -> dict[str, tuple[int, ...]]:
             records[path] = record
     if not records:
         raise BadInput(
-            f"load_source_state takes a module from repl_fx.transform or repl_fx.load, and this {in_words(module)} "
-            "is none, or was folded since; a model that is not rewritten has load_state_dict"
+            f"load_source_state takes a module from repl_fx.transform or repl_fx.load, and this "
+            f"{type(module).__name__} is none, or was folded since; a model that is not rewritten has load_state_dict"
         )
     now = state_shapes(module)
     before = {name: shape for name, shape in now.items() if not _inside(name, records)}

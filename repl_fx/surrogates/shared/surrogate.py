@@ -188,12 +188,14 @@ def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surro
     if key not in _REGISTRY:
         raise UnknownSurrogate(key, known_surrogates())
     cls, config = _REGISTRY[key]
-    known = {field.name for field in fields(config)}
-    for name in settings or {}:
+    known = {field.name: field.default for field in fields(config)}
+    for name, value in (settings or {}).items():
         if name not in known:
             listed = ", ".join(sorted(known)) or "none"
             close = close_matches(name, known)
             raise BadInput(f"surrogate {key!r} has no setting {name!r}{close}; its settings are {listed}")
+        if isinstance(known[name], bool) and not isinstance(value, bool):
+            raise BadInput(f"{key}: {name} is {value!r}; it can be true or false")
     try:
         made: Surrogate[Any, Any] = cls(config(**(settings or {})))
     except TypeError as problem:
@@ -209,7 +211,7 @@ def check_thin_settings(key: str, ratio: Any, name: str, count: Any, weights: An
         BadInput: one makes no sense; names the setting and what it can be.
     """
     if not isinstance(ratio, (int, float)) or not isinstance(count, int | None):
-        raise BadInput(f"{key}: ratio is {ratio!r} and {name} is {count!r}; they must be numbers")
+        raise BadInput(f"{key}: ratio is {ratio!r} and {name} is {count!r}; they must be a number and a whole one")
     if not 0 < ratio <= 1:
         raise BadInput(f"{key}: ratio is {ratio}; it must be above 0 and at most 1")
     if weights not in _SOURCES:

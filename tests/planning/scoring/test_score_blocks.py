@@ -191,7 +191,7 @@ def _once() -> Iterator[Any]:
         ([X], {"kinds": ("size",)}, "no score 'size'; known are influence, change, gradient, loss"),
         ([X], {"kinds": ("gradient",)}, r"the score gradient needs a loss; give loss=f\(outputs, targets\)"),
         ([X], {"kinds": ("loss",)}, "the score loss needs a loss"),
-        ([X], {"greedy": 1}, "greedy is 1; give 0 or more, and 'loss' among the kinds"),
+        ([X], {"greedy": 1}, "greedy is 1; give 'loss' among the kinds"),
         (_once(), {"loss": mean_square, "kinds": ("loss",), "greedy": 1}, "and a generator can be gone over once"),
         ([X], {"repeats": ["blocks"]}, "score_blocks takes for repeats what repl_fx.find_repeats"),
         ([torch.randn(8, 3)], {}, r"batch 0: argument '.*' has shape \[8, 3\], but was captured as \[any, 2\]"),

@@ -29,10 +29,14 @@ def test_a_setting_without_default_cannot_be_registered() -> None:
 
 
 def test_settings_of_the_wrong_type_or_value() -> None:
-    with pytest.raises(repl_fx.BadInput, match=r"ratio is 'abc' and width is None; they must be numbers"):
+    with pytest.raises(
+        repl_fx.BadInput, match=r"ratio is 'abc' and width is None; they must be a number and a whole one"
+    ):
         make_surrogate("bottleneck", {"ratio": "abc"})
     with pytest.raises(repl_fx.BadInput, match="ratio is 2; it must be above 0"):
         make_surrogate("auto", {"ratio": 2})
+    with pytest.raises(repl_fx.BadInput, match="blend: train_neighbours is 'no'; it can be true or false"):
+        make_surrogate("blend", {"train_neighbours": "no"})
 
 
 def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
