@@ -65,6 +65,13 @@ def test_values_behind_replaced_blocks_are_taught() -> None:
     assert not any(module._forward_hooks for model in (student, teacher) for module in model.modules())
 
 
+def test_a_teacher_without_a_replaced_block_is_no_original() -> None:
+    teacher, student = _pair()
+    teacher.blocks = nn.Sequential()
+    with pytest.raises(BadInput, match=r"the teacher has no module blocks\.1, behind .*; give the original"):
+        _step(student, teacher, teacher_values=1.0)
+
+
 def test_a_block_that_a_batch_skips_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student = _pair()
     last: Any = student.get_submodule("blocks.2")
