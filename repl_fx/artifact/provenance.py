@@ -88,7 +88,8 @@ def first_difference(before: Sequence[str], after: Sequence[str]) -> str:
     at = next((i for i, pair in enumerate(zip_longest(before, after)) if pair[0] != pair[1]), None)
     if at is None:
         return ""
-    was, now = (lines[at] if at < len(lines) else "nothing" for lines in (before, after))
+    # The path of the model itself is empty.
+    was, now = (lines[at].removeprefix(": ") if at < len(lines) else "nothing" for lines in (before, after))
     (module, *own), (other, *others) = (_SETTING.split(line) for line in (now, was))
     if module == other and own and others:
         now = " ".join([module, *(setting for setting in own if setting not in others)])
