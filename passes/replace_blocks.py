@@ -16,6 +16,7 @@ from contextlib import nullcontext
 import torch
 from torch import fx
 
+from repl_fx.arguments import require_kind
 from repl_fx.errors import PlanMismatch, foreign_code
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.side_outputs import return_none_
@@ -118,6 +119,7 @@ def _replace(
     gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
     with nullcontext() if surrogate.builds_by_ours else foreign_code():
         made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
+    require_kind(made, Sequence, f"build of {replacement.surrogate} returns a tuple of nodes, one for each output")
     if len(made) != len(block.outputs):
         raise PlanMismatch(
             f"{replacement.surrogate} made {len(made)} values for {block.name}, which has {len(block.outputs)}; "

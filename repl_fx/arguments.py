@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from types import UnionType
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def require_path(given: Any, what: str) -> None:
         raise BadInput(f"{what} is {path!r}, and names that are not UTF-8 are not taken; rename it") from None
 
 
-def require_kind(given: Any, kind: type, words: str) -> None:
+def require_kind(given: Any, kind: type | UnionType, words: str) -> None:
     """Refuse what is of another class.
 
     Args:

@@ -139,6 +139,25 @@ def test_a_surrogate_that_makes_too_few_values() -> None:
         repl_fx.transform(TwoStreams(5), (torch.randn(3, 4),), surrogate="one-value", check=False)
 
 
+@pytest.mark.usefixtures("own_surrogates")
+def test_a_surrogate_that_returns_something_else() -> None:
+    @dataclass(frozen=True)
+    class OddConfig:
+        matched: bool = True
+
+    @repl_fx.register_surrogate("odd", OddConfig)
+    class Odd(repl_fx.Surrogate[OddConfig, repl_fx.Match]):
+        def match(self, site: repl_fx.Site) -> Any:
+            return repl_fx.Match() if self.config.matched else None
+
+        def build(self, site: repl_fx.Builder, match: repl_fx.Match) -> Any:
+            return site.input
+
+    for matched, said in ((True, "build of odd returns a tuple of nodes, .* a Node"), (False, "match of odd .* None")):
+        with pytest.raises(repl_fx.BadInput, match=said):
+            repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="odd", settings={"matched": matched})
+
+
 class _Given(repl_fx.Surrogate[Any, repl_fx.Match]):
     """Builds what a test says."""
 

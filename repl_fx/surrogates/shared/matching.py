@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from repl_fx.arguments import require_kind
 from repl_fx.errors import PlanMismatch
 from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Refusal
@@ -43,8 +44,14 @@ class Matches:
         return self._sites[names]
 
     def of(self, surrogate: Surrogate[Any, Any], site: Site) -> Match | Refusal:
-        """The match of a surrogate at a site, or its refusal."""
+        """The match of a surrogate at a site, or its refusal.
+
+        Raises:
+            BadInput: it returned neither.
+        """
         key = site, surrogate.key, repr(surrogate.config)
         if key not in self._answers:
-            self._answers[key] = surrogate.match(site)
+            answer = surrogate.match(site)
+            require_kind(answer, Match | Refusal, f"match of {surrogate.key} returns a Match, or site.refusal(reason)")
+            self._answers[key] = answer
         return self._answers[key]
