@@ -247,6 +247,27 @@ def test_nothing_to_replace_says_why() -> None:
         repl_fx.transform(ConvNet(depth=3), (images(),), ignore=["blocks.*"])
 
 
+class _Masked(nn.Module):
+    """An encoder that looks whether its mask is a causal one, where it is not told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 16, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(4))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.encoder(x, mask=self.mask)
+
+
+def test_parts_without_repeats_say_why_the_model_is_no_graph() -> None:
+    parts = (
+        r"in encoder\.layers\.0, .*, which alone were captured: the model itself \(_Masked\) stays eager: torch\.export"
+    )
+    with pytest.raises(repl_fx.NothingToReplace, match=parts):
+        repl_fx.transform(_Masked(), (torch.randn(2, 4, 16),))
+
+
 def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
     x = tokens()
     plan = repl_fx.transform(TokenNet(depth=3), (x,), seed=3).plan

@@ -121,4 +121,7 @@ def _summary(found: ModelRepeats) -> str:
     every = listed((f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats), 6)
     found_here = f"found {every}" if repeats else "no repeated blocks were found"
     parts = listed((part.path for part in captured.parts), 6)
-    return found_here if captured.whole else f"{found_here} in {parts}, which alone were captured"
+    if captured.whole:
+        return found_here
+    why = "".join(f": {one}" for one in captured.eager[:1])
+    return f"{found_here} in {parts}, which alone were captured{why}"
