@@ -57,7 +57,7 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
     elif not artifact.result.captured_parts.whole and not flags.with_cache:
         terminal.show("captured in parts: the file is of evaluation mode, in which the model is one graph")
     results = {path: one.verification for path, one in found.items() if one.verification is not None}
-    terminal.show(*map(verification_table, results.values()))
+    terminal.show(*(verification_table(result, path) for path, result in results.items()))
     terminal.show(*(f"written: {one.file}" for one in found.values()))
     documents = {path: one.to_json() for path, one in found.items()}
     document = documents[""] if whole else {"parts": [{"path": path, **d} for path, d in documents.items()]}

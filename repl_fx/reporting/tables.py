@@ -6,6 +6,7 @@ On a terminal each table fits 80 columns: numbers keep their width, names and re
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -122,16 +123,30 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{shown} ± {stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
-def verification_table(verification: Verification) -> Table:
-    """A row for each output and batch size: differences, and whether they are within the tolerance."""
-    rows = []
+def verification_table(verification: Verification, part: str = "") -> Table:
+    """A row for each output with the worst of all sizes, and the sizes at which it is not within the tolerance.
+
+    Args:
+        part: of a model in parts, the path of what was compared.
+    """
+    found: dict[str, list[Difference]] = {}
     for row in verification.rows:
-        differences = (small(number) for number in (row.max_abs, row.mean_abs, row.median_abs, row.max_rel))
-        agreement = "-" if row.top1_agreement is None else f"{100 * row.top1_agreement:.4g} %"
-        at = "\n".join(filter(None, (str(row.batch), *row.sizes.split(", "))))
-        rows.append((row.output, at, *differences, f"{row.cosine:.6f}", agreement, _verdict(row)))
-    measures = numbers("batch", "max\nabs", "mean\nabs", "median\nabs", "max\nrel", "cosine", "top-1")
-    return Table("ONNX Runtime and PyTorch", (*words("output"), *measures, _VERDICT), rows)
+        found.setdefault(row.output, []).append(row)
+    failing = ["differs at"] if any(not row.passed for row in verification.rows) else []
+    rows = []
+    for output, at in found.items():
+        worst = (max(map(attrgetter(name), at)) for name in ("max_abs", "mean_abs", "median_abs", "max_rel"))
+        cosine = f"{min(row.cosine for row in at):.6f}"
+        agreements = [row.top1_agreement for row in at if row.top1_agreement is not None]
+        agreement = f"{100 * min(agreements):.4g} %" if agreements else "-"
+        differs = [row for row in at if not row.passed]
+        verdict = _verdict((differs or at)[0])
+        where = ["all sizes" if differs == at and differs[1:] else "; ".join(row.at for row in differs)] * len(failing)
+        rows.append((output, *map(small, worst), cosine, agreement, verdict, *where))
+    sizes = len({(row.batch, row.sizes) for row in verification.rows})
+    title = f"ONNX Runtime and PyTorch{f', {part}' if part else ''}{f', the worst of {sizes} sizes' * (sizes > 1)}"
+    measures = numbers("max\nabs", "mean\nabs", "median\nabs", "max\nrel", "cosine", "top-1")
+    return Table(title, (*words("output"), *measures, _VERDICT, *words(*failing)), rows)
 
 
 def layers_table(verification: Verification) -> Table:

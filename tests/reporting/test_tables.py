@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,9 +127,31 @@ def test_verification_rows() -> None:
     layer = LayerDifference("linear", "blocks.0.fc", difference("linear"))
     verification = Verification((difference("logits"), difference("hidden", False, None)), (layer,))
     text = text_of(verification_table(verification))
-    assert " ".join(row_of(text, "logits")) == "logits 2 1.3e-07 1.0e-08 0 3.0e-06 1.000000 100 % equal"
-    assert row_of(text, "hidden")[-2:] == ["-", "DIFFERS"]
+    assert " ".join(row_of(text, "logits")) == "logits 1.3e-07 1.0e-08 0 3.0e-06 1.000000 100 % equal"
+    assert row_of(text_of(verification_table(verification), width=100), "hidden")[-4:] == ["-", "DIFFERS", "batch", "2"]
     assert row_of(text_of(layers_table(verification)), "blocks.0.fc")[-1] == "equal"
+
+
+def test_an_output_has_a_line_with_the_worst_of_all_sizes() -> None:
+    names = "last_hidden_state", *(f"present_{layer}_{kind}" for layer in range(4) for kind in ("key", "value"))
+    other = "past_length 7, past_key_values_1_key_past_length 6"
+    at = [(1, ""), (2, ""), (5, ""), (2, other)]
+    rows = [replace(difference(name), batch=batch, sizes=sizes) for batch, sizes in at for name in names]
+    rows[9:11] = replace(rows[9], max_abs=4.2e-7, cosine=0.9), replace(rows[10], top1_agreement=0.5)
+    lines = text_of(verification_table(Verification(tuple(rows)), "decoder")).rstrip().splitlines()
+    assert lines[0].rstrip() == "ONNX Runtime and PyTorch, decoder, the worst of 4 sizes"
+    assert len(lines) == 4 + len(names) and [line.split()[0] for line in lines[4:]] == list(names)
+    assert " ".join(lines[4].split()[1:]) == "4.2e-07 1.0e-08 0 3.0e-06 0.900000 100 % equal"
+    assert " ".join(lines[5].split()[1:]) == "1.3e-07 1.0e-08 0 3.0e-06 1.000000 50 % equal"
+    assert "differs at" not in " ".join(lines)
+    rows[-1], rows[-10] = replace(rows[-1], passed=False), replace(rows[-10], passed=False)
+    text = text_of(verification_table(Verification(tuple(rows))), width=160)
+    assert f"DIFFERS batch 5; batch 2, {other}" in " ".join(text.split()) and text.count("DIFFERS") == 1
+    every = [replace(row, passed=False) for row in rows if row.output == "present_3_value"]
+    assert row_of(text_of(verification_table(Verification(tuple(every))), width=120), every[0].output)[-2:] == [
+        "all",
+        "sizes",
+    ]
 
 
 def _of_long_runs() -> list[Table]:
@@ -145,7 +169,7 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
     tables = [
         repeats_table(result.repeats, measure_costs(result.captured, result.args)),
         blocks_table((row,)),
-        verification_table(Verification((difference(name),))),
+        verification_table(Verification((difference(name), difference(f"{name}_2", False)))),
         layers_table(Verification((), (LayerDifference("n", name, difference(name)),))),
         *_of_long_runs(),
         costs_table(Costs(1024, 10**12, 10**13, 10**18, 10**12, 10**9), Costs(1024, 1, 1, 1, 1, 1)),
@@ -153,7 +177,8 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
     for table in tables:
         text = text_of(table, encoding)
         assert max(len(line) for line in text.splitlines()) <= 80
-        assert "…" not in text
+        # No number and no verdict is cut.
+        assert not re.search(r"…(\s|$)", text)
 
 
 def test_a_comparison_has_means_and_spreads_and_reasons() -> None:

@@ -178,14 +178,21 @@ def _verify(document: Document) -> Section | None:
             title = f"{at}Error of each layer, ONNX Runtime against PyTorch"
             figures.append(Errors(title, check.layers, "max |difference| / scale"))
         outputs = [
-            (str(row["output"]), str(row["batch"]), *_verdict(row["max_abs"], row["scale"], passed=row["passed"]))
+            (
+                str(row["output"]),
+                str(row["batch"]),
+                # Files that older versions wrote do not say it.
+                str(row.get("sizes", "")),
+                *_verdict(row["max_abs"], row["scale"], passed=row["passed"]),
+            )
             for row in check.outputs
         ]
         layers = [
             (str(place), one.module or one.node, *_verdict(one.max_abs, one.scale, passed=one.passed))
             for place, one in enumerate(check.layers)
         ]
-        tables.append(Table(f"{at}Outputs", (*words("output"), *numbers("batch"), *difference), outputs))
+        inputs = (*words("output"), *numbers("batch"), *words("other sizes"))
+        tables.append(Table(f"{at}Outputs", (*inputs, *difference), outputs))
         if layers:
             columns = (*numbers("#"), *words("layer"), *difference)
             tables.append(Table(f"{at}Layers", columns, layers, folded=True))

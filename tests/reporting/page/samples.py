@@ -130,7 +130,7 @@ def _evidence(name: str) -> dict[str, Any]:
     scores = {"schema": 1, "blocks": blocks, "stretches": [], "samples": 8, "kinds": ["influence"], "loss": None}
     errors: list[float | str] = [0.0, 1e-7, 2e-6, "inf"]
     layers = tuple(Layer(f"node_{i}", f"{name}.{i}", error, 2.0, i < 3) for i, error in enumerate(errors))
-    outputs = ({"output": name, "batch": 2, "max_abs": 2e-6, "scale": 1.0, "passed": True},)
+    outputs = ({"output": name, "batch": 2, "sizes": "height 9", "max_abs": 2e-6, "scale": 1.0, "passed": True},)
     bench = {**measured().to_json(), "notes": [f"note on {name}"]}
     return {
         "scores": scores,

@@ -106,7 +106,7 @@ def test_verification_shows_errors_relative_to_the_scale() -> None:
     assert figure.summary.endswith("4 layers in the order of execution; the largest error is inf, at layer 3")
     assert section.lines == ["differs at blocks", "no output blocks"]
     outputs, layers = section.tables
-    assert not outputs.folded and list(outputs.rows) == [("blocks", "2", "2.0e-06", "1", "passes")]
+    assert not outputs.folded and list(outputs.rows) == [("blocks", "2", "height 9", "2.0e-06", "1", "passes")]
     assert layers.folded and list(layers.rows)[3] == ("3", "blocks.3", "inf", "2", "differs")
 
 
