@@ -22,7 +22,7 @@ from repl_fx.planning.written_options import read_plan
 
 # Names of tensors that a line tells.
 _NAMED = 3
-_STATUS = "status"
+_STATUS, _SURROGATE = "status", "surrogate"
 _KEPT: Mapping[str, Any] = {_STATUS: "kept"}
 
 
@@ -153,10 +153,11 @@ def _blocks(plan: Plan) -> dict[str, Mapping[str, Any]]:
     for replacement in plan.replacements:
         blocks[replacement.block] = {
             _STATUS: "replaced",
-            "surrogate": replacement.surrogate,
+            _SURROGATE: replacement.surrogate,
             "settings": replacement.settings,
-            "before": replacement.before,
-            "after": replacement.after,
+            # Empty where the surrogate has no neighbour.
+            "before": replacement.before or None,
+            "after": replacement.after or None,
             "reason": replacement.why or None,
         }
     for refusal in plan.refusals:
@@ -237,7 +238,7 @@ def difference_lines(difference: PlansDifference) -> list[RenderableType]:
     lines += [f"model: {fact}" for fact in difference.model]
     lines += [f"options: {fact}" for fact in difference.options]
     if difference.blocks:
-        lines += [_blocks_table(difference), f"{alike} other {_blocks_are(alike)} the same"]
+        lines += [_blocks_table(difference), *([f"{alike} other {_blocks_are(alike)} the same"] if alike else [])]
     before, after = difference.parameters
     if before is not None and after is not None:
         lines.append(f"parameters: {count(before)} -> {count(after)} ({change(before, after)})")
@@ -247,16 +248,17 @@ def difference_lines(difference: PlansDifference) -> list[RenderableType]:
 
 
 def _blocks_table(difference: PlansDifference) -> Table:
-    rows = [
-        (
-            "" if number else block.block,
-            fact.what,
-            *("" if value is None else str(value) for value in (fact.one, fact.other)),
-        )
-        for block in difference.blocks
-        for number, fact in enumerate(block.changes)
-    ]
-    return Table("Blocks that differ", words("block", "what", "-", "+"), rows)
+    """A row for each block: what one side says of it that the other does not."""
+    rows = []
+    for block in difference.blocks:
+        one = [_said(change.what, change.one) for change in block.changes if change.one is not None]
+        other = [_said(change.what, change.other) for change in block.changes if change.other is not None]
+        rows.append((block.block, ", ".join(one) or "-", ", ".join(other) or "-"))
+    return Table("Blocks that differ", words("block", "-", "+"), rows)
+
+
+def _said(what: str, value: Any) -> str:
+    return str(value) if what in (_STATUS, _SURROGATE) else f"{what.removeprefix('settings.')} {value}"
 
 
 def _blocks_are(number: int) -> str:

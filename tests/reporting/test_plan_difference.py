@@ -79,6 +79,12 @@ def test_a_block_that_a_plan_does_not_name_is_kept(tmp_path: Path) -> None:
     assert (one.block, one.changes[0]) == ("b.3", ChangedFact("status", "replaced", "kept"))
 
 
+def test_a_surrogate_without_neighbours_has_none_to_differ_in(tmp_path: Path) -> None:
+    alone = replace(PLAN, replacements=(Replacement("b.1", "b", "", "", "narrow"),), refusals=())
+    found = compare(_file(tmp_path, "one.json", alone), _file(tmp_path, "other.json", replace(alone, replacements=())))
+    assert [change.what for change in found.blocks[0].changes] == ["status", "surrogate"]
+
+
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
@@ -154,14 +160,20 @@ def test_equal_plans_are_one_line() -> None:
 
 def test_each_difference_has_its_line() -> None:
     block = BlockDifference(
-        "blocks.[1]", (ChangedFact("status", "kept", "replaced"), ChangedFact("surrogate", None, "slim"))
+        "blocks.[1]",
+        (
+            ChangedFact("status", "kept", "replaced"),
+            ChangedFact("surrogate", None, "slim"),
+            ChangedFact("settings.ratio", None, 0.5),
+        ),
     )
+    less = BlockDifference("blocks.[2]", (ChangedFact("reason", "none fits", None),))
     weights = WeightsDifference(9, ("w", "x", "y", "z"), ("only",), ())
     found = replace(
         EQUAL,
         model=(ChangedFact("class", "Net", "Other"),),
         options=(ChangedFact("seed", 0, 1),),
-        blocks=(block,),
+        blocks=(block, less),
         alike=2,
         parameters=(100, 50),
         weights=weights,
@@ -169,12 +181,13 @@ def test_each_difference_has_its_line() -> None:
     lines = text(found)
     assert lines[:4] == ["- a", "+ b", "model: class: Net -> Other", "options: seed: 0 -> 1"]
     assert lines[-5:] == [
-        "blocks.[1] status kept replaced",
-        "surrogate slim",
+        "blocks.[1] kept replaced, slim, ratio 0.5",
+        "blocks.[2] reason none fits -",
         "2 other blocks are the same",
         "parameters: 100 -> 50 (-50.0 %)",
         "weights: 9 equal; 4 different (w, x, y, …); 1 on the - side alone (only)",
     ]
+    assert not any("other" in line for line in text(replace(found, alike=0)))
 
 
 def test_a_plan_alone_has_no_weights() -> None:
