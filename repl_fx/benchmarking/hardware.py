@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from repl_fx import __version__
+from repl_fx.display.numbers import several
 from repl_fx.environment.machine import cpu_model, installed as installed
 
 
@@ -47,7 +48,8 @@ def in_a_line(about: dict[str, Any]) -> str:
     """Hardware and versions in a line, as `of_device` tells them."""
     cuda = f", CUDA {about['cuda']}, cuDNN {about['cudnn']}" if about.get("cuda") else ""
     device = f"{about['device']}; " if about["device"] != about["cpu"] else ""
+    processors = f"{several(about['cores'], 'core')}, {several(about['threads'], 'thread')}"
     return (
-        f"{device}{about['cpu']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, "
+        f"{device}{about['cpu']}, {processors}; Python {about['python']}, "
         f"torch {about['torch']}{cuda}, repl-fx {about['repl_fx']}"
     )

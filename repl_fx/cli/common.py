@@ -27,6 +27,7 @@ from rich.status import Status
 from repl_fx.cli.completion import complete_artifact, complete_model, complete_model_or_artifact
 from repl_fx.cli.flags import Flags, SpecFlags, flags_of
 from repl_fx.cli.group import CLOSED, explain
+from repl_fx.display.numbers import several
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
 from repl_fx.errors import BadInput, OutputError, needing as needing
@@ -346,8 +347,8 @@ def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
 
     if captured.whole:
         return [f"{title}, captured by {captured.parts[0].graph_module.meta['capture'].tracer}"]
-    number = len(captured.parts)
-    return [f"{title}, captured in {number} part{'s' * (number != 1)}; the rest stays eager", parts_table(captured)]
+    number = several(len(captured.parts), "part")
+    return [f"{title}, captured in {number}; the rest stays eager", parts_table(captured)]
 
 
 def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableType]:

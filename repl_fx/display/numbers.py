@@ -18,6 +18,11 @@ def size(number: int | None) -> str:
     return _scaled(number, 1024, _BYTES)
 
 
+def several(number: int | None, noun: str) -> str:
+    """A number of things by their noun: 1 thread, 1,797 samples; a dash for None."""
+    return f"{'-' if number is None else f'{number:,}'} {noun}{'s' * (number != 1)}"
+
+
 def share(part: int | None, whole: int | None) -> str:
     """A part of a whole in percent; a dash where one is unknown or the whole is 0."""
     return f"{100 * part / whole:.1f} %" if part is not None and whole else "-"

@@ -11,6 +11,7 @@ import msgspec
 
 from repl_fx._torch import pytree
 from repl_fx.display.html import Displayed
+from repl_fx.display.numbers import several
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
 from repl_fx.export.weights import WeightComparison
@@ -83,9 +84,9 @@ class Verification(Displayed):
         worst = max(self.rows, key=_badness)
         batches = ", ".join(str(batch) for batch in sorted({row.batch for row in self.rows}))
         sizes = "".join(f"; at {sizes}" for sizes in dict.fromkeys(row.sizes for row in self.rows) if sizes)
-        outputs = len({row.output for row in self.rows})
+        outputs = several(len({row.output for row in self.rows}), "output")
         return (
-            f"{outputs} output{'s' * (outputs != 1)} at batch {batches}{sizes}; "
+            f"{outputs} at batch {batches}{sizes}; "
             f"max |difference| {worst.max_abs:.2e} at scale {worst.scale:.2e} ({worst.output})"
         )
 

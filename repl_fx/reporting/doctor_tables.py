@@ -8,6 +8,7 @@ from rich.console import RenderableType
 
 from repl_fx import __version__
 from repl_fx.display.columns import Table, words
+from repl_fx.display.numbers import several
 from repl_fx.environment.examination import Examination, Package
 from repl_fx.environment.requirements import Extra
 
@@ -40,7 +41,7 @@ def extras_table(extras: Iterable[Extra]) -> Table:
 
 def _machine_lines(found: Examination) -> list[RenderableType]:
     machine = found.machine
-    threads = "" if machine["threads"] is None else f", {machine['threads']} threads"
+    threads = "" if machine["threads"] is None else f", {several(machine['threads'], 'thread')}"
     gpus = [f"GPU:           {gpu['name']}, {_size(gpu['memory'])}" for gpu in machine["gpus"]]
     built = f"torch was built for CUDA {machine['cuda']}" if machine["cuda"] else "torch was built without CUDA"
     driver = f"driver {machine['driver']}" if machine["driver"] else "no driver"
@@ -48,7 +49,7 @@ def _machine_lines(found: Examination) -> list[RenderableType]:
     lines = [
         f"repl-fx:       {__version__}",
         f"Python:        {machine['python']}, {machine['executable']}, {machine['system']}",
-        f"CPU:           {machine['cpu']}, {machine['cores']} cores{threads}, {_size(machine['memory'])}",
+        f"CPU:           {machine['cpu']}, {several(machine['cores'], 'core')}{threads}, {_size(machine['memory'])}",
         *(gpus or ["GPU:           none that torch can use"]),
         f"CUDA:          {built}, {driver}",
         f"ONNX Runtime:  {', '.join(found.providers) or 'no providers'}",

@@ -120,7 +120,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
     if not values:
         return "-"
     shown = f"{mean(values):,.{digits}f}"
-    return f"{shown} ± {stdev(values):.{digits}f}" if len(values) > 1 else shown
+    return f"{shown} ± {stdev(values):,.{digits}f}" if len(values) > 1 else shown
 
 
 def verification_table(verification: Verification, part: str = "") -> Table:

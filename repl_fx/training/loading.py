@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from msgspec import structs
 
+from repl_fx.display.numbers import several
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import Purpose, tokenizer_of
@@ -223,7 +224,7 @@ def _training_changes(data: Data, config: TrainConfig) -> Iterator[str]:
     if _augments(data, config):
         first = next(_changes(data, config, training=True), None)
         shifted = first if isinstance(first, CropAndFlip) else None
-        ways = [] if shifted is None else [f"shifted by up to {shifted.padding} pixels"]
+        ways = [] if shifted is None else [f"shifted by up to {several(shifted.padding, 'pixel')}"]
         ways += ["every other one mirrored"] if shifted is None or shifted.flip else []
         yield f"{where}: {', '.join(ways)} (--augment)"
     for name in ("mixup", "cutmix"):

@@ -23,5 +23,7 @@ def test_the_environment_in_a_line() -> None:
     assert about["cuda"] is None and about["threads"] == torch.get_num_threads()
     line = hardware.in_a_line(about)
     assert line.startswith(f"{about['cpu']}, ") and f"torch {torch.__version__}, repl-fx " in line
+    alone = hardware.in_a_line(about | {"cores": 1, "threads": 1})
+    assert f"{about['cpu']}, 1 core, 1 thread; Python" in alone
     on_gpu = hardware.in_a_line(about | {"device": "a GPU, 80 GiB", "cuda": "13.0", "cudnn": 9})
     assert on_gpu.startswith("a GPU, 80 GiB; ") and "CUDA 13.0, cuDNN 9" in on_gpu

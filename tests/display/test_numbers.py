@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from repl_fx.display.numbers import change, count, milliseconds, share, size, small
+from repl_fx.display.numbers import change, count, milliseconds, several, share, size, small
 
 
 def test_milliseconds() -> None:
@@ -52,3 +52,12 @@ def test_shares_and_changes() -> None:
 
 def test_small_numbers() -> None:
     assert [small(x) for x in (0.0, 1.26e-7, math.inf, math.nan)] == ["0", "1.3e-07", "inf", "nan"]
+
+
+def test_one_thing_has_no_plural() -> None:
+    assert [several(number, "thread") for number in (None, 0, 1, 1797)] == [
+        "- threads",
+        "0 threads",
+        "1 thread",
+        "1,797 threads",
+    ]

@@ -183,14 +183,14 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
 
 def test_a_comparison_has_means_and_spreads_and_reasons() -> None:
     rows = (
-        VariantOutcome("original", 3000, {"loss": [0.5, 0.7], "accuracy": [0.9, 0.8]}, [100.0, 110.0]),
+        VariantOutcome("original", 3000, {"loss": [0.5, 0.7], "accuracy": [0.9, 0.8]}, [4000.0, 8000.0]),
         VariantOutcome("depth-pruned", reason="seed 0: the loss is nan"),
         VariantOutcome("rewritten", 2000, {"loss": [0.6], "accuracy": [0.85]}),
     )
     shown = text_of(comparison_table(rows), width=160)
     original, pruned, rewritten = (next(line for line in shown.splitlines() if row.variant in line) for row in rows)
     assert "3,000" in original and "0.6000 ± 0.1414" in original and "0.8500 ± 0.0707" in original
-    assert "105 ± 7" in original
+    assert "6,000 ± 2,828" in original
     assert "not trained: seed 0: the loss is nan" in pruned
     assert "0.8500" in rewritten and "±" not in rewritten and " - " in rewritten
     assert "memory" not in shown

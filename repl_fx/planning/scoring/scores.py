@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from repl_fx.display.html import Displayed
+from repl_fx.display.numbers import several
 from repl_fx.errors import BadInput, close_matches
 from repl_fx.plan import of_schema
 
@@ -124,7 +125,8 @@ class Scores(Displayed):
         return tuple(score.block for score in sorted(ranked, key=lambda score: score.greedy_rank or 0))
 
     def __str__(self) -> str:
-        shown = f"{len(self.blocks)} blocks by {', '.join(self.kinds)}, over {self.samples:,} samples"
+        over = several(self.samples, "sample")
+        shown = f"{several(len(self.blocks), 'block')} by {', '.join(self.kinds)}, over {over}"
         return shown if self.loss is None else f"{shown}; loss {self.loss:.4g}"
 
     def details(self) -> str:

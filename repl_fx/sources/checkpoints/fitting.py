@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repl_fx.display.numbers import several
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, listed
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import dtype_name
@@ -52,7 +53,7 @@ def load_weights_(model: nn.Module, weights: Weights) -> tuple[str, ...]:
     where = describe_weights(weights)
     state = _load(model, read_weights(weights), where)
     own = model.state_dict()
-    notes = [f"weights are those of {where}, {len(state)} tensors"]
+    notes = [f"weights are those of {where}, {several(len(state), 'tensor')}"]
     changed = [name for name, value in state.items() if name in own and _dtype(own[name]) != _dtype(value)]
     if changed:
         there, here = (listed(sorted({dtype_name(s[n].dtype) for n in changed})) for s in (state, own))
@@ -206,7 +207,7 @@ def _dtype(value: Any) -> Any:
 
 
 def _keys(names: Sequence[str]) -> str:
-    return f"{len(names)} key{'s' * (len(names) != 1)}"
+    return several(len(names), "key")
 
 
 def _are(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from repl_fx.arguments import require_module
+from repl_fx.display.numbers import several
 from repl_fx.errors import BadInput, first_line, foreign_code, listed
 from repl_fx.graph.state import source_state, state_shapes
 from repl_fx.sources.checkpoints.fitting import (
@@ -46,7 +47,7 @@ class LoadedState:
             (self.own, "of the rewritten model alone, as they were"),
         )
         rest = [f"{len(names)} {what}: {listed(names)}" for names, what in words if names]
-        return "; ".join([f"{len(self.loaded)} tensors loaded", *rest])
+        return "; ".join([f"{several(len(self.loaded), 'tensor')} loaded", *rest])
 
 
 def load_source_state(module: nn.Module, weights: Weights) -> LoadedState:
