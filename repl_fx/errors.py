@@ -83,8 +83,8 @@ class UnknownBlock(ReplFxError):
     """A block that the model does not have."""
 
     def __init__(self, block: str, known: Sequence[str]) -> None:
-        listed = ", ".join(known) if known else "none: nothing repeats in this model"
-        super().__init__(f"no block {block!r}{close_matches(block, known)}; the blocks are {listed}")
+        every = listed(known, 6) if known else "none: nothing repeats in this model"
+        super().__init__(f"no block {block!r}{close_matches(block, known)}; the blocks are {every}")
 
 
 class PlanMismatch(ReplFxError):

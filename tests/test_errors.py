@@ -136,3 +136,10 @@ def test_interrupts_are_no_errors() -> None:
 def test_lists_name_the_first_and_count_the_rest() -> None:
     assert listed("abc") == "a, b, c"
     assert listed("abcde") == "a, b, c and 2 more"
+
+
+def test_the_blocks_of_a_deep_model_do_not_fill_the_screen() -> None:
+    names = [f"layers.{number}" for number in range(36)]
+    line = str(repl_fx.UnknownBlock("99", names))
+    assert line == f"no block '99'; the blocks are {', '.join(names[:6])} and 30 more"
+    assert "did you mean layers.30" in str(repl_fx.UnknownBlock("layer.30", names))

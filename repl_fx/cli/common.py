@@ -362,7 +362,7 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
 def require_free_file(file: Path, *, force: bool) -> None:
     """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`."""
     if file.is_dir():
-        raise OutputError(f"{file} is a directory; give the name of a file, such as {file}/bench.json")
+        raise OutputError(f"{file} is a directory; give the name of a file, not of its directory")
     if file.exists() and not force:
         raise OutputError(f"{file} exists; choose another place with -o, or replace it with --force")
     if not file.parent.is_dir():

@@ -166,6 +166,8 @@ class RunRequest:
             if changes or self.config is not None:
                 named = "--config" if self.config is not None else flag_of(next(iter(changes)))
                 raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")
+            if not (Path(spec) / STATE / CONFIG).exists():
+                raise BadInput(f"{spec} has no run to go on with; begin one without --resume")
             return settings_of(Path(spec))
         base = self.defaults if self.config is None else read_config(self.config, self.defaults)
         config = base.changed(**changes)

@@ -121,7 +121,7 @@ def test_a_file_is_refused_before_it_is_written_and_written_whole(tmp_path: Path
     require_free_file(file, force=True)
     write_whole(file, "two")
     assert file.read_text() == "two" and list(tmp_path.iterdir()) == [file]
-    with pytest.raises(OutputError, match="is a directory; give the name of a file"):
+    with pytest.raises(OutputError, match="is a directory; give the name of a file, not of its directory"):
         require_free_file(tmp_path, force=True)
     with pytest.raises(OutputError, match="there is no directory"):
         require_free_file(tmp_path / "none" / "a.json", force=False)

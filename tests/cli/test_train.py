@@ -104,6 +104,7 @@ def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path
     assert "give -o DIR" in one_line(run("train", spec))
     assert "digit" in one_line(run("train", spec, "-o", out, "--config", config))
     assert "--lr" in one_line(run("train", tmp_path, "--resume", "--lr", "1"))
+    assert "has no run to go on with; begin one without --resume" in one_line(run("train", tmp_path, "--resume"))
     assert f"give it in the place of {spec}, or by -o" in one_line(run("train", spec, "--resume"))
     assert "lr is -1.0; it must be float > 0.0" in one_line(run("train", spec, "-o", out, "--lr", "-1"))
     assert "tpu is no device to train on" in one_line(run("train", spec, "-o", out, "--device", "tpu"))
