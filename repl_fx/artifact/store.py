@@ -86,7 +86,7 @@ class Artifact:
     own_files = (PLAN, WEIGHTS, OWN_WEIGHTS, CONSTANTS, GRAPH, STRUCTURE, CAPTURED, SCORES)
 
     def manifest_now(self) -> Manifest:
-        """The manifest of the directory, to which other processes may have added files since it was read.
+        """The manifest of the directory, to which other processes may have added files since, with the model as read.
 
         Raises:
             OutputError: its model is another one since.
@@ -98,7 +98,8 @@ class Artifact:
         ]
         if own[0] != own[1]:
             raise OutputError(f"{self.directory} holds another model than was read from it; start again")
-        return now
+        # Its model may have been named at another place.
+        return msgspec.structs.replace(now, model=self.manifest.model)
 
     @property
     def inputs(self) -> ExampleInputs:
