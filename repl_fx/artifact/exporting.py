@@ -128,7 +128,7 @@ def _parts(artifact: Artifact, with_cache: bool, progress: Callable[[str], None]
     """The graphs to write: of the whole model, where it has one, else of the parts that were rewritten."""
     if with_cache:
         progress("capture a step")
-        return (_step(artifact),)
+        return (step_of(artifact),)
     if not artifact.result.captured_parts.whole:
         progress("capture in evaluation mode")
         with suppress(CaptureError):
@@ -136,8 +136,12 @@ def _parts(artifact: Artifact, with_cache: bool, progress: Callable[[str], None]
     return artifact.result.parts
 
 
-def _step(artifact: Artifact) -> Part:
-    """A step of a decoder with its cache."""
+def step_of(artifact: Artifact) -> Part:
+    """A step of a decoder of transformers, with its cache as inputs and outputs.
+
+    Raises:
+        BadInput: the model of the artifact is no such decoder.
+    """
     given = artifact.result.inputs
     ids = given.kwargs.get("input_ids", given.args[0] if given.args else None)
     if ids is None:

@@ -27,6 +27,7 @@ class VerifyFlags(SpecFlags, frozen=True, kw_only=True):
         part: The part of DIR to compare; by default the one FILE is named for, or the model.
         batch: Batch sizes, such as 1,2,5; by default three of them.
         per_layer: Compare inner values too, layer by layer.
+        with_cache: The file is a step of a decoder with its cache, as export --with-cache writes it.
     """
 
     rtol: float | None = None
@@ -34,6 +35,7 @@ class VerifyFlags(SpecFlags, frozen=True, kw_only=True):
     part: Annotated[str, "PATH"] | None = None
     batch: Annotated[str, "LIST"] | None = None
     per_layer: Switch = False
+    with_cache: Switch = False
 
 
 @common.command(VerifyFlags, ModelSettings, without=("fixed",))
@@ -51,7 +53,7 @@ def verify_command(
         repl-fx verify model.py model.onnx --weights trained.safetensors
     """
     from repl_fx import capture, verify_onnx
-    from repl_fx.artifact.exporting import digest_of
+    from repl_fx.artifact.exporting import digest_of, step_of
     from repl_fx.planning.written_options import parse_sizes
     from repl_fx.reporting.tables import layers_table, verification_table
     from repl_fx.tracing.capture import widen_batch
@@ -60,7 +62,14 @@ def verify_command(
     terminal.stage("load")
     settings = ModelSettings().changed(**given)
     target = common.load_target(spec, flags, settings)
-    module, example, path = _subject(target, flags.part, onnx)
+    if not flags.with_cache:
+        module, example, path = _subject(target, flags.part, onnx)
+    elif target.artifact is None or flags.part is not None:
+        raise BadInput("--with-cache compares the whole model of a directory; give DIR, and leave out --part")
+    else:
+        terminal.stage("capture a step")
+        step = step_of(target.artifact)
+        module, example, path = step.graph_module, step.inputs, step.path
     inputs = widen_batch(module, example)
     if flags.per_layer and target.artifact is None:
         terminal.stage("capture")

@@ -72,6 +72,11 @@ def test_a_decoder_is_written_with_its_cache(run: Run, artifact: Path, tmp_path:
     graph = onnx.load(tmp_path / "step.onnx").graph
     assert {value.name for value in graph.input} > {"input_ids", "past_key_values_0_key", "past_key_values_2_value"}
     assert "takes no cache" in one_line(run("export", artifact, "--with-cache"))
+    same = run("verify", tmp_path / "out", tmp_path / "step.onnx", "--with-cache")
+    assert same.exit_code == 0 and "step.onnx is the file that export verified" in same.stdout, same.stderr
+    assert "give DIR, and leave out --part" in one_line(
+        run("verify", tmp_path / "out", tmp_path / "step.onnx", "--with-cache", "--part", "layers")
+    )
 
 
 def test_a_refused_export_leaves_all_as_it_was(run: Run, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
