@@ -54,8 +54,8 @@ def test_parts_stand_under_their_path_and_the_model_around_them() -> None:
 
 
 def _made(rate: float, dtype: torch.dtype) -> tuple[str, ...]:
-    module = nn.Sequential(nn.Dropout(rate))
-    vars(module)["tables"] = (torch.ones(2, dtype=dtype),)
+    module = nn.Sequential(nn.Dropout(rate), nn.Softmax())
+    vars(module[1])["dim"] = (torch.ones(2, dtype=dtype),)
     return lines_made(module)
 
 
