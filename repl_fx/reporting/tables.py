@@ -83,7 +83,9 @@ def scores_table(scores: Scores) -> Table:
 
 def costs_table(before: Costs, after: Costs | None = None) -> Table:
     """Costs of a model, or costs before and after a transform with the change in percent."""
-    batch = f"batch {before.batch}" if before.parts is None else "one call of each part"
+    # An artifact has the rewritten parts alone, which cost less than all that were captured.
+    calls = f"each of {before.parts} parts" if before.parts != 1 else "1 part"
+    batch = f"batch {before.batch}" if before.parts is None else f"one call of {calls}"
     lines: list[tuple[str, _Text, _Value]] = [
         ("parameters", count, lambda costs: costs.parameters),
         ("weights on disk", size, lambda costs: costs.weight_bytes),

@@ -88,6 +88,8 @@ def test_costs_before_and_after() -> None:
     assert row_of(text, "activations")[-6:] == ["1.00", "MiB", "512", "KiB", "-50.0", "%"]
     assert row_of(text, "kept")[-3:] == ["1.00", "KiB", "-"]
     assert "synthesis" not in text_of(costs_table(before))
+    for parts, words in ((1, "one call of 1 part"), (3, "one call of each of 3 parts")):
+        assert words in text_of(costs_table(replace(before, parts=parts)))
     assert costs_document(before)["flops_per_sample"] == 5 * 10**8
 
 
