@@ -121,12 +121,11 @@ def bench(
     known = [one.name for one in fields(Settings)]
     if unknown := next((name for name in changed if name not in known), None):
         raise BadInput(f"bench has no setting {unknown!r}{close_matches(unknown, known)}; it has {', '.join(known)}")
-    require_kind(
-        settings or Settings(), Settings, "bench takes for settings repl_fx.benchmarking.benchmark.Settings(…)"
-    )
-    require_kind(inputs or result.inputs, ExampleInputs, "bench takes for inputs ExampleInputs.of(args, kwargs)")
-    settings = replace(settings or Settings(), **changed)
-    run = _BenchmarkRun(result, rewritten, inputs or result.inputs, settings, progress or tell)
+    settings, inputs = settings or Settings(), inputs or result.inputs
+    require_kind(settings, Settings, "bench takes for settings repl_fx.benchmarking.benchmark.Settings(…)")
+    require_kind(inputs, ExampleInputs, "bench takes for inputs ExampleInputs.of(args, kwargs)")
+    settings = replace(settings, **changed)
+    run = _BenchmarkRun(result, rewritten, inputs, settings, progress or tell)
     with seeded(run.device, settings.seed):
         trained = run.training() if settings.training else ()
         inferred = run.inference() if settings.inference else ()

@@ -95,8 +95,8 @@ class Batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise BadInput(f"{where} is {in_words(batch)}; give pairs (inputs, targets) where there is a loss")
             batch, targets = batch
-        elif isinstance(batch, tuple | list) and len(batch) == 2 and self._takes(*batch[:1]) > self._takes(*batch):
-            batch = batch[0]
+        elif isinstance(batch, tuple | list) and len(batch) == 2:
+            batch = batch[0] if self._takes(batch[0]) and not self._takes(*batch) else batch
         if not isinstance(batch, Tensor | Mapping | tuple | list):
             raise BadInput(
                 f"{where} is {in_words(batch)}; give a tensor, a tuple of arguments, or a dict of them by name"
