@@ -135,20 +135,26 @@ def verification_table(verification: Verification, part: str = "") -> Table:
     for row in verification.rows:
         found.setdefault(row.output, []).append(row)
     failing = ["differs at"] if any(not row.passed for row in verification.rows) else []
-    rows = []
-    for output, at in found.items():
-        worst = (max(map(attrgetter(name), at)) for name in ("max_abs", "mean_abs", "median_abs", "max_rel"))
-        cosine = f"{min(row.cosine for row in at):.6f}"
-        agreements = [row.top1_agreement for row in at if row.top1_agreement is not None]
-        agreement = f"{100 * min(agreements):.4g} %" if agreements else "-"
-        differs = [row for row in at if not row.passed]
-        verdict = _verdict((differs or at)[0])
-        where = ["all sizes" if differs == at and differs[1:] else "; ".join(row.at for row in differs)] * len(failing)
-        rows.append((output, *map(small, worst), cosine, agreement, verdict, *where))
+    rows = [(output, *_worst(at), *[_differs_at(at)] * len(failing)) for output, at in found.items()]
     sizes = len({(row.batch, row.sizes) for row in verification.rows})
     title = f"ONNX Runtime and PyTorch{f', {part}' if part else ''}{f', the worst of {sizes} sizes' * (sizes > 1)}"
     measures = numbers("max\nabs", "mean\nabs", "median\nabs", "max\nrel", "cosine", "top-1")
     return Table(title, (*words("output"), *measures, _VERDICT, *words(*failing)), rows)
+
+
+def _worst(at: Sequence[Difference]) -> list[str]:
+    """The measures of an output at several sizes, the worst of each, and the verdict."""
+    worst = (max(map(attrgetter(name), at)) for name in ("max_abs", "mean_abs", "median_abs", "max_rel"))
+    agreements = [row.top1_agreement for row in at if row.top1_agreement is not None]
+    agreement = f"{100 * min(agreements):.4g} %" if agreements else "-"
+    verdict = _verdict(next((row for row in at if not row.passed), at[0]))
+    return [*map(small, worst), f"{min(row.cosine for row in at):.6f}", agreement, verdict]
+
+
+def _differs_at(at: Sequence[Difference]) -> str:
+    """The sizes at which an output is not within the tolerance."""
+    differs = [row for row in at if not row.passed]
+    return "all sizes" if differs == at and differs[1:] else "; ".join(row.at for row in differs)
 
 
 def layers_table(verification: Verification) -> Table:
