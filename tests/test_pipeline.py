@@ -247,6 +247,12 @@ def test_nothing_to_replace_says_why() -> None:
         repl_fx.transform(ConvNet(depth=3), (images(),), ignore=["blocks.*"])
 
 
+@pytest.mark.parametrize("budget", [None, {"params": 0.9}])
+def test_a_name_to_ignore_that_the_model_does_not_have(budget: dict[str, float] | None) -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"matches --ignore block.1; did you mean blocks.1, "):
+        repl_fx.transform(ConvNet(depth=3), (images(),), ignore=["head", "block.1"], budget=budget)
+
+
 class _Choosy(nn.Module):
     """Looks at values behind each of its blocks."""
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import accumulate, chain
 
 from torch import fx
 
@@ -64,7 +65,7 @@ def choose_blocks(
         repeats: from `find_repeats`.
         every: replace the k-th, 2k-th, … block of each repeat; 2 or more, or 1 where surrogates may stand alone.
         blocks: names of blocks, or their numbers in the order of all repeats from 1; overrides `every`.
-        ignore: globs; a block whose name, module path or any parameter matches one stays.
+        ignore: globs; a block stays whose name or any parameter matches one, or the path of a module with a parameter.
         alone: whether surrogates may be made from their block alone, so that it may have no kept one around it.
 
     Returns:
@@ -151,6 +152,12 @@ def with_neighbours(
         else:
             refusals.append(Refusal(block.name, repeat.name, NONE_KEPT))
     return Choice(tuple(chosen), tuple(refusals))
+
+
+def paths_to(parameters: Iterable[str]) -> set[str]:
+    """The names of parameters, and the paths of all modules that have them."""
+    every = (list(accumulate(name.split("."), "{}.{}".format)) for name in parameters)
+    return set(chain.from_iterable(every))
 
 
 def _settled(repeats: Sequence[Repeat]) -> set[fx.Node]:
@@ -252,6 +259,6 @@ class Candidates:
             if node in self.gone:
                 return f"it is part of {self.gone[node]}, which {self.fate}"
         for glob in self.ignore:
-            if any(fnmatchcase(name, glob) for name in (block.name, *block.parameters)):
+            if fnmatchcase(block.name, glob) or any(fnmatchcase(path, glob) for path in paths_to(block.parameters)):
                 return f"it matches --ignore {glob}"
         return None

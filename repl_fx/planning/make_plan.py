@@ -7,12 +7,13 @@ budget=…            the plan with the highest score       BudgetPlanner
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Unpack
 
 from torch import fx
 
 from repl_fx.arguments import require_kind, require_module
-from repl_fx.errors import NothingToReplace, PlanMismatch, listed
+from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch, close_matches, listed
 from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Plan
 from repl_fx.planning.budgets import BudgetPlanner, budget_among, budget_planner
@@ -66,11 +67,21 @@ def planner_of(found: ModelRepeats, options: Options, forms: Forms) -> Planner:
     Raises:
         UnknownSurrogate, UnknownBlock, BadInput: see `make_plan`.
     """
-    budget = budget_among(options)
+    budget, ignore, seed = budget_among(options), options.get("ignore") or (), options.get("seed", 0)
+    _require_names(found, ignore)
     if budget is None:
         return PlanByChoice(found, options)
-    ignore, seed = options.get("ignore") or (), options.get("seed", 0)
     return budget_planner(ReplacementCosts(found, forms, budget.limits, seed), policy_among(options), budget, ignore)
+
+
+def _require_names(found: ModelRepeats, ignore: Sequence[str]) -> None:
+    """Refuse a glob that names nothing: the block that it was meant for would go."""
+    source = found.captured.source
+    names = {name for name, _ in (*source.named_modules(), *source.named_parameters())}
+    names |= {block.name for repeat in found.repeats for block in repeat.blocks}
+    for glob in ignore:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise BadInput(f"no block, module or parameter matches --ignore {glob}{close_matches(glob, names)}")
 
 
 def plan_by(planner: Planner, found: ModelRepeats) -> Plan:

@@ -21,7 +21,7 @@ class Options(TypedDict, total=False):
         blocks: names or numbers (from 1) of the blocks to replace; overrides `every`. A pattern of module paths among
             them, such as `layers.*`, says for `transform` which modules are the blocks of a repeat, in place of what
             `find_repeats` finds; see `repeat_of`.
-        ignore: globs over block and parameter names; what matches stays.
+        ignore: globs over names of blocks, modules and parameters; a block stays that matches, or has one inside.
         settings: settings of the surrogate.
         seed: of the surrogates' initial values; 0 by default.
         budget: what may be left of the costs `params`, `flops`, `memory` (kept for the backward pass) and `latency`, as

@@ -100,7 +100,7 @@ class PlanSettings(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         finder: Take the repeats from this finder of an installed package.
         budget: What may be left of a cost, such as params=0.7; repeatable.
         scores: With a budget, what each block is worth: a JSON file, by name.
-        ignore: Keep blocks whose name or any parameter matches; repeatable.
+        ignore: Keep blocks that match by name, or by a module or parameter inside; repeatable.
         surrogate: What stands in for a replaced block.
         set: A setting of the surrogate, such as ratio=0.25; repeatable.
         plan: Do what this plan.json says, in place of the options above.

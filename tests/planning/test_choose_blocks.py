@@ -124,7 +124,7 @@ def test_blocks_that_go_in_part_are_neighbours_of_others() -> None:
     }
 
 
-@pytest.mark.parametrize("glob", ["a.1", "*.1", "a.1.fc.*"])
+@pytest.mark.parametrize("glob", ["a.1", "*.1", "a.1.fc.*", "a.1.fc"])
 def test_ignored_blocks_stay_and_serve_as_neighbours(glob: str) -> None:
     choice = choose_blocks([repeat("a", 6)], every=2, ignore=["nothing", glob])
     assert chosen(choice) == [("a.2", "a.3", "a.4")]
