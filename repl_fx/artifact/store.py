@@ -114,8 +114,10 @@ class Artifact:
             return self.module
         model, state = in_place.model, self.state
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
-        of_graph = vars(self.module)[ORIGIN]
-        vars(model)[ORIGIN] = msgspec.structs.replace(of_graph, in_place=True, made=vars(model)[ORIGIN].made)
+        of_graph, placed = vars(self.module)[ORIGIN], vars(model)[ORIGIN]
+        vars(model)[ORIGIN] = msgspec.structs.replace(
+            of_graph, in_place=True, made=placed.made, by_graph=placed.by_graph
+        )
         return model.eval()
 
     @property
@@ -483,7 +485,9 @@ class _Applying(_Files):
         with suppress(PlanMismatch):
             if captured is not None:
                 made = self.to(replace(captured, eager=manifest.eager))
-                return replace(made, compared=manifest.in_place)
+                # Under other versions the source's own code may compute otherwise.
+                same = manifest.in_place or manifest.versions == versions()
+                return replace(made, by_graph=manifest.by_graph if same else None)
         return None
 
 

@@ -19,6 +19,7 @@ from repl_fx.graph.state import parameter_count
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.block_reports import BlockReport, blocks_table
 from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
+from repl_fx.rewriting.in_place.judging import Judged
 from repl_fx.rewriting.in_place.pretrained import has_from_pretrained
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import ORIGIN
@@ -48,7 +49,8 @@ class TransformResult(Displayed, HasInputs):
         placed: the surrogates in the model's own tree, where the plan was settled by them; without checkpoints.
         checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
         scores: what each block was worth, where the plan was made from that.
-        compared: the same model in place was compared with `module` before, when it was saved.
+        by_graph: see `InPlace.by_graph`, of the same model in place that was compared with `module` before, when it
+            was saved; None where none was.
         graph: whether `model` is `module` also where there could be a model in place.
     """
 
@@ -64,7 +66,7 @@ class TransformResult(Displayed, HasInputs):
     placed: InPlace | None = None
     checkpoint_blocks: bool = False
     scores: Mapping[str, float] = field(default_factory=dict)
-    compared: bool = False
+    by_graph: tuple[str, ...] | None = None
     graph: bool = False
 
     @property
@@ -123,9 +125,9 @@ class TransformResult(Displayed, HasInputs):
             made = InPlace(None, tuple(Refusal(r.block, r.repeat, why) for r in self.plan.replacements))
         elif made is None or (made.model is not None and self.checkpoint_blocks):
             # What was placed before, without checkpoints, has been compared.
-            module = self.module if made is None and not self.compared else None
-            known = self.found, self.plan, self.one_by_one, module
-            made = put_in_place(*known, checkpoint_blocks=self.checkpoint_blocks)
+            by_graph = self.by_graph if made is None else made.by_graph
+            known = self.found, self.plan, self.one_by_one, self.module if by_graph is None else None
+            made = put_in_place(*known, judged=Judged(by_graph), checkpoint_blocks=self.checkpoint_blocks)
         if made.model is not None:
             of_graph = made.tensors_of(self.module)
             shared = {n: tensor for n, tensor in made.tensors_of(made.model).items() if of_graph.get(n) is tensor}
@@ -133,12 +135,14 @@ class TransformResult(Displayed, HasInputs):
         # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
         model = made.model or self.module
         if made.model is not None or ORIGIN not in vars(model):
-            vars(model)[ORIGIN] = self.origin_of(model)
+            vars(model)[ORIGIN] = self.origin_of(model, made)
         return made
 
-    def origin_of(self, module: nn.Module) -> Origin:
-        """All that is known of the transform, for `module` or for the model in place."""
+    def origin_of(self, module: nn.Module, placed: InPlace | None = None) -> Origin:
+        """All that is known of the transform, for `module` or for the model in place, which is that of `placed`."""
         captured, in_place = self.captured_parts, module is not self.rewritten
+        placed = placed or vars(self).get("in_place", self.placed)
+        by_graph = self.by_graph if placed is None or placed.model is None else tuple(sorted(placed.by_graph))
         return Origin(
             code=self.code,
             parts=tuple(_captured(part) for part in captured.parts if part.path in self.plan.parts),
@@ -147,6 +151,7 @@ class TransformResult(Displayed, HasInputs):
             fixed=captured.fixed,
             in_place=in_place,
             checkpoint_blocks=self.checkpoint_blocks,
+            by_graph=by_graph,
             plan=self.plan,
             structure=self.structure,
             made=lines_made(module) if in_place else self.made,

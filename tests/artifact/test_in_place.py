@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import pickle
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from torch import nn
 import repl_fx
 from repl_fx.artifact import load_artifact
 from repl_fx.running.holders import ORIGIN
+from tests.artifact.edits import edit_manifest, set_value
 from tests.nets import ConvNet, MixedHalves, RawNet, TokenNet
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
@@ -116,3 +119,52 @@ def test_what_follows_the_device_in_one_form_is_no_state_of_the_other(tmp_path: 
     repl_fx.save(model, tmp_path / "out")
     for graph in (False, True):
         assert torch.equal(repl_fx.load(tmp_path / "out", _positions(), graph=graph)(x), model(x))
+
+
+class _Scaled(nn.Module):
+    """Asks for the number of its hidden units, of which a surrogate has fewer than the trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.fc(x).relu()
+        made: torch.Tensor = x + self.out(h) / math.sqrt(h.shape[-1])
+        return made
+
+
+def _scaled() -> nn.Module:
+    return nn.Sequential(*(_Scaled() for _ in range(4)))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_surrogate_that_runs_its_graph_does_so_when_it_comes_back(tmp_path: Path, in_place: bool) -> None:
+    model, x = _scaled(), torch.randn(2, 16)
+    result = repl_fx.transform(model, (x,), surrogate="narrow")
+    repl_fx.save(result.model if in_place else result, tmp_path / "out")
+    loaded = repl_fx.load(tmp_path / "out", copy.deepcopy(model))
+    assert torch.equal(loaded(x), result.graph_module.eval()(x))
+    repl_fx.save(loaded, tmp_path / "again")
+    assert torch.equal(repl_fx.load(tmp_path / "again", copy.deepcopy(model))(x), loaded(x))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_model_that_was_compared_is_not_run_to_load_it_but_under_other_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: bool
+) -> None:
+    model, x = _scaled(), torch.randn(2, 16)
+    result = repl_fx.transform(model, (x,), surrogate="narrow")
+    repl_fx.save(result.model if in_place else result, tmp_path / "out")
+    compared: list[nn.Module] = []
+
+    def parting(model: nn.Module, *_: object, **__: object) -> str:
+        compared.append(model)
+        return ""
+
+    monkeypatch.setattr("repl_fx.rewriting.in_place.assembling.parting", parting)
+    repl_fx.load(tmp_path / "out", copy.deepcopy(model))
+    assert not compared
+    edit_manifest(tmp_path / "out", set_value("versions/torch", "2.0"))
+    repl_fx.load(tmp_path / "out", copy.deepcopy(model))
+    assert len(compared) == (0 if in_place else 1)

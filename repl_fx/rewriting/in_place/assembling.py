@@ -34,6 +34,7 @@ class InPlace:
         refusals: the replaced blocks that have none, with the reasons.
         open: the blocks among these for which another surrogate may have a place.
         prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
+        by_graph: the paths of surrogates that run their graph, as the code of their block would compute otherwise.
         shared: the tensors that both have, by their names in the model; those of before where each has its own now.
     """
 
@@ -41,6 +42,7 @@ class InPlace:
     refusals: tuple[Refusal, ...] = ()
     prefixes: Mapping[str, str] = field(default_factory=dict)
     open: frozenset[str] = frozenset()
+    by_graph: Set[str] = frozenset()
     shared: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors_of(self, module: nn.Module) -> dict[str, Tensor]:
@@ -141,14 +143,15 @@ def put_in_place(
         plan: the plan that was applied.
         graphs: the rewritten graphs with syntheses one by one, by the path of their part; the model in place shares
             their tensors.
-        module: the rewritten model, which the model in place is compared with; None where costs alone are asked for.
-        judged: what is known of replacements in other plans for this model, with this seed.
+        module: the rewritten model, which the model in place is compared with; None where that was done before, or
+            costs alone are asked for.
+        judged: tells which surrogates run their graph; None where costs alone are asked for.
         checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
     captured, inputs = found.captured, found.captured.inputs
     made, own = _put(found, plan, graphs, set())
-    if module is not None and made.model is not None:
-        by_graph = (judged or Judged()).of(captured.source, made.model, own, inputs)
+    if judged is not None and made.model is not None:
+        by_graph = judged.of(captured.source, made.model, own, inputs)
         made, _ = _put(found, plan, graphs, by_graph) if by_graph else (made, own)
     if made.model is None:
         return made
@@ -215,7 +218,7 @@ def _put(
         if stand_in.neighbour is not None:
             path, _, form = stand_in.neighbour
             model.get_submodule(path).register_forward_hook(form)
-    return InPlace(model, (), prefixes), own
+    return InPlace(model, (), prefixes, by_graph=by_graph), own
 
 
 def _require_watched(cuts: Sequence[Cut], part: PartRepeats, places: Sequence[ModulePlace]) -> None:

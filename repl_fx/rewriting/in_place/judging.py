@@ -10,7 +10,7 @@ on fewer of them it is another function than the graph, which keeps the number o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,13 +56,19 @@ class Judged:
     """The surrogates that compute otherwise by the code of their blocks, of one model with one seed and inputs.
 
     What was found of a replacement serves in other plans: the model is run once more for those that are new alone.
+
+    Args:
+        by_graph: the paths of all of them, where they are known from before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_graph: Collection[str] | None = None) -> None:
+        self._known = by_graph
         self._found: dict[tuple[str, str], bool] = {}
 
     def of(self, source: nn.Module, model: nn.Module, own: Mapping[str, OwnCode], inputs: ExampleInputs) -> set[str]:
         """See `compute_with_sizes`."""
+        if self._known is not None:
+            return set(self._known)
         keys = {path: (path, repr(one.replacements)) for path, one in own.items()}
         new = {path: one for path, one in own.items() if keys[path] not in self._found}
         by_graph = compute_with_sizes(source, model, new, inputs)

@@ -196,7 +196,8 @@ class _UnitSearch:
         if node not in self.site.block.node_set or node in self.site.block.outputs:
             raise Unfit(f"the channels of {node.name} are seen outside of its branches", node)
         value, axis = node.meta.get("val"), self.units.axis
-        if not isinstance(value, Tensor) or value.ndim <= axis or fixed_size(value.shape[axis]) != self.units.size:
+        has_axis = isinstance(value, Tensor) and -value.ndim <= axis < value.ndim
+        if not has_axis or fixed_size(value.shape[axis]) != self.units.size:
             raise Unfit(f"{node.name} does not keep the channels of its hidden layer", node)
         for feeder in self._feeders(node):
             self.include(feeder)

@@ -129,6 +129,8 @@ class Described(Strict, frozen=True, kw_only=True):
         fixed: names of the dimensions of inputs that stay as in the example, because they were asked to.
         in_place: whether the module is the model in place, under the names of whose tensors the weights are.
         checkpoint_blocks: whether the model in place computes its kept blocks again in the backward pass.
+        by_graph: the surrogates of the model in place that run their graph where their block's own code would compute
+            otherwise; None where there is no model in place, or none that was compared with the graph.
     """
 
     code: str
@@ -139,6 +141,7 @@ class Described(Strict, frozen=True, kw_only=True):
     fixed: tuple[str, ...] = ()
     in_place: bool = False
     checkpoint_blocks: bool = False
+    by_graph: tuple[str, ...] | None = None
 
     def described(self) -> dict[str, Any]:
         """These fields by name."""

@@ -213,6 +213,11 @@ def test_code_that_computes_with_its_hidden_size_does_not_run_on_fewer_units(
             assert torch.equal(model.train(training)(x), result.graph_module.train(training)(x))
 
 
+def test_code_that_computes_with_its_hidden_size_does_not_run_where_blocks_are_computed_again() -> None:
+    result = repl_fx.transform(_Net(_Root), (X,), surrogate="narrow", checkpoint_blocks=True)
+    assert torch.equal(result.model.eval()(X), result.graph_module.eval()(X))
+
+
 def test_what_reads_another_size_of_a_surrogate_than_the_graph_keeps_it_out_of_place() -> None:
     class Reading(_Net):
         def forward(self, x: Tensor) -> Any:
