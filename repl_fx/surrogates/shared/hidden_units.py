@@ -196,8 +196,8 @@ class _UnitSearch:
         if node not in self.site.block.node_set or node in self.site.block.outputs:
             raise Unfit(f"the channels of {node.name} are seen outside of its branches", node)
         value, axis = node.meta.get("val"), self.units.axis
-        has_axis = isinstance(value, Tensor) and -value.ndim <= axis < value.ndim
-        if not has_axis or fixed_size(value.shape[axis]) != self.units.size:
+        # A mean of all values has no axis, not even a last one.
+        if not isinstance(value, Tensor) or [*map(fixed_size, value.shape[axis:][:1])] != [self.units.size]:
             raise Unfit(f"{node.name} does not keep the channels of its hidden layer", node)
         for feeder in self._feeders(node):
             self.include(feeder)

@@ -68,7 +68,7 @@ def test_whatever_treats_channels_one_by_one_is_between(between: Callable[[Tenso
     [
         (lambda a, b: a.softmax(-1) + b, "does not treat the channels of a hidden layer one by one"),
         (lambda a, b: a.cumsum(-1) + b, "does not treat the channels of a hidden layer one by one"),
-        (lambda a, b: a + b.mean(), "does not keep the channels"),
+        (lambda a, b: b + a / a.mean(), "does not keep the channels"),
         (lambda a, b: a + b.mean(-1, keepdim=True), "does not keep the channels|one by one"),
         (lambda a, b: a.flip(-1) * b, "does not treat the channels of a hidden layer one by one"),
         (lambda a, b: a.unflatten(-1, (3, 4)).relu().flatten(-2) + b, "does not keep the channels|one by one"),
