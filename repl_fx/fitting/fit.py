@@ -34,6 +34,7 @@ from repl_fx.graph.captured import attribute
 from repl_fx.rewriting.in_place.judging import parting
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given
+from repl_fx.running.opaque_outputs import all_finite
 from repl_fx.surrogates.shared.cut_layers import cut_layers, readers_of
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, KeptUnits, LastLayer, WholeMap
 
@@ -276,7 +277,7 @@ class _Fitting:
             computed = self._ours.values(batch, ours) if ours else {}
             wanted = self._theirs.values(batch, theirs) if theirs else {}
             for value in (*computed.values(), *wanted.values()):
-                if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                if isinstance(value, Tensor) and value.is_floating_point() and not all_finite(value):
                     what = f"the stream at {stand_in.block} is NaN or infinite in {batch.where}"
                     raise BadInput(f"{what}; look at its inputs")
             yield computed, wanted

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import floating_outputs
+from repl_fx.running.opaque_outputs import all_finite, floating_outputs
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
 # How often the parameters move before a surrogate without gradients counts as dead: a closed gate opens at the first,
@@ -120,7 +120,7 @@ class TrainingCheck:
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is None:
                         continue
-                    if not bool(torch.isfinite(gradient).all()):
+                    if not all_finite(gradient):
                         broken.add(id(parameter))
                     elif bool(gradient.any()):
                         learns.add(id(parameter))

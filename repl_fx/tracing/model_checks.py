@@ -22,6 +22,7 @@ from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, fore
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import all_finite
 from repl_fx.running.untouched import device_of, in_mode
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.tracing.asking import is_models_code
@@ -260,6 +261,8 @@ def _no_numbers(tensor: Tensor) -> str:
         return ""
     # Types of 8 bits know no such questions.
     values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
+    if values.layout is torch.strided and all_finite(values):
+        return ""
     nan = int(values.isnan().sum())
     infinite = int(values.isinf().sum()) if tensor.requires_grad else 0
     counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count]

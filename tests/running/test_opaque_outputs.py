@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from repl_fx.running.opaque_outputs import equal_leaves, floating_outputs, is_object, open_objects, same_value
+from repl_fx.running.opaque_outputs import (
+    all_finite,
+    equal_leaves,
+    floating_outputs,
+    is_object,
+    open_objects,
+    same_value,
+)
 
 
 class Holder:
@@ -114,3 +121,16 @@ def test_a_container_of_a_class_of_its_own_is_compared_and_not_opened() -> None:
 def test_a_container_of_a_class_of_its_own_in_an_object_is_no_constant(inside: Any) -> None:
     leaves = pytree.tree_leaves(open_objects(Holder(inside)))
     assert len(leaves) == 1 and isinstance(leaves[0], (Entries, set))
+
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
+
+
+@pytest.mark.parametrize("dtype", _FLOATS)
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), float("-inf")])
+def test_one_value_that_is_no_number_is_found_anywhere(dtype: torch.dtype, value: float) -> None:
+    for place in range(70):
+        tensor = torch.ones(70, dtype=dtype, requires_grad=True)
+        tensor.data[place] = value
+        assert all_finite(tensor) is (value == 0)
+    assert all_finite(torch.zeros(0, dtype=dtype)) and all_finite(torch.zeros(2, dtype=torch.int64))
