@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import FakeTensorMode, OperatorsRun, fixed_size, forget_tensors, pytree
+from repl_fx._torch import FakeTensorMode, OperatorsRun, fixed_size, forget_tensors, pytree, quiet_tracing
 from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import tensors_in
@@ -160,7 +160,7 @@ def _operators(
 
     fakes = pytree.tree_map(fresh, (args, kwargs))
     try:
-        with foreign_code(), in_mode(module, training), OperatorsRun(run):
+        with foreign_code(), in_mode(module, training), quiet_tracing(), OperatorsRun(run):
             module.forward(*fakes[0], **fakes[1])
     except ForeignError:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -142,6 +143,25 @@ def test_norms_that_count_their_batches_are_left_as_they_were() -> None:
     assert result.in_place.model is not None
     counts = [value for name, value in net.named_buffers() if name.endswith("num_batches_tracked")]
     assert len(counts) == 3 and not any(counts)
+
+
+def test_blocks_that_take_no_larger_sizes_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Block(nn.Module):
+        seen: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 32), nn.Linear(32, 8)
+            self.register_buffer("seen", torch.ones(16, 16).tril())
+
+        def forward(self, x: Tensor) -> Tensor:
+            length = x.shape[1]
+            x = (x @ x.mT).masked_fill(self.seen[:length, :length] == 0, 0.0) @ x
+            return x + self.fc2(torch.relu(self.fc1(x)))  # type: ignore[no-any-return]
+
+    result = repl_fx.transform(nn.Sequential(*(Block() for _ in range(3))), (torch.randn(2, 5, 8),), surrogate="narrow")
+    assert result.in_place.model is not None
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 class _Masked(nn.Module):
