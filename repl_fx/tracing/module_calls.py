@@ -21,18 +21,22 @@ from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.stamping import Stamps
 
 
+def is_noted(module: nn.Module) -> bool:
+    """Tell whether calls of a module are noted: not of leaves, whose calls stay nodes, nor without parameters."""
+    return not is_leaf(module) and any(True for _ in module.parameters())
+
+
 @contextmanager
 def record_module_calls(model: nn.Module, stamps: Stamps) -> Iterator[None]:
     """Let the nodes of a trace note the module calls whose arguments and results they are.
 
     Args:
-        model: the model about to be traced; leaves are left out, whose calls stay nodes, and modules without
-            parameters, which are no blocks.
+        model: the model about to be traced; modules that are not to be noted are left out.
         stamps: makes alike calls copies of one.
     """
     named: dict[nn.Module, str] = {}
     for path, module in model.named_modules():
-        if path and not is_leaf(module) and any(True for _ in module.parameters()):
+        if path and is_noted(module):
             named.setdefault(module, path)
     calls: dict[str, list[ModuleCall]] = {path: [] for path in named.values()}
     noted = [module for module in named if "_call_impl" not in vars(module)]

@@ -63,6 +63,7 @@ from repl_fx.surrogates.shared.borrowed_maps import BORROWS
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
 from repl_fx.surrogates.shared.sharded_weights import is_sharded, whole
 from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.module_calls import is_noted
 from repl_fx.tracing.parts.capture_parts import assemble, qualified_name
 from repl_fx.tracing.parts.part_repeats import PartRepeats
 
@@ -120,6 +121,8 @@ class Cut:
         nodes = {block.name: {node for node in gm.graph.nodes if block_of(node) == block.name} for block in self.blocks}
         self.inside = set().union(*nodes.values())
         row = place.is_added or len(place.paths) > 1
+        for called in place.paths:
+            self._only_call(called)
         self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if row else {}
         self.sums = self._sums() if place.is_added else {}
         self.main = main_of(place.paths, self.inside, tuple(filter(None, self.sums)))
@@ -220,6 +223,8 @@ class Cut:
             NotInPlace: the module is called several times, or no call of it was seen.
         """
         calls = {boundary.call for _, boundary in at_boundaries(self.part.graph_module.graph, path)}
+        if not calls and not is_noted(self._source(path)):
+            raise NotInPlace(f"{path} is a layer, and surrogates stand in the places of modules around layers")
         if not calls:
             raise NotInPlace(f"no call of the module {path} was seen in the trace")
         call = calls.pop()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,13 @@ def test_the_others_of_a_row_hand_on() -> None:
 def test_blocks_whose_layers_are_in_several_modules_of_a_row_have_no_place() -> None:
     result = repl_fx.transform(_Twos(), (X,), surrogate="blend")
     assert "layers.2-3: it calls layers.3.norm, which is outside of layers.2" in result.in_place.reason
+
+
+@pytest.mark.parametrize(("made", "layer"), [([partial(nn.Linear, 8, 8)], 1), ([partial(nn.Linear, 8, 8), nn.ReLU], 2)])
+def test_layers_are_no_places(made: list[Callable[[], nn.Module]], layer: int) -> None:
+    net = nn.Sequential(*(make() for _ in range(4) for make in made))
+    reason = repl_fx.transform(net, (X,), surrogate="identity").in_place.reason
+    assert f"{layer} is a layer, and surrogates stand in the places of modules around layers" in reason
 
 
 def test_the_way_of_a_stream_leads_through_all_modules_of_a_row() -> None:
