@@ -36,13 +36,17 @@ has_side_effect(LAYOUT_ASKED)
 
 _ATTENTION = frozenset({functional.scaled_dot_product_attention, functional.multi_head_attention_forward})
 _QUESTIONS = frozenset({Tensor.is_contiguous, Tensor.stride})
-_WATCHED = _ATTENTION | _QUESTIONS | {Tensor.contiguous, Tensor.to}
+# As `to`, they return their argument itself where it is in that precision.
+_PRECISIONS = frozenset({Tensor.type, Tensor.type_as, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16})
+# The operators of conversions, and what torch.export asserts of an argument of these.
+_CONVERTED = (aten.contiguous, aten.to, aten.type_as, aten._assert_tensor_metadata)
+_WATCHED = _ATTENTION | _QUESTIONS | _PRECISIONS | {Tensor.contiguous, Tensor.to}
 
 
 def is_stand_in(node: fx.Node) -> bool:
-    """Tell whether a node of a trace is its argument, made by `Layouts` for what is a copy of that in other layouts."""
+    """Tell whether a node of a trace is its argument, made by `Layouts` for what is a copy of that another time."""
     packets = (getattr(user.target, "overloadpacket", None) for user in node.users)
-    return node.target is aten.alias.default and all(one in (aten.contiguous, aten.to) for one in packets)
+    return node.target is aten.alias.default and all(one in _CONVERTED for one in packets)
 
 
 class Layouts:
@@ -64,8 +68,9 @@ class Layouts:
         elif not self.calls.running and has_no_value(args[0]):
             if func in _QUESTIONS:
                 self._note(func, args, kwargs)
-            elif func is Tensor.contiguous or "memory_format" in kwargs:
+            elif func is Tensor.contiguous or "memory_format" in kwargs or asking_code() is not None:
                 # Operators may hand out their argument, which must not stand for the copy that it is another time.
+                # `torch.tensor` detaches what it converts in place, which no alias takes.
                 args = (aten.alias.default(args[0]), *args[1:])
             if func is Tensor.contiguous:
                 return aten.contiguous.default(args[0], **_layout(args, kwargs))

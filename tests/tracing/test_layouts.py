@@ -229,6 +229,30 @@ def test_a_question_inside_a_block_goes_with_the_block() -> None:
     assert operators(result.graph_module).count(check_layout) == 3, gone
 
 
+@pytest.mark.parametrize(
+    "as_single",
+    [
+        Tensor.float,
+        lambda x: x.to(torch.float32),
+        lambda x: x.type(torch.float32),
+        lambda x: x.type_as(torch.zeros(())),
+    ],
+)
+def test_a_stream_is_not_what_it_was_converted_to(as_single: Callable[[Tensor], Tensor]) -> None:
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            wide = as_single(x)
+            return x + (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).type_as(x)
+
+    model, x = nn.Sequential(nn.Linear(8, 8), Norm(), nn.Linear(8, 8)), torch.randn(2, 8)
+    gm = repl_fx.capture(model, (x,))
+    assert aten.alias.default not in operators(gm)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(model, gm, x)
+    for dtype in (torch.bfloat16, torch.float64):
+        assert same(model.to(dtype), gm.to(dtype), x.to(dtype))
+
+
 def test_a_leaf_asks_for_itself() -> None:
     class Leaf(nn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
