@@ -39,6 +39,7 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc, free_unbacked_symbols
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
+from torch.jit._fuser import optimized_execution
 from torch.utils import _traceback
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy import functions
@@ -63,7 +64,7 @@ NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 # Those names of torch that others import from here.
 __all__ = [
     "FakeTensor", "FakeTensorMode", "HigherOrderOperator", "OpOverload", "ShapeEnv", "ValueRanges",
-    "enable_python_dispatcher", "pytree",
+    "enable_python_dispatcher", "optimized_execution", "pytree",
 ]  # fmt: skip
 
 # Graphs ask for sizes by an operator of which torch has no rule for `torch.vmap`, and whose number `torch.jit.trace`

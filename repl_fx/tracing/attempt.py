@@ -30,7 +30,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from repl_fx._torch import any_names, buffer_hooks_restored, lean_tracing, pytree, quiet_tracing
+from repl_fx._torch import (
+    any_names,
+    buffer_hooks_restored,
+    lean_tracing,
+    optimized_execution,
+    pytree,
+    quiet_tracing,
+)
 from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
@@ -147,6 +154,8 @@ class Attempt:
             self.questions.noted(),
             lengths_symbolic(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
+            # A scripted function asks for the sizes of what it is called with first, to be faster on them.
+            optimized_execution(False),
             recorded(self.branches, Layouts(self.calls), SizeTensors(), *outside),
             self.exporting.answered(),
             foreign_code(),

@@ -38,6 +38,26 @@ def test_batch_and_sequence_stay_dynamic() -> None:
         assert torch.equal(gm(ids, mask), model(ids, mask))
 
 
+def _gate(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+def test_a_function_of_torch_script_that_never_ran_fixes_no_sizes() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.gate = nn.Linear(4, 4), torch.jit.script(_gate)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gate(self.mix(x))  # type: ignore[no-any-return]
+
+    model = Gated()
+    gm = capture(model, (torch.randn(2, 9, 4),))
+    assert info_of(gm).dynamic == {"x": (0, 1)}
+    other = torch.randn(3, 5, 4)
+    assert torch.equal(gm(other), model(other))
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> None:
     class Quarter(nn.Module):
