@@ -9,8 +9,6 @@ import stat
 import sys
 import threading
 
-from repl_fx.cli import main
-
 
 def run() -> None:
     """Run the command line, and end the process.
@@ -19,7 +17,7 @@ def run() -> None:
     """
     before = _written()
     try:
-        main()
+        _run()
     except SystemExit as end:
         # Who looks on, such as a profiler, has something to do behind it, threads have work to finish, and a file that
         # the model's code has open is written to its end.
@@ -35,6 +33,17 @@ def run() -> None:
                 stream.flush()
             os._exit(end.code)
         raise
+
+
+def _run() -> None:
+    try:
+        # The commands take a while to be imported.
+        from repl_fx.cli import main
+
+        main()
+    except KeyboardInterrupt:
+        print("repl-fx: error: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _written() -> set[int] | None:

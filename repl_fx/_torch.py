@@ -667,6 +667,20 @@ def end_with_parent(number: int) -> None:
     untyped._prctl_pr_set_pdeathsig(number)
 
 
+def may_not_raise(frame: FrameType | None) -> bool:
+    """Tell whether code runs by which C++ asks a fake tensor for its device: no error may leave that.
+
+    Autograd asks in constructors that cannot fail, so that an exception ends the process.
+    """
+    asked = torch.ops.prim.device.default
+    while frame is not None:
+        found = list(frame.f_locals.values())
+        if any(one is asked for value in found for one in (value if type(value) is tuple else (value,))):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def is_flattened(tensor: Any) -> bool:
     """Tell whether FullyShardedDataParallel, the first FSDP, has made a parameter a part of one of its own."""
     return hasattr(tensor, "_fsdp_flattened")

@@ -14,6 +14,7 @@ own = os._exit
 os._exit = lambda code: (print("at once", flush=True), own(code))
 """
 THREAD = "threading.Thread(target=lambda: (threading.main_thread().join(), print('done'))).start()"
+RUN = "from repl_fx.__main__ import run\nrun()"
 NOBODY = "end, beginning = os.pipe()\nos.close(end)\nsys.stdout = open(beginning, 'w')"
 
 
@@ -33,7 +34,15 @@ NOBODY = "end, beginning = os.pipe()\nos.close(end)\nsys.stdout = open(beginning
 def test_the_process_ends_at_once(before: str, argument: str, code: int, printed: list[str]) -> None:
     # While the command runs, as the code of a model would.
     meanwhile = f"def main():\n    exec({before!r}, globals())\n    own_main()"
-    script = f"{START}import repl_fx.__main__ as m\nown_main = m.main\n{meanwhile}\nm.main = main\nm.run()"
+    script = f"{START}import repl_fx.cli as m\nown_main = m.main\n{meanwhile}\nm.main = main\n{RUN}"
     command = [sys.executable, "-c", script, argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, printed), done.stderr
+
+
+def test_interrupted_while_the_commands_are_imported() -> None:
+    press = "if name == 'repl_fx.cli.bench': signal.raise_signal(signal.SIGINT)"
+    finder = f"class Finder:\n    def find_spec(self, name, *_):\n        {press}\nsys.meta_path.insert(0, Finder())"
+    command = [sys.executable, "-c", f"import signal, sys\n{finder}\n{RUN}", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "repl-fx: error: interrupted\n")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx import _torch
-from repl_fx._torch import FakeTensorMode, OperatorsRun, ShapeEnv, any_names, translations_kept
+from repl_fx._torch import FakeTensorMode, OperatorsRun, ShapeEnv, any_names, may_not_raise, translations_kept
 
 
 def test_the_paths_of_the_calls_around_a_node() -> None:
@@ -213,3 +213,17 @@ def test_dynamo_knows_torchs_functions_before_others_stand_in_their_place() -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "1\n", done.stderr
+
+
+def test_no_error_may_leave_the_answer_for_a_device() -> None:
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def run(operator: Any, args: Any, kwargs: Any) -> Any:
+        found[may_not_raise(sys._getframe())].add(str(operator))
+        return operator(*args, **kwargs)
+
+    with FakeTensorMode(), OperatorsRun(run):
+        weight = torch.zeros(2, 2, requires_grad=True)
+        weight.t()
+    assert found[True] == {"prim.device.default"} and "aten.t.default" in found[False]
+    assert not may_not_raise(sys._getframe()) and not may_not_raise(None)

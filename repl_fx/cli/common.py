@@ -26,7 +26,7 @@ from rich.status import Status
 
 from repl_fx.cli.completion import complete_artifact, complete_model, complete_model_or_artifact
 from repl_fx.cli.flags import Flags, SpecFlags, flags_of
-from repl_fx.cli.group import CLOSED, explain
+from repl_fx.cli.group import CLOSED, explain, stopping
 from repl_fx.display.numbers import several
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
@@ -77,6 +77,8 @@ class Terminal:
         self._status: Status | None = None
         self._after_line = False
         self._told = False
+        # Ends the command where it was stopped, and goes on.
+        self.heed: Callable[[], None] = lambda: None
 
     @property
     def descriptor(self) -> int | None:
@@ -89,6 +91,7 @@ class Terminal:
 
     def stage(self, name: str) -> None:
         """Begin a stage, and end the one before."""
+        self.heed()
         self._imported()
         self.end_stage()
         self._stage, self._began = name, time.monotonic()
@@ -98,6 +101,7 @@ class Terminal:
 
     def step(self, step: str, done: int, total: int | None) -> None:
         """Show the step that a stage is at, while it lasts."""
+        self.heed()
         if self._status is not None:
             line = step_line(str(self._stage), step, done, total)
             # Cropped: rich cannot take back lines that the terminal has wrapped.
@@ -185,7 +189,7 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         results = stack.enter_context(_results_alone(sys.stdout)) if as_json else sys.stdout
         terminal = Terminal(results, as_json, verbose, quiet, stack.enter_context(imports_passed_over()))
         try:
-            with _failing(terminal), telling(terminal.step):
+            with _failing(terminal), stopping() as terminal.heed, telling(terminal.step):
                 yield terminal
         except BrokenPipeError:
             # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.

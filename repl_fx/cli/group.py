@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -48,8 +48,7 @@ class Commands(TyperGroup):
             # However it was started: help and errors name the command that a user types.
             extra["prog_name"] = extra.get("prog_name") or "repl-fx"
             main: Any = super().main
-            with _stopping():
-                result = main(*args, standalone_mode=False, **extra)
+            result = main(*args, standalone_mode=False, **extra)
             # Commands return None; typer returns the code of `typer.Exit`.
             code = result if isinstance(result, int) else DONE
         except (KeyboardInterrupt, typer.Abort) as error:
@@ -93,28 +92,65 @@ class Commands(TyperGroup):
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, where nobody has another use for them (nohup has)."""
-    mine = os.getpid()
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    taken = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+def stopping() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, where nobody has another use for them (nohup has).
 
-    def stop(number: int, _: FrameType | None) -> None:
-        # A second one ends the process at once, and a process that was forked is no command.
-        signal.signal(number, signal.SIG_DFL)
+    Gives a function that ends the command where what ran has swallowed that, as imports in C do.
+    """
+    mine, tell_lost = os.getpid(), sys.unraisablehook
+    before: dict[int, Any] = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    before[signal.SIGINT] = signal.default_int_handler
+    taken = [number for number, handler in before.items() if signal.getsignal(number) is handler]
+    noted: list[BaseException] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
         if os.getpid() != mine:
+            # A process that was forked is no command.
+            signal.signal(number, before[number])
             os.kill(os.getpid(), number)
-        raise Stopped(number)
+        elif getattr(sys.modules.get("repl_fx._torch"), "may_not_raise", bool)(frame):
+            again(number)
+        else:
+            if number != signal.SIGINT:
+                # A second one ends the process at once.
+                signal.signal(number, signal.SIG_DFL)
+            noted.append(KeyboardInterrupt() if number == signal.SIGINT else Stopped(number))
+            raise noted[-1]
+
+    def again(number: int) -> None:
+        signal.signal(number, stop)
+        timer = threading.Timer(0.01, os.kill, (mine, number))
+        timer.daemon = True
+        timer.start()
+
+    def lost(problem: Any) -> None:
+        # In a destructor, such as that of a weak reference, which no exception leaves.
+        if problem.exc_value in noted:
+            again(getattr(problem.exc_value, "number", signal.SIGINT))
+        else:
+            tell_lost(problem)
+
+    def heed() -> None:
+        if noted:
+            raise noted[-1]
 
     if threading.current_thread() is not threading.main_thread():
         taken = []
     for number in taken:
         signal.signal(number, stop)
+    sys.unraisablehook = lost
     try:
-        yield
+        yield heed
+    except typer.Exit:
+        raise
+    except Exception:
+        # Such as of a library whose import was cut short.
+        heed()
+        raise
     finally:
+        sys.unraisablehook = tell_lost
         for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])
 
 
 def _code_of_exit(error: SystemExit, completing: bool) -> int:

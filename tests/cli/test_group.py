@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from repl_fx.cli.group import CLOSED, CheckFailed, explain
-from repl_fx.errors import BadInput
+from repl_fx.cli.group import CLOSED, CheckFailed, explain, stopping
+from repl_fx.errors import BadInput, Stopped
 from tests.cli.results import document, one_line, refused
 
 if TYPE_CHECKING:
@@ -114,3 +117,36 @@ def test_nobody_reads_what_a_command_says_of_itself(argument: str) -> None:
     done = subprocess.run([sys.executable, "-c", begin], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (CLOSED, "")
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_signal_that_is_swallowed_ends_a_command_yet(
+    number: int, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def swallowed() -> None:
+        with suppress(BaseException):
+            signal.raise_signal(number)
+
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(kind), stopping() as heed:
+        heed()
+        swallowed()
+        heed()
+    with pytest.raises(kind), stopping():
+        swallowed()
+        raise ImportError("cannot load module more than once per process")
+    with stopping(), pytest.raises(kind):
+        Dying()
+        time.sleep(10)
+    answers = [True, False]
+    monkeypatch.setattr("repl_fx._torch.may_not_raise", lambda _: answers.pop(0))
+    with stopping(), pytest.raises(kind):
+        signal.raise_signal(number)
+        assert answers == [False]
+        time.sleep(10)
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert capsys.readouterr().err == ""

@@ -22,13 +22,13 @@ CPU = TrainConfig(device="cpu")
 _SCRIPT = """
 import os, signal, sys, time
 import torch.distributed as dist
-from repl_fx.cli.group import _stopping
+from repl_fx.cli.group import stopping
 from repl_fx.errors import ReplFxError
 from repl_fx.training.train_config import TrainConfig
 from repl_fx.training.processes import Ended, ending_together, join
 def main():
     try:
-        with _stopping(), ending_together():
+        with stopping(), ending_together():
             group = join(TrainConfig(device="cpu", devices=2), stdout=2 if "2" in sys.argv[1:] else None)
             if group.first:
                 {first}
