@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import stat
 import sys
 import threading
+from typing import Any
 
 
 def run() -> None:
@@ -15,6 +17,7 @@ def run() -> None:
 
     Python would take apart all that was imported, object by object, which takes as long as a small model's capture.
     """
+    _keep_streams()
     before = _written()
     try:
         _run()
@@ -44,6 +47,33 @@ def _run() -> None:
     except KeyboardInterrupt:
         print("repl-fx: error: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+class _Lossy(io.FileIO):
+    """A file in which nothing has to arrive: what cannot be written is dropped."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError):
+            return super().write(data)
+        return memoryview(data).nbytes
+
+
+def _keep_streams() -> None:
+    """Let each stream lead somewhere: one that is closed nowhere, and stderr so that no command fails by it.
+
+    The next file to be opened would have the number of a closed stream, and get what libraries in C print.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    told: Any = sys.__stderr__
+    if sys.stderr is told is not None:
+        raw = io.BufferedWriter(_Lossy(told.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, told.encoding, told.errors, line_buffering=True)
 
 
 def _written() -> set[int] | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 START = """
 import atexit, os, sys, threading
@@ -38,6 +43,30 @@ def test_the_process_ends_at_once(before: str, argument: str, code: int, printed
     command = [sys.executable, "-c", script, argument]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, printed), done.stderr
+
+
+def _sh(command: str) -> subprocess.CompletedProcess[str]:
+    shell = ["sh", "-c", f"exec {sys.executable} -m repl_fx {command}"]
+    return subprocess.run(shell, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_nothing_depends_on_where_errors_are_told(stderr: str) -> None:
+    done = _sh(f"inspekt {stderr}")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    done = _sh(f"doctor --json {stderr}")
+    assert done.returncode in (0, 1) and "torch" in done.stdout and json.loads(done.stdout)
+
+
+def test_a_closed_stdout_leads_nowhere() -> None:
+    done = _sh("--version >&- <&-")
+    assert (done.returncode, done.stderr) == (0, "")
+    # Were it free, the log of the machine would have its number, and get what is printed.
+    script = "from repl_fx.__main__ import _keep_streams as keep; keep(); import sys; print(open('log', 'w').fileno()"
+    command = ["sh", "-c", f'exec {sys.executable} -c "{script}, file=sys.stderr)" >&- <&-']
+    with TemporaryDirectory() as place:
+        opened = subprocess.run(command, cwd=place, env={"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert int(opened.stderr) > 2
 
 
 def test_interrupted_while_the_commands_are_imported() -> None:
