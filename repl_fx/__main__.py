@@ -45,7 +45,8 @@ def _run() -> None:
 
         main()
     except KeyboardInterrupt:
-        print("repl-fx: error: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("repl-fx: error: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

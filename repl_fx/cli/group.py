@@ -164,7 +164,10 @@ def _code_of_exit(error: SystemExit, completing: bool) -> int:
 
 def _report(error: BaseException) -> int:
     message, code = explain(error)
-    print(f"repl-fx: error: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK")
+    # Of several processes that are interrupted the first one tells; of those that are ended, who ended them.
+    if rank is None or not isinstance(error, Stopped if rank == "0" else Stopped | KeyboardInterrupt):
+        print(f"repl-fx: error: {message}", file=sys.stderr)
     return code
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import Any
 
 import torch
@@ -233,8 +234,14 @@ def _start(count: int, stdout: int | None) -> int:
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     module = None if __main__.__spec__ is None else __main__.__spec__.name.removesuffix(".__main__")
-    with _stdout_at(stdout):
-        started = _spawn(_run_again, (module,), nprocs=count, join=False)
+    # Interrupts of what they import are tracebacks. The start of the tracker would unblock them.
+    resource_tracker.ensure_running()
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        with _stdout_at(stdout):
+            started = _spawn(_run_again, (module,), nprocs=count, join=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     number = signal.SIGTERM
     try:
         # It says whom it ends.
@@ -268,6 +275,10 @@ def _run_again(rank: int, module: str | None) -> None:
         # As in what a script starts with &. It is the signal by which torch tells that the parent is gone.
         end_with_parent(signal.SIGTERM)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    except KeyboardInterrupt:
+        raise Ended(_INTERRUPTED) from None
     if module is None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:
@@ -324,8 +335,8 @@ def _word(processes: Processes, error: BaseException) -> BaseException:
         if isinstance(error, LostPeer):
             # The word of another process, or its end by a signal, comes now.
             time.sleep(2 * _GRACE)
-        # All know that they disagree.
-        if not (processes.first if isinstance(error, Disagreement) else _claimed(processes)):
+        # All know that they disagree, or were interrupted.
+        if not (processes.first if isinstance(error, Disagreement | KeyboardInterrupt) else _claimed(processes)):
             # The exit code of the one that tells has to be the first.
             time.sleep(_GRACE)
             return Ended(_INTERRUPTED if isinstance(error, KeyboardInterrupt) else _BAD)

@@ -150,3 +150,23 @@ def test_a_signal_that_is_swallowed_ends_a_command_yet(
         time.sleep(10)
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "ranks"),
+    [(KeyboardInterrupt(), 130, ["0"]), (Stopped(15), 143, []), (BadInput("x"), 2, ["0", "1"])],
+)
+def test_one_of_several_processes_tells_of_a_signal(
+    run: Run, model_file: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, ranks: list[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("repl_fx.sources.load_source", fail)
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        result = run("inspect", model_file)
+        assert result.exit_code == code
+        told += [rank] if result.stderr else []
+    assert told == ranks
