@@ -190,6 +190,7 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         terminal = Terminal(results, as_json, verbose, quiet, stack.enter_context(imports_passed_over()))
         try:
             with _failing(terminal), stopping() as terminal.heed, telling(terminal.step):
+                _require_working_directory()
                 yield terminal
         except BrokenPipeError:
             # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.
@@ -199,6 +200,14 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
             raise typer.Exit(CLOSED) from None
         finally:
             terminal.end_stage()
+
+
+def _require_working_directory() -> None:
+    """Refuse a working directory that was removed: libraries of torch end the process there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise BadInput("the working directory was removed; go to one that is there") from None
 
 
 @contextlib.contextmanager

@@ -159,3 +159,15 @@ def test_warnings_are_shown_where_they_are_asked_for() -> None:
         warnings.warn("of a library", stacklevel=1)
     with pytest.warns(UserWarning, match="of a library"), running(False, verbose=True, quiet=True):
         warnings.warn("of a library", stacklevel=1)
+
+
+def test_a_working_directory_that_was_removed_is_refused(
+    run: Run, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    refused = run("inspect", model_file)
+    monkeypatch.chdir(tmp_path)
+    assert "the working directory was removed; go to one that is there" in one_line(refused)
