@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -56,6 +56,7 @@ from repl_fx.rewriting.in_place.surrogate_block import (
     SurrogateBlock,
     surrogate_class,
 )
+from repl_fx.running.code_names import is_foreign, names_in
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.surrogates import make_surrogate
@@ -134,6 +135,8 @@ class Cut:
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
         noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
         self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code
+        # What is computed again in the backward pass finds no values in the place of parameters.
+        self.swaps &= not any(_names(self._source(path), "checkpoint") for path in place.paths)
         self.swaps &= place.is_added or not row
         self.most = 0
         self.call = self._only_call(self.path)
@@ -570,6 +573,13 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         weights = {name: whole(parameter) for name, parameter in function.named_parameters()}
         return functional_call(function, weights, args, kwargs)
     return function(*args, **kwargs)
+
+
+def _names(block: nn.Module, name: str) -> bool:
+    """Tell whether code of a block, and not of torch, names a function."""
+    kinds = {kind for module in block.modules() for kind in type(module).__mro__ if not is_foreign(kind)}
+    methods = (method for kind in kinds for method in vars(kind).values() if isinstance(method, FunctionType))
+    return any(name in names_in(method.__code__).every for method in methods)
 
 
 def _holds_modules(value: Any) -> bool:

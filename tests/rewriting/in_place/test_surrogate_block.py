@@ -13,12 +13,13 @@ from typing import Any, Self
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 import repl_fx
 from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.placing import OWN
 from repl_fx.rewriting.in_place.surrogate_block import Argument, SurrogateBlock, surrogate_class, surrogate_graphs
-from tests.nets import TokenNet, TransformerBlock
+from tests.nets import MlpBlock, TokenNet, TransformerBlock
 
 X = torch.randn(2, 6, 16)
 
@@ -306,3 +307,26 @@ def test_layers_that_are_fused_for_inference_are_no_surrogates(surrogate: str) -
         else:
             with pytest.raises(repl_fx.errors.CallRefused, match=r"the surrogate of 1 is made .*; fold the model"):
                 model[1].reparameterize()
+
+
+class _Recomputing(MlpBlock):
+    """Computes its branch again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = checkpoint(lambda x: self.fc2(self.fc1(self.norm(x)).relu()), x, use_reentrant=False)
+        return x + branch
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "narrow"])
+def test_blocks_that_compute_again_in_their_backward_pass_train(surrogate: str) -> None:
+    net, x = nn.Sequential(*(_Recomputing(8) for _ in range(4))), torch.randn(2, 8)
+    result = repl_fx.transform(net, (x,), surrogate=surrogate)
+    assert result.in_place.model is not None
+    gradients = []
+    for model in (result.model, result.graph_module):
+        torch.autograd.backward(model.train()(x).square().sum())
+        named = result.in_place.tensors_of(model)
+        gradients.append({name: tensor.grad for name, tensor in named.items() if tensor.grad is not None})
+        model.zero_grad()
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(grad, gradients[1][name]) for name, grad in gradients[0].items())
