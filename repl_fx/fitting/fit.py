@@ -25,7 +25,7 @@ from repl_fx.fitting.channel_terms import ChannelFit
 from repl_fx.fitting.fitted import Fit, FittedSurrogate
 from repl_fx.fitting.last_layer import LayerFit, layer_of
 from repl_fx.fitting.maps import MapFit, require_objective
-from repl_fx.fitting.networks import Network
+from repl_fx.fitting.networks import Network, NetworkPair
 from repl_fx.fitting.norm_statistics import ChannelStatistics, Distance
 from repl_fx.fitting.solving import ridge_for
 from repl_fx.fitting.stand_ins import GraphStandIn, silence_, stand_ins
@@ -121,10 +121,7 @@ class _Fitting:
         objective: str,
     ) -> None:
         captured = {part.path: part.graph_module for part in result.captured_parts.parts}
-        places = [(stand_in.part, node) for stand_in in surrogates for node in stand_in.watched]
-        known = [(stand_in.part, n) for stand_in in surrogates for n in (*stand_in.original.values(), stand_in.last)]
-        self._ours = Network(result, {**captured, **result.one_by_one}, places)
-        self._theirs = Network(result, captured, known)
+        self._networks = NetworkPair(Network(result, {**captured, **result.one_by_one}), Network(result, captured))
         self._captured, self._count = captured, len(surrogates)
         self._batches, self._held_out, self._ridge, self._objective = batches, held_out, ridge, objective
 
@@ -273,9 +270,13 @@ class _Fitting:
         Raises:
             BadInput: see `Batches`; and where values are no numbers.
         """
-        for batch in batches or self._batches:
-            computed = self._ours.values(batch, ours) if ours else {}
-            wanted = self._theirs.values(batch, theirs) if theirs else {}
+        looked_at = (
+            stand_in.watched | {node for node, _ in stand_in.in_order},
+            {*stand_in.original.values(), stand_in.last},
+        )
+        for number, batch in enumerate(batches or self._batches):
+            key = (batches is not None, number)
+            computed, wanted = self._networks.values(key, batch, looked_at, (ours, theirs))
             for value in (*computed.values(), *wanted.values()):
                 if isinstance(value, Tensor) and value.is_floating_point() and not all_finite(value):
                     what = f"the stream at {stand_in.block} is NaN or infinite in {batch.where}"

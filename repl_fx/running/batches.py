@@ -140,11 +140,15 @@ class Evaluation:
         Raises:
             BadInput: the model does not take the batch.
         """
+        return self.run(model, batch, lambda: batch.inputs.fresh().passed_to(model))
+
+    def run(self, model: nn.Module, batch: Batch, function: Callable[[], Any]) -> Any:
+        """The result of a function that runs a model, or a part of it, on a batch; see `outputs`."""
         device = next((tensor.device for tensor in batch.inputs.tensors), torch.device("cpu"))
         registries = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
         try:
             with seeded(device, 0), foreign_code(partial(_not_taken, batch)):
-                return batch.inputs.fresh().passed_to(model)
+                return function()
         finally:
             for registry, buffers in registries:
                 registry.update(buffers)
