@@ -28,6 +28,7 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     """A rewritten module, which is from `transform` or `load`, and what is known of it."""
     if isinstance(model, TransformResult):
         _require_one(model)
+        _require_tensors_alone(model)
         module = model.module
         return module, model.origin_of(module)
     if isinstance(model, nn.Module):
@@ -61,6 +62,14 @@ def _require_one(result: TransformResult) -> None:
                 f"result.model and result.module hold other values of {name}: each got tensors of its own, and was "
                 "trained by itself; give save result.model"
             )
+
+
+def _require_tensors_alone(result: TransformResult) -> None:
+    """Refuse a result whose model has state besides tensors, which its graph has not."""
+    modules = result.captured_parts.source.named_modules()
+    extra = next((p for p, m in modules if type(m).get_extra_state is not nn.Module.get_extra_state), None)
+    if extra is not None and result.in_place.model is not None:
+        raise BadInput(f"a graph has no state like that of get_extra_state in {extra}; give save result.model")
 
 
 def built_like(model: nn.Module, other: nn.Module) -> nn.Module:

@@ -281,3 +281,31 @@ def test_a_result_has_no_graph_while_its_model_has_other_layers() -> None:
     del head.bias
     head.bias = bias
     assert torch.equal(result.module.eval()(x), model(x))
+
+
+class _Scale(nn.Linear):
+    """Has state that is no parameter and no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.seen = {"largest": 1.0}
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.seen["largest"])
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.seen["largest"] = float(state)
+
+
+def _scales() -> Any:
+    return nn.Sequential(*(nn.Sequential(_Scale(), nn.GELU(), nn.Linear(8, 8)) for _ in range(4)))
+
+
+def test_state_that_is_no_tensor_of_a_graph_is_saved_in_place_alone(tmp_path: Path) -> None:
+    net, x = _scales(), torch.randn(2, 8)
+    result = repl_fx.transform(net, (x,), surrogate="identity")
+    with pytest.raises(repl_fx.BadInput, match=r"get_extra_state in 0.0; give save result.model"):
+        repl_fx.save(result, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    repl_fx.save(result.model, tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", _scales())(x), result.model.eval()(x))
