@@ -90,6 +90,13 @@ def require_number(name: str, given: Any, kind: type = Integral, least: float = 
         raise BadInput(f"{name} is {given!r}; it must be a {words}{'' if least == -math.inf else f', {least} or more'}")
 
 
+def require_function(name: str, given: Any) -> None:
+    """Refuse what cannot be called, and a class in the place of an object of it, such as a loss."""
+    if isinstance(given, type) or not (given is None or callable(given)):
+        example = f", such as {given.__name__}()" if isinstance(given, type) else ""
+        raise BadInput(f"{name} is {in_words(given)}; give a function{example}")
+
+
 def require_ordinary_tensors(*, values: bool = True) -> None:
     """Refuse surroundings of the caller in which new tensors have no gradients, or no values where these are needed."""
     if torch.is_inference_mode_enabled():

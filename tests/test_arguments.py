@@ -235,6 +235,19 @@ def test_what_is_of_another_kind(tmp_path: Path) -> None:
     assert refused(repl_fx.heal, whole(), [X], original=3).startswith("heal takes a module for original, and this is")
 
 
+def test_functions_that_are_none_and_classes_of_them() -> None:
+    loss: Any = nn.CrossEntropyLoss
+    words = "loss is the class CrossEntropyLoss; give a function, such as CrossEntropyLoss()"
+    assert refused(repl_fx.compress, ConvNet(), [X], budget={"params": 0.8}, loss=loss) == words
+    assert refused(repl_fx.score_blocks, whole().captured, [X], kinds=("loss",), loss=loss) == words
+    for name in ("evaluate", "progress"):
+        options: Any = {name: 3}
+        words = f"{name} is an int; give a function"
+        assert refused(repl_fx.compress, ConvNet(), [X], budget={"params": 0.8}, **options) == words
+    assert refused(repl_fx.transform, ConvNet(), (X,), progress=3) == words
+    assert refused(repl_fx.score_blocks, whole().captured, [X], kinds=3).startswith("kinds is 3; give some of ")
+
+
 def test_a_check_of_a_model_that_does_not_run() -> None:
     message = refused(repl_fx.check_capture, ConvNet(), whole().captured, (X[:, :2],))
     assert message.startswith("ConvNet: RuntimeError: ") and "give inputs of the shape" in message

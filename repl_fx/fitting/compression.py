@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from repl_fx.arguments import require_kind, require_module
+from repl_fx.arguments import require_function, require_kind, require_module
 from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import Table
 from repl_fx.display.comparisons import budget_table, figures_lines, figures_table
@@ -129,6 +129,8 @@ def compress(
     require_known("compress", cast(Options, options))
     if scores is not None:
         require_kind(scores, Scores, "compress takes for scores what repl_fx.score_blocks returned")
+    for name, function in (("evaluate", evaluate), ("loss", loss), ("progress", progress)):
+        require_function(name, function)
     stage = progress or tell
     if not budget:
         raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")

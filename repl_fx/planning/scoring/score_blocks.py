@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx.arguments import in_words, require_module, require_number, require_ordinary_tensors
+from repl_fx.arguments import in_words, require_function, require_module, require_number, require_ordinary_tensors
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, close_matches, first_line, foreign_code
 from repl_fx.finding.blocks import Repeat
@@ -81,6 +81,7 @@ def score_blocks(
             f"greedy goes over the data again and again, and {in_words(batches)} can be gone over once; give a list, "
             "a DataLoader or a function that returns batches"
         )
+    require_function("progress", progress)
     stage = progress or tell
     stage("score blocks")
     scoring = _Scoring(found, asked, loss)
@@ -221,7 +222,8 @@ def _tell_each(notes: Sequence[Callable[[Any], None]], value: Any) -> None:
 
 def _asked(kinds: Sequence[Kind], loss: Loss | None, greedy: int) -> tuple[Kind, ...]:
     """The kinds that were asked for, in the order of the table."""
-    if isinstance(kinds, str) or not kinds:
+    require_function("loss", loss)
+    if isinstance(kinds, str) or not isinstance(kinds, Collection) or not kinds:
         raise BadInput(f"kinds is {kinds!r}; give some of {', '.join(KINDS)}, in a tuple")
     unknown = next((kind for kind in kinds if kind not in KINDS), None)
     if unknown is not None:
