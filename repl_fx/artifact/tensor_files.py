@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,7 @@ def load_state(module: nn.Module, state: State) -> None:
     """
     _fill_(module, state)
     named, own = _state_of(module)
+    state = _with_names(state, own)
     missing, foreign = own.keys() - state.weights.keys(), state.weights.keys() - own.keys()
     if missing or foreign:
         words = [
@@ -167,6 +168,18 @@ def load_state(module: nn.Module, state: State) -> None:
             tensor.data = tensor.data.to(state.weights[name].dtype)
     module.load_state_dict({name: state.weights[path] for name, path in named.items()})
     _load_constants(module, constants_of(module, own), state)
+
+
+def _with_names(state: State, own: Mapping[str, Tensor]) -> State:
+    """The same tensors, tied ones under the names that a module has for them.
+
+    A graph keeps all names of a tensor that it reads, also those of replaced blocks, which a model in place lacks.
+    """
+    saved = {id(tensor): state.weights[name] for name, tensor in own.items() if name in state.weights}
+    known = set(map(id, saved.values()))
+    ours = {name: saved[id(tensor)] for name, tensor in own.items() if id(tensor) in saved}
+    others = {name: tensor for name, tensor in state.weights.items() if name in own or id(tensor) not in known}
+    return replace(state, weights={**ours, **others})
 
 
 def _tie_(module: nn.Module, own: dict[str, Tensor], state: State) -> None:

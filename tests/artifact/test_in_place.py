@@ -64,6 +64,25 @@ def test_each_form_can_be_loaded_from_the_other(tmp_path: Path) -> None:
     assert torch.equal(placed(PICTURES), result.graph_module.eval()(PICTURES))
 
 
+def _tied_blocks() -> nn.Module:
+    """A network whose second block, which is replaced, has weights of the third and the first."""
+    net = TokenNet()
+    first, second, third = (net.get_submodule(f"blocks.{number}") for number in range(3))
+    second.get_submodule("fc1").weight = third.get_parameter("fc1.weight")
+    second.get_submodule("fc2").weight = first.get_parameter("fc2.weight")
+    return net
+
+
+def test_weights_of_a_replaced_block_that_kept_ones_have_too_come_back_in_each_form(tmp_path: Path) -> None:
+    result = repl_fx.transform(_tied_blocks(), (TOKENS,), surrogate="blend")
+    model = _trained(result, TOKENS)
+    assert result.graph_module.state_dict().keys() - model.state_dict().keys() >= {"blocks.1.fc1.weight"}
+    for name, form in (("graphs", result), ("place", model)):
+        repl_fx.save(form, tmp_path / name)
+        for graph in (False, True):
+            assert torch.equal(repl_fx.load(tmp_path / name, _tied_blocks(), graph=graph)(TOKENS), model(TOKENS))
+
+
 def test_a_pickled_model_in_place_can_be_saved(tmp_path: Path) -> None:
     model = _trained(repl_fx.transform(TokenNet(), (TOKENS,), surrogate="reuse"), TOKENS)
     repl_fx.save(pickle.loads(pickle.dumps(model)), tmp_path / "out")
