@@ -45,6 +45,7 @@ from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.holders import ORIGIN
+from repl_fx.running.opaque_outputs import equal_leaves
 from repl_fx.running.source_mark import packages_of
 from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
@@ -282,13 +283,18 @@ class _Files:
             if in_place.model is not None:
                 state = replace(state, weights=with_own_names(in_place.model, state.weights))
             of_graphs = state.renamed({now: was for was, now in in_place.prefixes.items()})
-            if parted := parted_in(result.module, of_graphs.weights):
+            read = named_tensors(result.module)
+            while parted := parted_in(result.module, of_graphs.weights):
+                ours, theirs = (of_graphs.weights[name] for name in parted)
+                # `.to()` gave each module that shares a buffer its own.
+                if not isinstance(read[parted[0]], nn.Parameter) and equal_leaves(ours, theirs):
+                    state, of_graphs = (one.tied(theirs, ours) for one in (state, of_graphs))
+                    continue
                 raise ArtifactError(
                     f"{self.directory} does not fit its model, whose graph reads {' and '.join(parted)} as one tensor, "
                     "and they are two in the file; transform a model that does not tie them"
                 )
             # A model in place has in its own code what is a constant of the graph.
-            read = named_tensors(result.module)
             own = {name: tensor for name, tensor in constants_in(self.captured).items() if name in read}
             of_graphs = replace(of_graphs, constants={**of_graphs.constants, **own})
         load_state(result.module, of_graphs)

@@ -107,6 +107,10 @@ class State:
         """The tensor of a name, if there is one."""
         return self.weights.get(name, self.constants.get(name))
 
+    def tied(self, tensor: Tensor, to: Tensor) -> State:
+        """The same tensors, with another one under all names of a tensor."""
+        return replace(self, weights={n: to if one is tensor else one for n, one in self.weights.items()})
+
     def renamed(self, prefixes: Mapping[str, str]) -> State:
         """The same tensors under the names of the other form of a model, of the rewritten graphs or in place.
 

@@ -304,3 +304,35 @@ def test_a_graph_that_reads_two_tensors_as_one_is_none_of_a_model_that_has_two(t
     repl_fx.save(result.model, tmp_path / "out")
     with pytest.raises(repl_fx.ArtifactError, match=r"whose graph reads (into|out) and (into|out) as one tensor"):
         repl_fx.load(tmp_path / "out", _ReadsTied())
+
+
+class _ScaledBlock(Residual):
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.scale: Tensor
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.fc(x).relu()  # type: ignore[no-any-return]
+
+
+def _share_a_buffer() -> nn.Module:
+    scale = torch.rand(8)
+    return nn.Sequential(*(_ScaledBlock(scale) for _ in range(3)))
+
+
+def test_a_buffer_that_blocks_share_is_one_again_where_a_converted_model_is_loaded(tmp_path: Path) -> None:
+    x = torch.randn(2, 8)
+    model = repl_fx.transform(_share_a_buffer(), (x,), surrogate="identity").model.eval()
+    # As `.cuda()` does, it gives each module its own.
+    wanted = model.double()(x.double())
+    assert model.get_buffer("0.scale") is not model.get_buffer("2.scale")
+    repl_fx.save(model, tmp_path / "out")
+    for graph in (False, True):
+        loaded = repl_fx.load(tmp_path / "out", _share_a_buffer(), graph=graph)
+        assert torch.equal(loaded(x.double()), wanted)
+        assert loaded.get_buffer("0.scale") is loaded.get_buffer("2.scale")
+    model.get_buffer("2.scale").mul_(2)
+    repl_fx.save(model, tmp_path / "out", force=True)
+    with pytest.raises(repl_fx.ArtifactError, match=r"reads [02]\.scale and [02]\.scale as one tensor"):
+        repl_fx.load(tmp_path / "out", _share_a_buffer())
