@@ -135,7 +135,7 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
                     made = _applied(site, *match.layers[node], weights, match.counts)
                 elif node in match.norms:
                     units = match.between[node]
-                    path = site.module(f"norm_{number}", _norm(site, match, node, chosen[units]))
+                    path = site.module(f"norm_{number}", _norm(site, match, node, chosen[units]), node)
                     made = site.call_module(path, node.args[0])
                     vectors += [CutVector(f"{path}.{name}", of, units) for name, of in match.norms[node].items()]
                 else:

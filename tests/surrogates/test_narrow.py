@@ -294,6 +294,33 @@ def test_in_place_the_blocks_own_code_runs_on_smaller_layers() -> None:
     torch.testing.assert_close(again(x), result.graph_module.eval()(x))
 
 
+class _Frozen(nn.Module):
+    """A block whose inner norm stays in evaluation, as in fine-tuning on small batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm, self.conv2 = nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 8, 1)
+
+    def train(self, mode: bool = True) -> _Frozen:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.norm(self.conv1(x)).relu())  # type: ignore[no-any-return]
+
+
+def test_a_norm_that_the_source_keeps_in_evaluation_stays_in_it_on_fewer_channels(tmp_path: Path) -> None:
+    model, x = nn.Sequential(*(_Frozen() for _ in range(3))), torch.randn(2, 8, 4, 4)
+    result = repl_fx.transform(model.train(), (x,), surrogate="narrow", every=1)
+    repl_fx.save(result, tmp_path / "out")
+    placed, graph = (repl_fx.load(tmp_path / "out", copy.deepcopy(model), graph=graph) for graph in (False, True))
+    for form in (result.model, result.graph_module, placed, graph, copy.deepcopy(result.model)):
+        wanted = form.eval()(x)
+        assert torch.equal(form.train()(x), wanted)
+        assert not any(norm.training for norm in form.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
 def test_linear_layers_in_place_say_how_large_they_are() -> None:
     result = repl_fx.transform(TokenNet(depth=4), (tokens(),), surrogate="narrow", blocks=[2])
     block, kept = (result.model.get_submodule(f"blocks.{i}") for i in (1, 2))

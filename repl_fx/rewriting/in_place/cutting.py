@@ -13,7 +13,7 @@ Never touches: the graph; surrogates share its tensors.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any
@@ -307,7 +307,10 @@ class Cut:
                 assert where is not None
                 where._modules[name] = share_tensors(self.gm.get_submodule(made[:-1]))
         _require_own_state(block, path)
-        block._pinned = within(path, self.gm.meta.get("pinned", {}))
+        pinned: Mapping[str, bool] = self.gm.meta.get("pinned", {})
+        homes = self.own if path == self.main else {}
+        made_here = {name: mode for name, mode in pinned.items() if name.startswith(tuple(homes))}
+        block._pinned = within(path, pinned) | {with_prefix(name, homes): mode for name, mode in made_here.items()}
         # By which a checkpoint of the source is loaded (`repl_fx.sources.checkpoints.source_state`).
         block.meta = {SOURCE_STATE: within(path, self.gm.meta[SOURCE_STATE])}
         return block

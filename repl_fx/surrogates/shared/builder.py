@@ -148,13 +148,23 @@ class Builder(Site):
         """A node that reads a parameter or buffer."""
         return self._mark(get_attr(self._made, path))
 
-    def module(self, name: str, module: nn.Module) -> str:
-        """Add a module of the surrogate's own; returns its path."""
+    def module(self, name: str, module: nn.Module, instead: fx.Node | None = None) -> str:
+        """Add a module of the surrogate's own; returns its path.
+
+        Args:
+            name: of the module among those of the surrogate.
+            module: the module.
+            instead: the call of one of the block, whose statistics it has: the source may keep that in one mode.
+        """
         path = f"{self.path}.{name}"
         if has_attribute(self._made, path):
             path = f"{self.path}.{unique_name(self._made.get_submodule(self.path), name)}"
         module.train(self._made.training)
         self._made.add_submodule(path, module)
+        pinned = self._made.meta.get("pinned", {})
+        if instead is not None and str(instead.target) in pinned:
+            module.train(self.graph_module.get_submodule(str(instead.target)).training)
+            self._made.meta["pinned"] = {**pinned, path: pinned[str(instead.target)]}
         return path
 
     def call_module(self, path: str, *args: Any) -> fx.Node:
