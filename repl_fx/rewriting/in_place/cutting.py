@@ -39,7 +39,7 @@ from repl_fx.graph.captured import (
 from repl_fx.graph.decisions import is_choice
 from repl_fx.graph.extracting import Extract
 from repl_fx.graph.notes import COUNTERPART, REPLACES, STANDS_FOR
-from repl_fx.graph.runtime import SizeCheck
+from repl_fx.graph.runtime import REGIONS, SizeCheck
 from repl_fx.graph.state import SOURCE_STATE, with_prefix
 from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
@@ -169,7 +169,9 @@ class Cut:
         here = {node for node in self.inside if not added or self.path in module_stack(node)}
         effects = () if swaps else (node for node in here if has_effect(node))
         needed = self._needed([*results, *effects])
-        self._write(results, needed, block)
+        around = self._regions_around(needed)
+        devices = self._needed(given for end in around for given in end.all_input_nodes if given not in around)
+        self._write(results, needed | around | devices, block)
         block._stand_in = StandIn(
             qualified_name(self.part.path, self.path),
             self.extract.graph,
@@ -403,6 +405,13 @@ class Cut:
             needed.add(node)
             pending += self._inputs(node)
         return needed
+
+    def _regions_around(self, needed: Collection[fx.Node]) -> set[fx.Node]:
+        """The ends of the regions in which nodes are: without gradients, or with a precision of the source's own."""
+        begun = [node for node in self.gm.graph.nodes if node.target in REGIONS]
+        regions = [(begin, end) for begin in begun for end in begin.users if end.target is REGIONS[begin.target]]
+        around = (region for region in regions if any(region[0] < node < region[1] for node in needed))
+        return {end for region in around for end in region}
 
     def _inputs(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose values a node of the new graph needs: not those of a map that is borrowed."""

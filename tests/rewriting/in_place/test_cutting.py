@@ -286,3 +286,36 @@ def test_what_computes_with_its_stream_alone_goes_along_with_lengths_that_code_e
     if surrogate != "identity":
         with pytest.raises(CallRefused, match=r"x of shape \(any, any, 16\), and is called with \(3, 9, 8\)"):
             result.model.get_submodule("net.1")(x[..., :8])
+
+
+class _Levelled(MlpBlock):
+    """Divides by a level that no gradient goes through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        with torch.no_grad():
+            level = x.abs().mean()
+        return x / (1 + level)
+
+
+class _InHalf(MlpBlock):
+    """Adds a product in half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            product = x @ x.transpose(1, 2)
+        return x + product.float().mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("block", [_Levelled, _InHalf])
+def test_what_a_block_computes_without_gradients_or_in_half_it_computes_so_in_place(block: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    result = repl_fx.transform(_Net(block), (X,), surrogate="bottleneck")
+    assert result.in_place.refusals == ()
+    gradients = []
+    for form in (result.model, result.module):
+        x = X.clone().requires_grad_()
+        form(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
