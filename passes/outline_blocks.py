@@ -31,6 +31,7 @@ from repl_fx.graph.captured import (
     has_effect,
     within,
 )
+from repl_fx.graph.code import regions_of
 from repl_fx.graph.extracting import Extract
 from repl_fx.graph.notes import BLOCK
 from repl_fx.passes.driver import Result
@@ -112,6 +113,9 @@ class _Outline:
 
     def make(self) -> None:
         """Put the nodes into a submodule, and a call of it in their place."""
+        regions = regions_of(self.gm.graph)
+        if any(len({begin < node < end for node in self.nodes}) > 1 for begin, end in regions):
+            raise _Torn("a part of it is computed without gradients, or in a precision of its own")
         outputs = [node for node in self.nodes if not self.inside.issuperset(node.users)]
         read = dict.fromkeys(given for node in self.nodes for given in node.all_input_nodes if given not in self.inside)
         given = [node for node in read if self._own(node) is None]

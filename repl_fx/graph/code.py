@@ -23,10 +23,15 @@ from repl_fx.graph.decisions import indented, jump_over, line_of
 from repl_fx.graph.runtime import REGIONS
 
 
+def regions_of(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
+    """The nodes that begin the regions of a graph, without gradients or of a precision, with those that end them."""
+    begun = [node for node in graph.nodes if node.target in REGIONS]
+    return [(begin, end) for begin in begun for end in begin.users if end.target is REGIONS[begin.target]]
+
+
 def structure_code_(graph: fx.Graph) -> None:
     """Let the code of a graph, written from now on, jump over layers, and end regions that an error leaves."""
-    begun = [node for node in graph.nodes if node.target in REGIONS]
-    ends = [(begin, end) for begin in begun for end in begin.users if end.target is REGIONS[begin.target]]
+    ends = regions_of(graph)
     jumping = jump_over(graph)
 
     def transform(body: list[str]) -> list[str]:

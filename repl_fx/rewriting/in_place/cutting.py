@@ -36,10 +36,11 @@ from repl_fx.graph.captured import (
     tensors_in,
     within,
 )
+from repl_fx.graph.code import regions_of
 from repl_fx.graph.decisions import is_choice
 from repl_fx.graph.extracting import Extract
 from repl_fx.graph.notes import COUNTERPART, REPLACES, STANDS_FOR
-from repl_fx.graph.runtime import REGIONS, SizeCheck
+from repl_fx.graph.runtime import SizeCheck
 from repl_fx.graph.state import SOURCE_STATE, with_prefix
 from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
@@ -408,8 +409,7 @@ class Cut:
 
     def _regions_around(self, needed: Collection[fx.Node]) -> set[fx.Node]:
         """The ends of the regions in which nodes are: without gradients, or with a precision of the source's own."""
-        begun = [node for node in self.gm.graph.nodes if node.target in REGIONS]
-        regions = [(begin, end) for begin in begun for end in begin.users if end.target is REGIONS[begin.target]]
+        regions = regions_of(self.gm.graph)
         around = (region for region in regions if any(region[0] < node < region[1] for node in needed))
         return {end for region in around for end in region}
 
