@@ -29,6 +29,7 @@ at the removed block's scale.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ from torch import Tensor, fx
 
 from repl_fx.finding.branches import Branch
 from repl_fx.finding.linear_operators import LinearOperator
+from repl_fx.graph.bridge import digraph, leading_to
+from repl_fx.graph.captured import parameters_read
 from repl_fx.graph.roles import CONVOLUTIONS
 from repl_fx.surrogates.shared.activations import activation_function, find_activation
 from repl_fx.surrogates.shared.branch_edits import by_span, starts_at_zero, without
@@ -121,6 +124,7 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
     def match(self, site: Site) -> BottleneckMatch:
         """Refuse a block without spine and branches, or with a span a thin layer cannot stand for."""
         branches = site.require_split().branches
+        _require_unread(site, branches)
         last = {branch.stream: branch for branch in branches}.values()
         # Nothing takes the place of all but the last of each streamed value.
         left = {branch: without(branch) for branch in branches if branch not in last}
@@ -198,6 +202,16 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         ]
         inner = sum(int(m.node.meta["val"].shape[m.axis]) for m in branch.entries)
         return max(1, round(self.config.ratio * min(*(int(end) for end in ends), inner)))
+
+
+def _require_unread(site: Site, branches: Sequence[Branch]) -> None:
+    """Refuse a block that reads weights of its branches beside them, as for a loss of their sizes."""
+    inside = {node for branch in branches for node in branch.nodes}
+    beside = leading_to(digraph(node for node in site.block.nodes if node not in inside), site.block.outputs)
+    weights = {linear.weight for branch in branches for linear in branch.operators}
+    for node in sorted(beside):
+        if read := weights.intersection(parameters_read(site.graph_module, node)):
+            raise Unfit(f"{min(map(str, read))} is read beside its branch too", node)
 
 
 def _form(role: str, linear: LinearOperator) -> WeightForm:

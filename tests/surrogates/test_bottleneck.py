@@ -159,6 +159,29 @@ def test_a_branch_that_ends_in_operators_of_several_kinds_is_refused() -> None:
         repl_fx.transform(model, (torch.randn(2, 6, 6, 6),), surrogate="bottleneck")
 
 
+def test_a_weight_that_is_read_beside_its_branch_is_refused() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Linear(8, 12), nn.Linear(12, 8)
+
+        def forward(self, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            x, size = given
+            return x + self.out(F.relu(self.into(x))), size + self.into.weight.square().mean()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(*(Sized() for _ in range(3)))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            made: tuple[Tensor, Tensor] = self.blocks((x, x.new_zeros(())))
+            return made
+
+    with pytest.raises(repl_fx.NothingToReplace, match=r"blocks.1.into.weight is read beside its branch too"):
+        repl_fx.transform(Net(), (torch.randn(2, 8),), surrogate="bottleneck")
+
+
 class Causal(nn.Module):
     """Looks at the past alone: pads both sides and cuts the end off."""
 
