@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,17 @@ def test_nobody_reads_what_a_command_says_of_itself(argument: str) -> None:
     assert (done.returncode, done.stderr) == (CLOSED, "")
 
 
+@pytest.fixture
+def ordinary_signals() -> Iterator[None]:
+    """Handle signals as a new process does, whatever a trainer has left in this one."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("ordinary_signals")
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
 def test_a_signal_that_is_swallowed_ends_a_command_yet(
     number: int, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
