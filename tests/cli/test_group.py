@@ -123,7 +123,7 @@ def test_nobody_reads_what_a_command_says_of_itself(argument: str) -> None:
 @pytest.fixture
 def ordinary_signals() -> Iterator[None]:
     """Handle signals as a new process does, whatever a trainer has left in this one."""
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    handlers: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
     for number, handler in before.items():
