@@ -65,6 +65,16 @@ class MlpBlock(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
 
 
+class LevelledBlock(MlpBlock):
+    """Divides by a level that no gradient goes through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        with torch.no_grad():
+            level = x.abs().mean()
+        return x / (1 + level)
+
+
 class MixedHalves(nn.Module):
     """Two residual halves over (batch, tokens, 8), of which the second alone is the same in all blocks."""
 

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from repl_fx._torch import pytree
 from repl_fx.costs.counted import Interpreter
-from repl_fx.graph.captured import called_module, memory_of, writes_in_place
+from repl_fx.graph.captured import called_module, changes_argument, memory_of
 from repl_fx.graph.recording import watched
 from repl_fx.graph.runtime import REGIONS, assign_buffer
 from repl_fx.rewriting.result import TransformResult
@@ -76,7 +76,7 @@ class Network:
         self._ends_early = result.captured_parts.whole and not any(node.target in REGIONS for node in every)
         self._places = {node: place for place, node in enumerate(every)} if self._ends_early else {}
         self._last = {node: max(map(self._places.__getitem__, node.users), default=0) for node in self._places}
-        self._writers = [node for node in self._places if self._writes(node)]
+        self._writers = [n for n in self._places if n.target is assign_buffer or changes_argument(self._modules, n)]
         if any(node.target is assign_buffer or self._memory(node).op == "get_attr" for node in self._writers):
             # State is as before behind each run.
             self._places = {}
@@ -144,10 +144,6 @@ class Network:
                 for given in node.all_input_nodes:
                     if self._last[given] <= place:
                         runs.env.pop(given, None)
-
-    def _writes(self, node: fx.Node) -> bool:
-        module = called_module(self._modules, node)
-        return node.target is assign_buffer or writes_in_place(node) or bool(getattr(module, "inplace", False))
 
     def _memory(self, node: fx.Node) -> fx.Node:
         """The node that made the memory of a value; a module without parameters may return what it is given."""

@@ -469,6 +469,11 @@ def writes_in_place(node: fx.Node) -> bool:
     return schema is not None and bool(schema.is_mutable)
 
 
+def changes_argument(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node changes what it is given, by its operator or in a layer that works in place."""
+    return writes_in_place(node) or bool(getattr(called_module(gm, node), "inplace", False))
+
+
 def memory_of(node: fx.Node) -> fx.Node:
     """The node that made the memory of a node's value: what a view, or a write in place, was called on."""
     while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):

@@ -154,7 +154,7 @@ def with_neighbours(
     return Choice(tuple(chosen), tuple(refusals))
 
 
-def paths_to(parameters: Iterable[str]) -> set[str]:
+def _paths_to(parameters: Iterable[str]) -> set[str]:
     """The names of parameters, and the paths of all modules that have them."""
     every = (list(accumulate(name.split("."), "{}.{}".format)) for name in parameters)
     return set(chain.from_iterable(every))
@@ -258,7 +258,8 @@ class Candidates:
         for node in block.nodes:
             if node in self.gone:
                 return f"it is part of {self.gone[node]}, which {self.fate}"
+        names = {block.name, *_paths_to(block.parameters)} if self.ignore else ()
         for glob in self.ignore:
-            if fnmatchcase(block.name, glob) or any(fnmatchcase(path, glob) for path in paths_to(block.parameters)):
+            if any(fnmatchcase(name, glob) for name in names):
                 return f"it matches --ignore {glob}"
         return None

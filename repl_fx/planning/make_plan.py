@@ -68,7 +68,8 @@ def planner_of(found: ModelRepeats, options: Options, forms: Forms) -> Planner:
         UnknownSurrogate, UnknownBlock, BadInput: see `make_plan`.
     """
     budget, ignore, seed = budget_among(options), options.get("ignore") or (), options.get("seed", 0)
-    _require_names(found, ignore)
+    if ignore:
+        _require_names(found, ignore)
     if budget is None:
         return PlanByChoice(found, options)
     return budget_planner(ReplacementCosts(found, forms, budget.limits, seed), policy_among(options), budget, ignore)

@@ -34,7 +34,7 @@ from repl_fx._torch import example_of, has_example
 from repl_fx.finding.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
-from repl_fx.graph.captured import called_module, parameters_read, writes_in_place
+from repl_fx.graph.captured import called_module, changes_argument, parameters_read
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.blended_weights import (
     BlendedWeight,
@@ -317,6 +317,5 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], windows: 
 
 def _written(site: Site, node: fx.Node) -> fx.Node | None:
     """The value that a node writes into; None where it writes nowhere."""
-    writes = writes_in_place(node) or getattr(called_module(site.graph_module, node), "inplace", False)
-    given = node.args[0] if node.args and writes else None
+    given = node.args[0] if node.args and changes_argument(site.graph_module, node) else None
     return given if isinstance(given, fx.Node) else None

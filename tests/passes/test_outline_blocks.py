@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.outline_blocks import outline_blocks
-from tests.nets import ConvNet, MlpBlock, RawNet, TokenNet, training_step
+from tests.nets import ConvNet, LevelledBlock, RawNet, TokenNet, training_step
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
 
@@ -122,14 +122,7 @@ def test_a_draw_between_the_nodes_of_a_block_is_refused() -> None:
 
 
 def test_a_block_of_which_a_part_is_without_gradients_is_refused() -> None:
-    class Levelled(MlpBlock):
-        def forward(self, x: Tensor) -> Tensor:
-            x = super().forward(x)
-            with torch.no_grad():
-                level = x.abs().mean()
-            return x / (1 + level)
-
-    graph = repl_fx.transform(nn.Sequential(*(Levelled(16) for _ in range(3))), (TOKENS,), surrogate="bottleneck")
+    graph = repl_fx.transform(nn.Sequential(*(LevelledBlock(16) for _ in range(3))), (TOKENS,), surrogate="bottleneck")
     result = run_passes(graph.graph_module, outline_blocks).results[0]
     assert not result.changed
     assert {refusal.reason for refusal in result.refusals} == {

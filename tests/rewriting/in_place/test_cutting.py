@@ -16,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 import repl_fx
 from repl_fx.errors import BadInput, CallRefused
 from repl_fx.rewriting.in_place.surrogate_block import SwappedBlock
-from tests.nets import MlpBlock
+from tests.nets import LevelledBlock, MlpBlock
 
 X = torch.randn(2, 6, 8)
 
@@ -288,16 +288,6 @@ def test_what_computes_with_its_stream_alone_goes_along_with_lengths_that_code_e
             result.model.get_submodule("net.1")(x[..., :8])
 
 
-class _Levelled(MlpBlock):
-    """Divides by a level that no gradient goes through."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
-        with torch.no_grad():
-            level = x.abs().mean()
-        return x / (1 + level)
-
-
 class _InHalf(MlpBlock):
     """Adds a product in half precision."""
 
@@ -308,7 +298,7 @@ class _InHalf(MlpBlock):
         return x + product.float().mean(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("block", [_Levelled, _InHalf])
+@pytest.mark.parametrize("block", [LevelledBlock, _InHalf])
 def test_what_a_block_computes_without_gradients_or_in_half_it_computes_so_in_place(block: type[nn.Module]) -> None:
     torch.manual_seed(0)
     result = repl_fx.transform(_Net(block), (X,), surrogate="bottleneck")
