@@ -218,11 +218,9 @@ class _Fitting:
     def _keep_units(self, stand_in: GraphStandIn, node: fx.Node, start: KeptUnits) -> int:
         """Choose hidden units by what they are in the original; returns how many rows there were."""
         captured = self._captured[stand_in.part]
-        originals = {of.name: of for of in stand_in.original.values()}
         moments = [UnitMoments(units.size) for units in start.hidden]
-        values = [originals[units.value] for units in start.hidden]
-        for _, theirs in self._pairs(stand_in, [], values):
-            for some, units, value in zip(moments, start.hidden, values, strict=True):
+        for _, theirs in self._pairs(stand_in, [], stand_in.hidden):
+            for some, units, value in zip(moments, start.hidden, stand_in.hidden, strict=True):
                 some.add(theirs[value], units.axis)
         read: Any = partial(attribute, captured)
         chosen = []
@@ -272,7 +270,7 @@ class _Fitting:
         """
         looked_at = (
             stand_in.watched | {node for node, _ in stand_in.in_order},
-            {*stand_in.original.values(), stand_in.last},
+            stand_in.compared,
         )
         for number, batch in enumerate(batches or self._batches):
             key = (batches is not None, number)

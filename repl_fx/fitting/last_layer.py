@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from repl_fx.fitting.pieces import Piece, axis_of_first, close, drawn, in_double
-from repl_fx.fitting.solving import least_squares
+from repl_fx.fitting.solving import Gram, least_squares
 from repl_fx.graph.captured import attribute, called_module
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
@@ -55,7 +55,7 @@ class LayerFit:
         self.tail = Piece(gm, [layer], point, instead=True)
         self.axis = self._own_axis = 1 if layer.target in _CONVOLUTIONS else -1
         self.rows, self.features = 0, 0
-        self._h, self._x = torch.zeros(()), torch.zeros(())
+        self._sums, self._x = Gram(), torch.zeros(0)
         # Of each channel; empty until it was found to be affine.
         self._scales = torch.zeros(0)
 
@@ -102,8 +102,10 @@ class LayerFit:
         read = read_by(self._gm, self.layer, values).reshape(len(toward), -1)
         read = torch.cat([read, read.new_ones(len(read), 1)], 1)
         self.rows += int((weights > 0).sum())
-        self._h = self._h.to(read) + (weights[:, None] * read).t() @ read
-        self._x = self._x.to(read) + toward.t() @ read
+        self._sums.add(read, weights)
+        if not len(self._x):
+            self._x = read.new_zeros(toward.shape[1], read.shape[1])
+        self._x.addmm_(toward.t(), read)
         self.features = read.shape[1] - 1
 
     def solve(self, ridge: float) -> dict[str, Tensor]:
@@ -112,14 +114,15 @@ class LayerFit:
 
     def _whole(self, ridge: float) -> dict[str, Tensor]:
         (_, weight), bias = self._start.weight, self._start.bias
-        size = len(self._h) if bias else len(self._h) - 1
+        moments = self._sums.whole()
+        size = len(moments) if bias else len(moments) - 1
         root = self._scales.sqrt()
         # In a basis of channels in which T is the same for all.
         right = torch.where(root > 0, self._x[:, :size].t() / root, 0)
-        theta = least_squares(self._h[:size, :size], right, ridge)
+        theta = least_squares(moments[:size, :size], right, ridge)
         matrix = torch.where(root > 0, theta / root, 0).t()
         own = self._synthesis.get_parameter(weight)
-        matrix, shift = matrix[:, : len(self._h) - 1], matrix[:, -1]
+        matrix, shift = matrix[:, : len(moments) - 1], matrix[:, -1]
         fitted = {weight: matrix.t() if self._start.transposed else matrix.reshape(own.shape)}
         if bias:
             fitted[bias[1]] = shift.clone()
@@ -128,24 +131,25 @@ class LayerFit:
     def _gains(self, ridge: float) -> dict[str, Tensor]:
         (_, gains), bias = self._start.weight, self._start.bias
         which, columns, vectors = self._columns()
+        moments = self._sums.whole()
         count = int(which.max()) + 1
         size = count + (len(self._x) if bias else 0)
-        matrix, right = self._h.new_zeros(size, size), self._h.new_zeros(size)
+        matrix, right = moments.new_zeros(size, size), moments.new_zeros(size)
         scaled = self._scales[:, None] * vectors
-        pairs = (vectors.t() @ scaled) * self._h[columns][:, columns]
+        pairs = (vectors.t() @ scaled) * moments[columns][:, columns]
         matrix.index_put_((which[:, None], which), pairs, accumulate=True)
         right.index_put_((which,), (vectors * self._x[:, columns]).sum(0), accumulate=True)
         if bias:
-            crossed = self._h.new_zeros(count, len(self._x)).index_add_(0, which, (scaled * self._h[columns, -1]).t())
+            crossed = moments.new_zeros(count, len(self._x)).index_add_(0, which, (scaled * moments[columns, -1]).t())
             matrix[:count, count:], matrix[count:, :count] = crossed, crossed.t()
-            matrix[count:, count:] = (self._scales * self._h[-1, -1]).diag()
+            matrix[count:, count:] = (self._scales * moments[-1, -1]).diag()
             right[count:] = self._x[:, -1]
         theta = least_squares(matrix, right, ridge)
         return {gains: theta[:count], **({bias[1]: theta[count:]} if bias else {})}
 
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gain, the column and the values (C) of each column that a gain of one makes; values are (C, q)."""
-        (place, name), device = self._start.weight, self._h.device
+        (place, name), device = self._start.weight, self._x.device
         synthesis = copy.deepcopy(self._synthesis).double().requires_grad_(False)
         weights = [in_double(attribute(self._gm, str(n.target))) for n in self._node.all_input_nodes]
         gains = synthesis.get_parameter(name)

@@ -28,8 +28,9 @@ from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batch, Evaluation
 from repl_fx.running.untouched import in_mode
 
-# The values from which runs go on, of all batches.
+# The values from which runs go on, of all batches; and those of a network that stays as it is.
 _MOST_BYTES = 2 << 30
+_MOST_KNOWN = 1 << 29
 
 
 class _Enough(BaseException):
@@ -51,7 +52,7 @@ class Reached:
     @cached_property
     def size(self) -> int:
         """The bytes of the values."""
-        return sum(leaf.nbytes for leaf in pytree.tree_leaves(list(self.values.values())) if isinstance(leaf, Tensor))
+        return _bytes(self.values)
 
 
 class Network:
@@ -154,16 +155,20 @@ class Network:
 
 
 class NetworkPair:
-    """Two networks that run on the same batches, for one surrogate after another.
+    """A network that is fitted and the captured one, on the same batches, for one surrogate after another.
 
-    Before a surrogate nothing changes any more: batches go on from there, while their values have room.
+    Before a surrogate nothing changes any more: batches go on from there, while their values have room. In the captured
+    network nothing changes at all, so for each surrogate a batch runs in it once, while there is room.
     """
 
-    def __init__(self, *networks: Network) -> None:
-        self._networks = networks
+    def __init__(self, fitted: Network, captured: Network) -> None:
+        self._networks = fitted, captured
         # How far batches have run in both networks.
         self._reached: dict[Hashable, Sequence[Reached]] = {}
         self._full = False
+        # The values of the captured network that are looked at.
+        self._known: dict[Hashable, dict[fx.Node, Any]] = {}
+        self._known_of: Collection[fx.Node] = ()
 
     def values(
         self,
@@ -171,17 +176,26 @@ class NetworkPair:
         batch: Batch,
         looked_at: Sequence[Collection[fx.Node]],
         wanted: Sequence[Collection[fx.Node]],
-    ) -> list[dict[fx.Node, Any]]:
-        """The values at nodes of both networks.
+    ) -> Sequence[dict[fx.Node, Any]]:
+        """The values at nodes of both networks; they are not written to.
 
         Args:
             key: of the batch; values that were reached with it count for another batch of later passes.
             looked_at: all nodes of each network whose values are looked at, or may change, for this surrogate.
             wanted: those whose values are returned.
         """
-        starts = self._starts(key, batch, looked_at)
-        runs = zip(self._networks, wanted, starts, strict=True)
-        return [network.values(batch, nodes, start) if nodes else {} for network, nodes, start in runs]
+        (fitted, captured), (nodes, others) = self._networks, wanted
+        before, start = self._starts(key, batch, looked_at)
+        values = fitted.values(batch, nodes, before) if nodes else {}
+        if self._known_of != looked_at[1]:
+            self._known.clear()
+            self._known_of = looked_at[1]
+        known = self._known.get(key)
+        if known is None and others:
+            known = captured.values(batch, looked_at[1], start)
+            if sum(map(_bytes, (*self._known.values(), known))) <= _MOST_KNOWN:
+                self._known[key] = known
+        return values, {node: known[node] for node in others} if known else {}
 
     def _starts(
         self, key: Hashable, batch: Batch, looked_at: Sequence[Collection[fx.Node]]
@@ -208,3 +222,7 @@ class NetworkPair:
 
 def _copied(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, torch.clone, value)
+
+
+def _bytes(values: Mapping[fx.Node, Any]) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(list(values.values())) if isinstance(leaf, Tensor))

@@ -31,6 +31,8 @@ RIDGE = 1e-6
 # With fewer rows than this for each number a fit follows the samples, and not the network.
 ENOUGH = 4
 RAISED = 1e-2
+# Rows of a Gram matrix that are computed together.
+_PANEL = 1024
 
 
 def ridge_for(rows: int, numbers: int) -> float:
@@ -75,6 +77,29 @@ def least_squares(
     return change if start is None else start + change
 
 
+class Gram:
+    """The sum of x x^T over rows x that come batch by batch, (C, C), in double precision."""
+
+    def __init__(self) -> None:
+        # What is above the diagonal is the same, and half of the arithmetic.
+        self._lower = torch.zeros(0)
+
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        """Add rows, (N, C), in double precision, each as often as its weight says, (N)."""
+        size = rows.shape[1]
+        if not len(self._lower):
+            self._lower = rows.new_zeros(size, size)
+        weighted = rows if weights is None else weights[:, None] * rows
+        for begin in range(0, size, _PANEL):
+            end = min(begin + _PANEL, size)
+            # In place: a product of its own is written and read once more.
+            self._lower[begin:end, :end].addmm_(weighted[:, begin:end].t(), rows[:, :end])
+
+    def whole(self) -> Tensor:
+        """The sum so far; it changes with the next rows."""
+        return self._lower.tril_().add_(self._lower.tril(-1).t())
+
+
 class Moments:
     """First and second moments of rows x and of rows y, in double precision.
 
@@ -91,8 +116,9 @@ class Moments:
     def __init__(self, given: int, made: int, device: torch.device | str = "cpu") -> None:
         self.rows = 0
         # In single precision, sums over a million rows lose half of their digits.
-        sizes = (given,), (made,), (given, given), (given, made)
-        self._x, self._y, self._xx, self._xy = (torch.zeros(s, dtype=torch.float64, device=device) for s in sizes)
+        sizes = (given,), (made,), (given, made)
+        self._x, self._y, self._xy = (torch.zeros(s, dtype=torch.float64, device=device) for s in sizes)
+        self._xx = Gram()
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows, (…, C) and (…, C')."""
@@ -100,8 +126,8 @@ class Moments:
         self.rows += len(x)
         self._x += x.sum(0)
         self._y += y.sum(0)
-        self._xx += x.t() @ x
-        self._xy += x.t() @ y
+        self._xx.add(x)
+        self._xy.addmm_(x.t(), y)
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
@@ -112,7 +138,7 @@ class Moments:
     def covariances(self) -> tuple[Tensor, Tensor]:
         """The covariances of x with x, (C, C), and of x with y, (C, C')."""
         x, y = self.means
-        return self._xx / self.rows - torch.outer(x, x), self._xy / self.rows - torch.outer(x, y)
+        return self._xx.whole() / self.rows - torch.outer(x, x), self._xy / self.rows - torch.outer(x, y)
 
 
 @dataclass(frozen=True, eq=False)

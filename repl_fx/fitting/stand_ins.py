@@ -72,6 +72,12 @@ class GraphStandIn:
         return next((start for _, start in self.starts if isinstance(start, KeptUnits)), None)
 
     @cached_property
+    def hidden(self) -> list[fx.Node]:
+        """The nodes of the captured graph that make its hidden units, of which some stay."""
+        named = {node.name: node for node in self.original.values()}
+        return [] if self.kept_units is None else [named[units.value] for units in self.kept_units.hidden]
+
+    @cached_property
     def in_order(self) -> tuple[tuple[fx.Node, FittedStart | None], ...]:
         """The calls with what can be fitted of them, and, with None, batch norms of the surrogate's own before them."""
         own = surrogate_path(self.name)
@@ -114,6 +120,13 @@ class GraphStandIn:
         # The stream passes the block where the map is merged into the layer before.
         merged = isinstance(start, WholeMap) and start.merged
         return {MapFit.places(node, merged=True)[0]: self.last} if merged else self.outputs
+
+    @cached_property
+    def compared(self) -> set[fx.Node]:
+        """The nodes of the captured graph whose values a fit looks at."""
+        behind = {} if isinstance(self.starts[0][1], WholeMap) else self.points
+        points = {self.original[point] for points in behind.values() for point in points}
+        return {self.last, *self.ends.values(), *self.outputs.values(), *self.hidden, *points}
 
     @cached_property
     def watched(self) -> set[fx.Node]:

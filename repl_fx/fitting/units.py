@@ -3,7 +3,7 @@
     h          the units (n), with a one behind them where the layer behind has a bias
     W          the weights that read them, (m, n)
     choose     S so that |W h - V h_S|² is least for the best V: one after the other, each that which lessens it most
-    P          h = P h_S + shift by least squares, so that V = W P
+    V          W h = V h_S by least squares, with a shift where the layer behind has a bias
 
 A unit taken in lessens the distance by |W R e_k|² / R_kk with R the moments of what the units taken before do not say,
 and R loses the part of it: orthogonal least squares (Chen, Billings and Luo, Int. J. Control 50, 1989). Of many units
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repl_fx.fitting.solving import least_squares, ridge_for
+from repl_fx.fitting.solving import Gram, least_squares, ridge_for
 from repl_fx.surrogates.shared.cut_layers import StayingUnits, whole_groups
 
 # Steps at most in which units are taken in.
@@ -39,18 +39,17 @@ class UnitMoments:
     """
 
     def __init__(self, size: int) -> None:
-        self.rows = 0
-        self._sum = torch.zeros(size + 1, size + 1, dtype=torch.float64)
+        self.rows, self._size, self._sums = 0, size, Gram()
 
     def add(self, value: Tensor, axis: int) -> None:
         """Add the units' values, along an axis."""
         rows = value.detach().movedim(axis, -1).flatten(0, -2).to(torch.float64)
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
         self.rows += len(rows)
-        self._sum = self._sum.to(rows) + rows.t() @ rows
+        self._sums.add(rows)
 
     def choose(self, readers: Tensor, count: int, *, shifted: bool, group: int = 1) -> StayingUnits:
-        """The units that stay, and all of them by these.
+        """The units that stay, and the weights that read them.
 
         Args:
             readers: W, (m, n).
@@ -58,24 +57,21 @@ class UnitMoments:
             shifted: whether the layers behind can take a shift.
             group: how many in a row stay or go together.
         """
-        size = len(self._sum) - 1
-        moments = self._sum if shifted else self._sum[:size, :size]
-        units = _taken(moments, readers.to(moments), count, shifted, group).sort().values
+        size, every = self._size, self._sums.whole()
+        moments = every if shifted else every[:size, :size]
+        readers = readers.to(moments)
+        read = moments[:, :size] @ readers.t()
+        # As many columns as units have all of what the layers read.
+        said = read @ torch.linalg.qr(readers).Q if len(readers) > size else read.clone()
+        units = _taken(moments, said, size, count, shifted, group).sort().values
         known = torch.cat([units, units.new_tensor([size])]) if shifted else units
-        ridge = ridge_for(self.rows, count)
-        spread = least_squares(moments[known][:, known], moments[known][:, :size], ridge).t()
-        return StayingUnits(units, spread[:, :count], spread[:, count] if shifted else None)
+        again = least_squares(moments[known][:, known], read[known], ridge_for(self.rows, count)).t()
+        return StayingUnits(units, again[:, :count], again[:, count] if shifted else None)
 
 
-def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool, group: int) -> Tensor:
-    """The numbers of the units, in the order in which they are taken in."""
-    size = readers.shape[1]
-    if len(readers) > size:
-        # As many rows as units have all of what the layers read.
-        readers = torch.linalg.qr(readers, mode="r").R
+def _taken(moments: Tensor, said: Tensor, size: int, count: int, shifted: bool, group: int) -> Tensor:
+    """The numbers of the units, in the order in which they are taken in; `said` is R W^T, with a row for each unit."""
     left = moments.clone()
-    # A row for each unit: norms of columns are slow.
-    said = (readers @ moments[:size]).t().contiguous()
     least = _NOTHING * moments.diagonal()[:size].clamp_min(torch.finfo(moments.dtype).tiny)
     open_ = torch.ones(size, dtype=torch.bool, device=moments.device)
     taken: list[Tensor] = []

@@ -152,3 +152,27 @@ def test_batches_without_room_begin_at_the_inputs(monkeypatch: pytest.MonkeyPatc
                 assert equal_inside(list(pair.values(number, batch, middle, middle)), expected)
         assert len(reached) == runs * (2 if room else 1)
         reached.clear()
+
+
+def test_the_captured_network_runs_once_for_a_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
+    (ours, nodes, batch), (theirs, others, _) = (_network(ConvNet(depth=3), images(8)) for _ in range(2))
+    expected = theirs.values(batch, others)
+    runs: list[Network] = []
+    values = Network.values
+
+    def counted(network: Network, *args: Any) -> dict[fx.Node, Any]:
+        runs.append(network)
+        return values(network, *args)
+
+    monkeypatch.setattr(Network, "values", counted)
+    monkeypatch.setattr(Network, "reach", lambda *_: None)
+    for room, each in ((1 << 20, 1), (0, 3)):
+        monkeypatch.setattr("repl_fx.fitting.networks._MOST_KNOWN", room)
+        pair = NetworkPair(ours, theirs)
+        # The second surrogate looks at other values.
+        for looked_at in (others[:5], others[3:]):
+            for wanted in (looked_at[:2], looked_at[1:], looked_at[-1:]):
+                _, found = pair.values(0, batch, (nodes, looked_at), (nodes[-1:], wanted))
+                assert equal_inside(found, {node: expected[node] for node in wanted})
+        assert runs.count(theirs) == 2 * each and runs.count(ours) == 6
+        runs.clear()

@@ -10,7 +10,8 @@ from hypothesis import given, strategies as st
 from torch import Tensor
 
 import repl_fx
-from repl_fx.fitting.solving import Moments, least_squares, ridge_for, solve
+from repl_fx.fitting import solving
+from repl_fx.fitting.solving import Gram, Moments, least_squares, ridge_for, solve
 
 
 def _moments(x: Tensor, y: Tensor) -> Moments:
@@ -35,6 +36,19 @@ def test_batches_add_up_to_the_whole(cuts: list[int], seed: int) -> None:
     torch.testing.assert_close(parts.means, (x.mean(0), y.mean(0)))
     both = torch.cov(torch.cat([x, y], 1).t(), correction=0)
     torch.testing.assert_close(parts.covariances, (both[:3, :3], both[:3, 3:]))
+
+
+@pytest.mark.parametrize("panel", [1, 3, 4, 1024])
+def test_a_gram_matrix_is_whole_at_any_time(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solving, "_PANEL", panel)
+    torch.manual_seed(0)
+    rows, weights = torch.randn(12, 7, dtype=torch.float64), torch.rand(12, dtype=torch.float64)
+    gram = Gram()
+    gram.add(rows[:5])
+    torch.testing.assert_close(gram.whole(), rows[:5].t() @ rows[:5])
+    gram.add(rows[5:], weights[5:])
+    wanted = rows[:5].t() @ rows[:5] + rows[5:].t() @ weights[5:].diag() @ rows[5:]
+    torch.testing.assert_close(gram.whole(), wanted)
 
 
 @pytest.mark.parametrize("rank", [None, 2])

@@ -19,12 +19,12 @@ class StayingUnits:
 
     Attributes:
         units: their numbers, (count), from the least.
-        spread: all units as a linear map of those that stay, (size, count); None to take the others for zero.
-        shift: of that map, (size).
+        readers: the weights that read them, with the rows of `readers_of`, (rows, count); None for the columns of old.
+        shift: what each of those rows adds, (rows).
     """
 
     units: Tensor
-    spread: Tensor | None = None
+    readers: Tensor | None = None
     shift: Tensor | None = None
 
 
@@ -44,18 +44,22 @@ def cut_layers(layers: Iterable[CutLayer], read: Read, chosen: Sequence[StayingU
         chosen: for each of its hidden units.
     """
     made: dict[str, Tensor] = {}
+    behind = [0] * len(chosen)
     for layer in layers:
         weight, bias = laid_out(layer, read), None if layer.of_bias is None else read(layer.of_bias)
         if layer.columns is not None:
             given = chosen[layer.columns]
-            if given.spread is None:
+            if given.readers is None:
                 weight = weight.index_select(1, given.units)
             else:
+                begin = behind[layer.columns]
+                behind[layer.columns] += weight[:, 0].numel()
+                rows = slice(begin, behind[layer.columns])
                 if bias is not None and given.shift is not None:
                     # As in the middle of a picture; at its edges a convolution sees less of the shift.
-                    taps = weight.to(given.shift).flatten(2).sum(2) if weight.ndim > 2 else weight.to(given.shift)
-                    bias = (bias.to(given.shift) + taps @ given.shift).to(bias)
-                weight = torch.einsum("oi...,ir->or...", weight.to(given.spread), given.spread).to(weight)
+                    bias = (bias.to(given.shift) + given.shift[rows].view(len(weight), -1).sum(1)).to(bias)
+                again = given.readers[rows].t().reshape(-1, len(weight), *weight.shape[2:])
+                weight = again.transpose(0, 1).to(weight)
         if layer.rows is not None:
             units = chosen[layer.rows].units
             weight, bias = weight.index_select(0, units), None if bias is None else bias.index_select(0, units)
@@ -77,11 +81,17 @@ def longest(start: KeptUnits, number: int, read: Read) -> StayingUnits:
     made = [laid_out(layer, read).detach() for layer in start.layers if layer.rows == number]
     if made[0].is_meta:
         return StayingUnits(torch.arange(count))
-    rows = torch.stack([weight.double().flatten(1).norm(dim=1) for weight in made]).prod(0)
-    worth = rows * readers_of(start, number, read).double().norm(dim=0)
+    rows = torch.stack([_lengths(weight.flatten(1), 1) for weight in made]).prod(0)
+    worth = rows * _lengths(readers_of(start, number, read), 0)
     assert worth.shape == (size,)
     group = start.hidden[number].group
     return StayingUnits(whole_groups(worth.view(-1, group).sum(1).topk(count // group).indices.sort().values, group))
+
+
+def _lengths(weight: Tensor, axis: int) -> Tensor:
+    # A copy in double precision takes longer than the norm.
+    lengths: Tensor = weight.to(torch.promote_types(weight.dtype, torch.float32)).norm(dim=axis)
+    return lengths.double()
 
 
 def whole_groups(groups: Tensor, group: int) -> Tensor:

@@ -40,7 +40,8 @@ def test_rows_and_columns_go() -> None:
 def test_units_that_others_say_are_said() -> None:
     given = _tensors()
     spread, shift = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    made = cut_layers(START.layers, given.__getitem__, [StayingUnits(UNITS, spread, shift)])
+    readers = readers_of(START, 0, given.__getitem__).double()
+    made = cut_layers(START.layers, given.__getitem__, [StayingUnits(UNITS, readers @ spread, readers @ shift)])
     few = torch.randn(7, 2)
     every = few @ spread.float().t() + shift.float()
     wanted = every @ given["down.weight"] + given["down.bias"]
@@ -50,7 +51,10 @@ def test_units_that_others_say_are_said() -> None:
 def test_all_taps_of_a_kernel_say_them_alike() -> None:
     given = _tensors()
     spread, shift = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    made = cut_layers([TAPS], given.__getitem__, [StayingUnits(UNITS, spread, shift)])
+    # The units have several readers, and each takes its own rows.
+    start = KeptUnits(START.hidden, (LAST, TAPS))
+    readers = readers_of(start, 0, given.__getitem__).double()
+    made = cut_layers([LAST, TAPS], given.__getitem__, [StayingUnits(UNITS, readers @ spread, readers @ shift)])
     few = torch.randn(2, 2, 5, 5)
     every = torch.einsum("nrhw,ir->nihw", few, spread.float()) + shift.float()[:, None, None]
     wanted = torch.conv2d(every, given["conv.weight"], given["down.bias"])
