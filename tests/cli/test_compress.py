@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,17 @@ def test_a_model_is_compressed_in_one_command(run: Run, tmp_path: Path) -> None:
     assert found["budget"]["flops"]["reached"] <= 0.9
     assert {fit["block"] for fit in found["fits"]} <= {"blocks.0", "blocks.1", "blocks.2"} and found["fits"]
     assert found["exported"][""]["verification"]["equivalent"] is True
+    replaced = {one["block"] for one in found["blocks"] if one["status"] == "replaced"}
+    assert replaced == {fit["block"] for fit in found["fits"]}
     again = run("compress", out, "--resume")
     assert again.exit_code == 0 and "cut" in again.stdout and "model.onnx" not in again.stdout, again.stderr
+    assert "Blocks" in again.stdout and "replaced" in again.stdout
+    # A run of a version that kept no blocks.
+    file = out / "compression" / "result.json"
+    kept = json.loads(file.read_text())
+    del kept["blocks"]
+    file.write_text(json.dumps(kept))
+    before = run("compress", out, "--resume")
+    assert before.exit_code == 0 and "Figures" in before.stdout and "Blocks" not in before.stdout, before.stderr
     assert "has a compression already" in one_line(run("compress", spec, "-o", out, *GIVEN))
     assert "No such option: --every" in run("compress", spec, "--every", "2").stderr
