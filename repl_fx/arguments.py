@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from types import UnionType
 from typing import Any
@@ -61,10 +61,12 @@ def require_args(args: Any, kwargs: Any = None) -> None:
 
 
 def require_path(given: Any, what: str) -> None:
-    """Refuse what is no path, or is not UTF-8; `what` is the noun for what lies there, as in "the file to write"."""
+    """Refuse what can be no path, or is not UTF-8; `what` is the noun for what lies there: "the file to write"."""
     if not isinstance(given, (str, os.PathLike)):
         raise BadInput(f"{what} is a path, and this is {in_words(given)}; give a str or a pathlib.Path")
     path = os.fsdecode(os.path.abspath(given))
+    if "\0" in path:
+        raise BadInput(f"{what} is {path!r}, and no name holds a null character; leave it out")
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -80,6 +82,17 @@ def require_kind(given: Any, kind: type | UnionType, words: str) -> None:
     """
     if not isinstance(given, kind):
         raise BadInput(f"{words}, and this is {in_words(given)}")
+
+
+def require_items(name: str, given: Any, kinds: type | tuple[type, ...], like: str) -> None:
+    """Refuse what is no list of items of some classes, such as a text, whose letters would be taken for names.
+
+    Args:
+        like: what is right, in words.
+    """
+    listed = isinstance(given, Collection) and not isinstance(given, str | bytes)
+    if not (listed and all(isinstance(item, kinds) for item in given)):
+        raise BadInput(f"{name} is {given!r}; give {like}")
 
 
 def require_number(name: str, given: Any, kind: type = Integral, least: float = -math.inf) -> None:

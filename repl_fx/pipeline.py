@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from torch import fx, nn
 
-from repl_fx.arguments import require_function, require_kind, require_module
+from repl_fx.arguments import require_kind, require_module
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Refusal
@@ -94,7 +94,6 @@ def transform(
     require_known("transform", options)
     require_module("transform", model)
     given = ExampleInputs.of(args, kwargs)
-    require_function("progress", progress)
     stage = progress or tell
     if plan is not None:
         require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")

@@ -156,6 +156,19 @@ def test_places_that_are_none(tmp_path: Path) -> None:
     assert refused(repl_fx.save, whole(), None) == artifact.format("None")
 
 
+def test_places_with_a_null_character(tmp_path: Path) -> None:
+    place = tmp_path / "a\0b"
+    no_name = f"is {str(place)!r}, and no name holds a null character; leave it out"
+    for function, args, what in (
+        (repl_fx.save, (whole(), place), "the directory of an artifact"),
+        (repl_fx.load, (place,), "the directory of an artifact"),
+        (repl_fx.export_onnx, (whole().module, place, (X,)), "the file to write"),
+    ):
+        assert refused(function, *args) == f"{what} {no_name}"
+    assert refused(repl_fx.train, ConvNet(), [X], directory=place) == f"the directory of a run {no_name}"
+    assert refused(repl_fx.report(whole()).save, place) == f"the page to write {no_name}"
+
+
 def test_places_whose_names_are_not_utf_8(tmp_path: Path) -> None:
     place = tmp_path / "caf\udce9"
     not_taken = f"is {str(place)!r}, and names that are not UTF-8 are not taken; rename it"
@@ -211,6 +224,9 @@ def test_numbers_that_are_none() -> None:
         assert refused(repl_fx.fit, whole(), batches, ridge=value) == f"ridge {words}"
     assert refused(repl_fx.score_blocks, gm, batches, greedy="a") == f"greedy is 'a'; {WHOLE}, 0 or more"
     assert refused(repl_fx.verify_onnx, gm, "net.onnx", (X,), batches=3).startswith("batches is 3; give one positive")
+    for number in ("rounds", "warm_up", "seed"):
+        settings: Any = {number: None}
+        assert refused(repl_fx.bench, whole(), **settings).startswith(f"{number} is None; {WHOLE}")
     assert "opset 18 does not exist" in refused(repl_fx.export_onnx, gm, "net.onnx", (X,), opset="18")
 
 
@@ -235,6 +251,34 @@ def test_what_is_of_another_kind(tmp_path: Path) -> None:
     assert refused(repl_fx.heal, whole(), [X], original=3).startswith("heal takes a module for original, and this is")
 
 
+def test_lists_that_are_none() -> None:
+    net, gm = ConvNet(), whole().graph_module
+    for wrong in (3, "layers.1", [3]):
+        words = f"paths is {wrong!r}; give a list of paths of modules, such as ['layers.1']"
+        assert refused(repl_fx.capture_parts, net, (X,), paths=wrong) == words
+        words = f"layer_nodes is {wrong!r}; give a list of names of nodes"
+        assert refused(repl_fx.verify_onnx, gm, "net.onnx", (X,), layer_nodes=wrong) == words
+        assert refused(repl_fx.report, whole(), notes=wrong) == f"notes is {wrong!r}; give a list of lines"
+    assert refused(repl_fx.bench, whole(), batch_sizes=3) == "batch_sizes is 3; give numbers of inputs, such as (1, 8)"
+    assert refused(repl_fx.score_blocks, gm, [X], kinds=[None]).startswith("kinds is [None]; give some of ")
+    words = "score_blocks takes for repeats what repl_fx.find_repeats(gm) returned, or some of it, and this is "
+    assert refused(repl_fx.score_blocks, gm, [X], repeats=3) == f"{words}an int"
+    assert refused(repl_fx.score_blocks, gm, [X], repeats=iter(())) == f"{words}a tuple_iterator"
+    for batches in (lambda: None, int):
+        assert refused(repl_fx.score_blocks, gm, batches).startswith("batches is ")
+
+
+def test_surrogates_and_settings_of_another_kind() -> None:
+    for name, wrong in (("surrogate", ["blend"]), ("settings", [3]), ("settings", "ratio=1")):
+        for function in (repl_fx.transform, functools.partial(repl_fx.compress, budget={"params": 0.8})):
+            options: Any = {name: wrong}
+            assert f" takes for {name} " in refused(function, ConvNet(), (X,), **options)
+    assert "takes for score the" in refused(repl_fx.compress, ConvNet(), [X], budget={"params": 0.8}, score=["loss"])
+    assert refused(repl_fx.register_surrogate, 3, int) == "register_surrogate takes a key, and this is an int"
+    for config in (3, int, lambda: None):
+        assert refused(repl_fx.register_surrogate, "mine", config).startswith("surrogate 'mine': config is ")
+
+
 def test_functions_that_are_none_and_classes_of_them() -> None:
     loss: Any = nn.CrossEntropyLoss
     words = "loss is the class CrossEntropyLoss; give a function, such as CrossEntropyLoss()"
@@ -244,7 +288,12 @@ def test_functions_that_are_none_and_classes_of_them() -> None:
         options: Any = {name: 3}
         words = f"{name} is an int; give a function"
         assert refused(repl_fx.compress, ConvNet(), [X], budget={"params": 0.8}, **options) == words
-    assert refused(repl_fx.transform, ConvNet(), (X,), progress=3) == words
+    for function, args in (
+        *((repl_fx.transform, (ConvNet(), (X,))), (repl_fx.score_blocks, (whole().captured, [X]))),
+        *((repl_fx.bench, (whole(),)), (repl_fx.report, (whole(),))),
+        *((repl_fx.train, (ConvNet(), [X])), (repl_fx.heal, (whole(), [X]))),
+    ):
+        assert refused(function, *args, progress=3) == words
     assert refused(repl_fx.score_blocks, whole().captured, [X], kinds=3).startswith("kinds is 3; give some of ")
 
 

@@ -6,9 +6,11 @@ round, in another order each time, after rounds of warm-up. A variant that canno
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from repl_fx.arguments import require_kind, require_number
+from repl_fx.arguments import require_items, require_kind, require_number
 from repl_fx.benchmarking.hardware import of_device
 from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Call, Prepared
 from repl_fx.benchmarking.model_variants import Variant, variants_of
@@ -74,14 +76,15 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_items("batch_sizes", self.batch_sizes or (), Integral, "numbers of inputs, such as (1, 8)")
         for name, number, least in (
-            ("batch", self.batch, 1),
+            ("batch", 1 if self.batch is None else self.batch, 1),
             ("rounds", self.rounds, 1),
             ("warm_up", self.warm_up, 0),
+            ("seed", self.seed, -math.inf),
             *(("batch_sizes", size, 1) for size in self.batch_sizes or ()),
         ):
-            if number is not None:
-                require_number(name, number, least=least)
+            require_number(name, number, least=least)
         if not (self.training or self.inference):
             raise BadInput("neither training nor inference is to be measured; choose one")
         if str(self.device).partition(":")[0] not in ("cpu", "cuda"):

@@ -50,11 +50,17 @@ def telling(listener: Listener) -> Iterator[None]:
 
 
 def shown(what: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
-    """Show the steps of a function while it runs, under a word for it; not of one that runs inside another."""
+    """Show the steps of a function while it runs, under a word for it; not of one that runs inside another.
+
+    Its `progress`, where it has one, takes the place of that, and is refused where it is no function.
+    """
 
     def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
         @wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+            from repl_fx.arguments import require_function
+
+            require_function("progress", kwargs.get("progress"))
             if _listener.get() is not None:
                 return function(*args, **kwargs)
             with _showing(what, silent=kwargs.get("progress") is not None) as listener, telling(listener):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def compare_layers(
     return tuple(_layer(nodes, row) for row in comparison.rows)
 
 
-def choose_nodes(graph: fx.Graph, wanted: Iterable[str] | None = None) -> list[fx.Node]:
+def choose_nodes(graph: fx.Graph, wanted: Collection[str] | None = None) -> list[fx.Node]:
     """Find the nodes whose values say where a difference begins; a decision is no value.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import fx, nn
 
-from repl_fx.arguments import require_module, require_number, require_path
+from repl_fx.arguments import require_items, require_module, require_number, require_path
 from repl_fx.errors import BadInput, ReplFxError, first_line
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
@@ -41,7 +41,7 @@ def verify_onnx(
     batches: Sequence[int] | None = None,
     seed: int = 0,
     per_layer: bool = False,
-    layer_nodes: Iterable[str] | None = None,
+    layer_nodes: Collection[str] | None = None,
 ) -> Verification:
     """Compare an ONNX file with the module it should be equivalent to: its outputs, and its weights.
 
@@ -86,6 +86,8 @@ def verify_onnx(
     given = ExampleInputs.of(args, kwargs)
     if batches is not None:
         _require_sizes(batches)
+    if layer_nodes is not None:
+        require_items("layer_nodes", layer_nodes, str, "a list of names of nodes")
     require_number("seed", seed)
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if tolerance is not None:
@@ -104,7 +106,7 @@ def verify_file(
     batches: Sequence[int] | None = None,
     seed: int = 0,
     per_layer: bool = False,
-    layer_nodes: Iterable[str] | None = None,
+    layer_nodes: Collection[str] | None = None,
     fresh: ir.Model | None = None,
 ) -> Verification:
     """Verify as `verify_onnx` does, with arguments that are right.
@@ -198,7 +200,7 @@ def _exported(
 def _localise(
     outputs: ModelComparison,
     inputs: FlatInputs,
-    wanted: Iterable[str] | None,
+    wanted: Collection[str] | None,
     folded: nn.Module,
     weights: WeightComparison,
     found: ir.Model,

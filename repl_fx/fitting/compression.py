@@ -129,8 +129,9 @@ def compress(
     require_known("compress", cast(Options, options))
     if scores is not None:
         require_kind(scores, Scores, "compress takes for scores what repl_fx.score_blocks returned")
-    for name, function in (("evaluate", evaluate), ("loss", loss), ("progress", progress)):
+    for name, function in (("evaluate", evaluate), ("loss", loss)):
         require_function(name, function)
+    require_kind(score, str, "compress takes for score the name of one, such as 'influence'")
     stage = progress or tell
     if not budget:
         raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")

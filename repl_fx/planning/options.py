@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, TypedDict
 
-from repl_fx.arguments import require_number
-from repl_fx.errors import BadInput, close_matches
+from repl_fx.arguments import require_items, require_kind, require_number
+from repl_fx.errors import close_matches
 from repl_fx.planning.policies import Policy, policy_of
 
 
@@ -54,11 +54,10 @@ def require_known(function: str, options: Options) -> None:
     for name in ("every", "seed"):
         require_number(name, options.get(name, 2))
     for name, kinds in (("blocks", (str, Integral)), ("ignore", str)):
-        given: Any = options.get(name)
-        # The letters of a text would be taken for names.
-        listed = isinstance(given, Collection) and not isinstance(given, str)
-        if given is not None and not (listed and all(isinstance(item, kinds) for item in given)):
-            raise BadInput(f"{name} is {given!r}; give a list of names, such as ['blocks.1']")
+        if options.get(name) is not None:
+            require_items(name, options.get(name), kinds, "a list of names, such as ['blocks.1']")
+    require_kind(options.get("surrogate", "auto"), str, f"{function} takes for surrogate its key, such as 'blend'")
+    require_kind(options.get("settings"), Mapping | None, f"{function} takes for settings a dict of them by name")
 
 
 def policy_among(options: Options) -> Policy:

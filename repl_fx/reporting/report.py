@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from repl_fx.arguments import require_module
+from repl_fx.arguments import require_items, require_kind, require_module, require_path
 from repl_fx.artifact.store import Artifact
 from repl_fx.display.progress import shown, tell
 from repl_fx.environment.files import write_whole
@@ -47,6 +47,7 @@ class Report:
 
     def save(self, file: str | Path) -> Path:
         """Write the page to a file, which is replaced."""
+        require_path(file, "the page to write")
         write_whole(Path(file), self.page)
         return Path(file)
 
@@ -90,6 +91,8 @@ def report(
         import igraph  # noqa: F401
 
         from repl_fx.reporting.model_graph.model_document import document_of, document_of_artifact
+    require_kind(title, str | None, "report takes for title a text")
+    require_items("notes", notes, str, "a list of lines")
     stage = progress or tell
     if isinstance(model, Artifact):
         stage("lay out")

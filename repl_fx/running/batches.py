@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.arguments import in_words
+from repl_fx.arguments import in_words, require_kind
 from repl_fx.errors import BadInput, ReplFxError, first_line, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import KeptTensors, device_of, seeded
@@ -54,7 +54,7 @@ class Batches:
 
     def __init__(self, given: Given, model: nn.Module, *, paired: bool = False) -> None:
         if isinstance(given, Tensor | Mapping | str | nn.Module) or not (
-            isinstance(given, Iterable) or callable(given)
+            isinstance(given, Iterable) or (callable(given) and not isinstance(given, type))
         ):
             raise BadInput(
                 f"batches is {in_words(given)}; give a list of batches, a DataLoader or a function that returns batches"
@@ -75,6 +75,7 @@ class Batches:
         """
         # A loader may be callable too.
         given = self.given if isinstance(self.given, Iterable) else self.given()
+        require_kind(given, Iterable, "batches is a function that returns batches")
         samples = 0
         for number, batch in enumerate(given):
             made = self._batch(batch, f"batch {number}")

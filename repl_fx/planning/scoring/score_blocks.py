@@ -20,7 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx.arguments import in_words, require_function, require_module, require_number, require_ordinary_tensors
+from repl_fx.arguments import (
+    in_words,
+    require_function,
+    require_items,
+    require_kind,
+    require_module,
+    require_number,
+    require_ordinary_tensors,
+)
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, close_matches, first_line, foreign_code
 from repl_fx.finding.blocks import Repeat
@@ -81,7 +89,6 @@ def score_blocks(
             f"greedy goes over the data again and again, and {in_words(batches)} can be gone over once; give a list, "
             "a DataLoader or a function that returns batches"
         )
-    require_function("progress", progress)
     stage = progress or tell
     stage("score blocks")
     scoring = _Scoring(found, asked, loss)
@@ -223,8 +230,7 @@ def _tell_each(notes: Sequence[Callable[[Any], None]], value: Any) -> None:
 def _asked(kinds: Sequence[Kind], loss: Loss | None, greedy: int) -> tuple[Kind, ...]:
     """The kinds that were asked for, in the order of the table."""
     require_function("loss", loss)
-    if isinstance(kinds, str) or not isinstance(kinds, Collection) or not kinds:
-        raise BadInput(f"kinds is {kinds!r}; give some of {', '.join(KINDS)}, in a tuple")
+    require_items("kinds", kinds or None, str, f"some of {', '.join(KINDS)}, in a tuple")
     unknown = next((kind for kind in kinds if kind not in KINDS), None)
     if unknown is not None:
         raise BadInput(f"no score {unknown!r}{close_matches(unknown, KINDS)}; known are {', '.join(KINDS)}")
@@ -254,6 +260,8 @@ def _captured(given: CapturedParts | fx.GraphModule) -> CapturedParts:
 
 def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> ModelRepeats:
     """The parts of a model, with the repeats whose blocks are scored."""
+    words = "score_blocks takes for repeats what repl_fx.find_repeats(gm) returned, or some of it"
+    require_kind(repeats, Sequence | None, words)
     if repeats is not None and any(isinstance(repeat, Repeat) and repeat.own for repeat in repeats):
         return find_in_parts(captured, lambda part: require_repeats(part.graph_module, _within(part, repeats)))
     found = find_in_parts(captured)
@@ -263,7 +271,7 @@ def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> ModelRe
     if repeats is None:
         return found
     if not repeats or not all(isinstance(repeat, Repeat) for repeat in repeats):
-        raise BadInput("score_blocks takes for repeats what repl_fx.find_repeats(gm) returned, or some of it")
+        raise BadInput(words)
     wanted = {repeat.name for repeat in repeats}
     if not wanted <= known:
         raise BadInput(

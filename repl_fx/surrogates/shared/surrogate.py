@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from torch import Tensor, fx, nn
 
+from repl_fx.arguments import require_kind
 from repl_fx.config import load_offered, offered
 from repl_fx.errors import BadInput, UnknownSurrogate, close_matches, is_ours
 from repl_fx.plan import Refusal
@@ -155,8 +156,11 @@ def register_surrogate(key: str, config: type[Any]) -> Callable[[Kind], Kind]:
         config: its frozen dataclass of settings, every one with a default.
 
     Raises:
-        BadInput: a setting without a default.
+        BadInput: a key that is no text, no dataclass, or a setting without a default.
     """
+    require_kind(key, str, "register_surrogate takes a key")
+    if not (isinstance(config, type) and is_dataclass(config)):
+        raise BadInput(f"surrogate {key!r}: config is {config!r}; give the frozen dataclass of its settings")
     try:
         config()
     except TypeError as problem:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
-from repl_fx.arguments import require_module
+from repl_fx.arguments import require_items, require_module
 from repl_fx.display.html import Displayed
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError
@@ -156,6 +156,8 @@ def capture_parts(
         CaptureError: nothing of the model could be captured, or not all of `paths`.
     """
     require_module("capture_parts", model)
+    if paths is not None:
+        require_items("paths", paths, str, "a list of paths of modules, such as ['layers.1']")
     given = ExampleInputs.of(args, kwargs)
     require_capturable(model, given)
     source = copy_model(model) if copy else model
