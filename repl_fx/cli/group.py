@@ -209,7 +209,8 @@ def explain(error: Any) -> tuple[str, int]:
 def _usage(error: Any) -> str:
     """The line for a command that was called in a wrong way."""
     context = getattr(error, "ctx", None)
-    line = " ".join(error.format_message().split()).rstrip(".")
+    # What reads values for typer puts its own words before the complaint.
+    line = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "", 1)
     if context is None:
         return f"{line}; see repl-fx --help"
     if hasattr(error, "possibilities"):

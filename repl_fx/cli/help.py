@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from typer.core import TyperCommand
 
 # Sections: the options of a command itself, and those that come last.
 OPTIONS, OUTPUT = "Options", "Output"
+# Up to the largest number of 64 bits, which nobody comes near, and which would be broken over two lines.
+_RANGE = re.compile(r"  \[-?\d+<=x<=\d{19}\]")
 
 
 def examples(*lines: str) -> str:
@@ -33,7 +36,9 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
             own = "Arguments" if parameter.param_type_name == "argument" else OPTIONS
             # Beside the other options that all commands have.
             own = OUTPUT if parameter.name == "help" and OUTPUT in sections else own
-            sections.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(record)
+            sections.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(
+                (record[0], _RANGE.sub("", record[1]))
+            )
     last = sections.pop(OUTPUT, [])
     write_sections({**sections, OUTPUT: last}, formatter)
 

@@ -143,7 +143,8 @@ class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields
     restore_at: int | None = None
     neighbours: Literal["train", "freeze", "detach"] = "train"
     learn: Literal["all", "surrogates"] = "all"
-    seed: Annotated[int, Meta(ge=0)] = 0
+    # Those of torch.manual_seed.
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     device: str = "auto"
     devices: int | None = None
     nodes: int | None = None

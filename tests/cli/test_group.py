@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         (("transform", "--surogate"), "No such option: --surogate; did you mean --surrogate?; see repl-fx transform"),
         (("export",), "see repl-fx export --help"),
         (("inspect", "model.py", "--seed", "x"), "--seed"),
+        (("bench", "out", "--only", "foo"), "for '--only': 'foo' is not one of 'training', 'inference'; see"),
+        (("train", "model.py", "--seed", f"{10**20}"), "Invalid value for '--seed': Input should be less than"),
     ],
 )
 def test_bad_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:

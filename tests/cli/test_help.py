@@ -27,6 +27,11 @@ def test_commands_are_in_sections(run: Run) -> None:
     assert "Examples:\n    repl-fx inspect timm:vit_tiny_patch16_224\n" in shown
 
 
+def test_ranges_are_shown_that_say_something(run: Run) -> None:
+    shown = run("train", "--help").stdout
+    assert "[x>=1]" in " ".join(shown.split()) and "922" not in shown and "922" not in run("inspect", "--help").stdout
+
+
 @pytest.mark.parametrize("name", sorted(GROUP.commands))
 def test_each_command_has_examples_that_can_be_typed(run: Run, name: str) -> None:
     shown = run(name, "--help").stdout
