@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 import onnx_ir as ir
 
-from repl_fx.artifact.changing import changing
+from repl_fx.artifact.changing import DirectoryChange, changing
 from repl_fx.artifact.places import BENCH, CHART, PROOF
 from repl_fx.artifact.store import Artifact
 from repl_fx.errors import BadInput, CaptureError
@@ -63,7 +65,7 @@ def export_artifact(
     A model in parts that is no graph in evaluation mode, either, gives a file for each part that was rewritten.
 
     The result of the verification goes into the artifact, as verify.json, whether it is good or bad; of a file that was
-    found equivalent the manifest keeps the digest.
+    found equivalent the manifest keeps the digest. One that cannot be written (`keeps_proof`) stays as it is.
 
     Args:
         output: the file to write; by default the artifact gets `model.onnx`, or one named for each part.
@@ -88,7 +90,7 @@ def export_artifact(
     names = {part.path: onnx_name(part.path) for part in parts}
     found: dict[str, OnnxFile] = {}
     digests: dict[str, str] = {}
-    with changing(directory) as change:
+    with changing(directory) if keeps_proof(artifact, output) else _nothing_kept(directory) as change:
         manifest = artifact.manifest_now()
         change.require_own([PROOF] if output else [PROOF, *names.values()])
         for part in parts:
@@ -109,12 +111,26 @@ def export_artifact(
             proofs = {path: one.to_json()["verification"] for path, one in found.items()}
             document = proofs[""] if whole else {"parts": proofs}
             (change.place / PROOF).write_text(json.dumps(document, indent=2) + "\n")
+        if not keeps_proof(artifact, output):
+            return found
         progress("save")
         # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
         exported = () if output is None else manifest.files.keys() - {PROOF}
         manifest = msgspec.structs.replace(manifest, verified=digests)
         change.commit(manifest, keep={*artifact.own_files, BENCH, CHART, *exported})
     return found
+
+
+def keeps_proof(artifact: Artifact, output: Path | None) -> bool:
+    """Tell whether the artifact gets the proof of a file: one that nobody can write does not, of a file elsewhere."""
+    return output is None or os.access(artifact.directory, os.W_OK)
+
+
+@contextmanager
+def _nothing_kept(directory: Path) -> Iterator[DirectoryChange]:
+    """A change of an artifact that it gets nothing of."""
+    with TemporaryDirectory() as place:
+        yield DirectoryChange(directory, Path(place))
 
 
 def digest_of(file: Path) -> str:

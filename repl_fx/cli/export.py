@@ -40,7 +40,7 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
         repl-fx export out -o model.onnx --opset 20
     """
     from repl_fx.artifact import load_artifact
-    from repl_fx.artifact.exporting import export_artifact
+    from repl_fx.artifact.exporting import export_artifact, keeps_proof
     from repl_fx.reporting.tables import verification_table
 
     if flags.per_layer and not flags.verify:
@@ -59,6 +59,8 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
     results = {path: one.verification for path, one in found.items() if one.verification is not None}
     terminal.show(*(verification_table(result, path) for path, result in results.items()))
     terminal.show(*(f"written: {one.file}" for one in found.values()))
+    if flags.verify and not keeps_proof(artifact, flags.output):
+        terminal.show(f"{directory} cannot be written, and keeps no verify.json")
     documents = {path: one.to_json() for path, one in found.items()}
     document = documents[""] if whole else {"parts": [{"path": path, **d} for path, d in documents.items()]}
     terminal.document({"directory": str(directory), **document})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,21 @@ def test_export_without_verification_leaves_no_old_proof(run: Run, artifact: Pat
     taken = run("export", artifact, "-o", file)
     assert taken.exit_code == 2 and "--force" in taken.stderr
     assert run("export", artifact, "-o", file, "--no-verify", "--force").exit_code == 0
+
+
+def test_an_artifact_that_cannot_be_written_is_exported_elsewhere(
+    run: Run, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact.chmod(0o555)
+    # Root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(Path(path).stat().st_mode & 0o200) or not mode & os.W_OK)
+    before = {file.name: file.read_bytes() for file in artifact.iterdir()}
+    result = run("export", artifact, "-o", tmp_path / "other.onnx")
+    artifact.chmod(0o755)
+    assert result.exit_code == 0, result.stderr
+    assert f"{artifact} cannot be written, and keeps no verify.json" in result.stdout
+    assert (tmp_path / "other.onnx").exists() and "equivalent: 1 output" in result.stdout
+    assert before == {file.name: file.read_bytes() for file in artifact.iterdir()}
 
 
 @pytest.mark.slow
