@@ -32,6 +32,8 @@ MAKING = tuple(name for name in PlanSettings.__struct_fields__ if name != "graph
 HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
 # Settings that count, where they are given, from 1, and of what.
 _COUNTS = {"save_every": "steps", "steps": "steps", "devices": "processes", "nodes": "machines", "size": "pixels"}
+# Settings of what is learned from a teacher.
+OF_TEACHER = ("teacher_logits", "teacher_values", "target_weight", "temperature")
 # Settings that are for training from scratch.
 NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
 # Settings of a compression, where none are given.

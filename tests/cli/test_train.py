@@ -147,6 +147,24 @@ def test_data_that_the_model_does_not_fit_leave_nothing(run: Run, tmp_path: Path
     assert out.exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "needed"),
+    [
+        (("--temperature", "4"), "--teacher"),
+        (("--target-weight", "0"), "--teacher"),
+        (("--momentum", "0.5"), "--optimizer sgd"),
+    ],
+)
+def test_flags_that_would_do_nothing(run: Run, tmp_path: Path, flags: tuple[str, str], needed: str) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    words = f"{flags[0]} does nothing without {needed}; give that, or leave it out"
+    assert words in one_line(run("train", spec, "-o", out, *flags)) and not out.exists()
+    more = ("--optimizer", "sgd") if needed != "--teacher" else ("--teacher", tmp_path / "none.pt")
+    # With it, it goes on to what is wrong next.
+    assert "none" in one_line(run("train", spec, "-o", out, "--data", "none", *flags, *more))
+
+
 def test_a_teacher_that_is_not_there_leaves_nothing(run: Run, tmp_path: Path) -> None:
     spec, out = tmp_path / "model.py", tmp_path / "out"
     spec.write_text(MODEL)
