@@ -76,7 +76,7 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
     if Path(spec).is_dir():
         common.require_no_plan(spec, given)
     if flags.output is not None:
-        common.require_free_file(flags.output, force=flags.force)
+        common.require_free_file(flags.output, force=flags.force, read=spec)
     terminal.stage("load")
     # Variants go to the device one after another.
     target = common.load_target(spec, flags, planned, device="cpu")

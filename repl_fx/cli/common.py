@@ -372,12 +372,27 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
     return [costs_table(before, after), *why]
 
 
-def require_free_file(file: Path, *, force: bool) -> None:
-    """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`."""
+def _files_of(read: str | Path) -> list[Path]:
+    """The files of an artifact, or what may be the file of a model: `model.py` of `model.py:FACTORY`."""
+    from repl_fx.artifact.manifest import MANIFEST, read_manifest
+
+    if Path(read).is_dir():
+        return [Path(read, name) for name in (MANIFEST, *read_manifest(Path(read)).files)]
+    return [Path(read), Path(str(read).rpartition(":")[0])]
+
+
+def require_free_file(file: Path, *, force: bool, read: str | Path) -> None:
+    """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`.
+
+    Args:
+        read: the model or the artifact that the command reads, of which it replaces nothing.
+    """
     if file.is_dir():
         raise OutputError(f"{file} is a directory; give the name of a file, not of its directory")
     if file.exists() and not force:
         raise OutputError(f"{file} exists; choose another place with -o, or replace it with --force")
+    if file.exists() and any(path.exists() and file.samefile(path) for path in _files_of(read)):
+        raise OutputError(f"{file} is a file of {read}, which is read; choose another place with -o")
     if not file.parent.is_dir():
         raise OutputError(f"{file} cannot be written: there is no directory {file.parent}")
     # Permissions alone do not tell: a file system may be read-only.

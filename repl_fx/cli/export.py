@@ -46,7 +46,7 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
     if flags.per_layer and not flags.verify:
         raise BadInput("--per-layer compares, and --no-verify compares nothing; leave one out")
     if flags.output is not None:
-        common.require_free_file(flags.output, force=flags.force)
+        common.require_free_file(flags.output, force=flags.force, read=directory)
     terminal.stage("load")
     artifact = load_artifact(directory, flags.model, trust_remote_code=flags.trust_remote_code)
     asked = flags.some("opset", "verify", "per_layer", "with_cache")

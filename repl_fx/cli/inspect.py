@@ -88,7 +88,7 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     scored = reading["data"] is not None
     _require_scorable(spec, flags, scored=scored)
     patterns = _patterns(spec, flags)
-    pictures = _pictures(flags)
+    pictures = _pictures(flags, spec)
     purpose = None
     if scored:
         # What is not there should not cost a capture, and the model is called as the data want it.
@@ -135,13 +135,13 @@ def inspect_command(terminal: common.Terminal, flags: InspectFlags, spec: common
     terminal.document(document)
 
 
-def _pictures(flags: InspectFlags) -> list[Path]:
+def _pictures(flags: InspectFlags, spec: str) -> list[Path]:
     """The files of pictures that are asked for; refused where they cannot be drawn or are there already."""
     files = [file for file in (flags.html, flags.svg, flags.dot) if file is not None]
     if files:
         require_renderer("inspect --html, --svg and --dot")
     for file in files:
-        common.require_free_file(file, force=flags.force)
+        common.require_free_file(file, force=flags.force, read=spec)
     return files
 
 

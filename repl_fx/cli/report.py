@@ -50,7 +50,7 @@ def report_command(terminal: common.Terminal, flags: ReportFlags, spec: common.A
     written = directory / REPORT if directory else flags.output or Path(f"{name_of(spec)}-report.html")
     files = [written, *filter(None, [flags.model_explorer])]
     for file in files[1:] if directory else files:
-        common.require_free_file(file, force=flags.force)
+        common.require_free_file(file, force=flags.force, read=spec)
     terminal.stage("load")
     target = common.load_target(spec, flags, ModelSettings().changed(**given))
     # What cannot be written should not cost the work.

@@ -114,25 +114,37 @@ def test_an_artifact_that_cannot_be_used(run: Run, artifact: Path, damage: Any, 
 
 def test_a_file_is_refused_before_it_is_written_and_written_whole(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
-    require_free_file(file, force=False)
+    require_free_file(file, force=False, read="model.py")
     write_whole(file, "one")
     with pytest.raises(OutputError, match=r"a\.json exists; choose another place with -o"):
-        require_free_file(file, force=False)
-    require_free_file(file, force=True)
+        require_free_file(file, force=False, read="model.py")
+    require_free_file(file, force=True, read="model.py")
     write_whole(file, "two")
     assert file.read_text() == "two" and list(tmp_path.iterdir()) == [file]
     with pytest.raises(OutputError, match="is a directory; give the name of a file, not of its directory"):
-        require_free_file(tmp_path, force=True)
+        require_free_file(tmp_path, force=True, read="model.py")
     with pytest.raises(OutputError, match="there is no directory"):
-        require_free_file(tmp_path / "none" / "a.json", force=False)
+        require_free_file(tmp_path / "none" / "a.json", force=False, read="model.py")
     if Path("/proc/self").is_dir():
         with pytest.raises(OutputError, match=r"/proc/a\.json cannot be written: "):
-            require_free_file(Path("/proc/a.json"), force=False)
+            require_free_file(Path("/proc/a.json"), force=False, read="model.py")
     file.unlink()
     file.mkdir()
     with pytest.raises(OutputError, match="cannot be written: "):
         write_whole(file, "three")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_is_read_is_not_replaced(run: Run, artifact: Path, model_file: Path) -> None:
+    for command, read, file in (
+        ("report", model_file, model_file),
+        ("bench", f"{model_file}:model", model_file),
+        ("export", artifact, artifact / "model.safetensors"),
+        ("export", artifact, artifact / "manifest.json"),
+    ):
+        before = file.read_bytes()
+        said = one_line(run(command, read, "-o", file, "--force"))
+        assert f"{file} is a file of {read}, which is read" in said and file.read_bytes() == before
 
 
 def test_one_document_or_lines_and_never_both() -> None:
