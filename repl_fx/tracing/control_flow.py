@@ -495,11 +495,15 @@ def _alike(given: fx.Node, made: fx.Node) -> bool:
 
 
 def _computes(node: fx.Node, found: Collection[fx.Node], floating: Collection[fx.Node]) -> bool:
-    """Tell whether a node computes from nodes that were found alone, without an effect but to write into them."""
+    """Tell whether a node computes from nodes that were found alone, without an effect but to write into them.
+
+    Random numbers written into one are drawn anew by the next call, whatever its inputs.
+    """
     feeders = node.all_input_nodes
     of_activations = is_tensor(node) and any(feeder in floating for feeder in feeders)
     alone = node.op == "call_function" and all(feeder in found for feeder in feeders) and not of_activations
-    return alone and (writes_in_place(node) or not has_effect(node))
+    draws = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return alone and not draws and (writes_in_place(node) or not has_effect(node))
 
 
 def _drawn_from(condition: fx.Node) -> list[fx.Node]:

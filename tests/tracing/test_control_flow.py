@@ -237,3 +237,22 @@ class Learned(nn.Module):
 def test_what_the_next_step_may_decide_otherwise_is_refused(of_weight: bool) -> None:
     with pytest.raises(repl_fx.CaptureError, match="a decision does more than skip a layer"):
         repl_fx.capture(Learned(of_weight), (torch.ones(3, 4),))
+
+
+class Thinned(nn.Module):
+    """Runs the layers that a draw leaves, in both modes (CaiT of vit-pytorch)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = torch.zeros(4).uniform_(0.0, 1.0) < 0.3
+        for layer in [layer for layer, drop in zip(self.layers, dropped, strict=True) if not drop]:
+            x = x + layer(x).relu()
+        return x
+
+
+def test_random_numbers_written_into_a_tensor_are_no_inputs() -> None:
+    with pytest.raises(repl_fx.CaptureError, match="a decision does more than skip a layer"):
+        repl_fx.capture(Thinned(), (torch.randn(2, 4),))
