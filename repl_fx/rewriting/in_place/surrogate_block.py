@@ -178,6 +178,10 @@ class Swap:
             module.__dict__["_parameters"] = _SwappedParameters(module._parameters, self, names)
             if "weight" in names and type(module) in _EMPTIED:
                 module.__class__ = _EMPTIED[type(module)]
+            if type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
+                # Code of the layer's own, which writes weights that are not there.
+                for name in ("_save_to_state_dict", "_load_from_state_dict"):
+                    module.__dict__[name] = functools.partial(getattr(nn.Module, name), module)
         block.__dict__["_modules"] = _OtherModules(block._modules, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Swap:

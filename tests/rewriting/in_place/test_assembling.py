@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -406,3 +407,38 @@ def test_blocks_of_a_similar_repeat_have_their_places() -> None:
     assert not result.in_place.refusals
     assert torch.equal(result.model.eval()(x), result.graph_module.eval()(x))
     assert not torch.equal(result.model(x), result.captured.eval()(x))
+
+
+class _WritesItself(nn.Linear):
+    """A layer that writes its weight into a state_dict by itself (`Linear` of torch_geometric)."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
+        destination[f"{prefix}bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        assert state_dict[f"{prefix}weight"].shape == self.weight.shape
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _WritingBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = _WritesItself(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc(x).relu()  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_writes_its_own_state_has_none_of_the_weights_that_went(tmp_path: Path) -> None:
+    source, x = nn.Sequential(*(_WritingBlock() for _ in range(5))), torch.randn(2, 8)
+    model = repl_fx.transform(source, (x,), surrogate="blend").model
+    names = {name for name, _ in model.named_parameters()}
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        state = one.state_dict(keep_vars=True)
+        assert state.keys() == names
+        one.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in state.items()})
+        assert not any(parameter.any() for parameter in one.parameters())
+    repl_fx.save(model, tmp_path / "saved")
+    loaded = repl_fx.load(tmp_path / "saved", model=nn.Sequential(*(_WritingBlock() for _ in range(5))))
+    assert torch.equal(loaded(x), model(x))
