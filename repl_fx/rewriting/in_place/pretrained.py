@@ -38,7 +38,9 @@ class SavePretrained:
             "use_cache": getattr(config, "use_cache", None),
         }
         self.captured = {name: value for name, value in known.items() if value is not None}
-        if isinstance(dtype := getattr(model, "dtype", None), torch.dtype):
+        # Libraries ask the weights for it, and fail where all have gone with the blocks.
+        holds = any(weight.is_floating_point() for weight in model.parameters())
+        if holds and isinstance(dtype := getattr(model, "dtype", None), torch.dtype):
             self.captured["dtype"] = dtype_name(dtype)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -442,3 +442,20 @@ def test_a_layer_that_writes_its_own_state_has_none_of_the_weights_that_went(tmp
     repl_fx.save(model, tmp_path / "saved")
     loaded = repl_fx.load(tmp_path / "saved", model=nn.Sequential(*(_WritingBlock() for _ in range(5))))
     assert torch.equal(loaded(x), model(x))
+
+
+class _Precise(nn.Sequential):
+    """A model of a library in a model, which asks its weights for its precision and has a method to save it."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(weight.dtype for weight in self.parameters())
+
+    def save_pretrained(self) -> None: ...
+
+
+def test_a_model_whose_weights_all_went_is_not_asked_for_their_precision() -> None:
+    source = nn.Sequential(*(_Precise(MlpBlock(16)) for _ in range(5)))
+    result = repl_fx.transform(source, (TOKENS,), surrogate="identity")
+    assert not result.in_place.refusals
+    assert torch.equal(result.model(TOKENS), result.graph_module(TOKENS))
