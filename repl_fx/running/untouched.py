@@ -43,6 +43,9 @@ class KeptTensors:
         for number, (tensor, value) in enumerate(self._kept):
             written = _version(tensor) != self._versions[number] and not torch.equal(tensor, value)
             if written or (compared and not equal_leaves(tensor, value)):
+                if tensor.shape != value.shape:
+                    # An observer's, say, which is empty until its layer has run.
+                    tensor.resize_(value.shape)
                 tensor.copy_(value)
                 self._versions[number] = _version(tensor)
 

@@ -121,3 +121,26 @@ def test_a_seed_holds_within_and_not_behind() -> None:
     assert not set(drawn[0]) & set(drawn[2])
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (random.getstate(), str(np.random.get_state())) == (state, array_state)
+
+
+class Observed(nn.Module):
+    """Keeps the largest value of each channel, of which it knows nothing before it has run (observers of torch.ao)."""
+
+    largest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.empty(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.largest.resize_(x.shape[1]).copy_(x.amax(0))
+        return x
+
+
+def test_a_buffer_that_a_run_makes_larger_is_as_small_as_before() -> None:
+    model = Observed()
+    with untouched(model, buffers=True):
+        assert model(X).shape == X.shape
+        assert model.largest.shape == (4,)
+    assert model.largest.shape == (0,)
