@@ -178,10 +178,10 @@ class Swap:
             module.__dict__["_parameters"] = _SwappedParameters(module._parameters, self, names)
             if "weight" in names and type(module) in _EMPTIED:
                 module.__class__ = _EMPTIED[type(module)]
-            if type(module)._save_to_state_dict is not nn.Module._save_to_state_dict:
-                # Code of the layer's own, which writes weights that are not there.
-                for name in ("_save_to_state_dict", "_load_from_state_dict"):
-                    module.__dict__[name] = functools.partial(getattr(nn.Module, name), module)
+            # Code of the layer's own may write and show weights, which are not there.
+            instead = ("_save_to_state_dict", "_load_from_state_dict") if _writes_its_state(module) else ()
+            for name in (*instead, *(() if _shows_itself(module) else ("extra_repr",))):
+                module.__dict__[name] = functools.partial(getattr(nn.Module, name), module)
         block.__dict__["_modules"] = _OtherModules(block._modules, self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Swap:
@@ -191,6 +191,19 @@ class Swap:
     def __getstate__(self) -> dict[str, Any]:
         # Calls belong to this process.
         return {"_by_thread": {}, "_traced": None}
+
+
+def _writes_its_state(module: nn.Module) -> bool:
+    return type(module)._save_to_state_dict is not nn.Module._save_to_state_dict
+
+
+def _shows_itself(module: nn.Module) -> bool:
+    """Tell whether a layer without its weights can be printed."""
+    try:
+        module.extra_repr()
+    except Exception:
+        return False
+    return True
 
 
 class _EmptiedLayer(nn.Module):

@@ -420,6 +420,9 @@ class _WritesItself(nn.Linear):
         assert state_dict[f"{prefix}weight"].shape == self.weight.shape
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, bias {self.bias.dtype}"
+
 
 class _WritingBlock(nn.Module):
     def __init__(self) -> None:
@@ -430,13 +433,14 @@ class _WritingBlock(nn.Module):
         return x + self.fc(x).relu()  # type: ignore[no-any-return]
 
 
-def test_a_layer_that_writes_its_own_state_has_none_of_the_weights_that_went(tmp_path: Path) -> None:
+def test_a_layer_that_writes_or_shows_its_own_weights_has_none_of_those_that_went(tmp_path: Path) -> None:
     source, x = nn.Sequential(*(_WritingBlock() for _ in range(5))), torch.randn(2, 8)
     model = repl_fx.transform(source, (x,), surrogate="blend").model
     names = {name for name, _ in model.named_parameters()}
     for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         state = one.state_dict(keep_vars=True)
         assert state.keys() == names
+        assert str(one).count("(8, 8), bias torch.float32") == 3
         one.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in state.items()})
         assert not any(parameter.any() for parameter in one.parameters())
     repl_fx.save(model, tmp_path / "saved")
