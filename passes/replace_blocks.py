@@ -135,9 +135,11 @@ def _replace(
             return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.
     nodes = rewriting.left_of(block)
-    # What something behind the block reads stays, with the nodes that write into what it reads.
+    # What something behind the block reads stays, with the nodes that write into what it reads; and of a block whose
+    # nodes stay what nothing reads, which is there for the state that it changes.
     alive = set(nodes)
-    read = [node for node in nodes if not node.users.keys() <= alive]
+    writes = [rewriting.copy_of(node) for node in block.nodes if surrogate.traits.keeps_nodes and not node.users]
+    read = [node for node in nodes if not node.users.keys() <= alive or node in writes]
     left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])
     return gone

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -266,3 +267,34 @@ def test_writes_of_a_block_that_is_gone_are_gone() -> None:
     targets = [str(node.target) for node in gm.graph.nodes]
     assert targets.count("aten.copy_.default") == 2 * 2
     assert targets.count("aten.new_zeros.default") == 2
+
+
+class Coded(nn.Module):
+    """Adds the nearest of its codes, and in training draws each code to what it was near to (vector quantisation)."""
+
+    codes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("codes", torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        near = (y[:, None] - self.codes).square().sum(-1).argmin(-1)
+        added: Tensor = x + y + self.codes[near]
+        if self.training:
+            self.codes.data.lerp_(torch.eye(3)[near].t() @ y.detach(), 0.1)
+        return added
+
+
+def test_a_block_on_blended_weights_changes_its_buffers_in_training() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 4)
+    result = repl_fx.transform(nn.Sequential(*(Coded() for _ in range(3))), (x,), surrogate="blend")
+    model, graph = result.model.train(), copy.deepcopy(result.graph_module).train()
+    before = model.get_buffer("1.codes").clone()
+    for _ in range(3):
+        assert torch.equal(model(x), graph(x))
+    assert torch.equal(model.get_buffer("1.codes"), graph.get_buffer("1.codes"))
+    assert not torch.equal(model.get_buffer("1.codes"), before)
