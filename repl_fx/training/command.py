@@ -43,7 +43,15 @@ from repl_fx.training.run import (
 from repl_fx.training.safe_checkpoints import last_whole
 from repl_fx.training.schedules import require_schedule
 from repl_fx.training.train import train
-from repl_fx.training.train_config import FROM_SPEC, MAKING, OF_TEACHER, TrainConfig, read_config
+from repl_fx.training.train_config import (
+    FROM_SPEC,
+    MAKING,
+    OF_HEALING,
+    OF_TEACHER,
+    CompressConfig,
+    TrainConfig,
+    read_config,
+)
 from repl_fx.training.variants import VARIANTS, Models
 
 
@@ -171,7 +179,7 @@ class RunRequest:
             return settings_of(Path(spec))
         base = self.defaults if self.config is None else read_config(self.config, self.defaults)
         config = base.changed(**changes)
-        _require_effect(changes, config)
+        require_effect(changes, config)
         if not self.is_artifact:
             if output is None:
                 raise BadInput(f"no place to write to, as {spec} is no directory; give -o DIR")
@@ -186,9 +194,10 @@ class RunRequest:
         return config
 
 
-def _require_effect(changes: Mapping[str, Any], config: TrainConfig) -> None:
+def require_effect(changes: Mapping[str, Any], config: TrainConfig) -> None:
     """Refuse flags that say how to do what is not done."""
-    beside = {name: "teacher" for name in OF_TEACHER if config.teacher is None}
+    beside = {name: "heal" for name in OF_HEALING if isinstance(config, CompressConfig) and not config.heal}
+    beside |= {name: "teacher" for name in OF_TEACHER if config.teacher is None}
     beside |= {"momentum": "optimizer sgd"} if config.optimizer != "sgd" else {}
     if idle := next((name for name in beside if name in changes), None):
         raise BadInput(f"{flag_of(idle)} does nothing without --{beside[idle]}; give that, or leave it out")

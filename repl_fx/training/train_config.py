@@ -34,6 +34,12 @@ HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_va
 _COUNTS = {"save_every": "steps", "steps": "steps", "devices": "processes", "nodes": "machines", "size": "pixels"}
 # Settings of what is learned from a teacher.
 OF_TEACHER = ("teacher_logits", "teacher_values", "target_weight", "temperature")
+# Settings of the steps of a training, of which a compression takes some with `heal` alone.
+OF_HEALING = (
+    *("epochs", "steps", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "warmup", "clip", "ema"),
+    *("teacher", *OF_TEACHER, "neighbours", "learn", "augment", "mixup", "cutmix"),
+    *("save_every", "log_every", "tensorboard"),
+)
 # Settings that are for training from scratch.
 NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
 # Settings of a compression, where none are given.

@@ -42,3 +42,13 @@ def test_a_model_is_compressed_in_one_command(run: Run, tmp_path: Path) -> None:
     assert before.exit_code == 0 and "Figures" in before.stdout and "Blocks" not in before.stdout, before.stderr
     assert "has a compression already" in one_line(run("compress", spec, "-o", out, *GIVEN))
     assert "No such option: --every" in run("compress", spec, "--every", "2").stderr
+
+
+@pytest.mark.parametrize("flags", [("--epochs", "2"), ("--teacher-values", "0.5")])
+def test_flags_of_healing_alone_do_nothing_without_it(run: Run, tmp_path: Path, flags: tuple[str, str]) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    said = one_line(run("compress", spec, "-o", out, *GIVEN, *flags))
+    assert f"{flags[0]} does nothing without --heal; give that, or leave it out" in said and not out.exists()
+    # With it, it goes on to what is wrong next.
+    assert "none" in one_line(run("compress", spec, "-o", out, *GIVEN, *flags, "--heal", "--data", "none"))

@@ -35,7 +35,7 @@ from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
 from repl_fx.tracing.parts.finders import by_options
 from repl_fx.tracing.parts.part_repeats import find_in_parts
 from repl_fx.training.calibration import calibration, require_loaders, score_on_data
-from repl_fx.training.command import RunRequest, begin as begin_training, train_directory
+from repl_fx.training.command import RunRequest, begin as begin_training, require_effect, train_directory
 from repl_fx.training.compression.stages import CompressionState
 from repl_fx.training.data.content import content_of
 from repl_fx.training.data.data_set import Data, UserData
@@ -151,6 +151,7 @@ def _begun(request: RunRequest, note: Note) -> _CompressRun:
     config = (base if request.config is None else read_config(request.config, base)).changed(**changes)
     if not config.budget:
         raise BadInput("no budget to compress to; give --budget, such as --budget flops=0.75")
+    require_effect(changes, config)
     config.planning_options()
     require_available(config)
     state = CompressionState(output)
