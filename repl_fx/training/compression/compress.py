@@ -271,11 +271,9 @@ def _heal(run: _CompressRun) -> None:
     directory = run.directory
     # A checkpoint may be that of another run, which this one takes the place of.
     begun = run.state.result().get("healing") and last_whole(directory / STATE / CHECKPOINT) is not None
-    given = {} if begun else msgspec.to_builtins(run.config.healing())
     options: Any = {"resume": bool(begun), "force": not begun, "progress": run.progress}
-    training = begin_training(
-        RunRequest(str(directory), None, given, trust_remote_code=run.trust_remote_code, **options)
-    )
+    options |= {"defaults": run.config.healing(), "trust_remote_code": run.trust_remote_code}
+    training = begin_training(RunRequest(str(directory), None, {}, **options))
     # Between the stages, too: those before were of the data that the run began with.
     run.state.require_same_data(training.data)
     if not begun:

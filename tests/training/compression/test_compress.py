@@ -26,7 +26,8 @@ from repl_fx.training.compression.stages import CompressionState
 from repl_fx.training.run import STATE
 from tests.training.trained_net import trained_net
 
-GIVEN = {"budget": ["flops=0.9"], "batch_size": 8, "device": "cpu", "augment": False, "lr": 0.01, "samples": 32}
+GIVEN = {"budget": ["flops=0.9"], "batch_size": 8, "device": "cpu", "samples": 32}
+HEALING = {"heal": True, "augment": False, "lr": 0.01}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """A run that went to its end, in a directory that stays as it is."""
     directory = tmp_path_factory.mktemp("whole") / "out"
     torch.manual_seed(0)
-    return directory, _compress(trained, directory, heal=True)
+    return directory, _compress(trained, directory, **HEALING)
 
 
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -93,7 +94,7 @@ def test_a_run_goes_on_behind_its_last_stage(
     with monkeypatch.context() as patch:
         patch.setattr(compressing, stage, stopped)
         with pytest.raises(KeyboardInterrupt):
-            _compress(trained, tmp_path / "stopped", heal=True)
+            _compress(trained, tmp_path / "stopped", **HEALING)
     scored = (tmp_path / "stopped" / "compression" / "scores.json").read_text()
     patch_score = pytest.MonkeyPatch()
     patch_score.setattr(compressing, "score_on_data", stopped)
@@ -110,7 +111,7 @@ def test_a_run_goes_on_behind_its_last_stage(
 @pytest.mark.slow
 def test_data_without_targets_serve(trained: Path, tmp_path: Path) -> None:
     spec = str(trained / "model.py")
-    done = _compress(trained, tmp_path / "out", data=f"{spec}:unlabelled", heal=True)
+    done = _compress(trained, tmp_path / "out", data=f"{spec}:unlabelled", **HEALING)
     assert done.figures["original"]["accuracy_to_original"] == 1
     assert done.figures["healed"].keys() == {"loss_to_original", "accuracy_to_original"}
     with pytest.raises(BadInput, match="has no targets, and so no loss; score by influence or change"):
@@ -174,7 +175,7 @@ def test_a_run_that_failed_leaves_the_one_before(trained: Path, whole: tuple[Pat
     assert CompressionState(out).figures() == first.figures and _weights(out)
     # One in its place heals from its own cut, and not from the checkpoint that lies there.
     again = compress_source(
-        RunRequest(spec, out, {**GIVEN, "data": f"{spec}:data", "weights": weights, "heal": True}, force=True)
+        RunRequest(spec, out, {**GIVEN, "data": f"{spec}:data", "weights": weights, **HEALING}, force=True)
     )
     assert again.figures == first.figures and (out / STATE / "last.ckpt").exists()
     assert export_artifact(repl_fx.artifact.load_artifact(out))[""].verification
@@ -185,7 +186,7 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: P
     said: list[str] = []
     spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
     # Maps in place of whole blocks take the stream, whose sizes the capture has fixed; 36 samples fill no fifth batch.
-    given = {**GIVEN, "surrogate": "linear", "samples": 36, "heal": True, "data": f"{spec}:data", "weights": weights}
+    given = {**GIVEN, "surrogate": "linear", "samples": 36, **HEALING, "data": f"{spec}:data", "weights": weights}
     done = compress_source(
         RunRequest(f"{spec}:one_by_one", tmp_path / "out", given), lambda kind, lines: said.extend(lines)
     )
