@@ -209,7 +209,9 @@ def replaced(source: str, said: str) -> str:
 def _fewer(command: list[str]) -> list[str]:
     """A command at a few steps; one that goes on with a run has its settings, and a schedule counts epochs."""
     as_it_is = command[0] != "repl-fx" or {"--resume", "--replace-at"} & {*command}
-    wanted = {} if as_it_is else _FEWER.get(command[1], {})
+    wanted = {} if as_it_is else dict(_FEWER.get(command[1], {}))
+    if command[1:2] == ["compress"] and "--heal" not in command:
+        wanted.pop("--steps", None)
     return [*command, *(word for flag in wanted.items() if flag[0] not in command for word in flag)]
 
 
