@@ -48,6 +48,9 @@ _LEAST, _MANY, _MULTIPLE = 4, 64, 8
 # The place of the groups among the settings of a convolution.
 _GROUPS = 3
 
+# Averages of all batches go on with their number.
+_COUNT = "num_batches_tracked"
+
 
 @dataclass(frozen=True)
 class NarrowConfig:
@@ -74,7 +77,7 @@ class NarrowMatch(Match):
     Attributes:
         layers: those that make or read them, with their parts that stay, by node.
         between: the nodes between them, with the number of the units that are in their values.
-        norms: those of them that are norms: the paths of their numbers by name, by node.
+        norms: those of them that are norms: the paths of their tensors by name, by node.
         nodes: all that change, in program order.
     """
 
@@ -137,7 +140,8 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
                     units = match.between[node]
                     path = site.module(f"norm_{number}", _norm(site, match, node, chosen[units]), node)
                     made = site.call_module(path, node.args[0])
-                    vectors += [CutVector(f"{path}.{name}", of, units) for name, of in match.norms[node].items()]
+                    cut = {name: of for name, of in match.norms[node].items() if name != _COUNT}
+                    vectors += [CutVector(f"{path}.{name}", of, units) for name, of in cut.items()]
                 else:
                     made = _again(site, node, match.counts[match.between[node]])
             site.replace(node, made)
@@ -176,7 +180,7 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         for number, node in enumerate(match.nodes):
             if node in match.norms:
                 index, state = again[match.between[node]], own.get_submodule(f"norm_{number}").state_dict()
-                made |= {path: state[name][index.to(state[name].device)] for name, path in match.norms[node].items()}
+                made |= {path: _at(state[name], index) for name, path in match.norms[node].items()}
         return made
 
     def _count(self, size: int, group: int = 1) -> int:
@@ -218,15 +222,15 @@ def _layers(site: Site, hidden: Sequence[HiddenUnits]) -> dict[fx.Node, tuple[Li
 
 
 def _norm_state(site: Site, node: fx.Node) -> dict[str, str]:
-    """The paths of the numbers that a norm has for each channel, by name."""
-    names = ("weight", "bias", "running_mean", "running_var")
+    """The paths of what a norm has for each channel, and of the number of its batches, by name."""
+    names = ("weight", "bias", "running_mean", "running_var", _COUNT)
     module = called_module(site.graph_module, node)
     if module is not None:
         found = {name: f"{node.target}.{name}" for name in names if getattr(module, name, None) is not None}
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             return found
     else:
-        given = dict(zip(names, node.args[1:5], strict=True))
+        given = dict(zip(names[:-1], node.args[1:5], strict=True))
         found = {name: str(read.target) for name, read in given.items() if isinstance(read, fx.Node)}
     if "running_mean" not in found:
         raise Unfit(f"{node.name} keeps no statistics of its channels", node)
@@ -254,8 +258,13 @@ def _norm(site: Builder, match: NarrowMatch, node: fx.Node, chosen: StayingUnits
     with torch.no_grad():
         for name, path in match.norms[node].items():
             if not state[name].is_meta:
-                state[name].copy_(site.tensor(path)[chosen.units])
+                state[name].copy_(_at(site.tensor(path), chosen.units))
     return made
+
+
+def _at(value: Tensor, units: Tensor) -> Tensor:
+    """The numbers of some units; the number of batches is one of all."""
+    return value[units.to(value.device)] if value.ndim else value
 
 
 def _applied(

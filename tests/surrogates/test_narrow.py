@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import BadInput
+from repl_fx.rewriting.in_place.restoring import restored_state
 from repl_fx.surrogates.narrow import Narrow, NarrowConfig
 from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.export.running import run
@@ -319,6 +320,23 @@ def test_a_norm_that_the_source_keeps_in_evaluation_stays_in_it_on_fewer_channel
         wanted = form.eval()(x)
         assert torch.equal(form.train()(x), wanted)
         assert not any(norm.training for norm in form.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_cumulative_statistics_go_on_on_fewer_channels_and_on_all_of_them_again() -> None:
+    def block() -> nn.Module:
+        norm = nn.BatchNorm2d(16, momentum=None)
+        return Residual(nn.Conv2d(8, 16, 1), norm, nn.ReLU(), nn.Conv2d(16, 8, 1))
+
+    model, x = nn.Sequential(*(block() for _ in range(3))), torch.randn(2, 8, 4, 4)
+    for _ in range(9):
+        model.train()(3 * torch.randn(2, 8, 4, 4))
+    source = copy.deepcopy(model).train()
+    result = repl_fx.transform(model, (x,), surrogate="narrow", blocks=["1"], settings={"ratio": 1.0})
+    result.model.train()(x)
+    source(x)
+    restored = restored_state(result.found, result.model, result.plan)
+    for name, value in source.named_buffers():
+        assert torch.equal(restored[name], value), name
 
 
 def test_linear_layers_in_place_say_how_large_they_are() -> None:
