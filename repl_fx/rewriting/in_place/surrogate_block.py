@@ -18,7 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from repl_fx._torch import SYMBOLIC, function_of, pytree
 from repl_fx.errors import CallRefused
 from repl_fx.graph.boundaries import places
-from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
+from repl_fx.graph.captured import RefersToModules, attribute, has_attribute, has_effect, keep_pinned
 from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.extracting import named_alike
@@ -325,6 +325,20 @@ class StandIn(RefersToModules):
         structure_code_(alike)
         self.code = function_of(alike)
 
+    def require_place(self, host: nn.Module) -> None:
+        """Refuse to run where the block was moved in its model, as by `blocks = blocks[2:]`: paths name others then."""
+        # torch.compile takes a module that it compiles, seen from the model around it, for another one.
+        if torch.compiler.is_compiling() or not (self.elsewhere or self.borrowed):
+            return
+        (model,) = self.around
+        found = attribute(model, self.block) if has_attribute(model, self.block) else None
+        # In its place may be a wrapper, with it inside; a copy is in no place.
+        if found is not host and not _is_in(host, found) and _is_in(host, model):
+            raise CallRefused(
+                f"the surrogate of {self.block} lies elsewhere in the model now, where the weights that it is made "
+                "from cannot be told; take blocks out, or put some in, before the model is transformed"
+            )
+
     def state(self, own: Tensor | None) -> list[Any]:
         """The parameters, buffers and flags outside of the block, as they are now.
 
@@ -455,6 +469,7 @@ class SurrogateBlock(nn.Module):
     def _call_surrogate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if (node := as_leaf(self, args, kwargs)) is not None:
             return node
+        self._stand_in.require_place(self)
         own = next(self.parameters(), None)
         if own is None or not own.is_meta:
             return self._run_surrogate(self._stand_in.state(own), args, kwargs)
@@ -538,6 +553,10 @@ def _to_deploy(self: SurrogateBlock) -> SurrogateBlock:
 def surrogate_graphs(model: nn.Module) -> dict[str, fx.Graph]:
     """The graphs of the surrogates in a model in place, by the path of their block."""
     return {path: m._stand_in.graph for path, m in model.named_modules() if isinstance(m, SurrogateBlock)}
+
+
+def _is_in(module: nn.Module, tree: Any) -> bool:
+    return isinstance(tree, nn.Module) and any(one is module for one in tree.modules())
 
 
 def _brought(value: Any, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ import repl_fx
 from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.placing import OWN
 from repl_fx.rewriting.in_place.surrogate_block import Argument, SurrogateBlock, surrogate_class, surrogate_graphs
-from tests.nets import MlpBlock, TokenNet, TransformerBlock
+from tests.nets import MlpBlock, MlpNet, TokenNet, TransformerBlock
 
 X = torch.randn(2, 6, 16)
 
@@ -330,3 +330,19 @@ def test_blocks_that_compute_again_in_their_backward_pass_train(surrogate: str) 
         model.zero_grad()
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.allclose(grad, gradients[1][name]) for name, grad in gradients[0].items())
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
+def test_a_block_that_was_moved_takes_no_weights_of_others(surrogate: str) -> None:
+    net = repl_fx.transform(MlpNet(7), (X,), surrogate=surrogate, blocks=["blocks.3"]).model
+    wrapped, wanted = copy.deepcopy(net), net(X)
+    assert isinstance(net.blocks, nn.Sequential) and isinstance(wrapped.blocks, nn.Sequential)
+    wrapped.blocks[3] = nn.Sequential(wrapped.blocks[3])
+    assert torch.equal(wrapped(X), wanted) and torch.equal(copy.deepcopy(wrapped)(X), wanted)
+    alone, before = nn.Sequential(*net.blocks[2:]), net.blocks[2:](X)
+    assert torch.equal(alone(X), before) and torch.equal(copy.deepcopy(alone)(X), before)
+    net.blocks = net.blocks[:5]
+    net(X)
+    net.blocks = nn.Sequential(MlpBlock(16), MlpBlock(16), *net.blocks)
+    with pytest.raises(CallRefused, match=r"the surrogate of blocks\.3 lies elsewhere in the model now"):
+        net(X)
