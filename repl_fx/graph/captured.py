@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import CodeKey, FakeTensor, any_names, code_key, fake_like, move_hooks, pytree
-from repl_fx.errors import BadInput, foreign_code, one_line
+from repl_fx.errors import BadInput, CallRefused, foreign_code, one_line
 from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
@@ -159,6 +159,30 @@ class CapturedModule(PlainGraphModule):
         else:
             type(self).forward = _written_late
         self.meta = dict(getattr(root, "meta", {}))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph.
+
+        Raises:
+            CallRefused: it stops in another precision than that of the trace.
+        """
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
+            if type(error) is not RuntimeError or not (other := self._other_precision(args, kwargs)):
+                raise
+            raise CallRefused(
+                f"the graph of {type(self).__name__} was captured in another precision than {other}, and stops in that "
+                f"({one_line(error)}); convert the model before it is captured"
+            ) from error
+
+    def _other_precision(self, args: Any, kwargs: Any) -> torch.dtype | None:
+        """A floating type of parameters or inputs of which no value of the trace is; None where there is none."""
+        traced = {value.dtype for node in self.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
+        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        now = dict.fromkeys(value.dtype for value in (*self.parameters(), *inputs) if value.is_floating_point())
+        return next((dtype for dtype in now if dtype not in traced), None)
 
     def __getattr__(self, name: str) -> Any:
         for known in (self.__dict__.get("meta", {}).get("attributes", {}), self.__dict__.get(BESIDE, {})):

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torchmetrics import Accuracy
 
 import repl_fx
+from repl_fx.errors import CallRefused
 from repl_fx.graph.captured import (
     AlikeGraphModule,
     CapturedModule,
@@ -206,3 +207,28 @@ def test_the_metric_of_a_copy_counts_for_itself() -> None:
     copied.accuracy.reset()
     copied.accuracy.update(right, right)
     assert copied.accuracy.compute() == 1 and not model.accuracy.update_called
+
+
+class _ReadsPrecision(nn.Module):
+    """Computes in float32, and gives back the precision of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.layer(x.float().softmax(-1).to(x.dtype))
+        return made
+
+
+def test_a_graph_that_stops_in_another_precision_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    gm = capture(_ReadsPrecision(), (torch.randn(2, 4),))
+    with pytest.raises(CallRefused, match=r"in another precision than torch\.bfloat16, and stops in that \(.*;"):
+        gm.bfloat16()(torch.randn(2, 4).bfloat16())
+    assert gm.float()(torch.randn(3, 4)).shape == (3, 4)
+    # What fails in its own precision is an error as torch has it.
+    gm.get_submodule("layer").register_forward_hook(lambda *_: torch.randn(2) @ torch.randn(3))
+    with pytest.raises(RuntimeError) as raised:
+        gm(torch.randn(3, 4))
+    assert type(raised.value) is RuntimeError
+    assert "FX-traced" not in capsys.readouterr().err
