@@ -138,7 +138,7 @@ def _replace(
     # What something behind the block reads stays, with the nodes that write into what it reads; and of a block whose
     # nodes stay what nothing reads, which is there for the state that it changes.
     alive = set(nodes)
-    writes = [rewriting.copy_of(node) for node in block.nodes if surrogate.traits.keeps_nodes and not node.users]
+    writes = {rewriting.copy_of(node) for node in block.nodes if surrogate.traits.keeps_nodes and not node.users}
     read = [node for node in nodes if not node.users.keys() <= alive or node in writes]
     left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])

@@ -90,7 +90,8 @@ def export_artifact(
     names = {part.path: onnx_name(part.path) for part in parts}
     found: dict[str, OnnxFile] = {}
     digests: dict[str, str] = {}
-    with changing(directory) if keeps_proof(artifact, output) else _nothing_kept(directory) as change:
+    kept = keeps_proof(artifact, output)
+    with changing(directory) if kept else _nothing_kept(directory) as change:
         manifest = artifact.manifest_now()
         change.require_own([PROOF] if output else [PROOF, *names.values()])
         for part in parts:
@@ -111,7 +112,7 @@ def export_artifact(
             proofs = {path: one.to_json()["verification"] for path, one in found.items()}
             document = proofs[""] if whole else {"parts": proofs}
             (change.place / PROOF).write_text(json.dumps(document, indent=2) + "\n")
-        if not keeps_proof(artifact, output):
+        if not kept:
             return found
         progress("save")
         # A proof is about the file that was written last; the ONNX files before go with the new ones alone.

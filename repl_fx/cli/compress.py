@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import msgspec
+
 from repl_fx.cli import common
 from repl_fx.cli.completion import complete_model_or_artifact
 from repl_fx.cli.flags import RunFlags
@@ -28,7 +30,7 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
         from repl_fx.training.command import RunRequest
         from repl_fx.training.compression.compress import compress_source
     from repl_fx.display.comparisons import budget_table, figures_table
-    from repl_fx.rewriting.block_reports import blocks_table
+    from repl_fx.rewriting.block_reports import BlockReport, blocks_table
 
     noted: dict[str, list[str]] = {"note": [], "data": []}
 
@@ -38,12 +40,11 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
 
     asked = flags.some("config", "resume", "force", "trust_remote_code")
     done = compress_source(RunRequest(spec, flags.output, given, progress=terminal.stage, **asked), note)
-    cut = [blocks_table(done.blocks)] if done.blocks else []
+    cut = [blocks_table(msgspec.convert(done.blocks, list[BlockReport]))] if done.blocks else []
     terminal.show(*cut, budget_table(done.budget), *done.said, figures_table(done.figures))
     terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")
     begin = {"directory": str(done.directory), "notes": noted["note"], "data": noted["data"]}
     known = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}
-    known["blocks"] = [{"number": number, **vars(block)} for number, block in enumerate(done.blocks, start=1)]
     exported = {path: one.to_json() for path, one in done.exported.items()}
     terminal.document({**begin, **known, "exported": exported})
     for path, one in done.exported.items():

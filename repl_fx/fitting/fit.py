@@ -218,7 +218,7 @@ class _Fitting:
     def _keep_units(self, stand_in: GraphStandIn, node: fx.Node, start: KeptUnits) -> int:
         """Choose hidden units by what they are in the original; returns how many rows there were."""
         captured = self._captured[stand_in.part]
-        moments = [UnitMoments(units.size) for units in start.hidden]
+        moments = [UnitMoments() for _ in start.hidden]
         for _, theirs in self._pairs(stand_in, [], stand_in.hidden):
             for some, units, value in zip(moments, start.hidden, stand_in.hidden, strict=True):
                 some.add(theirs[value], units.axis)

@@ -169,6 +169,7 @@ class NetworkPair:
         # The values of the captured network that are looked at.
         self._known: dict[Hashable, dict[fx.Node, Any]] = {}
         self._known_of: Collection[fx.Node] = ()
+        self._room = _MOST_KNOWN
 
     def values(
         self,
@@ -188,13 +189,12 @@ class NetworkPair:
         before, start = self._starts(key, batch, looked_at)
         values = fitted.values(batch, nodes, before) if nodes else {}
         if self._known_of != looked_at[1]:
-            self._known.clear()
-            self._known_of = looked_at[1]
+            self._known, self._known_of, self._room = {}, looked_at[1], _MOST_KNOWN
         known = self._known.get(key)
         if known is None and others:
             known = captured.values(batch, looked_at[1], start)
-            if sum(map(_bytes, (*self._known.values(), known))) <= _MOST_KNOWN:
-                self._known[key] = known
+            if (size := _bytes(known)) <= self._room:
+                self._known[key], self._room = known, self._room - size
         return values, {node: known[node] for node in others} if known else {}
 
     def _starts(

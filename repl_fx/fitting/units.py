@@ -31,15 +31,12 @@ _NOTHING = 1e-9
 class UnitMoments:
     """Second moments of hidden units and of a one, in double precision.
 
-    Args:
-        size: n.
-
     Attributes:
         rows: how many positions there were.
     """
 
-    def __init__(self, size: int) -> None:
-        self.rows, self._size, self._sums = 0, size, Gram()
+    def __init__(self) -> None:
+        self.rows, self._sums = 0, Gram()
 
     def add(self, value: Tensor, axis: int) -> None:
         """Add the units' values, along an axis."""
@@ -57,21 +54,22 @@ class UnitMoments:
             shifted: whether the layers behind can take a shift.
             group: how many in a row stay or go together.
         """
-        size, every = self._size, self._sums.whole()
+        every = self._sums.whole()
+        size = len(every) - 1
         moments = every if shifted else every[:size, :size]
         readers = readers.to(moments)
         read = moments[:, :size] @ readers.t()
         # As many columns as units have all of what the layers read.
         said = read @ torch.linalg.qr(readers).Q if len(readers) > size else read.clone()
-        units = _taken(moments, said, size, count, shifted, group).sort().values
+        units = _taken(moments, said, count, shifted, group).sort().values
         known = torch.cat([units, units.new_tensor([size])]) if shifted else units
         again = least_squares(moments[known][:, known], read[known], ridge_for(self.rows, count)).t()
         return StayingUnits(units, again[:, :count], again[:, count] if shifted else None)
 
 
-def _taken(moments: Tensor, said: Tensor, size: int, count: int, shifted: bool, group: int) -> Tensor:
+def _taken(moments: Tensor, said: Tensor, count: int, shifted: bool, group: int) -> Tensor:
     """The numbers of the units, in the order in which they are taken in; `said` is R W^T, with a row for each unit."""
-    left = moments.clone()
+    size, left = len(moments) - shifted, moments.clone()
     least = _NOTHING * moments.diagonal()[:size].clamp_min(torch.finfo(moments.dtype).tiny)
     open_ = torch.ones(size, dtype=torch.bool, device=moments.device)
     taken: list[Tensor] = []

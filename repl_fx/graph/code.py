@@ -25,7 +25,7 @@ from repl_fx.graph.runtime import REGIONS
 
 def regions_of(graph: fx.Graph) -> list[tuple[fx.Node, fx.Node]]:
     """The nodes that begin the regions of a graph, without gradients or of a precision, with those that end them."""
-    begun = [node for node in graph.nodes if node.target in REGIONS]
+    begun = sorted(node for target in REGIONS for node in graph.find_nodes(op="call_function", target=target))
     return [(begin, end) for begin in begun for end in begin.users if end.target is REGIONS[begin.target]]
 
 

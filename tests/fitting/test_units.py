@@ -14,7 +14,7 @@ from tests.nets import ConvNet, TokenNet, images
 
 
 def _moments(rows: Tensor, axis: int = -1) -> UnitMoments:
-    made = UnitMoments(rows.shape[axis])
+    made = UnitMoments()
     for part in rows.chunk(2):
         made.add(part, axis)
     return made

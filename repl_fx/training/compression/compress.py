@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import msgspec
 from torch import nn
 
 from repl_fx.artifact import PROOF, load_artifact, require_free, save
@@ -26,9 +25,8 @@ from repl_fx.errors import BadInput
 from repl_fx.fitting.compression import compress
 from repl_fx.planning.budgets import budget_lines
 from repl_fx.planning.settings import given_among
-from repl_fx.reporting.documents import costs_document
+from repl_fx.reporting.documents import blocks_document, costs_document
 from repl_fx.reporting.tables import grown_lines
-from repl_fx.rewriting.block_reports import BlockReport
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
@@ -57,7 +55,7 @@ class Compressed:
         directory: of the artifact.
         figures: of the original, the cut and the healed model, by name.
         budget: of each cost the limit, the expected and the reached share of the original.
-        blocks: what became of each block.
+        blocks: the fate of each block, as `blocks_document` has it; none of a run of a version that kept none.
         fits: of each surrogate, what it was fitted on and how near it came; or the reason why none was.
         costs: of the original and of the cut model.
         said: lines on the budget and the costs: how latency was measured, what is not reached, what grew.
@@ -67,7 +65,7 @@ class Compressed:
     directory: Path
     figures: dict[str, dict[str, float]]
     budget: dict[str, dict[str, float | None]]
-    blocks: list[BlockReport]
+    blocks: list[dict[str, Any]]
     fits: list[dict[str, Any]]
     costs: dict[str, Any]
     said: list[str]
@@ -125,10 +123,9 @@ def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) 
             problem.add_note(f"go on with: repl-fx compress {typed(run.directory)} --resume")
         raise
     known = run.state.result()
-    # Runs of before kept no blocks.
-    blocks = msgspec.convert(known.get("blocks", []), list[BlockReport])
     figures, budget, fits, costs = (known[name] for name in ("figures", "budget", "fits", "costs"))
-    return Compressed(run.directory, figures, budget, blocks, fits, costs, known.get("said", []), exported)
+    blocks, said = (known.get(name, []) for name in ("blocks", "said"))
+    return Compressed(run.directory, figures, budget, blocks, fits, costs, said, exported)
 
 
 def _begun(request: RunRequest, note: Note) -> _CompressRun:
@@ -245,7 +242,7 @@ def _cut_captured(run: _CompressRun, source: Source, data: Data | UserData, capt
         fits=[asdict(one) for one in done.fit.surrogates] if done.fit else [{"reason": done.unfitted}],
         costs={"before": costs_document(before), "after": costs_document(after)},
         budget=done.budget,
-        blocks=[asdict(one) for one in done.result.report],
+        blocks=blocks_document(done.result.report, done.result.plan),
         said=[*budget_lines(done.budget, done.result.plan.timed_on), *grown_lines(before, after)],
     )
 
