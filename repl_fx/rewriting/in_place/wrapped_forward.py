@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from functools import update_wrapper
+from contextlib import ExitStack, suppress
+from functools import partial, update_wrapper
 from types import MethodType
 from typing import Any, Self
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from repl_fx.graph.captured import RefersToModules
+from repl_fx.running.meanwhile import set_by
 
 
 def as_leaf(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> fx.Proxy | None:
@@ -90,10 +91,39 @@ class WrappedForward(RefersToModules):
 class CheckpointedForward(WrappedForward):
     """The forward of a block that is computed again in the backward pass, in place of keeping its inner values.
 
-    Hooks on the block run once. Where nothing is learned, the forward runs as it is.
+    Hooks on the block run once, and buffers such as the statistics of a batch norm are written once. Where nothing is
+    learned, the forward runs as it is.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.module.training or not torch.is_grad_enabled():
             return self.run(*args, **kwargs)
-        return checkpoint(self.run, *args, use_reentrant=False, **kwargs)
+        # A compiler computes again by itself, without writing again.
+        run = self.run if torch.compiler.is_compiling() else self._repeatable()
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+    def _repeatable(self) -> Callable[..., Any]:
+        """The forward, whose runs after the first meet the buffers that the first met, and write none."""
+        met: list[tuple[dict[str, Tensor | None], str, Tensor]] | None = None
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal met
+            if met is None:
+                places = [(m._buffers, name) for m in self.module.modules() for name in m._buffers]
+                held = [(of, name, b, b._version) for of, name in places if (b := of[name]) is not None]
+                before = {id(b): b.clone() for _, _, b, _ in held}
+                result = self.run(*args, **kwargs)
+                # torch counts no write into statistics of a batch norm, which are vectors.
+                met = [
+                    (of, name, before[id(b)])
+                    for of, name, b, version in held
+                    if b.dim() == 1 or of.get(name) is not b or b._version != version
+                ]
+                return result
+            again = {id(b): b.clone() for _, _, b in met}
+            with ExitStack() as stack:
+                for of, name, b in met:
+                    stack.enter_context(set_by(partial(of.__setitem__, name), again[id(b)], of[name]))
+                return self.run(*args, **kwargs)
+
+        return run
