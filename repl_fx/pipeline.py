@@ -171,7 +171,8 @@ def rewrite(
             if not planner.learn(wanted, settled):
                 break
         require_replacements(found, settled)
-        return replace(settling.result(settled), scores=dict(options.get("scores") or {}))
+        scores = {name: float(score) for name, score in (options.get("scores") or {}).items()}
+        return replace(settling.result(settled), scores=scores)
 
 
 def rewrite_again(

@@ -25,7 +25,7 @@ from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.fitting.fitted import Fit
 from repl_fx.graph.captured import copy_model
 from repl_fx.pipeline import transform
-from repl_fx.planning.budgets import shares_of
+from repl_fx.planning.budgets import Budget, shares_of
 from repl_fx.planning.options import Options, require_known
 from repl_fx.planning.scoring.score_blocks import score_blocks
 from repl_fx.planning.scoring.scores import Kind, Scores
@@ -163,7 +163,8 @@ def compress(
         figures["cut"] = _figures(evaluate, result.model)
     stage("measure costs")
     costs = result.costs()
-    return Compression(result, scores, fitted, costs, unfitted, figures, shares_of(result, *costs, budget))
+    shares = shares_of(result, *costs, Budget(budget).limits)
+    return Compression(result, scores, fitted, costs, unfitted, figures, shares)
 
 
 def _inputs(batches: Batches) -> Iterator[Any]:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 from repl_fx.costs.counted import Costs
@@ -106,6 +107,9 @@ class Budget:
             for block, score in self.scores.items():
                 if not _is_number(score) or not math.isfinite(score):
                     raise BadInput(f"the score of {block} is {score!r}; give a finite number")
+            object.__setattr__(self, "scores", _plain(self.scores))
+        # Those of numpy in single precision would take the shares that they are compared with to theirs.
+        object.__setattr__(self, "limits", _plain(self.limits))
 
 
 def budget_among(options: Mapping[str, Any]) -> Budget | None:
@@ -192,7 +196,11 @@ def budget_lines(shares: Mapping[str, Mapping[str, float | None]], timed_on: str
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _plain(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(number) for name, number in numbers.items()}
 
 
 def budget_planner(costs: ReplacementCosts, policy: Policy, budget: Budget, ignore: Sequence[str]) -> BudgetPlanner:

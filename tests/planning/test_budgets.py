@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from repl_fx.running.timing import Share
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.linear import Linear
 from tests.captures import kept_in_a_run
-from tests.nets import ConvNet, MlpBlock, TokenNet, tokens
+from tests.nets import ConvNet, MlpBlock, MlpNet, TokenNet, tokens
 from tests.stages import Stages, images
 from tests.surrogates.nets import Halving
 
@@ -410,6 +412,18 @@ def test_shared_blocks_stay_shared(surrogate: str) -> None:
 def test_budgets_that_are_none(limits: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         Budget(limits)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """Those of single precision come out as plain ones, which a file can hold."""
+    model, x = MlpNet(6, 8), torch.randn(2, 5, 8)
+    names = [f"blocks.{i}" for i in range(6)]
+    scores = {name: np.float32(0.1 * i) for i, name in enumerate(names)}
+    options: Any = {"surrogate": "identity", "budget": {"params": np.float32(0.7)}, "scores": scores}
+    result = repl_fx.transform(model, (x,), **options)
+    assert {one.block for one in result.plan.replacements} == {"blocks.1", "blocks.2"}
+    repl_fx.save(result, tmp_path / "out")
+    assert type(Budget(options["budget"]).limits["params"]) is float
 
 
 def test_scores_that_are_none() -> None:
