@@ -65,7 +65,7 @@ class BlendSynthesis(BlendingSynthesis):
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         """The blended weights, and the biases."""
-        return (*blended, *(value for name, value in state.items() if name.startswith("biases.")))
+        return (*blended, *(state[f"biases.{i}"] for i in range(len(self.biases))))
 
 
 def _gain(removed: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:

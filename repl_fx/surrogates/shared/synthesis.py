@@ -167,8 +167,17 @@ class BlendingSynthesis(Synthesis):
     def synthesise(self, *weights: Tensor) -> Any:
         """Compute weights from weights."""
         # Buffers too: a copy may be frozen by making its parameters such.
-        state = {name: whole(tensor) for name, tensor in (*self.named_parameters(), *self.named_buffers())}
+        own = (*_views(self), *self.named_parameters(), *self.named_buffers())
+        state = {name: whole(tensor) for name, tensor in own}
         return self.finish(state, blend_all(self.blends(state, weights)), weights)
+
+
+def _views(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that are plain attributes, as those that FullyShardedDataParallel leaves for flattened parameters."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                yield f"{path}.{name}" if path else name, value
 
 
 class OwnWeights(Synthesis):

@@ -89,9 +89,8 @@ def test_shards_of_the_first_fsdp_are_refused(original: bool) -> None:
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         shard = partial(FullyShardedDataParallel, use_orig_params=original, device_id=torch.device("cpu"))
-        if original:
-            whole = shard(copy.deepcopy(model), sharding_strategy=ShardingStrategy.NO_SHARD)
-            assert torch.equal(whole(x), expected)
+        whole = shard(copy.deepcopy(model), sharding_strategy=ShardingStrategy.NO_SHARD)
+        assert torch.equal(whole(x), expected)
         sharded = shard(model, auto_wrap_policy=ModuleWrapPolicy({TransformerBlock}))
         with pytest.raises(CallRefused, match=r"blocks\.0.*keeps in shards; use FSDP2"):
             sharded(x)
