@@ -17,6 +17,7 @@ from copy import copy
 from dataclasses import fields
 from functools import lru_cache, partial
 from itertools import combinations
+from threading import get_ident
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
@@ -32,6 +33,7 @@ from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.function import BackwardCFunction
 from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, set_proxy_slot
@@ -266,19 +268,53 @@ def is_compiled(module: torch.nn.Module) -> bool:
 def autograd_calls(
     stand_in: Callable[[type[torch.autograd.Function], Callable[..., Any]], Callable[..., Any]],
 ) -> Iterator[None]:
-    """Replace what `SomeFunction.apply` runs, for a while.
+    """Replace what `SomeFunction.apply` runs, for a while; in this thread also where code took it before.
 
-    `stand_in` gets the function's class and its own `apply`, and returns what runs instead.
+    An `apply` that was taken before (`ste = Round.apply`) finds no other in the class. It makes a context, though, and
+    then looks for the class's `forward`, which runs what stands in, once.
+
+    `stand_in` gets the function's class and its own `apply`, and returns what runs instead. It is called before that
+    `forward`, in which no gradients are recorded.
     """
-    own = torch.autograd.Function.__dict__["apply"]
+    own, thread = torch.autograd.Function.__dict__["apply"], get_ident()
+    let_through: set[type[torch.autograd.Function]] = set()
+
+    def bound(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            let_through.add(cls)
+            try:
+                return own.__get__(None, cls)(*args, **kwargs)
+            finally:
+                let_through.discard(cls)
+
+        return stand_in(cls, run) if stands_aside(cls) else run
+
+    def stands_aside(cls: type) -> bool:
+        # The backward that a library registers for an operator stays with the operator, which is in the graph.
+        return issubclass(cls, torch.autograd.Function) and cls.__module__ != torch._library.autograd.__name__
 
     def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        # The backward that a library registers for an operator stays with the operator, which is in the graph.
-        if cls.__module__ == torch._library.autograd.__name__:
-            return own.__get__(None, cls)(*args, **kwargs)
-        return stand_in(cls, own.__get__(None, cls))(*args, **kwargs)
+        return bound(cls)(*args, **kwargs)
 
-    with patch.object(torch.autograd.Function, "apply", classmethod(apply)):
+    def begin(context: Any, *args: Any) -> None:
+        cls = context._forward_cls
+        if get_ident() != thread or not stands_aside(cls):
+            return
+        if cls in let_through:
+            let_through.discard(cls)
+            return
+        call, original = bound(cls), cls.forward
+
+        def forward(*given: Any) -> Any:
+            if get_ident() != thread:
+                return original(*given)
+            stood.close()
+            return call(*(given[1:] if given and given[0] is context else given))
+
+        stood.enter_context(patch.object(cls, "forward", forward))
+
+    of_class = patch.object(torch.autograd.Function, "apply", classmethod(apply))
+    with ExitStack() as stood, of_class, patch.object(BackwardCFunction, "__init__", begin):
         yield
 
 

@@ -223,6 +223,9 @@ def own_gradient(net: Net, x: Tensor) -> Any:
     return Round.apply(net.a(x) * 3)
 
 
+rounded: Any = Round.apply
+
+
 class Rounding(nn.Module):
     def forward(self, x: Tensor) -> Any:
         return Round.apply(x)
@@ -368,6 +371,7 @@ CASES = {
     "autocast regions": Case(pair(in_low_precision)),
     "constants": Case(one(makes_constants)),
     "autograd function": Case(one(own_gradient)),
+    "autograd function taken before": Case(one(lambda net, x: rounded(net.a(x) * 3))),
     "autograd function in a leaf": Case(lambda: nn.Sequential(linear(), Rounding(), linear())),
     "activation checkpointing": Case(lambda: Net(recomputes, body=nn.Sequential(linear(), nn.Dropout(0.2), linear()))),
     "batch as a number": Case(one(per_row)),

@@ -7,7 +7,8 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -86,6 +87,23 @@ def test_calls_of_autograd_functions_are_replaced_for_a_while() -> None:
         kind, made = apply(x)
     assert kind is Double and made.item() == 2
     assert apply(x).item() == 2 and torch.autograd.Function.__dict__["apply"] is own
+
+
+def test_calls_of_autograd_functions_that_were_taken_before_are_replaced_too() -> None:
+    taken: Any = Double.apply
+    own, x = Double.__dict__["forward"], torch.ones((), requires_grad=True)
+    seen: list[Any] = []
+
+    def stand_in(kind: type, run: Callable[..., Any]) -> Callable[..., Any]:
+        seen.append((kind, torch.is_grad_enabled()))
+        return lambda *args: run(*args) + 5
+
+    with _torch.autograd_calls(stand_in), ThreadPoolExecutor() as others:
+        assert taken(x).item() == 7 and seen == [(Double, True)]
+        assert others.submit(taken, x).result().item() == 2 and len(seen) == 1
+        assert taken(x).item() == 7 and len(seen) == 2
+    assert taken(x).item() == 2 and Double.__dict__["forward"] is own
+    assert "__init__" not in vars(torch.autograd.function.BackwardCFunction)
 
 
 class Meeting(torch.autograd.Function):

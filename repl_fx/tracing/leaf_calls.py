@@ -235,6 +235,8 @@ def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
 
 
 def _stand_in(calls: LeafCalls, callee: Callee, run: Callable[..., Any]) -> Callable[..., Any]:
+    recorded = torch.is_grad_enabled()  # of a call of a function; while its forward runs, nothing is
+
     def call(*args: Any, **kwargs: Any) -> Any:
         leaves, arguments = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -245,7 +247,7 @@ def _stand_in(calls: LeafCalls, callee: Callee, run: Callable[..., Any]) -> Call
             return run(*args, **kwargs)
         if callee in calls.inlined or not opaque or calls.has_others(callee):
             if not isinstance(callee, nn.Module):
-                if torch.is_grad_enabled():
+                if recorded:
                     raise Untraceable(_lost_backward(callee))
             elif tensors:
                 _require_no_hooks(callee)

@@ -207,10 +207,12 @@ class _LeafTracer(fx.Tracer):
 
     def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
         """The stand-in for `apply`: fx would trace into the forward, and lose the backward."""
+        recorded = torch.is_grad_enabled()
 
         def call(*args: Any) -> Any:
             if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(args)):
-                return self.create_proxy("call_function", AutogradCall(function), args, {})
+                with torch.set_grad_enabled(recorded):
+                    return self.create_proxy("call_function", AutogradCall(function), args, {})
             return apply(*args)
 
         return call

@@ -257,6 +257,9 @@ class Held(torch.autograd.Function):
         return None, gradients[0] * 3
 
 
+held: Any = Held.apply
+
+
 class Checkpointed(nn.Module):
     def __init__(self, *, reentrant: bool) -> None:
         super().__init__()
@@ -271,9 +274,14 @@ def test_a_backward_that_a_graph_would_drop_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return Held.apply(torch.relu, x)  # type: ignore[no-any-return]
 
+    class HoldsApply(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return held(torch.relu, x)  # type: ignore[no-any-return]
+
     x = torch.randn(3, 8)
-    with pytest.raises(CaptureError, match="drop the backward of the autograd function Held, which takes or returns"):
-        capture(nn.Sequential(nn.Linear(8, 8), Holds()), (x,))
+    for module in (Holds(), HoldsApply()):
+        with pytest.raises(CaptureError, match="drop the backward of the autograd function Held, which takes or"):
+            capture(nn.Sequential(nn.Linear(8, 8), module), (x,))
     with pytest.raises(CaptureError, match="drop the gradients of a checkpoint with use_reentrant=True"):
         capture(nn.Sequential(nn.Linear(8, 8), Checkpointed(reentrant=True)), (x,))
     model = nn.Sequential(nn.Linear(8, 8), Checkpointed(reentrant=False))
