@@ -404,10 +404,12 @@ class PythonState:
             if value.__name__ == "__main__" or not is_installed(value):
                 self._open(Spot(value.__name__, ""), vars(value), vars(value))
         elif isinstance(value, (tuple, frozenset)):
-            if len(value) > _LARGE and not _holds_containers(value):
+            # A class of its own may count and hand out something else, or nothing (`Irrep` of e3nn).
+            items = list(tuple.__iter__(value) if isinstance(value, tuple) else frozenset.__iter__(value))
+            if len(items) > _LARGE and not _holds_containers(items):
                 self._values[path] = value
                 return
-            for index, item in enumerate(sorted(value, key=repr) if isinstance(value, frozenset) else value):
+            for index, item in enumerate(sorted(items, key=repr) if isinstance(value, frozenset) else items):
                 self._look(place.item(f"{path}[{index}]"), item)
         elif type(value) in CONTAINERS or _is_own_object(value):
             self._look_at_object(place, value)

@@ -217,3 +217,25 @@ def test_a_library_in_the_users_folder_is_looked_at_once(monkeypatch: pytest.Mon
     state = PythonState(Held(library["function0"]))
     assert f"Kind{number - 1}.size" in state._values
     assert looks[0] < 10 * number
+
+
+class Pair(tuple[int, int]):
+    """Stands for one thing, and is not to be counted, as an `Irrep` of e3nn."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    __iter__ = __len__  # type: ignore[assignment]
+
+
+class Members(frozenset[int]):
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+def test_tuples_and_sets_of_a_class_of_their_own_are_looked_into_as_what_they_hold() -> None:
+    net: Any = Net(lambda net, x: x * net.pair[0] * (1 in net.members))
+    net.pair, net.members = Pair((2, 3)), Members((1,))
+    known = PythonState(net)
+    net.pair = Pair((4, 3))
+    assert [change.path for change in known.changes(PythonState(net))] == ["pair[0]"]
