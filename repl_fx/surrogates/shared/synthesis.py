@@ -167,8 +167,8 @@ class BlendingSynthesis(Synthesis):
     def synthesise(self, *weights: Tensor) -> Any:
         """Compute weights from weights."""
         # Buffers too: a copy may be frozen by making its parameters such.
-        own = (*_views(self), *self.named_parameters(), *self.named_buffers())
-        state = {name: whole(tensor) for name, tensor in own}
+        own = tuple(self.named_parameters()) or _views(self)
+        state = {name: whole(tensor) for name, tensor in (*own, *self.named_buffers())}
         return self.finish(state, blend_all(self.blends(state, weights)), weights)
 
 

@@ -146,6 +146,7 @@ def _learned(model: nn.Module, run: Callable[[Tensor], Any], times: int = 1) -> 
     return model.state_dict()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_buffers_are_read_as_at_first_and_written_once(compiled: bool) -> None:
     # torch.compile computes a buffer that is read and written again in the backward pass, from what it is then.

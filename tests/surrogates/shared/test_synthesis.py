@@ -12,11 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import prune
 
 import repl_fx
 from repl_fx.errors import BadInput, CallRefused, WeightsChanged
-from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
 from repl_fx.surrogates.shared.synthesis import length, random_values, ratio
 from tests.nets import TokenNet
 
@@ -283,18 +281,3 @@ def test_a_copy_whose_parameters_are_buffers_computes_the_same(surrogate: str) -
                 del module._parameters[name]
                 module.register_buffer(name, parameter.detach())
     assert torch.equal(frozen(x), model(x))
-
-
-def test_own_weights_that_are_pruned_are_those_that_are_read() -> None:
-    """Pruning puts a plain tensor in the place of a parameter, and two of other names beside it."""
-    own = torch.ones(3)
-    synthesis = BlendSynthesis([own], [(own, own)], [0], True, biases=[own, own])
-    for bias, value in zip(synthesis.biases, (2.0, 3.0), strict=True):
-        bias.data.fill_(value)
-    expected = synthesis(own, own)
-    custom_from_mask: Any = prune.custom_from_mask
-    custom_from_mask(synthesis.biases, "0", torch.tensor([1.0, 0.0, 1.0]))
-    custom_from_mask(synthesis.alpha, "0", torch.zeros(3))
-    weight, first, second = synthesis(own, own)
-    assert torch.equal(weight, expected[0] / 2)
-    assert first.tolist() == [2, 0, 2] and second.tolist() == [3, 3, 3]
