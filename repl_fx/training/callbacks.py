@@ -20,24 +20,40 @@ from repl_fx.surrogates.shared.synthesis import shared_synthesis
 SPEEDS = ("inputs_per_second", "memory_mib")
 
 
+def step_of(trainer: pl.Trainer, batch_idx: int) -> range:
+    """The batches of the epoch whose gradients make the step that a batch is of; of the last step they may be fewer."""
+    first = batch_idx - batch_idx % trainer.accumulate_grad_batches
+    return range(first, min(first + trainer.accumulate_grad_batches, int(trainer.num_training_batches)))
+
+
 class SharedSyntheses(pl.Callback):
     """Runs each synthesis once for all batches whose gradients make one step."""
 
     def __init__(self) -> None:
         self._open: Any = None
+        self._is_last = False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin with the first batch of a step."""
+        self._is_last = batch_idx == step_of(trainer, batch_idx)[-1]
         if self._open is None:
             self._open = shared_synthesis(pl_module)
             self._open.__enter__()
 
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End behind the last batch of a step: gradients go through the syntheses while all are scaled alike."""
+        if self._is_last:
+            self._end()
+
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """End: gradients go through the syntheses now, before they are clipped."""
+        """End where the last batch had no loss, and so no backward pass."""
+        self._end()
+
+    def _end(self) -> None:
         if self._open is not None:
             self._open.__exit__(None, None, None)
             self._open = None

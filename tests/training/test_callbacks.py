@@ -9,14 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from rich.console import Console
 from torch import nn
 
+import repl_fx
 from repl_fx.display import progress
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from repl_fx.training.callbacks import Speed, ToldSteps
+from repl_fx.training import run
+from repl_fx.training.callbacks import SharedSyntheses, Speed, ToldSteps
 from repl_fx.training.run import train_once
+from repl_fx.training.safe_checkpoints import WholeCheckpoints
 from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import pictures, rewritten
 
@@ -38,6 +43,24 @@ def test_accumulated_batches_share_their_syntheses(tmp_path: Path, monkeypatch: 
         )
         counts.append(made["count"])
     assert counts[1] < counts[0] - 3
+
+
+def test_shared_syntheses_in_half_precision_are_those_of_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning takes it on GPUs alone; the scaling of losses is the same here.
+    def scaled(config: Any, processes: Any) -> dict[str, Any]:
+        return {"devices": 1, "plugins": [WholeCheckpoints(), MixedPrecision("16-mixed", "cpu")]}
+
+    monkeypatch.setattr(run, "trainer_settings", scaled)
+    monkeypatch.setattr(run, "PRECISIONS", {"float32": None})
+    config = TrainConfig(epochs=12, accumulate=2, batch_size=8, device="cpu", optimizer="sgd", lr=0.1)
+    trained = []
+    for shared in (SharedSyntheses, pl.Callback):
+        monkeypatch.setattr(run, "SharedSyntheses", shared)
+        model = rewritten()
+        repl_fx.train(model, pictures(), config=config)
+        trained.append(model.state_dict())
+    assert not torch.equal(trained[0]["stem.weight"], rewritten().state_dict()["stem.weight"])
+    torch.testing.assert_close(trained[0], trained[1], atol=1e-3, rtol=1e-3)
 
 
 def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
