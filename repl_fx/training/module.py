@@ -18,6 +18,7 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
+from repl_fx.training.callbacks import step_of
 from repl_fx.training.data.data_set import Data, UserData
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.data.user_code import called
@@ -81,6 +82,9 @@ class Training(pl.LightningModule):
         # Where the loggers write: a call takes longer than a small layer.
         if self.global_step == 0 or (self.global_step + 1) % self.config.log_every == 0:
             self.log("loss", loss.detach(), sync_dist=True)
+        if self.config.accumulate > 1:
+            # Lightning divides by as many in the last step of an epoch too, which may have fewer.
+            loss = loss * (self.config.accumulate / len(step_of(self.trainer, number)))
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.training.data.data_set import Data, Tensors, UserData
 from repl_fx.training.module import Schedule, Training, optimizer_of, user_module
@@ -151,6 +152,24 @@ def test_a_text_that_is_too_long_names_the_flag(tmp_path: Path) -> None:
     data = Data("text:corpus", "language-modelling", 256, (9,), split, split)
     with pytest.raises(BadInput, match="which are 9: index out of range in self; --context sets how many tokens"):
         train_once(Places(), data, CONFIG, tmp_path)
+
+
+def test_a_step_is_by_the_mean_of_its_batches_also_at_the_end_of_an_epoch() -> None:
+    inputs, targets = torch.randn(40, 1, 4, 4), torch.arange(40) % 3
+    batches = list(zip(inputs.view(5, 8, 1, 4, 4), targets.view(5, 8), strict=True))
+    how: Any = {"optimizer": "sgd", "momentum": 0.0, "lr": 1.0, "weight_decay": 0.0, "warmup": 0.0, "clip": 0.0}
+    trained, model = Net(), Net()
+    trained.drop.p = model.drop.p = 0.0
+    model.load_state_dict(trained.state_dict())
+    repl_fx.train(trained, (batches, batches), epochs=1, accumulate=4, device="cpu", **how)
+    # Of five batches: a step of four, and one of the last.
+    for step, some in enumerate((slice(32), slice(32, None))):
+        loss = F.cross_entropy(model(inputs[some]), targets[some])
+        for parameter, gradient in zip(
+            model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+        ):
+            parameter.data -= Schedule(2, 0.0)(step) * gradient
+    torch.testing.assert_close(trained.state_dict(), model.state_dict())
 
 
 CODE = """
