@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.data.targets import NO_TOKEN, require_labels
-from repl_fx.training.tasks.task import Batch, MeanLoss, Task
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task, mean_cross_entropy
 
 
 class LanguageModelling(Task):
@@ -35,9 +34,8 @@ class LanguageModelling(Task):
         self.bytes_per_token = 1.0
 
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
-        """The mean cross-entropy of all places."""
-        logits = self.logits(outputs).flatten(0, 1)
-        return F.cross_entropy(logits.float(), batch[1].flatten(), label_smoothing=smoothing, ignore_index=NO_TOKEN)
+        """The mean cross-entropy of all places that have a token."""
+        return mean_cross_entropy(self.logits(outputs).flatten(0, 1), batch[1].flatten(), NO_TOKEN, smoothing)
 
     def update(self, outputs: Any, batch: Batch) -> None:
         """Add the loss."""

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
 from repl_fx.training.data.targets import IGNORED, require_masks
-from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of, mean_cross_entropy
 
 # Of the auxiliary head: torchvision's references/segmentation/train.py; Zhao et al. 2017 (arXiv 1612.01105) take 0.4.
 _AUX = 0.5
@@ -91,9 +91,7 @@ class Segmentation(Task):
 def _cross_entropy(logits: Tensor, masks: Tensor, smoothing: float) -> Tensor:
     # With one row for each pixel: the kernel for pictures is not deterministic on a GPU.
     rows = _at_size_of(masks, logits.float()).movedim(1, -1).flatten(0, -2)
-    total = F.cross_entropy(rows, masks.flatten(), ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
-    # A batch without any class has no loss; a mean would be no number.
-    return total / (masks != IGNORED).sum().clamp_min(1)
+    return mean_cross_entropy(rows, masks.flatten(), IGNORED, smoothing)
 
 
 def _at_size_of(masks: Tensor, logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -135,8 +136,23 @@ class MeanLoss(Metric):
         self.count += count
 
     def compute(self) -> Tensor:
-        """The mean of all."""
+        """The mean of all.
+
+        Raises:
+            BadInput: there was nothing to take a mean of.
+        """
+        if not self.count:
+            raise BadInput("all held-out targets are left out, so that there is no loss; give some that count")
         return self.total / self.count
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor, ignored: int, smoothing: float) -> Tensor:
+    """The mean cross-entropy of rows of logits (n, classes) with labels (n,), of which one is ignored.
+
+    Where all are ignored it is zero; a mean would be no number.
+    """
+    options: Any = {"ignore_index": ignored, "label_smoothing": smoothing, "reduction": "sum"}
+    return F.cross_entropy(logits.float(), labels, **options) / (labels != ignored).sum().clamp_min(1)
 
 
 def logits_of(outputs: Any, *names: str) -> Tensor:

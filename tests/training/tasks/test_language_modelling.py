@@ -19,6 +19,20 @@ def test_the_loss_is_over_all_places() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(logits.transpose(1, 2), targets))
 
 
+def test_a_batch_without_any_token_counts_for_nothing() -> None:
+    task, logits, targets = LanguageModelling(7), torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    targets[0, 2:] = -100
+    wanted = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    none = torch.full_like(targets, -100)
+    assert float(task.loss(logits, (none, none), 0.1)) == 0
+    for batch in ((targets, targets), (none, none)):
+        task.update(logits, batch)
+    torch.testing.assert_close(task.compute()["loss"], wanted)
+    task.update(logits, (none, none))
+    with pytest.raises(BadInput, match="all held-out targets are left out, so that there is no loss"):
+        task.compute()
+
+
 def test_bits_per_byte_are_the_loss_in_bits() -> None:
     task, targets = LanguageModelling(4), torch.ones(2, 3, dtype=torch.long)
     for _ in range(2):
