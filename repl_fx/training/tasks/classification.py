@@ -17,7 +17,7 @@ from repl_fx.training.tasks.task import Batch, MeanLoss, Task
 class Classification(Task):
     """Cross-entropy of logits (batch, classes) with labels (batch,), or with probabilities (batch, classes).
 
-    Figures: `loss`, unsmoothed, and `accuracy`, the share of inputs whose class is the first.
+    Figures: `loss`, unsmoothed, and `accuracy`, the share of inputs whose class, or likeliest one, is the first.
 
     Args:
         classes: how many the labels come from; the model may have more.
@@ -39,7 +39,8 @@ class Classification(Task):
         """Add the loss and the first classes."""
         targets = batch[1]
         self.metrics["loss"].update(self.loss(outputs, batch), len(targets))
-        self.metrics["accuracy"].update(self.logits(outputs).argmax(-1), targets)
+        first = targets.argmax(-1) if targets.is_floating_point() else targets
+        self.metrics["accuracy"].update(self.logits(outputs).argmax(-1), first)
 
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse logits of another shape, or for fewer classes than there are."""
@@ -52,5 +53,11 @@ class Classification(Task):
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is neither labels nor probabilities."""
         inputs, targets = batch
+        count = ExampleInputs.of_batch(inputs).batch
         if not (isinstance(targets, Tensor) and targets.is_floating_point() and targets.ndim == 2):
-            require_labels(targets, self.classes, (ExampleInputs.of_batch(inputs).batch,), name)
+            require_labels(targets, self.classes, (count,), name)
+        elif tuple(targets.shape) != (count, self.classes):
+            raise BadInput(
+                f"{name}: probabilities are of shape {tuple(targets.shape)}; wanted is {(count, self.classes)}, one "
+                "for each class of the model"
+            )

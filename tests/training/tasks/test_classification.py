@@ -31,6 +31,11 @@ def test_figures_are_over_all_inputs_and_begin_anew() -> None:
         figures = task.compute()
         torch.testing.assert_close(figures["loss"], F.cross_entropy(LOGITS, TARGETS))
         assert float(figures["accuracy"]) == pytest.approx(3 / 5)
+    mixed = F.one_hot(TARGETS, 3) * 0.7 + 0.1
+    task.update(LOGITS, (LOGITS, mixed))
+    figures = task.compute()
+    torch.testing.assert_close(figures["loss"], F.cross_entropy(LOGITS, mixed))
+    assert float(figures["accuracy"]) == pytest.approx(3 / 5)
 
 
 def test_a_model_may_have_more_classes_than_the_data() -> None:
@@ -48,5 +53,8 @@ def test_what_does_not_fit_is_a_line() -> None:
     with pytest.raises(BadInput, match=r"Net returns logits of shape \(5, 3, 1\); wanted is \(batch, classes\)"):
         Classification(3).require_fit(Net(), LOGITS[..., None], batch, "mine")
     Classification(3).require_targets((LOGITS, torch.rand(5, 3)), "mine")
+    for shape in ((5, 4), (4, 3)):
+        with pytest.raises(BadInput, match=r"mine: probabilities are of shape .*; wanted is \(5, 3\), one for each"):
+            Classification(3).require_targets((LOGITS, torch.rand(shape)), "mine")
     with pytest.raises(BadInput, match="label 2 is out of range"):
         Classification(2).require_targets(batch, "mine")
