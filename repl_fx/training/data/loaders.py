@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from repl_fx.errors import BadInput, told, users_place
+from repl_fx.running.untouched import seeded
 from repl_fx.training.data.augmentation import Change
 from repl_fx.training.data.data_set import Sample, Split, Tensors, length, rows_of
 
@@ -121,8 +122,8 @@ class BatchLoader(PositionedLoader):
     beside a step.
 
     Of a torch Dataset each process reads its own part alone, in worker processes, so that `change` draws for each part
-    on its own. While a sample is made, torch's global random state is seeded by (seed, epoch, number of the sample):
-    transforms draw the same in any process, at any position of a resumed run.
+    on its own. While a sample is made, the global random states of torch, Python and numpy are seeded by (seed, epoch,
+    number of the sample): transforms draw the same in any process, at any position of a resumed run.
     """
 
     def __init__(
@@ -249,9 +250,7 @@ class _SeededSamples(Dataset[Sample | BadInput]):
 
     def __getitem__(self, index: int) -> Sample | BadInput:
         """A sample; or the error on it, which the loader would else wrap into a worker's traceback."""
-        with torch.random.fork_rng(devices=[]):
-            # Not `torch.manual_seed`, which seeds the accelerators too.
-            torch.default_generator.manual_seed(seed_of(self.seed, _SAMPLE, self.epoch, index))
+        with seeded(torch.device("cpu"), seed_of(self.seed, _SAMPLE, self.epoch, index)):
             try:
                 return self.dataset[index]
             except BadInput as error:
