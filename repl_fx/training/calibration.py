@@ -18,6 +18,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.parts.capture_parts import CapturedParts
 from repl_fx.training.data.data_set import Data, Tensors, UserData, length, rows_of
+from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.samples import KeptSamples
 from repl_fx.training.data.targets import has_targets
 from repl_fx.training.loading import batch_of, loaders
@@ -58,8 +59,10 @@ def calibration(
         data = replace(data, train=KeptSamples(data.train))
 
     def batches() -> Iterator[tuple[Any, Any]]:
-        left = samples
-        for batch, targets in loaders(data, config, device)[0]:
+        left, loader = samples, loaders(data, config, device)[0]
+        if isinstance(loader, BatchLoader):
+            loader.drop_last = False
+        for batch, targets in loader:
             if left <= 0:
                 return
             some, wanted = rows_of((batch, targets), slice(left))

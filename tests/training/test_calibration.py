@@ -67,6 +67,8 @@ def test_samples_in_files_are_read_once_and_by_this_process() -> None:
     first, second = ([given[0] for given, _ in batches()] for _ in range(2))
     assert sorted(split.read) == sorted(set(split.read)) and len(split.read) >= 20
     assert len(torch.cat(first)) == 20 and torch.equal(torch.cat(first), torch.cat(second))
+    every, _ = calibration(Digits(), data, TrainConfig(), 50, with_loss=False)
+    assert [len(targets) for _, targets in every()] == [32, 8]
 
 
 def test_full_batches_alone() -> None:
