@@ -109,19 +109,22 @@ class Distillation:
                 "--teacher"
             )
         for gm in dict.fromkeys(place.graph for place in self.places if place.graph is not None):
-            notes = {p.node: partial(self._note, p.path) for p in self.places if p.graph is gm and p.node is not None}
+            notes = {
+                p.node: partial(_keep, self._seen, p.path) for p in self.places if p.graph is gm and p.node is not None
+            }
             self._forwards[gm] = watching_forward(gm, notes)
 
     def step(self, student: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs of the student for a batch, and what it has to learn from the teacher: a scalar."""
-        self._seen = {}
+        self._seen.clear()
         with ExitStack() as watching:
             for gm, forward in self._forwards.items():
                 watching.enter_context(forward_replaced(gm, forward))
             own = [place for place in self.places if place.node is None]
             ours = watching.enter_context(_values_behind(student, own))
             outputs = self.task.outputs(student, batch)
-        ours, self._seen = {**ours, **self._seen}, {}
+        ours |= self._seen
+        self._seen.clear()
         with torch.no_grad(), _values_behind(self.teacher, self.places) as theirs:
             taught = self.task.outputs(self.teacher, batch)
         like = self.task.logits(outputs) if self.task.has_logits else pytree.tree_leaves(outputs)[0]
@@ -158,11 +161,6 @@ class Distillation:
             taught = self.task.logits(self.task.outputs(self.teacher, batch))
         return batch[0], taught.argmax(self.task.class_dimension)
 
-    def _note(self, path: str, value: Tensor) -> None:
-        # What comes later may write over it. A checkpoint runs a graph again: the first value is the one that counts.
-        if path not in self._seen:
-            self._seen[path] = value.clone()
-
     def _soft(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The divergence of the student's probabilities from the teacher's, a mean over all that is classified."""
         classes, heat = self.task.class_dimension, self.config.temperature
@@ -182,6 +180,12 @@ def _distance(ours: Tensor, theirs: Tensor, path: str) -> Tensor:
     return (ours.float() - theirs.float()).square().mean() / size
 
 
+def _keep(found: dict[str, Tensor], path: str, value: Tensor) -> None:
+    # What comes later may write over it. A checkpoint runs a block again: the first value is the one that counts.
+    if path not in found:
+        found[path] = value.clone()
+
+
 @contextmanager
 def _values_behind(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[str, Tensor]]:
     """Collect the value of each place that its module returns."""
@@ -189,9 +193,7 @@ def _values_behind(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[s
 
     def note(place: Place, module: nn.Module, args: Any, result: Any) -> None:
         leaves = pytree.tree_leaves(result)
-        value = next(leaf for leaf in leaves[place.leaf or 0 :] if isinstance(leaf, Tensor))
-        # A checkpoint runs a block again, in the backward pass: the first value is the one that counts.
-        found.setdefault(place.path, value)
+        _keep(found, place.path, next(leaf for leaf in leaves[place.leaf or 0 :] if isinstance(leaf, Tensor)))
 
     with ExitStack() as hooks:
         for place in places:

@@ -65,6 +65,18 @@ def test_values_behind_replaced_blocks_are_taught() -> None:
     assert not any(module._forward_hooks for model in (student, teacher) for module in model.modules())
 
 
+def test_values_are_what_blocks_return_though_they_are_written_over() -> None:
+    def write(module: nn.Module, args: Any) -> None:
+        args[0].relu_()
+
+    models = _pair()
+    teacher, student = models
+    wanted = _step(student, teacher, teacher_logits=0.0, teacher_values=2.0)
+    for model in models:
+        model.get_submodule("blocks.2").register_forward_pre_hook(write)
+    torch.testing.assert_close(_step(student, teacher, teacher_logits=0.0, teacher_values=2.0), wanted)
+
+
 def test_a_teacher_without_a_replaced_block_is_no_original() -> None:
     teacher, student = _pair()
     teacher.blocks = nn.Sequential()
