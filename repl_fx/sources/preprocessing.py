@@ -31,10 +31,10 @@ def of_timm(model: Any, name: str) -> Preprocessing | None:
 
 
 def of_torchvision(weights: Any) -> Preprocessing | None:
-    """That of the transforms of weights of a classifier; None for those of other tasks."""
+    """That of the transforms of weights for classification or segmentation; None for those of other tasks."""
     preset = weights.transforms()
     resize, crop = (tuple(getattr(preset, name, None) or ()) for name in ("resize_size", "crop_size"))
-    if type(preset).__name__ != "ImageClassification" or not (resize and crop):
+    if type(preset).__name__ not in ("ImageClassification", "SemanticSegmentation") or not resize:
         return None
     known = tuple(preset.mean), tuple(preset.std)
     return Preprocessing(f"torchvision's {weights}", resize, preset.interpolation.value, 2 * crop[:1], *known)

@@ -19,6 +19,7 @@ from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.data_set import Data, Split, Tensors, UserData, rows_of
 from repl_fx.training.data.loaders import WORKERS, BatchLoader, PositionedLoader
+from repl_fx.training.data.masks import MaskedPictures
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.samples import KeptSamples, samples_of
 from repl_fx.training.data.sets import load_data
@@ -122,8 +123,8 @@ def batch_of(data: Data | UserData, config: TrainConfig) -> int:
 def prepared(data: Data | UserData, preprocessing: Preprocessing | None, config: TrainConfig) -> Data | UserData:
     """The data as the weights of a model want them, where the settings say nothing of sizes and channels.
 
-    Pictures in files get the size that evaluation by the model's library gives them; those, and bytes in memory, its
-    mean and deviation. Floats, and what a user's own code returns, pass as they are.
+    Pictures in files get the size that evaluation by the model's library gives them, but for those with masks; all, and
+    bytes in memory, its mean and deviation. Floats, and what a user's own code returns, pass as they are.
 
     Args:
         data: as they were read.
@@ -146,7 +147,7 @@ def prepared(data: Data | UserData, preprocessing: Preprocessing | None, config:
 
 def _are_pixels(data: Data) -> bool:
     """Tell whether inputs are grey levels from 0 to 255, in files or in memory."""
-    return isinstance(data.train, Pictures) or (
+    return isinstance(data.train, Pictures | MaskedPictures) or (
         isinstance(data.train, Tensors) and data.train.main.dtype == torch.uint8
     )
 

@@ -55,10 +55,12 @@ def test_pictures_that_timm_frames_have_no_preprocessing() -> None:
     assert of_timm(model, "test_vit") is None
 
 
-@pytest.mark.parametrize("name", ["ResNet50_Weights", "ViT_B_16_Weights", "EfficientNet_B1_Weights"])
+@pytest.mark.parametrize(
+    "name", ["ResNet50_Weights", "ViT_B_16_Weights", "EfficientNet_B1_Weights", "FCN_ResNet50_Weights"]
+)
 def test_pictures_are_those_of_torchvision(name: str) -> None:
     models = pytest.importorskip("torchvision.models")
-    weights = getattr(models, name).DEFAULT
+    weights = models.get_weight(f"{name}.DEFAULT")
     preprocessing = of_torchvision(weights)
     assert preprocessing is not None and preprocessing.by == f"torchvision's {weights}"
     for found, picture in zip(_prepared(preprocessing), _pictures(), strict=True):

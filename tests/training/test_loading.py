@@ -10,6 +10,7 @@ import pytest
 import torch
 from msgspec import structs
 
+from examples import shapes
 from repl_fx.errors import BadInput
 from repl_fx.sources import Purpose
 from repl_fx.tracing.parts.origin import Preprocessing
@@ -69,6 +70,18 @@ def test_mixtures_that_cannot_be_are_a_line(data: Data | UserData, settings: dic
 def test_pictures_with_masks_are_changed_like_others() -> None:
     train, test = loaders(scenes(4, 2), TrainConfig(augment=True, batch_size=2), CPU)
     assert _kinds(train) == [CropAndFlip, Normalise] and _kinds(test) == [Normalise]
+
+
+def test_pictures_with_masks_get_the_channels_that_the_weights_want(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    for part in ("train", "test"):
+        shapes.write_masks(tmp_path / part, [shapes.scene(number, 16) for number in range(3)])
+    config = TrainConfig(data=f"masks:{tmp_path}")
+    data = prepared(read_data(config), WANTED, config)
+    assert isinstance(data, Data) and (data.shape, data.mean, data.std) == ((3, 16, 16), WANTED.mean, WANTED.std)
+    assert kept_preprocessing(WANTED, data, config) == WANTED
+    told = config.changed(normalise="none")
+    assert prepared(read_data(told), WANTED, told).mean == ()  # type: ignore[union-attr]
 
 
 def test_all_that_is_held_out_is_seen_once() -> None:
