@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -114,13 +114,18 @@ def data_of(given: Any, config: TrainConfig) -> Data | UserData:
 
         return read_data(config)
     several = given if isinstance(given, tuple) else (given,)
-    made = tuple(_loader(one, config, shuffle=not place) for place, one in enumerate(several))
-    found = made if isinstance(given, tuple) else made[0]
+    pair = isinstance(given, tuple)
+    made = tuple(_loader(one, config, shuffle=not n, drop_last=pair and not n) for n, one in enumerate(several))
+    found = made if pair else made[0]
     return as_data(found, lambda: found, "data", "data")
 
 
-def _loader(given: Any, config: TrainConfig, *, shuffle: bool) -> Any:
+def _loader(given: Any, config: TrainConfig, *, shuffle: bool, drop_last: bool) -> Any:
     """A loader for a data set; all else as it is."""
     if not isinstance(given, Dataset):
         return given
-    return DataLoader(given, config.batch_size, shuffle=shuffle and not isinstance(given, IterableDataset))
+    if isinstance(given, IterableDataset):
+        return DataLoader(given, config.batch_size)
+    # What is left may be one sample, of which a batch norm has no variance; of a small data set it is all.
+    drop_last = drop_last and isinstance(given, Sized) and len(given) > config.batch_size
+    return DataLoader(given, config.batch_size, shuffle=shuffle, drop_last=drop_last)

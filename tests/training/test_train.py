@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import repl_fx
@@ -34,6 +35,13 @@ def test_a_model_is_trained_and_no_file_stays(tmp_path: Path, monkeypatch: pytes
     assert 0 <= trained.figures["accuracy"] <= 1 and "accuracy" in repr(trained)
     assert all(not torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("samples", "steps"), [(33, 2), (15, 1), (32, 2)])
+def test_a_batch_that_is_not_full_is_left_out_of_a_data_set(samples: int, steps: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    data = TensorDataset(torch.randn(samples, 4), torch.arange(samples) % 2)
+    assert repl_fx.train(model, (data, data), **FAST).steps == steps
 
 
 def test_a_directory_keeps_the_run_and_goes_on(tmp_path: Path) -> None:
