@@ -20,13 +20,13 @@ class ChannelStatistics:
     """
 
     def __init__(self, axis: int = 1) -> None:
-        self._axis, self._count = axis, 0
+        self._axis, self._count, self._batches = axis, 0, 0
         self._sum, self._squares = torch.zeros(()), torch.zeros(())
 
     def add(self, value: Tensor) -> None:
         """Add a batch."""
         rows = value.double().movedim(self._axis, -1).flatten(0, -2)
-        self._count += len(rows)
+        self._count, self._batches = self._count + len(rows), self._batches + 1
         self._sum = self._sum.to(rows) + rows.sum(0)
         self._squares = self._squares.to(rows) + rows.square().sum(0)
 
@@ -41,6 +41,8 @@ class ChannelStatistics:
         spread = self.scatter / max(1, self._count - 1)
         norm.get_buffer("running_mean").copy_(mean)
         norm.get_buffer("running_var").copy_(spread.clamp(min=0))
+        # An average of all batches goes on from it.
+        norm.get_buffer("num_batches_tracked").fill_(self._batches)
 
 
 def is_batch_norm(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -22,6 +22,17 @@ def test_batches_give_a_norm_what_one_batch_does_in_training() -> None:
     torch.testing.assert_close(ours.running_var, torchs.running_var)
 
 
+def test_an_average_of_all_batches_goes_on_in_training() -> None:
+    torch.manual_seed(0)
+    first, second, third = torch.randn(3, 6, 4)
+    norm, statistics = nn.BatchNorm1d(4, momentum=None), ChannelStatistics()
+    for batch in (first, second):
+        statistics.add(batch)
+    statistics.set_(norm)
+    norm(third)
+    torch.testing.assert_close(norm.running_mean, torch.stack([first, second, third]).mean((0, 1)))
+
+
 def test_statistics_of_vectors_and_sequences_are_by_channel() -> None:
     torch.manual_seed(0)
     for x in (torch.randn(6, 3), torch.randn(6, 3, 5)):
