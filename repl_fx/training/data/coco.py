@@ -3,9 +3,10 @@
 PATH/train2017/*.jpg, PATH/val2017/*.jpg
 PATH/annotations/instances_train2017.json, PATH/annotations/instances_val2017.json
 
-Classes count from 1 in the order of the categories' numbers; 0 is the background. Pictures without boxes are kept. No
-crowd is trained on, and boxes without extent are left out, as in torchvision's references/detection/coco_utils.py; in
-an evaluation crowds count as COCO counts them.
+Classes are the categories' numbers where these are from 1 to not many more than there are, as COCO's 80 up to 90, by
+which trained models count; else they count from 1 in the order of the numbers. 0 is the background. Pictures without
+boxes are kept. No crowd is trained on, and boxes without extent are left out, as in torchvision's
+references/detection/coco_utils.py; in an evaluation crowds count as COCO counts them.
 
 pycocotools decodes outlines. Its reader of the file, which torchvision's CocoDetection has too, prints to stdout, and
 takes any annotation: of no image, of no category, of a box without numbers.
@@ -32,6 +33,8 @@ from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.pictures import as_read, opened, rgb
 
 _SPLITS = ("train2017", "val2017")
+# The largest number of a category by how many there are, up to which the number is the class.
+_GAPS = 1.25
 
 
 class _Image(msgspec.Struct, frozen=True, gc=False):
@@ -129,7 +132,8 @@ def load_coco(request: DataRequest) -> Data:
     if train != test:
         first = min(set(train) ^ set(test))
         raise BadInput(f"{path}: category {first} is not in both files of annotations; give both the same")
-    labels = {number: place for place, (number, _) in enumerate(train, 1)}
+    own = bool(train) and train[0][0] > 0 and train[-1][0] <= _GAPS * len(train)
+    labels = {number: number if own else place for place, (number, _) in enumerate(train, 1)}
     if len(labels) < len(train) or not labels:
         raise BadInput(f"{files[_SPLITS[0]]}: {len(train)} categories with {len(labels)} numbers; number each")
     outlined = all(one.has_outline for found in instances.values() for one in found.annotations)
@@ -146,7 +150,7 @@ def load_coco(request: DataRequest) -> Data:
         left_out, cut = boxes["left out"], boxes["cut"]
         said = f"{left_out} without extent left out, {cut} cut off at the border of their picture"
         changes = (*changes, f"boxes of {request.name}: {said}")
-    return Data(request.name, "detection", len(labels) + 1, (3,), train_part, test_part, changes=changes)
+    return Data(request.name, "detection", max(labels.values()) + 1, (3,), train_part, test_part, changes=changes)
 
 
 def _read(file: Path) -> _Instances:

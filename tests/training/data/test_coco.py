@@ -62,6 +62,27 @@ def test_boxes_classes_and_masks(folder: Path) -> None:
             assert mask[inside].float().mean() > 0.95 and int(mask.sum()) < 2 * int(inside.sum())
 
 
+@pytest.mark.parametrize(
+    ("numbers", "classes"),
+    [
+        ([1, 2, 3, 5], [1, 2, 3, 5]),  # As COCO's own, by which weights of torchvision count.
+        ([1, 2, 3, 6], [1, 2, 3, 4]),
+        ([0, 1, 2, 3], [1, 2, 3, 4]),
+    ],
+)
+def test_categories_with_few_gaps_keep_their_numbers(folder: Path, numbers: list[int], classes: list[int]) -> None:
+    def number_them(found: Found) -> None:
+        found["categories"] = [{"id": number, "name": str(number)} for number in numbers]
+        for one in found["annotations"]:
+            one["category_id"] = numbers[-1]
+
+    for split in ("train2017", "val2017"):
+        change(folder, number_them, split)
+    data, train, _ = read(folder)
+    assert data.classes == classes[-1] + 1 and list(train.labels.values()) == classes
+    assert set(train[0][1]["labels"].tolist()) == {classes[-1]}
+
+
 def test_pictures_without_boxes_are_kept(folder: Path) -> None:
     change(folder, lambda found: found["annotations"].clear())
     _, target = read(folder)[1][2]
