@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from repl_fx.errors import BadInput, told, users_place
-from repl_fx.running.untouched import seeded
+from repl_fx.running.untouched import seed_everything, seeded
 from repl_fx.training.data.augmentation import Change
 from repl_fx.training.data.data_set import Sample, Split, Tensors, length, rows_of
 
@@ -250,7 +251,10 @@ class _SeededSamples(Dataset[Sample | BadInput]):
 
     def __getitem__(self, index: int) -> Sample | BadInput:
         """A sample; or the error on it, which the loader would else wrap into a worker's traceback."""
-        with seeded(torch.device("cpu"), seed_of(self.seed, _SAMPLE, self.epoch, index)):
+        seed, device = seed_of(self.seed, _SAMPLE, self.epoch, index), torch.device("cpu")
+        # Nobody else reads a worker's states: to give them back takes longer than many a sample.
+        with seeded(device, seed) if get_worker_info() is None else nullcontext():
+            seed_everything(seed, device)
             try:
                 return self.dataset[index]
             except BadInput as error:
