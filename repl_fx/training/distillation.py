@@ -130,7 +130,7 @@ class Distillation:
         like = self.task.logits(outputs) if self.task.has_logits else pytree.tree_leaves(outputs)[0]
         loss = like.new_zeros((), dtype=torch.float32)
         if self.logits_weight:
-            loss = loss + self.logits_weight * self._soft(self.task.logits(outputs), self.task.logits(taught))
+            loss = loss + self.logits_weight * self._soft(self.task.logits(outputs), self.task.logits(taught), batch[1])
         # A layer that this batch skips by a draw has no value.
         seen = [place.path for place in self.places if place.path in ours and place.path in theirs]
         far = [_distance(ours[path], theirs[path], path) for path in seen]
@@ -161,11 +161,17 @@ class Distillation:
             taught = self.task.logits(self.task.outputs(self.teacher, batch))
         return batch[0], taught.argmax(self.task.class_dimension)
 
-    def _soft(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """The divergence of the student's probabilities from the teacher's, a mean over all that is classified."""
+    def _soft(self, ours: Tensor, theirs: Tensor, targets: Any) -> Tensor:
+        """The divergence of the student's probabilities from the teacher's, a mean over all that is classified.
+
+        Padding is left out, where each of the targets is that of one place.
+        """
         classes, heat = self.task.class_dimension, self.config.temperature
         student, teacher = (F.log_softmax(logits.float() / heat, classes) for logits in (ours, theirs))
         apart = F.kl_div(student, teacher, reduction="none", log_target=True).sum(classes)
+        if self.task.ignored is not None and targets.shape == apart.shape:
+            counted: Tensor = targets != self.task.ignored
+            return heat**2 * apart.where(counted, 0).sum() / counted.sum().clamp_min(1)
         return heat**2 * apart.mean()
 
 

@@ -18,6 +18,8 @@ from repl_fx.training.distillation import Distillation, places_in
 from repl_fx.training.run import train_once
 from repl_fx.training.tasks import Classification
 from repl_fx.training.tasks.detection import Detection
+from repl_fx.training.tasks.language_modelling import LanguageModelling
+from repl_fx.training.tasks.semantic_segmentation import Segmentation
 from repl_fx.training.train_config import TrainConfig
 from tests.training.runs import Net, Spots, SpottedPictures, pictures, spots, spots_net
 
@@ -44,6 +46,24 @@ def test_logits_are_taught_at_a_temperature() -> None:
         expected = F.kl_div((ours / heat).log_softmax(-1), (theirs / heat).softmax(-1), reduction="batchmean") * heat**2
         torch.testing.assert_close(_step(student, teacher, temperature=heat), expected)
     assert float(_step(student, student).detach()) == pytest.approx(0, abs=1e-7)
+
+
+class _AsTheyAre(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize("task", [LanguageModelling(5), Segmentation(5)], ids=lambda task: str(task.key))
+def test_what_targets_leave_out_is_not_taught(task: LanguageModelling | Segmentation) -> None:
+    teacher, student = nn.Softmax(task.class_dimension), _AsTheyAre()
+    shape = (2, 3, 5) if task.class_dimension == -1 else (2, 5, 3, 3)
+    x = torch.randn(shape)
+    targets = torch.zeros(x.movedim(task.class_dimension, -1).shape[:-1], dtype=torch.long)
+    targets[1:] = task.ignored or 0
+    taught = Distillation(teacher, student, task, TrainConfig().changed(teacher="original"))
+    expected = taught.step(student, (x[:1], targets[:1]))[1]
+    torch.testing.assert_close(taught.step(student, (x, targets))[1], expected)
+    assert taught.step(student, (x[1:], targets[1:]))[1] == 0
 
 
 def test_values_behind_replaced_blocks_are_taught() -> None:

@@ -26,6 +26,7 @@ class LanguageModelling(Task):
     """
 
     key = "language-modelling"
+    ignored = NO_TOKEN
     best = "bits_per_byte"
     higher_is_better = False
 

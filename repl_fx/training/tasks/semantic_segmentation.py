@@ -34,6 +34,7 @@ class Segmentation(Task):
     key = "segmentation"
     best = "mean_iou"
     class_dimension = 1
+    ignored = IGNORED
 
     def __init__(self, classes: int) -> None:
         # One class more, which both ignore: that of pixels without one, and in predictions of all that no mask has.

@@ -33,6 +33,7 @@ class Task(nn.Module, ABC):
         best: the figure that says how good a model is.
         higher_is_better: whether more of it is better.
         class_dimension: of the logits.
+        ignored: the target that is neither trained on nor counted, None where every one is.
         has_logits: whether a model returns any, by which it can learn from another one.
     """
 
@@ -40,6 +41,7 @@ class Task(nn.Module, ABC):
     best: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     class_dimension: ClassVar[int] = -1
+    ignored: ClassVar[int | None] = None
     has_logits: ClassVar[bool] = True
 
     def __init__(self, classes: int, **metrics: Metric) -> None:
