@@ -21,6 +21,7 @@ from repl_fx.errors import BadInput, CallRefused, foreign_code, one_line
 from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
+from repl_fx.graph.runtime import check_constant
 
 _T = TypeVar("_T")
 # The attribute of a graph module for layers that its graph calls and that lie elsewhere, as their tensors' names say.
@@ -141,6 +142,7 @@ class CapturedModule(PlainGraphModule):
     does not use, the module paths and the `state_dict` keys would differ from the source model's.
 
     `meta["pinned"]` says which modules the source's own `train` keeps in one mode (frozen normalisation), by path.
+    `meta["left_out"]` has the arguments of the source that the graph has not (`repl_fx.graph.signature.left_out`).
     `meta["attributes"]` holds plain attributes of the source that code outside the graph reads (`out_channels`).
     `meta["source_state"]` holds, of a rewritten graph, the shapes in the source's `state_dict` (`state_shapes`).
     """
@@ -164,8 +166,10 @@ class CapturedModule(PlainGraphModule):
         """Run the graph.
 
         Raises:
+            BadInput: an argument that the example inputs left out is not what the source takes for it then.
             CallRefused: it stops in another precision than that of the trace.
         """
+        args, kwargs = self._of_graph(args, kwargs)
         try:
             return super().__call__(*args, **kwargs)
         except RuntimeError as error:
@@ -176,6 +180,16 @@ class CapturedModule(PlainGraphModule):
                 f"the graph of {type(self).__name__} was captured in another precision than {other}, and stops in that "
                 f"({one_line(error)}); convert the model before it is captured"
             ) from error
+
+    def _of_graph(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call that the graph takes; those that it was captured without have to be the defaults."""
+        by_place = dict(enumerate(args))
+        for name, (place, default) in self.meta.get("left_out", {}).items():
+            given: dict[Any, Any] = by_place if place in by_place else kwargs
+            key = place if place in by_place else name
+            if key in given:
+                check_constant(given.pop(key), default, f"argument {name!r}")
+        return tuple(by_place.values()), kwargs
 
     def _other_precision(self, args: Any, kwargs: Any) -> torch.dtype | None:
         """A floating type of parameters or inputs of which no value of the trace is; None where there is none."""

@@ -79,6 +79,21 @@ def bind_arguments(model: nn.Module, inputs: ExampleInputs) -> BoundInputs:
     return BoundInputs(inputs, bound, defaults)
 
 
+def left_out(model: nn.Module, graph: fx.Graph) -> dict[str, tuple[int | None, Any]]:
+    """The arguments of a forward that a graph of it has not: where each stands in a positional call, and its default.
+
+    The default is `...` where it is none that a graph could hold.
+    """
+    taken = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+    found: dict[str, tuple[int | None, Any]] = {}
+    for place, (name, parameter) in enumerate(inspect.signature(model.forward).parameters.items()):
+        default = parameter.default
+        if name not in taken and default is not parameter.empty:
+            by_place = None if parameter.kind is parameter.KEYWORD_ONLY else place
+            found[name] = (by_place, default if is_writable(default) else ...)
+    return found
+
+
 class InputNodes:
     """Placeholders for the arguments of a graph, with nodes that reach into nested ones.
 

@@ -30,7 +30,7 @@ from repl_fx.graph.captured import (
     share_tensors,
     traced_constant,
 )
-from repl_fx.graph.signature import BoundInputs, bind_arguments
+from repl_fx.graph.signature import BoundInputs, bind_arguments, left_out
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
@@ -412,7 +412,7 @@ def captured_module(root: nn.Module, graph: fx.Graph, source: nn.Module, pinned:
     """The module of a graph whose code is still to be written, in the mode of its source."""
     gm = CapturedModule(root, graph, type(source).__name__, compiled=False)
     gm.training = source.training
-    gm.meta.update(pinned=pinned, fake_mode=fake_mode_of(graph))
+    gm.meta.update(pinned=pinned, fake_mode=fake_mode_of(graph), left_out=left_out(source, graph))
     return gm
 
 

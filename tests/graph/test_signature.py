@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import pickle
 import re
 from typing import Any
 
@@ -114,6 +115,39 @@ def test_arguments_that_a_call_leaves_out_take_the_default_of_the_source(
     assert answers >= 1
     with pytest.raises(TypeError, match="unexpected keyword argument 'unknown'"):
         gm(_X, unknown=1)
+
+
+class Ranked(nn.Module):
+    def forward(self, x: Tensor, shift: Any = None, scale: float = 2.0, *, dtype: Any = _X, **more: Any) -> Tensor:
+        x = (x if shift is None else x + shift) * scale
+        return x * more["times"] if "times" in more else x
+
+
+@pytest.mark.parametrize("copied", [lambda gm: gm, lambda gm: pickle.loads(pickle.dumps(gm)), repl_fx.fold])
+@pytest.mark.parametrize("extra", [{}, {"times": torch.tensor(3.0)}])
+def test_arguments_that_the_example_left_out_may_be_passed_as_their_defaults(
+    copied: Any, extra: dict[str, Tensor]
+) -> None:
+    model = Ranked().eval()
+    gm = copied(repl_fx.capture(model, (_X,), extra))
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    for args, kwargs in (((None,), {}), ((None, 2.0), {}), ((), {"scale": 2.0}), ((None,), {"scale": 2.0})):
+        assert torch.equal(gm(_X, *args, **kwargs, **extra), model(_X, *args, **kwargs, **extra))
+    for args, kwargs, message in (
+        ((_X,), {}, "argument 'shift' was captured as None, not a tensor of shape"),
+        ((None, 3.0), {}, "argument 'scale' was captured as 2.0, not 3.0"),
+        ((), {"shift": 1}, "argument 'shift' was captured as None, not 1"),
+        ((), {"dtype": torch.float64}, "argument 'dtype' was captured as left out, not torch.float64"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            gm(_X, *args, **kwargs, **extra)
+    # What the source does not take either.
+    for args, kwargs in (((None, 2.0, 1), {}), ((None,), {"shift": None})):
+        with pytest.raises(TypeError):
+            model(_X, *args, **kwargs, **extra)
+        with pytest.raises(TypeError, match=r"forward\(\) (takes|got)"):
+            gm(_X, *args, **kwargs, **extra)
 
 
 def test_arguments_of_classes_that_a_graph_cannot_write_are_refused() -> None:
