@@ -126,8 +126,10 @@ class Attempt:
         self.calls = LeafCalls(learned.inlined)
         self.exporting = Told("is_exporting", None if learned.aware else False)
         self.assigned = BufferAssignments()
+        # With inner sizes fixed, other sizes may be equal where a layer is left out.
+        apart = learned.decides and bool(learned.involved)
         self.questions = SizeQuestions(
-            self.calls.is_running, learned.reasons, learned.involved, learned.decides, lambda: self.unaware
+            self.calls.is_running, learned.reasons, learned.involved, apart, lambda: self.unaware
         )
         self.branches = DataDependentBranches(answers, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)
@@ -198,9 +200,8 @@ class Attempt:
             learned.inlined.update(toggled)
         elif self.unaware and is_bounded(program):
             learned.aware = True
-        elif self.branches.asked and not learned.involved:
-            # Ways that leave out a layer leave sizes free that others fix, and could not be joined.
-            learned.involved, learned.decides = ", as the forward goes its way by values or at random", True
+        elif self.branches.asked and not learned.decides:
+            learned.decides = True
         elif learned.whole_numbers is not None and self.questions.whole.keys() - learned.whole_numbers.keys():
             learned.whole_numbers.update(self.questions.whole)
         elif new := _pinned(program, self.questions):

@@ -86,6 +86,13 @@ def trace_by_export(
         values.update((learned.name(tensor), tensor) for tensor in list(learned.tensors))
         return truth_for(condition, values) if whole else None
 
+    try:
+        return join_branches(trace, example)
+    except (Untraceable, ForeignError):
+        if not learned.decides or learned.involved:
+            raise
+    # Ways that leave out a layer may leave sizes free that others fix, and cannot be joined then.
+    learned.involved = ", as the forward goes its way by values or at random"
     return join_branches(trace, example)
 
 

@@ -55,6 +55,35 @@ def test_one_graph_decides_as_the_source_does() -> None:
     assert torch.equal(gm(x), model(x))
 
 
+class Hears(nn.Module):
+    """Skips layers at random in training, which `wide` ones take at any length."""
+
+    def __init__(self, *, wide: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv1d(1, 1, 3, padding=1) if wide else nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1)
+        for layer in self.layers if x.ndim == 3 else ():
+            if not (self.training and torch.rand([]) < 0.5):
+                x = layer(x)
+        return x.mean(1)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_lengths_are_free_beside_layers_that_training_skips_where_these_take_any(wide: bool) -> None:
+    torch.manual_seed(0)
+    model = Hears(wide=wide)
+    gm = repl_fx.capture(model, (torch.randn(2, 8),))
+    _same(gm, model, torch.randn(3, 8))
+    if wide:
+        _same(gm, model, torch.randn(3, 13))
+        return
+    # Where all of them are left out, the source takes any length.
+    with pytest.raises(repl_fx.BadInput, match=r"captured as \[any, 8\]"):
+        gm.train()(torch.randn(3, 13))
+
+
 class Cleans(nn.Module):
     """What it computes is needed whether it is changed or not."""
 
