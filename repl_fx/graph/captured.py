@@ -21,7 +21,7 @@ from repl_fx.errors import BadInput, CallRefused, foreign_code, one_line
 from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
-from repl_fx.graph.runtime import check_constant
+from repl_fx.graph.runtime import AutogradCall, check_constant
 
 _T = TypeVar("_T")
 # The attribute of a graph module for layers that its graph calls and that lie elsewhere, as their tensors' names say.
@@ -496,6 +496,8 @@ def has_effect(node: fx.Node) -> bool:
     """
     if node.op in ("placeholder", "output", "call_module") or node.is_impure():
         return True
+    if isinstance(node.target, AutogradCall):
+        return node.target.has_effect
     if node.op != "call_function":
         return False
     return writes_in_place(node) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

@@ -360,9 +360,11 @@ class AutogradCall:
 
     Attributes:
         function: the class with the `forward` and the `backward`.
+        has_effect: the `forward` may change what it is given, or draw random numbers.
     """
 
     function: type[torch.autograd.Function]
+    has_effect: bool = False
 
     @property
     def __name__(self) -> str:

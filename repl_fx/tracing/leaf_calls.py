@@ -26,7 +26,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from repl_fx._torch import any_lengths, autograd_calls, calls_replaced, define_operator, pytree, tidy_size
+from repl_fx._torch import OperatorsRun, any_lengths, autograd_calls, calls_replaced, define_operator, pytree, tidy_size
 from repl_fx.errors import Untraceable
 from repl_fx.running.alone import is_bystander
 from repl_fx.running.meanwhile import attributes_set
@@ -54,6 +54,7 @@ class LeafCall:
         constants: the non-tensor leaves of the result by position.
         autocast: the kinds of devices that it runs under autocast on, with the dtype of each.
         passes_through: the call returned its only tensor argument untouched, as Identity and Dropout do in evaluation.
+        has_effect: that of an autograd function ran an operator that changes what it is given, or draws random numbers.
     """
 
     callee: Callee
@@ -65,6 +66,12 @@ class LeafCall:
     result: pytree.TreeSpec | None = None
     constants: dict[int, Any] = field(default_factory=dict)
     passes_through: bool = False
+    has_effect: bool = False
+
+    def noted(self, operator: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator returns that the call runs."""
+        self.has_effect |= operator._schema.is_mutable or torch.Tag.nondeterministic_seeded in operator.tags
+        return operator(*args, **kwargs)
 
     def given(self, tensors: Iterable[Any], symbols: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with other tensors and symbols in the place of its own."""
@@ -146,7 +153,7 @@ class LeafCalls:
             raise LeafNotOpaque(f"{call.callee} returns something that is no tensor")
         # An operator may not return one of its inputs; Identity and Dropout in eval mode do.
         own = {id(tensor) for tensor in tensors}
-        same = len(tensors) == 1 and len(results) == 1 and results[0] is tensors[0]
+        same = len(tensors) == 1 and len(results) == 1 and results[0] is tensors[0] and not call.has_effect
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
         tensors = [value for value in results if isinstance(value, Tensor)]
@@ -165,6 +172,8 @@ class LeafCalls:
                 around.enter_context(any_lengths() if isinstance(call.callee, nn.RNNBase) else nullcontext())
                 if training is not None:
                     call.callee.train(training)
+            elif not alone:
+                around.enter_context(OperatorsRun(call.noted))
             # Below an operator autocast is off, and what a leaf returns would be said to be of another dtype.
             for kind, dtype in call.autocast:
                 around.enter_context(torch.autocast(kind, dtype))

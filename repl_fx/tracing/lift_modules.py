@@ -207,7 +207,7 @@ class _Lifter:
             args, kwargs = _by_position(call.callee, args, kwargs)
             made = self.emit("call_module", self.paths[call.callee], args, kwargs, node)
         else:
-            made = self.emit("call_function", AutogradCall(call.callee), args, kwargs, node)
+            made = self.emit("call_function", AutogradCall(call.callee, call.has_effect), args, kwargs, node)
         made.meta["passes_through"] = call.passes_through
         made.meta["val"] = call.returned(node.meta["val"])
         if call.result is not None and call.result.is_leaf():

@@ -288,6 +288,61 @@ def test_a_backward_that_a_graph_would_drop_is_refused() -> None:
     assert check_capture(model, capture(model, (x,)), (x,))
 
 
+class Tripled(torch.autograd.Function):
+    """Triples its argument in place, and multiplies gradients by five."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x.mul_(3)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 5
+
+
+class Drawn(torch.autograd.Function):
+    """Draws a number, and lets gradients through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x + torch.rand(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Dropped(nn.Module):
+    """Applies a function to a layer's output, and goes on with what it was given."""
+
+    def __init__(self, function: type[torch.autograd.Function], *, view: bool) -> None:
+        super().__init__()
+        self.fc, self.function, self.view = nn.Linear(4, 4), function, view
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        apply: Any = self.function.apply
+        apply(y[:, :2] if self.view else y)
+        return y * torch.rand(())
+
+
+@pytest.mark.parametrize(("function", "view"), [(Tripled, False), (Tripled, True), (Drawn, False)])
+def test_functions_that_do_more_than_return_a_value_run_where_nothing_takes_it(
+    function: type[torch.autograd.Function], view: bool
+) -> None:
+    model, x = Dropped(function, view=view), torch.randn(3, 4)
+    gm = capture(model, (x,))
+    found = []
+    for one in (model, gm):
+        torch.manual_seed(0)
+        given = x.clone().requires_grad_()
+        out = one(given)
+        out.sum().backward()
+        found.append((out, given.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_modules_are_unpatched_however_the_trace_ends() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     apply = torch.autograd.Function.__dict__["apply"]
