@@ -20,6 +20,7 @@ it when it is made; all are dropped behind the last block, so that those of one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -175,8 +176,11 @@ class RepeatStatistics:
             each = samples * product.reshape(samples, -1).sum(1, dtype=torch.float64)
             sums[one.block] = sums[one.block] + each if one.block in sums else each
         for block, each in sums.items():
-            self.sensitive[block].total += float(each.abs().sum())
-            self.sensitive[block].samples += samples
+            sensitive, total = self.sensitive[block], float(each.abs().sum())
+            if not math.isfinite(total):
+                sensitive.reason = "the gradient of the loss there is no finite number"
+            sensitive.total += total
+            sensitive.samples += samples
 
     @torch.no_grad()
     def _take(self, node: fx.Node, at: Sequence[int], value: object) -> None:

@@ -61,6 +61,17 @@ def test_the_gradient_is_that_of_each_sample() -> None:
     assert [one.gradient for one in found.sensitive] == [(2 + 0) / 2, 0.0, (2 + 4) / 2]
 
 
+def test_a_gradient_that_is_no_number_is_none() -> None:
+    found, gm = _observed(Plane(), torch.randn(2, 2), gradients=True)
+    y = gm(torch.eye(2))
+    # The root of a sum of squares has no gradient at zero.
+    loss = (y + (y - y.detach()).square().sum(1, keepdim=True).sqrt()).mean()
+    assert bool(loss.isfinite())
+    found.add_gradients(torch.autograd.grad(loss, found.edges), 2)
+    said = "the gradient of the loss there is no finite number"
+    assert [(one.gradient, one.reason) for one in found.sensitive] == [(None, said)] * 3
+
+
 def test_positions_are_along_all_but_the_feature_axis() -> None:
     for net, x, positions in (
         (ConvNet(2, 2), images(3), 3 * 8 * 8),
