@@ -409,7 +409,8 @@ def _saved_bytes(module: nn.Module, inputs: ExampleInputs) -> tuple[int, int]:
 def _weight_bytes(module: nn.Module) -> int:
     # Each with its storage, so that the identity of one is not that of a later one.
     seen: dict[tuple[Any, ...], tuple[torch.UntypedStorage, int]] = {}
-    for tensor in module.state_dict(keep_vars=True).values():
+    # A model's state may have more than tensors (`get_extra_state`).
+    for tensor in tensors_in(module.state_dict(keep_vars=True)):
         storage = tensor.untyped_storage()
         key = id(storage), tensor.storage_offset(), tensor.shape
         seen[key] = storage, tensor.numel() * tensor.element_size()

@@ -184,6 +184,19 @@ def test_tied_weights_count_once() -> None:
     assert (costs.parameters, costs.weight_bytes, costs.flops) == (16, 64, 2 * 2 * 2 * 16)
 
 
+class _WithState(nn.Linear):
+    def get_extra_state(self) -> object:
+        return {"seen": [1, 2]}
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing changes what it has seen."""
+
+
+def test_state_that_is_no_tensor_weighs_nothing() -> None:
+    costs = measure_costs(_WithState(4, 4), (torch.randn(2, 4),))
+    assert (costs.weight_bytes, costs.flops) == (4 * 20, 2 * 2 * 16)
+
+
 def test_a_batch_of_one_is_widened() -> None:
     assert measure_costs(nn.Linear(5, 7), (torch.randn(1, 5),)).batch == 2
 
