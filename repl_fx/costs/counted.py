@@ -339,11 +339,12 @@ def _flops_of_bilinear(*given: Any, **_: Any) -> int:
     return 2 * math.prod(sizes)
 
 
+_PRODUCTS = tuple(getattr(torch.ops.aten, name) for name in ("_grouped_mm", "_int_mm", "mv", "dot", "vdot"))
 # Of operators that torch's counter does not know, and would count for nothing.
 _FORMULAS: Mapping[Any, Callable[..., int]] = MappingProxyType(
     {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
-        **dict.fromkeys((torch.ops.aten._grouped_mm, torch.ops.aten.mv, torch.ops.aten.dot), _flops_of_product),
+        **dict.fromkeys(_PRODUCTS, _flops_of_product),
         **dict.fromkeys((torch.ops.aten.addmv, torch.ops.aten.addbmm), _flops_of_sum),
         torch.ops.aten._trilinear: _flops_of_bilinear,
     }

@@ -109,25 +109,29 @@ def test_attention_layers_of_torch_count_what_they_are_made_of(width: int) -> No
 
 
 class _Products(nn.Module):
-    """Products of a vector, of rows by groups, summed over a batch, and of three tensors."""
+    """Products of vectors, of rows by groups, summed over a batch, of three tensors, and of bytes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.vector, self.three = nn.Parameter(torch.randn(4)), nn.Bilinear(4, 5, 6)
         self.experts = nn.Parameter(torch.randn(3, 8, 16, dtype=torch.bfloat16))
+        self.register_buffer("bytes", torch.ones(8, 16, dtype=torch.int8))
 
     def forward(self, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         ends = torch.tensor([2, 4, 8], dtype=torch.int32, device=rows.device)
         untyped: Any = torch
         grouped = untyped._grouped_mm(rows, self.experts, offs=ends)
-        return x @ self.vector, grouped, torch.addbmm(y.new_zeros(4, 5), x[..., None], y[:, None]), self.three(x, y)
+        summed = torch.addbmm(y.new_zeros(4, 5), x[..., None], y[:, None])
+        whole = untyped._int_mm(rows[:, :4].to(torch.int8).repeat(4, 2), self.get_buffer("bytes"))
+        return x @ self.vector, grouped, summed, self.three(x, y), whole, torch.vdot(y[0], y[1])
 
 
 def test_products_that_the_counter_of_torch_does_not_know_count() -> None:
     given = torch.randn(2, 4), torch.randn(2, 5), torch.randn(8, 8, dtype=torch.bfloat16)
     found = flops_by_node(repl_fx.capture(_Products(), given), ExampleInputs(given)) or {}
     by_name = {node.name: count for node, count in found.items()}
-    assert sorted(by_name.values()) == sorted((2 * 2 * 4, 2 * 8 * 8 * 16, 2 * 2 * 4 * 5, 2 * 2 * 6 * 4 * 5))
+    whole = 2 * 32 * 8 * 16, 2 * 5
+    assert sorted(by_name.values()) == sorted((2 * 2 * 4, 2 * 8 * 8 * 16, 2 * 2 * 4 * 5, 2 * 2 * 6 * 4 * 5, *whole))
     assert measure_costs(_Products(), given).flops == sum(by_name.values())
 
 
