@@ -76,12 +76,13 @@ def _bars(figure: Bars) -> Any:
     across = alt.Scale(domain=[0, most * 1.18], nice=False)
     base = alt.Chart(alt.InlineData(values=rows)).encode(y=place)
     paired = any(bar.after is not None for bar in bars)
-    wide = base.mark_bar(cornerRadiusEnd=2, size=_BAR - 5, opacity=0.35 if paired else 1.0, color=BEFORE).encode(
-        x=alt.X("before:Q", scale=across, axis=alt.Axis(format="~s", tickCount=5, title=figure.axis), stack=None)
+    colour = alt.condition("datum.marked", alt.value(AFTER), alt.value(BEFORE))
+    wide = base.mark_bar(cornerRadiusEnd=2, size=_BAR - 5, opacity=0.35 if paired else 1.0).encode(
+        x=alt.X("before:Q", scale=across, axis=alt.Axis(format="~s", tickCount=5, title=figure.axis), stack=None),
+        color=alt.value(BEFORE) if paired else colour,
     )
     layers: list[Any] = [wide]
     if paired:
-        colour = alt.condition("datum.marked", alt.value(AFTER), alt.value(BEFORE))
         thin = base.mark_bar(cornerRadiusEnd=2, size=_BAR - 12)
         layers.append(thin.encode(x=alt.X("after:Q", scale=across, stack=None), color=colour))
     text = base.transform_calculate(longer="max(datum.before, datum.after)").mark_text(

@@ -34,6 +34,8 @@ def test_bars_have_names_texts_and_colours_of_the_page() -> None:
 def test_bars_without_a_second_one_are_single() -> None:
     svg = draw(Bars("Bars", [Bar("a", 1.0), Bar("b", 0.0)], "ms"))
     assert svg.count(f'fill="{BEFORE}"') == 2 and AFTER not in svg
+    marked = draw(Bars("Bars", [Bar("a", 1.0, marked=True), Bar("b", 0.5)], "influence"))
+    assert marked.count(f'fill="{BEFORE}"') == 1 and marked.count(f'fill="{AFTER}"') == 1
 
 
 def test_curves_have_a_legend_only_where_there_are_several() -> None:
