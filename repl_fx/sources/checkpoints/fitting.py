@@ -122,7 +122,8 @@ class Misfit:
 
 def other_shapes(own: Mapping[str, Sequence[int]], state: Mapping[str, Any]) -> list[str]:
     """Tensors whose shape is another than that of the model, in words."""
-    both = ((name, tuple(shape), tuple(state[name].shape)) for name, shape in own.items() if name in state)
+    tensors = ((name, shape, state.get(name)) for name, shape in own.items())
+    both = ((name, tuple(shape), tuple(there.shape)) for name, shape, there in tensors if isinstance(there, Tensor))
     return [f"{name} {size_of(there)} there and {size_of(here)} here" for name, here, there in both if here != there]
 
 

@@ -115,6 +115,7 @@ def _edited(state: dict[str, Any], **edits: Any) -> dict[str, Any]:
         ({"head__bias": torch.ones(3)}, r"1 key is of another shape \(head.bias 3 there and 10 here\)"),
         ({"head__bias": None}, r"1 key of \w+ is missing in it \(head.bias\)"),
         ({"head__bias": torch.ones(10, dtype=torch.int8)}, "head.bias is int8 in the given state"),
+        ({"head__bias": [1.0] * 10}, "head.bias of the given state is of class list, no plain tensor"),
     ],
 )
 def test_a_checkpoint_of_another_model_changes_nothing(
