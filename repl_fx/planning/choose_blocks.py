@@ -193,7 +193,7 @@ def _named(repeats: Sequence[Repeat], blocks: Sequence[str | int]) -> set[str]:
     every = [block.name for repeat in repeats for block in repeat.blocks]
     found = set()
     for block in blocks:
-        number = int(block) if isinstance(block, int) or block.isdecimal() else None
+        number = int(block) if str(block).isdecimal() else None
         if isinstance(block, str) and block in every:
             found.add(block)
         elif number is not None and 1 <= number <= len(every):

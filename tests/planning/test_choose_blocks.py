@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import fx
@@ -137,10 +139,16 @@ def test_every_below_two(every: int) -> None:
         choose_blocks([repeat("a", 6)], every=every)
 
 
-@pytest.mark.parametrize("block", ["b.1", 7, 0, "0", "-1"])
-def test_a_block_that_does_not_exist(block: str | int) -> None:
+@pytest.mark.parametrize("block", ["b.1", 7, 0, "0", "-1", None, 2.0])
+def test_a_block_that_does_not_exist(block: Any) -> None:
     with pytest.raises(UnknownBlock, match=r"the blocks are a\.0, a\.1"):
         choose_blocks([repeat("a", 6)], blocks=[block])
+
+
+def test_a_number_of_numpy_is_one() -> None:
+    numbers: list[Any] = list(np.array([2, 4]))
+    repeats = [repeat("a", 6)]
+    assert choose_blocks(repeats, blocks=numbers) == choose_blocks(repeats, blocks=[2, 4])
 
 
 def test_a_second_choice_is_the_same() -> None:
