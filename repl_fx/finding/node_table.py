@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import SYMBOLIC, fixed_size, module_stack
 from repl_fx.finding.linear_operators import matrix_like
-from repl_fx.graph.captured import attribute, tensors_in
+from repl_fx.graph.captured import attribute, memory_of, tensors_in
 from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.roles import PROBABILITY
 from repl_fx.graph.runtime import ModeSwitch
@@ -48,7 +48,7 @@ class NodeTable:
         feeders: for each node its tensor arguments as they stand in the graph, in the order of its row of `arguments`.
         sizes: int array (N,): parameter elements that a node reads.
         mixing: bool array (N,): whether one of the parameters has two dimensions or more, as weights have and norms
-            have not.
+            have not, or a view of a flat one has.
         parameters: for each node the paths of the parameters it reads.
         index: position of each node.
         value_numbers: int array (N,): equal numbers for nodes that compute the same from inputs and constants alone,
@@ -112,11 +112,20 @@ def node_table(gm: fx.GraphModule) -> NodeTable:
         arguments,
         feeders,
         np.array([sum(parameter.numel() for parameter in own) for own in read], np.int64),
-        np.array([any(map(matrix_like, own)) for own in read], bool),
+        np.array(
+            [any(map(matrix_like, own)) or _is_matrix(gm, node) for node, own in zip(nodes, read, strict=True)], bool
+        ),
         parameters,
         index,
         _value_numbers(gm, index),
     )
+
+
+def _is_matrix(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Tell whether a node is the view of a flat parameter as a matrix, as of the weights of e3nn's `Linear`."""
+    memory, value = memory_of(node), node.meta.get("val")
+    flat = attribute(gm, str(memory.target)) if memory.op == "get_attr" else None
+    return isinstance(flat, nn.Parameter) and flat.ndim == 1 and isinstance(value, Tensor) and matrix_like(value)
 
 
 def _value_numbers(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray[np.int64]:

@@ -361,6 +361,28 @@ def test_examples(name: str, expected: list[int], monkeypatch: pytest.MonkeyPatc
     assert check_capture(source.model, gm, source.args, source.kwargs)
 
 
+class _Flat(nn.Module):
+    """A block whose weights are one flat parameter, read in parts, as in e3nn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2 * 64) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = (self.weights[part : part + 64].view(8, 8) for part in (0, 64))
+        return x + torch.tanh(x @ first) @ second
+
+
+def test_blocks_of_flat_weights_repeat() -> None:
+    model, x = nn.Sequential(*(_Flat() for _ in range(5))), torch.randn(3, 8)
+    assert shape_of(find_repeats(capture(model, (x,)))) == [(5, 8)]
+    result = repl_fx.transform(model, (x,), surrogate="identity", every=2)
+    expected = x
+    for number in (0, 2, 4):
+        expected = model[number](expected)
+    assert torch.equal(result.model(x), expected)
+
+
 def test_parameters_count_once_however_often_they_are_called() -> None:
     blocks = [MlpBlock(8) for _ in range(3)]
     model = nn.Sequential(*blocks, *blocks, *blocks)
