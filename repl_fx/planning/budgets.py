@@ -273,7 +273,7 @@ class BudgetPlanner:
         # Counted once it is known that scores fit.
         self._before = costs.before
         self._changed: set[Way] = set()
-        # What is left of the costs together, of those that were counted so.
+        # What is left of the costs together, of those that were counted so for the ways that there are now.
         self._measured: dict[tuple[tuple[int, int, int], ...], Mapping[str, float]] = {}
         # The surrogate of each block in the last plan.
         self._numbers: dict[str, int] = {}
@@ -287,6 +287,7 @@ class BudgetPlanner:
             NoPlan: no plan is under the budget; names the nearest.
         """
         saved = {way: self._saved_by(way) for way in tuple(self.replacements)}
+        self._measured.clear()
         if not self.replacements:
             return Plan((), tuple(self.refusals), "", self.seed)
         names = tuple(self.budget.limits)
@@ -315,7 +316,8 @@ class BudgetPlanner:
                 done = tuple(replacements), tuple(self.refusals), "", self.seed
                 return Plan(*done, expected=expected, timed_on=timed)
             # What surrogates of others save may be less together than one by one.
-            slack = {name: slack[name] + max(0.0, over[name]) for name in names}
+            less = {name: expected[name] - float(share) for name, _, share in self._shares(best)}
+            slack = {name: max(slack[name], less[name]) if over[name] > 0 else slack[name] for name in names}
 
     def learn(self, plan: Plan, settled: Plan) -> bool:
         """Take over what became of a plan when it was tried; whether it is no longer the plan that was made.
@@ -468,7 +470,9 @@ class BudgetPlanner:
     def _best(self, front: Sequence[Packing], slack: Mapping[str, float]) -> Packing:
         def excess(choice: Packing) -> float:
             """By how much a choice is above the limit that it misses most, as a share of the original."""
-            return max(float(share) - limit + slack[name] for name, limit, share in self._shares(choice))
+            known = self._measured.get(choice.gone)
+            each = self._shares(choice)
+            return max((known[name] if known else float(share) + slack[name]) - limit for name, limit, share in each)
 
         under = [choice for choice in front if excess(choice) <= 0]
         if under:

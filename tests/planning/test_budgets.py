@@ -296,6 +296,19 @@ def test_savings_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPa
     assert len(gone(result)) == 2 and result.plan.expected["params"] <= 0.87
 
 
+def test_a_plan_that_is_above_the_limit_by_next_to_nothing_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, counted = [], ReplacementCosts.left
+
+    def left(costs: ReplacementCosts, replacements: Sequence[Any]) -> dict[str, float]:
+        tried.append([one.block for one in replacements])
+        assert len(tried) < 10
+        return counted(costs, replacements) | ({"params": 0.9 + 1e-9} if len(replacements) == 1 else {})
+
+    monkeypatch.setattr(ReplacementCosts, "left", left)
+    result = repl_fx.transform(net(), (x(),), budget={"params": 0.9})
+    assert len(tried[0]) == 1 and gone(result) == tried[-1] and len(tried[-1]) == 2
+
+
 class Branching(nn.Module):
     """Blocks in a module, behind a choice that no graph can have."""
 
