@@ -29,7 +29,7 @@ from repl_fx.graph.decisions import is_decision
 from repl_fx.graph.runtime import REGIONS, check_condition
 from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, ordinary_attention, own_randomness, untouched
+from repl_fx.running.untouched import device_of, no_autocast, ordinary_attention, own_randomness, untouched
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture_parts import Part
 
@@ -143,14 +143,17 @@ def _measured(gm: nn.Module, given: ExampleInputs, measure: Callable[[Any, Examp
     needs_values = is_graph and device_of(gm, given).type != "meta"
     # Code of the user's own may keep what it makes, such as a table in an `lru_cache`, which has no values here.
     left = nullcontext() if is_graph else untouched(gm)
-    try:
-        with left, _copied(gm, given, FakeTensorMode(allow_non_fake_inputs=True)) as (module, inputs), foreign_code():
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    # In a caller's `inference_mode` nothing would be kept, and other things under its autocast.
+    with torch.inference_mode(False), no_autocast(device_of(gm, given)):
+        try:
+            with left, _copied(gm, given, fake) as (module, inputs), foreign_code():
+                return measure(module, inputs)
+        except ForeignError:
+            if not needs_values:
+                raise
+        with _copied(gm, given, None) as (module, inputs), foreign_code():
             return measure(module, inputs)
-    except ForeignError:
-        if not needs_values:
-            raise
-    with _copied(gm, given, None) as (module, inputs), foreign_code():
-        return measure(module, inputs)
 
 
 def _total(numbers: Iterable[int | None]) -> int | None:

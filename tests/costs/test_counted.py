@@ -188,6 +188,14 @@ def test_tied_weights_count_once() -> None:
     assert (costs.parameters, costs.weight_bytes, costs.flops) == (16, 64, 2 * 2 * 2 * 16)
 
 
+@pytest.mark.parametrize("within", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_costs_are_the_same_inside_of_other_modes(within: Callable[[], Any]) -> None:
+    net, given = Residual(4), (torch.randn(2, 4),)
+    with within():
+        inside = measure_costs(net, given)
+    assert inside == measure_costs(net, given) and inside.activation_bytes == 96
+
+
 class _WithState(nn.Linear):
     def get_extra_state(self) -> object:
         return {"seen": [1, 2]}
