@@ -39,6 +39,7 @@ from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_mo
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.timing import Timer, interleaved, latency
 from repl_fx.running.untouched import seeded
+from repl_fx.sources import usable_device
 
 _Made = TypeVar("_Made")
 # A message may quote a whole graph.
@@ -156,7 +157,7 @@ class _BenchmarkRun:
     progress: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self.device = torch.device(self.settings.device)
+        self.device = usable_device(self.settings.device)
         self.batch = self.settings.batch or _batch_of(self.inputs)
         self.variants: dict[str, Variant] = {}
         self.unmade: dict[str, str] = {}

@@ -174,3 +174,8 @@ def test_a_model_without_blocks_that_are_modules_has_no_checkpoints() -> None:
 def test_settings_that_are_none(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(repl_fx.BadInput, match=message):
         Settings(**settings)
+
+
+def test_a_device_that_is_not_here() -> None:
+    with pytest.raises(repl_fx.BadInput, match="device 'cuda:x' cannot be used here"):
+        _benchmark(_net(), Settings(device="cuda:x"))
