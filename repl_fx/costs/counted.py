@@ -29,6 +29,7 @@ from repl_fx.graph.decisions import is_decision
 from repl_fx.graph.runtime import REGIONS, check_condition
 from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.meanwhile import attributes_set
 from repl_fx.running.untouched import device_of, no_autocast, ordinary_attention, own_randomness, untouched
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture_parts import Part
@@ -307,13 +308,14 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
     """Count FLOPs in evaluation mode; gives those so far."""
     # The counter asks for the gradient of what each module returns, and a parameter that is returned itself has none.
     module.eval().requires_grad_(False)
-    # The counter has no formula for oneDNN's recurrent layers; what they are made of it knows, and the number is the
-    # same. Attention is not taken apart likewise: a `view` may fit the strides of the one kernel alone.
+    # The counter has no formula for the recurrent layers of oneDNN and cuDNN; what they are made of it knows, and the
+    # number is the same. Attention is not taken apart likewise: a `view` may fit the strides of the one kernel alone.
     # Setting the flags of oneDNN warns of Intel GPUs that are not there.
     with warnings.catch_warnings(action="ignore"):
         counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
         # The one operator of attention for inference is one that nobody counts.
-        with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), ordinary_attention(), counter:
+        composed = torch.backends.mkldnn.flags(enabled=False), attributes_set([torch.backends.cudnn], "enabled", False)
+        with torch.no_grad(), composed[0], composed[1], ordinary_attention(), counter:
             yield counter.get_total_flops
 
 

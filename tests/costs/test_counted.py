@@ -140,6 +140,17 @@ def test_recurrent_layers_count() -> None:
     assert costs.flops == 2 * 5 * 2 * 4 * 8 * (4 + 8)
 
 
+class _AsksForKernels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        # On CUDA a recurrent layer is one operator with cuDNN, of which the counter knows nothing.
+        return x if torch.backends.cudnn.enabled else x @ x
+
+
+def test_recurrent_layers_count_on_cuda_too() -> None:
+    assert measure_costs(_AsksForKernels(), (torch.randn(4, 4),)).flops == 2 * 4 * 4 * 4
+    assert torch.backends.cudnn.enabled
+
+
 RECURRENT: dict[str, tuple[Callable[..., nn.RNNBase], dict[str, Any]]] = {
     "lstm": (nn.LSTM, {}),
     "both ways": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "dropout": 0.3}),
