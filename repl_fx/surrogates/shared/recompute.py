@@ -28,13 +28,18 @@ from repl_fx.running.untouched import own_randomness
 class _Recomputed(nn.Module):
     """y = W_out between(W_in n + b_in) + b_out, where n is x behind a norm over the last axis without parameters.
 
-    The norm's own scale and shift belong in W_in and b_in. Where no gradient is asked for, and in compiled and exported
-    graphs, the same runs as ordinary operators.
+    The norm's own scale and shift belong in W_in and b_in. Where no gradient is asked for, in compiled and exported
+    graphs, and of complex values the same runs as ordinary operators.
 
     Args:
         norm: `layer`, `rms` or `none`.
         eps: the norm's.
+
+    Attributes:
+        draws: whether the values between are random ones, by more than a dropout that is given.
     """
+
+    draws = False
 
     def __init__(self, norm: str, eps: float) -> None:
         super().__init__()
@@ -56,7 +61,8 @@ class _Recomputed(nn.Module):
         kind = _compute_dtype(x)
         # A model that was converted after its trace may hand x on in the precision of the trace.
         cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
-        if not runs_plainly() or not torch.is_grad_enabled():
+        # The function knows neither conjugates, nor an activation that would draw anew in the backward pass.
+        if not runs_plainly() or not torch.is_grad_enabled() or x.is_complex() or self.draws:
             n = self._plainly_normalised(x)
             return self.mixed(n, *cast), n
         # Of no norm the function keeps its input, which is then in the precision of the product.
@@ -104,6 +110,8 @@ class RecomputedBranch(_Recomputed):
     def __init__(self, norm: str, eps: float, activation: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__(norm, eps)
         self.activation = activation
+        # Of torch's activations the one that does.
+        self.draws = isinstance(activation, nn.RReLU)
 
     def between(self, thin: Tensor, *given: Any) -> Tensor:
         """Apply the activation."""

@@ -19,7 +19,10 @@ _MOST_BESIDE_GRID = 5
 
 @dataclass(frozen=True)
 class PictureWindows:
-    """Squares (cubes) of a picture, channels first; what is left at the far edges goes with the last ones.
+    """Squares (cubes) of a picture, channels first.
+
+    Where they do not divide it, what is left at the far edges is in no mean, and the windows are spread evenly over the
+    whole picture: of 14 positions, 5, 5 and 4 get what became of the means over 4, 4 and 4.
 
     Attributes:
         side: positions along each axis.
@@ -56,7 +59,7 @@ def window_means(stream: Tensor, side: int) -> Tensor:
 
 
 def add_windows(stream: Tensor, change: Tensor) -> Tensor:
-    """The sum of a picture and one of a lower resolution, each value of which goes to all positions of its window."""
+    """The sum of a picture and one of a lower resolution, each value of which goes to positions side by side."""
     return stream + F.interpolate(change, size=stream.shape[2:], mode="nearest")
 
 

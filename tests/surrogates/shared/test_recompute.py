@@ -40,6 +40,28 @@ def test_it_is_its_docstring_and_gradients_are_right(norm: str, bias: bool) -> N
         torch.testing.assert_close(branch(*given), expected)
 
 
+@pytest.mark.parametrize("norm", ["rms", "none"])
+def test_gradients_of_complex_values_are_those_of_plain_operators(norm: str) -> None:
+    branch = RecomputedBranch(norm, 1e-5, nn.Sigmoid())
+    given = [t.detach().to(torch.complex128) * (1 + 0.5j) for t in _arguments() if t is not None]
+    given = [t.div(4).requires_grad_() for t in given]
+    assert torch.autograd.gradcheck(branch, tuple(given))
+
+
+def test_a_random_activation_has_the_gradients_of_what_it_drew() -> None:
+    branch, given = RecomputedBranch("layer", 1e-5, nn.RReLU()), _arguments()
+    branch.train()
+
+    def drawn(*args: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        made: Tensor = branch(*args)
+        # The backward pass is some draws behind.
+        torch.rand(3)
+        return made
+
+    assert torch.autograd.gradcheck(drawn, tuple(given))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_in_lower_precision_are_those_of_plain_operators(dtype: torch.dtype, norm: str) -> None:
