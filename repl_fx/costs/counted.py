@@ -314,8 +314,11 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
     with warnings.catch_warnings(action="ignore"):
         counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
         # The one operator of attention for inference is one that nobody counts.
-        composed = torch.backends.mkldnn.flags(enabled=False), attributes_set([torch.backends.cudnn], "enabled", False)
-        with torch.no_grad(), composed[0], composed[1], ordinary_attention(), counter:
+        onednn, cudnn = (
+            torch.backends.mkldnn.flags(enabled=False),
+            attributes_set([torch.backends.cudnn], "enabled", False),
+        )
+        with torch.no_grad(), onednn, cudnn, ordinary_attention(), counter:
             yield counter.get_total_flops
 
 
