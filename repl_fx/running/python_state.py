@@ -404,15 +404,18 @@ class PythonState:
             if value.__name__ == "__main__" or not is_installed(value):
                 self._open(Spot(value.__name__, ""), vars(value), vars(value))
         elif isinstance(value, (tuple, frozenset)):
-            # A class of its own may count and hand out something else, or nothing (`Irrep` of e3nn).
-            items = list(tuple.__iter__(value) if isinstance(value, tuple) else frozenset.__iter__(value))
-            if len(items) > _LARGE and not _holds_containers(items):
-                self._values[path] = value
-                return
-            for index, item in enumerate(sorted(items, key=repr) if isinstance(value, frozenset) else items):
-                self._look(place.item(f"{path}[{index}]"), item)
+            self._look_at_items(place, value)
         elif type(value) in CONTAINERS or _is_own_object(value):
             self._look_at_object(place, value)
+
+    def _look_at_items(self, place: Spot, value: tuple[Any, ...] | frozenset[Any]) -> None:
+        # A class of its own may count and hand out something else, or nothing (`Irrep` of e3nn).
+        items = list(tuple.__iter__(value)) if isinstance(value, tuple) else sorted(frozenset.__iter__(value), key=repr)
+        if len(items) > _LARGE and not _holds_containers(items):
+            self._values[place.path] = value
+            return
+        for index, item in enumerate(items):
+            self._look(place.item(f"{place.path}[{index}]"), item)
 
     def _look_at_code(self, place: Spot, value: Any) -> None:
         """Look at what calls code: functions, classes, and what wraps one."""

@@ -69,7 +69,7 @@ class LeafCall:
     has_effect: bool = False
 
     def noted(self, operator: Any, args: Any, kwargs: Any) -> Any:
-        """What an operator returns that the call runs."""
+        """Run an operator of the call, and note whether it does more than to return."""
         self.has_effect |= operator._schema.is_mutable or torch.Tag.nondeterministic_seeded in operator.tags
         return operator(*args, **kwargs)
 
@@ -153,7 +153,7 @@ class LeafCalls:
             raise LeafNotOpaque(f"{call.callee} returns something that is no tensor")
         # An operator may not return one of its inputs; Identity and Dropout in eval mode do.
         own = {id(tensor) for tensor in tensors}
-        same = len(tensors) == 1 and len(results) == 1 and results[0] is tensors[0] and not call.has_effect
+        same = len(tensors) == 1 and [*map(id, results)] == [*map(id, tensors)] and not call.has_effect
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
         tensors = [value for value in results if isinstance(value, Tensor)]

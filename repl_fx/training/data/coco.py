@@ -132,10 +132,7 @@ def load_coco(request: DataRequest) -> Data:
     if train != test:
         first = min(set(train) ^ set(test))
         raise BadInput(f"{path}: category {first} is not in both files of annotations; give both the same")
-    own = bool(train) and train[0][0] > 0 and train[-1][0] <= _GAPS * len(train)
-    labels = {number: number if own else place for place, (number, _) in enumerate(train, 1)}
-    if len(labels) < len(train) or not labels:
-        raise BadInput(f"{files[_SPLITS[0]]}: {len(train)} categories with {len(labels)} numbers; number each")
+    labels = _classes([number for number, _ in train], files[_SPLITS[0]])
     outlined = all(one.has_outline for found in instances.values() for one in found.annotations)
     splits: dict[str, BoxedPictures] = {}
     boxes: Counter[str] = Counter()
@@ -151,6 +148,14 @@ def load_coco(request: DataRequest) -> Data:
         said = f"{left_out} without extent left out, {cut} cut off at the border of their picture"
         changes = (*changes, f"boxes of {request.name}: {said}")
     return Data(request.name, "detection", max(labels.values()) + 1, (3,), train_part, test_part, changes=changes)
+
+
+def _classes(numbers: list[int], file: Path) -> dict[int, int]:
+    """The class of each category by its number; numbers are in order."""
+    if len(set(numbers)) < len(numbers) or not numbers:
+        raise BadInput(f"{file}: {len(numbers)} categories with {len(set(numbers))} numbers; number each")
+    own = numbers[0] > 0 and numbers[-1] <= _GAPS * len(numbers)
+    return {number: number if own else place for place, number in enumerate(numbers, 1)}
 
 
 def _read(file: Path) -> _Instances:
