@@ -85,7 +85,7 @@ def fit(
         require_number("ridge", ridge, Real, 0)
     require_ordinary_tensors()
     surrogates = list(stand_ins(result))
-    if not any(stand_in.starts for stand_in in surrogates):
+    if all(stand_in.reason for stand_in in surrogates):
         why = "; ".join(dict.fromkeys(f"{stand_in.surrogate}: {stand_in.reason}" for stand_in in surrogates))
         raise NothingToFit(f"nothing in the result can be fitted ({why}); transform the model with another surrogate")
     given = _lasting(result, batches, "batches")
@@ -128,7 +128,7 @@ class _Fitting:
     def fit(self, stand_in: GraphStandIn, number: int) -> FittedSurrogate:
         """Fit one surrogate, with so many behind it; where that fails it is as before."""
         tell(stand_in.block, number, self._count)
-        if not stand_in.starts:
+        if stand_in.reason:
             return FittedSurrogate(stand_in.block, stand_in.surrogate, left=stand_in.reason)
         kept = [(module, {k: v.clone() for k, v in module.state_dict().items()}) for module in stand_in.modules]
         known: dict[str, Any] = {}
@@ -192,7 +192,7 @@ class _Fitting:
         """The sums of a fit, with where it was made and the distance before it; or why nothing is fitted."""
         if isinstance(start, LastLayer) and layer_of(stand_in.graph, node, start) is None:
             return "its last layer is of a kind whose input is not known"
-        candidates = stand_in.points[node]
+        candidates = stand_in.points[node, start]
         while candidates:
             chosen: _Stage | None = None
             wanted = [*stand_in.outputs.values(), *(stand_in.original[point] for point in candidates)]

@@ -61,10 +61,12 @@ class GraphStandIn:
 
     @property
     def reason(self) -> str:
-        """Why nothing of it can be fitted."""
+        """Why nothing of it can be fitted; empty where something can."""
         if make_surrogate(self.surrogate).traits.source == "nothing":
             return "nothing is in the place of the block"
-        return "none of its own numbers acts linearly on the stream"
+        if any(node.meta["val"].is_complex() for node in (*self.outputs.values(), *self.hidden)):
+            return "its values are complex numbers, for which there is no fit"
+        return "" if self.starts else "none of its own numbers acts linearly on the stream"
 
     @property
     def kept_units(self) -> KeptUnits | None:
@@ -93,8 +95,8 @@ class GraphStandIn:
         return tuple(order)
 
     @cached_property
-    def points(self) -> dict[fx.Node, list[fx.Node]]:
-        """For each call, the nodes behind it that stand for one of the block's: outputs, then sums, the last first.
+    def points(self) -> dict[tuple[fx.Node, FittedStart], list[fx.Node]]:
+        """The nodes behind each start that stand for one of the block's: outputs, then sums, the last first.
 
         Of a call that makes a layer's weight they are behind that layer.
         """
@@ -105,7 +107,7 @@ class GraphStandIn:
             first = layer_of(self.graph, node, start) or node if isinstance(start, LastLayer) else node
             behind = sorted(reached_from(whole, [first]) & inside - {first}, reverse=True)
             noted = [n for n in behind if n in self.original and is_tensor(n)]
-            found[node] = sorted(noted, key=lambda n: (n not in self.outputs, n.target not in ADDITIONS))
+            found[node, start] = sorted(noted, key=lambda n: (n not in self.outputs, n.target not in ADDITIONS))
         return found
 
     @property

@@ -39,7 +39,7 @@ def test_the_output_and_the_sums_before_it_are_the_points() -> None:
     ((node, start),) = one.starts
     assert isinstance(start, LastLayer) and start.gains and start.bias is not None
     (output,) = one.outputs
-    points = one.points[node]
+    points = one.points[node, start]
     assert points[0] is output and one.original[output] is one.last and "norm2" in str(output.target)
     assert points[1].name == one.original[points[1]].name and "add" in points[1].name
 

@@ -161,3 +161,67 @@ def test_a_fit_takes_norms_along() -> None:
     assert all(one.numbers and (one.after or 0) < (one.before or 0) for one in fitted.surrogates)
     with torch.no_grad():
         torch.testing.assert_close(result.model.eval()(x), result.graph_module.eval()(x))
+
+
+class _TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.other = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 48), nn.Tanh(), nn.Linear(48, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.one(x)
+        made: Tensor = x + self.other(x)
+        return made
+
+
+class _Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.value, self.gate = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x).relu()
+        made: Tensor = x + self.value(hidden) * self.gate(hidden).sigmoid()
+        return made
+
+
+def _fitted(block: type[nn.Module]) -> repl_fx.Fit:
+    torch.manual_seed(0)
+    x = torch.randn(64, 9, 16)
+    net = nn.Sequential(*(block() for _ in range(3))).eval()
+    return repl_fx.fit(repl_fx.transform(net, (x[:4],), surrogate="narrow", blocks=["1"]), [x])
+
+
+def test_each_of_two_branches_is_fitted_to_the_sum_behind_it() -> None:
+    (one,) = _fitted(_TwoBranches).surrogates
+    # Both counts of units, and both last layers with their biases.
+    assert one.numbers == 16 + 24 + (16 + 1) * 16 + (24 + 1) * 16 and not one.left
+
+
+def test_layers_that_read_the_same_units_have_points_of_their_own() -> None:
+    (one,) = _fitted(_Gate).surrogates
+    assert one.numbers == 16 and one.left and "is not linear" in one.left
+
+
+def test_complex_values_are_not_fitted() -> None:
+    def block() -> nn.Module:
+        layers = nn.Linear(16, 32, dtype=torch.cfloat), nn.Tanh(), nn.Linear(32, 16, dtype=torch.cfloat)
+        return _Residual(nn.Sequential(*layers))
+
+    x = torch.randn(4, 9, 16, dtype=torch.cfloat) / 8
+    net = nn.Sequential(*(block() for _ in range(3))).eval()
+    for surrogate in ("narrow", "bottleneck"):
+        result = repl_fx.transform(net, (x,), surrogate=surrogate, blocks=["1"])
+        with pytest.raises(repl_fx.BadInput, match="complex numbers, for which there is no fit"):
+            repl_fx.fit(result, [x])
+
+
+class _Residual(nn.Module):
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = x + self.branch(x)
+        return made

@@ -65,11 +65,11 @@ def test_values_are_affine_in_what_is_fitted(
     (one,) = stand_ins(result)
     assert len(one.starts) == len(places)
     for (node, start), place in zip(one.starts, places, strict=True):
-        affine = [_is_affine(one, node, start, point, x.double()) for point in one.points[node][: place + 1]]
+        affine = [_is_affine(one, node, start, point, x.double()) for point in one.points[node, start][: place + 1]]
         assert affine == [False] * place + [True]
         # What a fit finds is the same.
         values = _values(one, set(one.watched), x.double())
-        for point, exact in zip(one.points[node], affine, strict=False):
+        for point, exact in zip(one.points[node, start], affine, strict=False):
             if isinstance(start, ChannelTerms):
                 assert ChannelFit(one.graph, node, start, point).affine(values) is exact
             elif isinstance(start, LastLayer):
