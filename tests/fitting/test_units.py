@@ -204,6 +204,24 @@ def test_layers_that_read_the_same_units_have_points_of_their_own() -> None:
     assert one.numbers == 16 and one.left and "is not linear" in one.left
 
 
+def test_a_fit_takes_norms_of_rows_along() -> None:
+    def block() -> nn.Module:
+        return _Residual(nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 16)))
+
+    torch.manual_seed(0)
+    x = torch.randn(256, 16)
+    net = nn.Sequential(*(block() for _ in range(3)))
+    for _ in range(8):
+        net(x)
+    net.eval()
+    whole = repl_fx.transform(net, (x[:4],), surrogate="narrow", blocks=["1"], settings={"ratio": 1.0})
+    torch.testing.assert_close(whole.model(x), net(x))
+    result = repl_fx.transform(net, (x[:4],), surrogate="narrow", blocks=["1"])
+    (one,) = repl_fx.fit(result, [x]).surrogates
+    assert one.numbers and (one.after or 0) < (one.before or 0)
+    torch.testing.assert_close(result.model.eval()(x), result.graph_module.eval()(x))
+
+
 def test_complex_values_are_not_fitted() -> None:
     def block() -> nn.Module:
         layers = nn.Linear(16, 32, dtype=torch.cfloat), nn.Tanh(), nn.Linear(32, 16, dtype=torch.cfloat)

@@ -254,7 +254,10 @@ class _UnitSearch:
             return None
         if norm.kind == "group":
             self.units.group = math.lcm(self.units.group, self.units.size // norm.groups)
-        if norm.kind not in _BY_CHANNEL or self.units.axis != 1 or self.units.group == self.units.size:
+        dims = node.meta["val"].ndim
+        # Of two axes the last is that of channels too, but for an instance norm, to which they are one example.
+        along = self.units.axis % dims == 1 and (dims > 2 or norm.kind != "instance")
+        if norm.kind not in _BY_CHANNEL or not along or self.units.group == self.units.size:
             raise Unfit(f"{node.name} normalises all channels of a hidden layer together", node)
         return norm
 
