@@ -314,10 +314,8 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
     with warnings.catch_warnings(action="ignore"):
         counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
         # The one operator of attention for inference is one that nobody counts.
-        onednn, cudnn = (
-            torch.backends.mkldnn.flags(enabled=False),
-            attributes_set([torch.backends.cudnn], "enabled", False),
-        )
+        onednn = torch.backends.mkldnn.flags(enabled=False)
+        cudnn = attributes_set([torch.backends.cudnn], "enabled", False)
         with torch.no_grad(), onednn, cudnn, ordinary_attention(), counter:
             yield counter.get_total_flops
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Self
 
 import numpy as np
@@ -252,17 +251,22 @@ class _SeededSamples(Dataset[Sample | BadInput]):
     def __getitem__(self, index: int) -> Sample | BadInput:
         """A sample; or the error on it, which the loader would else wrap into a worker's traceback."""
         seed, device = seed_of(self.seed, _SAMPLE, self.epoch, index), torch.device("cpu")
+        if get_worker_info() is None:
+            with seeded(device, seed):
+                return self._made(index)
         # Nobody else reads a worker's states: to give them back takes longer than many a sample.
-        with seeded(device, seed) if get_worker_info() is None else nullcontext():
-            seed_everything(seed, device)
-            try:
-                return self.dataset[index]
-            except BadInput as error:
-                return error
-            except Exception as problem:
-                if users_place(problem) is None:
-                    raise
-                return BadInput(f"sample {index}: {told(problem)}; mend the code or the data it reads")
+        seed_everything(seed, device)
+        return self._made(index)
+
+    def _made(self, index: int) -> Sample | BadInput:
+        try:
+            return self.dataset[index]
+        except BadInput as error:
+            return error
+        except Exception as problem:
+            if users_place(problem) is None:
+                raise
+            return BadInput(f"sample {index}: {told(problem)}; mend the code or the data it reads")
 
 
 def _collate(samples: Sequence[Sample | BadInput]) -> tuple[Any, Any] | BadInput:
