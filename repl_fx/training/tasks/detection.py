@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.detection import MeanAveragePrecision
 
@@ -52,7 +53,8 @@ class Detection(Task):
         super().__init__(classes)
         try:
             # Of masks alone torchmetrics leaves out pictures with none, and so what is found there by mistake.
-            self.boxes, self.masks = MeanAveragePrecision(), MeanAveragePrecision(iou_type=("bbox", "segm"))
+            self.boxes = MeanAveragePrecision(sync_on_compute=False)
+            self.masks = MeanAveragePrecision(iou_type=("bbox", "segm"), sync_on_compute=False)
         except ModuleNotFoundError as missing:
             raise BadInput("detection needs torchvision and pycocotools; pip install 'repl-fx[zoo,train]'") from missing
         for metric in (self.boxes, self.masks):
@@ -102,10 +104,10 @@ class Detection(Task):
         """Mean average precision of boxes, and of masks where there are any."""
         figures: dict[str, Tensor] = {}
         for prefix, kind, metric in (("", "", self.boxes), ("mask_", "segm_", self.masks)):
-            if metric.update_called:
-                found = metric.compute()
+            if (every := _of_all_processes(metric)).update_called:
+                found = every.compute()
                 figures |= {f"{prefix}{name}": found[f"{kind}{name}"] for name in ("map", "map_50")}
-                metric.reset()
+            metric.reset()
         if figures and float(figures["map"]) < 0:
             raise BadInput("no held-out picture has a box, so that there is no precision; give some that have")
         return figures
@@ -139,5 +141,19 @@ class Detection(Task):
             require_boxes(target, self.classes, tuple(image.shape[1:]), where)
 
 
+def _of_all_processes(metric: MeanAveragePrecision) -> MeanAveragePrecision:
+    """A metric of the pictures of all processes; torchmetrics' own way to it needs as many pictures in each."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return metric
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, metric)
+    every = next((part for part in parts if part.update_called), metric).to(metric.device)
+    pictures = {name: [one for part in parts for one in getattr(part, name)] for name in metric.metric_state}
+    for name, listed in pictures.items():
+        setattr(every, name, listed)
+    return every
+
+
 def _of(one: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
-    return {name: one[name] for name in names if name in one}
+    # COCO's figures are computed on the CPU, and processes exchange what is there.
+    return {name: one[name].cpu() for name in names if name in one}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repl_fx.errors import BadInput
 from repl_fx.training.tasks.detection import Detection
 from tests.training.runs import Net, Spots
+from tests.training.two_processes import ended, started
 
 BOX, FAR = [2.0, 2, 6, 8], [10.0, 10, 16, 18]
 PICTURE = torch.zeros(3, 20, 20)
@@ -58,6 +59,35 @@ def test_figures_are_over_all_pictures_and_begin_anew() -> None:
         assert float(task.compute()["map"]) == float(len(found["boxes"]))
     with pytest.raises(BadInput, match="no held-out picture has a box"):
         _figures((_found(BOX), _target()))
+
+
+_PROCESS = """
+import torch.distributed as dist
+from tests.training.tasks.test_detection import BOX, FAR, PICTURE, Detection, _found, _masked, _target
+
+dist.init_process_group("gloo")
+for of_rank in (([BOX], [FAR, BOX]), ([BOX], [])):
+    task = Detection(3)
+    for box in of_rank[dist.get_rank()]:
+        task.update([_masked(_found(BOX), 0.6)], ([PICTURE], [_masked(_target(box))]))
+    print([round(float(value), 3) for value in task.compute().values()])
+"""
+
+
+def _masked(found: dict[str, Tensor], value: float = 1.0) -> dict[str, Tensor]:
+    """With a mask for each box, which fills it."""
+    masks = torch.zeros(len(found["boxes"]), 1, 20, 20)
+    for mask, (left, top, right, bottom) in zip(masks, found["boxes"].int().tolist(), strict=True):
+        mask[:, top:bottom, left:right] = value
+    return {**found, "masks": masks if value < 1 else masks[:, 0].to(torch.uint8)}
+
+
+def test_figures_are_those_of_the_pictures_of_all_processes_however_many_each_has() -> None:
+    pairs = [(_masked(_found(BOX), 0.6), _masked(_target(box))) for box in (BOX, FAR, BOX)]
+    three = list(_figures(*pairs).values())
+    assert 0 < three[0] < 1
+    said = ended(started(["-c", _PROCESS]), 120)
+    assert [(code, out) for code, out, _ in said] == [(0, f"{three}\n{[1.0] * 4}\n")] * 2, said
 
 
 def test_crowds_and_masks_count_too() -> None:
