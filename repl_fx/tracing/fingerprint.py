@@ -62,7 +62,8 @@ def lines_of_graph(gm: fx.GraphModule) -> list[str]:
     """The text of a captured graph, by lines."""
     lines = [*lines_of_code(gm), *_hooks(gm)]
     state = gm.state_dict(keep_vars=True)
-    lines += [f"{name}: {kind_of(tensor)}" for name, tensor in state.items()]
+    # Of `get_extra_state` a graph computes nothing.
+    lines += [f"{name}: {kind_of(tensor)}" for name, tensor in state.items() if isinstance(tensor, Tensor)]
     read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
     for name, buffer in gm.named_buffers(remove_duplicate=False):
         if name in read and name not in state:

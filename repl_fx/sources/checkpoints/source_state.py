@@ -75,11 +75,11 @@ def load_source_state(module: nn.Module, weights: Weights) -> LoadedState:
     own = module.state_dict(keep_vars=True)
     require_values(module, own)
     state = state_for(source.keys(), read_weights(weights), where)
-    kept = {name: value for name, value in state.items() if name in source and name in own}
+    kept = {name: value for name, value in state.items() if name in own and (name in source or _is_extra(name))}
     ties = tied_names(own)
     misfit = Misfit(
         [name for name in source if name in own and not is_given(name, kept, ties)],
-        [name for name in state if name not in source],
+        [name for name in state if name not in source and not _is_extra(name)],
         other_shapes(source, state),
     )
     if misfit:
@@ -88,7 +88,13 @@ def load_source_state(module: nn.Module, weights: Weights) -> LoadedState:
     require_equal_ties(module, kept, ties, where)
     with foreign_code(lambda problem: BadInput(f"{where} cannot be loaded into {kind}: {first_line(problem)}")):
         module.load_state_dict(kept, strict=False)
-    return LoadedState(tuple(kept), tuple(n for n in state if n not in own), tuple(n for n in own if n not in source))
+    alone = tuple(name for name in own if name not in source and name not in kept)
+    return LoadedState(tuple(kept), tuple(name for name in state if name not in own), alone)
+
+
+def _is_extra(name: str) -> bool:
+    """Tell whether this is the name of what `get_extra_state` of a module gives, which need not be a tensor."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -137,6 +137,32 @@ def test_a_module_in_place_of_a_block_may_tell_what_the_block_had(trained: MlpNe
     assert torch.equal(net.head.weight, trained.head.weight)
 
 
+class _Told(nn.Linear):
+    """A layer with more state than tensors."""
+
+    told = 0
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"told": self.told}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.told = state["told"]
+
+
+def test_state_that_is_no_tensor_is_loaded_too() -> None:
+    nets: list[Any] = [MlpNet(5), MlpNet(5)]
+    for net in nets:
+        net.head = _Told(16, 10)
+        for block in net.blocks:
+            block.fc2 = _Told(32, 16)
+    nets[1].head.told = 7
+    rewritten: Any = repl_fx.transform(nets[0], (tokens(),)).model
+    found = repl_fx.load_source_state(rewritten, nets[1].state_dict())
+    assert rewritten.head.told == 7 and {"head._extra_state", "blocks.2.fc2._extra_state"} <= set(found.loaded)
+    assert {"blocks.1.fc2.weight", "blocks.1.fc2._extra_state"} <= set(found.left_out)
+    assert all("surrogate" in name for name in found.own)
+
+
 def test_a_checkpoint_of_the_rewritten_model_is_another(net: fx.GraphModule) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"in it are not in \w+ \(surrogates"):
         repl_fx.load_source_state(net, net.state_dict())
