@@ -86,7 +86,7 @@ class Batches:
             yield made
         if samples < FEWEST:
             raise BadInput(
-                f"the data hold {samples} samples, which are too few to calibrate on; give {FEWEST} or more, "
+                f"the data hold too few samples to calibrate on, {samples}; give {FEWEST} or more, "
                 "a few hundred are better"
             )
 

@@ -158,7 +158,7 @@ def test_inputs_by_name_are_taken() -> None:
 
 def test_what_cannot_be_fitted_is_a_line() -> None:
     result = repl_fx.transform(MlpNet(depth=3), (X,), surrogate="linear")
-    with pytest.raises(repl_fx.BadInput, match="the data hold 0 samples, which are too few"):
+    with pytest.raises(repl_fx.BadInput, match="the data hold too few samples to calibrate on, 0"):
         repl_fx.fit(result, [])
     with pytest.raises(repl_fx.BadInput, match="can be gone through once"):
         repl_fx.fit(result, iter([X]))

@@ -67,8 +67,8 @@ def test_functions_and_lists_last() -> None:
     [
         (X, False, "batches is a tensor; give a list of batches, a DataLoader or a function that returns batches"),
         (3, False, "batches is an int; give a list"),
-        ([], False, "the data hold 0 samples, which are too few to calibrate on; give 8 or more"),
-        ([X[:4], X[:3]], False, "the data hold 7 samples, which are too few"),
+        ([], False, "the data hold too few samples to calibrate on, 0; give 8 or more"),
+        ([X[:4], X[:3]], False, "the data hold too few samples to calibrate on, 7"),
         (["x"], False, "batch 0 is a str; give a tensor, a tuple of arguments, or a dict of them by name"),
         ([X, X.log().sub(X.log())], False, r"batch 1: tensor 0 of its inputs holds nan at \(0, 0\); give numbers"),
         ([X], True, r"batch 0 is a tensor; give pairs \(inputs, targets\) where there is a loss"),

@@ -197,8 +197,8 @@ def _once() -> Iterator[Any]:
         ([torch.randn(8, 3)], {}, r"batch 0: argument '.*' has shape \[8, 3\], but was captured as \[any, 2\]"),
         ([X, X * torch.nan], {}, r"batch 1: tensor 0 of its inputs holds nan at \(0, 0\)"),
         ([X * 1e38], {}, "batch 0: blocks.0 makes values that are no finite numbers; give data like"),
-        ([], {}, "the data hold 0 samples, which are too few to calibrate on"),
-        ([X[:3]], {}, "the data hold 3 samples, which are too few to calibrate on; give 8 or more"),
+        ([], {}, "the data hold too few samples to calibrate on, 0"),
+        ([X[:3]], {}, "the data hold too few samples to calibrate on, 3; give 8 or more"),
         ([(X, X / 0)], {"loss": mean_square}, "the loss of batch 0 is nan; give data that have a finite one"),
         (
             [(X, X)],
