@@ -32,9 +32,11 @@ from repl_fx.graph.captured import (
     within,
 )
 from repl_fx.graph.code import regions_of
+from repl_fx.graph.decisions import is_random, skippable
 from repl_fx.graph.extracting import Extract
 from repl_fx.graph.notes import BLOCK
 from repl_fx.passes.driver import Result
+from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Refusal
 
@@ -60,15 +62,17 @@ def outline_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat] | None = None) 
                 members.setdefault(block, []).append(node)
     else:
         members = {b.name: [copies[node] for node in b.nodes] for repeat in repeats for b in repeat.blocks}
-    streamed = _streamed(result.graph)
+    streamed = _streamed(result)
     done, refusals, taken = [], [], set[fx.Node]()
     for block, nodes in members.items():
         try:
             if not taken.isdisjoint(nodes):
                 raise _Torn("its nodes are part of another block")
             taken.update(nodes)
-            # What depends on parameters alone, such as the weights of a surrogate, is handed in.
+            # What depends on parameters alone, such as the weights of a surrogate, is handed in. The draw that skips a
+            # layer is of the block whose layer it is.
             own = set(nodes) & streamed
+            own.update(n for n in result.graph.nodes if is_random(n) and n.users.keys() <= own)
             _Outline(result, block, [node for node in result.graph.nodes if node in own], streamed).make()
         except _Torn as torn:
             refusals.append(Refusal(block, "", str(torn)))
@@ -85,9 +89,10 @@ class _Torn(Exception):
     """A block that is no submodule; the message is the reason."""
 
 
-def _streamed(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes whose values depend on the inputs of a graph."""
-    return reached_from(digraph(graph.nodes), graph.find_nodes(op="placeholder"))
+def _streamed(gm: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values depend on the inputs of a graph, on draws or on what is written; syntheses do neither."""
+    sources = (n for n in gm.graph.nodes if (has_effect(n) or is_random(n)) and not is_synthesis(gm, n))
+    return reached_from(digraph(gm.graph.nodes), sources)
 
 
 class _Outline:
@@ -97,7 +102,7 @@ class _Outline:
         gm: the graph, which is changed.
         block: the name of the block.
         nodes: its nodes, in program order.
-        streamed: the nodes of the graph that depend on its inputs.
+        streamed: the nodes of the graph that depend on its inputs, on draws or on what is written.
     """
 
     def __init__(self, gm: fx.GraphModule, block: str, nodes: Sequence[fx.Node], streamed: Collection[fx.Node]) -> None:
@@ -116,6 +121,10 @@ class _Outline:
         regions = regions_of(self.gm.graph)
         if any(len({begin < node < end for node in self.nodes}) > 1 for begin, end in regions):
             raise _Torn("a part of it is computed without gradients, or in a precision of its own")
+        for decision, layer, choices in skippable(self.gm.graph):
+            skipped = {decision, *choices, *(node for node in layer if node in self.streamed and has_effect(node))}
+            if self.inside & skipped and not (self.inside >= skipped or self.inside <= set(layer)):
+                raise _Torn("a part of it is skipped together with what is outside of it")
         outputs = [node for node in self.nodes if not self.inside.issuperset(node.users)]
         read = dict.fromkeys(given for node in self.nodes for given in node.all_input_nodes if given not in self.inside)
         given = [node for node in read if self._own(node) is None]
@@ -162,7 +171,7 @@ class _Outline:
         if late is not None:
             raise _Torn(f"{late.name}, which it reads, comes behind what reads the block")
         for node in order[first:last]:
-            if node not in self.inside and node in self.streamed and has_effect(node):
+            if node not in self.inside and node in self.streamed and (has_effect(node) or is_random(node)):
                 raise _Torn(f"{node.name}, which has an effect, lies between its nodes")
         return order[place]
 

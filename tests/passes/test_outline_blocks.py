@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -119,6 +120,65 @@ def test_a_draw_between_the_nodes_of_a_block_is_refused() -> None:
     result = outline_blocks(gm, repeats)
     assert [refusal.block for refusal in result.refusals] == ["blocks.1"]
     assert "has an effect, lies between its nodes" in result.refusals[0].reason
+
+
+class Changing(nn.Module):
+    """A residual block on normalised hidden units, with something before it that an input does not say."""
+
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.norm, self.out = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8)
+        self.register_buffer("steps", torch.tensor(1.0))
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.out(F.dropout(F.relu(self.norm(self.hidden(x))), 0.5, self.training))  # type: ignore[no-any-return]
+
+
+class Skipped(Changing):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.rand(1).item() > 0.2:
+            return x
+        return x + self.branch(x)
+
+
+class Noisy(Changing):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(x, 0.5, self.training)
+        return x + self.branch(x) * torch.rand(8)
+
+
+class Counting(Changing):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.steps
+        self.steps.add_(1)
+        return x + self.branch(x)
+
+
+@pytest.mark.parametrize("kind", [Skipped, Noisy, Counting])
+def test_draws_and_writes_of_a_block_are_where_they_were(kind: type[Changing]) -> None:
+    x, model = torch.randn(6, 8), nn.Sequential(*(kind() for _ in range(4)), nn.Linear(8, 8))
+    gm = repl_fx.capture(model, (x,), copy=True)
+    run = run_passes(gm, partial(outline_blocks, repeats=repl_fx.find_repeats(gm)))
+    assert run.results[0].changed == ("0", "1", "2", "3")
+    outlined = copy.deepcopy(run.graph_module)
+    for training in (True, True, False):
+        (out, grads), (expected, theirs) = training_step(outlined, x, training), training_step(model, x, training)
+        assert torch.equal(out, expected)
+        assert grads.keys() == theirs.keys()
+        assert all(torch.equal(grads[name], theirs[name]) for name in theirs)
+    state = outlined.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_part_of_a_layer_that_is_skipped_is_refused() -> None:
+    gm = repl_fx.capture(nn.Sequential(*(Skipped() for _ in range(4))), (torch.randn(6, 8),))
+    repeat = repl_fx.find_repeats(gm)[0]
+    cut = replace(repeat.blocks[1], nodes=repeat.blocks[1].nodes[1:])
+    result = outline_blocks(gm, [replace(repeat, blocks=(repeat.blocks[0], cut))])
+    assert result.changed == ("0",)
+    assert [str(r.reason) for r in result.refusals] == ["a part of it is skipped together with what is outside of it"]
 
 
 def test_a_block_of_which_a_part_is_without_gradients_is_refused() -> None:
