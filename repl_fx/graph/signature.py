@@ -10,6 +10,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -63,6 +64,8 @@ def bind_arguments(model: nn.Module, inputs: ExampleInputs) -> BoundInputs:
     Raises:
         TypeError: the forward does not take these arguments.
     """
+    # A trace would read one value wherever a tensor stands, also where a call gives others.
+    inputs = inputs.apart(chain(model.parameters(), model.buffers()))
     signature = inspect.signature(model.forward)
     given = signature.bind(*inputs.args, **inputs.kwargs).arguments
     named = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,18 @@ class ExampleInputs:
     def fresh(self) -> ExampleInputs:
         """Copies of the tensors, which a forward may change."""
         return self.map(lambda tensor: tensor.detach().clone())
+
+    def apart(self, taken: Iterable[Tensor]) -> ExampleInputs:
+        """The same arguments, with copies in the places of tensors that are taken, or stand in another place too."""
+        seen = set(map(id, taken))
+
+        def own(tensor: Tensor) -> Tensor:
+            if id(tensor) in seen:
+                return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            seen.add(id(tensor))
+            return tensor
+
+        return self.map(own)
 
     def passed_to(self, module: nn.Module) -> Any:
         """The result of a module on these inputs themselves."""

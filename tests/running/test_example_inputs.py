@@ -28,6 +28,16 @@ def test_what_a_forward_changes_are_copies() -> None:
     assert torch.equal(inputs.args[0], torch.zeros(2))
 
 
+def test_a_tensor_that_is_taken_or_stands_twice_is_copied_there() -> None:
+    once, twice, taken = torch.ones(1), torch.ones(2).requires_grad_(), torch.ones(3)
+    given = ExampleInputs((once, [twice, taken]), {"more": twice})
+    apart = given.apart([taken])
+    assert apart.args[0] is once and apart.args[1][0] is twice
+    copies = apart.args[1][1], apart.kwargs["more"]
+    assert all(a is not b and torch.equal(a, b) for a, b in zip(copies, (taken, twice), strict=True))
+    assert copies[1].requires_grad and copies[1].is_leaf and not copies[0].requires_grad
+
+
 def test_inputs_without_a_size_have_a_batch_of_one() -> None:
     assert ExampleInputs.of().batch == ExampleInputs((torch.tensor(1.0), None)).batch == 1
 

@@ -120,6 +120,24 @@ class Settings(Linear):
         return -y if flip else y  # type: ignore[no-any-return]
 
 
+class Masked(Linear):
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.rand(4, 8))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.fc(x) * mask + x * self.mask  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("take", [capture, lambda *given: capture_parts(*given).module])
+def test_an_example_that_is_one_tensor_in_several_places(take: Callable[..., nn.Module]) -> None:
+    model, x, mask = Masked(), torch.rand(4, 8), torch.rand(4, 8)
+    for example in ((x, x), (x, model.mask), (model.mask, x)):
+        assert torch.equal(take(model, example)(x, mask), model(x, mask))
+
+
 def test_defaults_stand_before_passed_keywords() -> None:
     model, x = Settings(), torch.randn(3, 8)
     gm = capture(model, (x,), {"flip": True})
