@@ -22,11 +22,7 @@ LINEAR = aten.linear.default
 # By number of spatial dimensions.
 CONVOLUTIONS: Mapping[int, Any] = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 # The same where the padding is a word, "same" or "valid".
-CONVOLUTIONS_PADDED_BY_WORD: Mapping[int, Any] = {
-    1: aten.conv1d.padding,
-    2: aten.conv2d.padding,
-    3: aten.conv3d.padding,
-}
+CONVOLUTIONS_PADDED_BY_WORD: Mapping[int, Any] = {n: one.overloadpacket.padding for n, one in CONVOLUTIONS.items()}
 ANY_CONVOLUTION = frozenset({*CONVOLUTIONS.values(), *CONVOLUTIONS_PADDED_BY_WORD.values()})
 # The place of the stride among their arguments.
 STRIDE_ARGUMENT = 3
