@@ -15,8 +15,8 @@ says so. What is for other versions is an artifact (`repl_fx.save`).
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
+import pkgutil
 import random
 import sys
 import weakref
@@ -176,7 +176,7 @@ def function_as_data(function: Any) -> Any:
         # Python would look for `boolean_dispatch.<locals>.fn`, which `torch.nn.functional.max_pool2d` is called.
         places.append(sys.modules[function.__module__])
     found = next((place for place in places if getattr(place, name, None) is function), None)
-    return function if found is None else _Rebuilt(_function, found.__name__, name)
+    return function if found is None else _Rebuilt(pkgutil.resolve_name, f"{found.__name__}:{name}")
 
 
 def structure_as_data(structure: pytree.TreeSpec) -> Any:
@@ -249,10 +249,6 @@ def _operator(name: str) -> Any:
                 "import the library that defines it first"
             ) from None
     return found
-
-
-def _function(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
 
 
 def _known_sizes(version: str, known: Mapping[str, Any]) -> ShapeEnv:
