@@ -97,13 +97,12 @@ def _residual(table: NodeTable, add: int, left: int, right: int) -> Residual | N
 
 def _own(table: NodeTable, path: list[int], fork: int, add: int) -> tuple[int, ...] | None:
     """The part of a path that belongs to the unit: not the tables that others read too. None where others read more."""
-    inside = set(path)
     streamed: set[int] = set()
     for position in sorted(path):
         if any(feeder == fork or feeder in streamed for feeder in table.arguments[position].tolist()):
             streamed.add(position)
     kept: set[int] = {add}
-    for position in sorted(inside, reverse=True):
+    for position in sorted(path, reverse=True):
         private = all(passes_through(u) or table.index.get(u) in kept for u in table.nodes[position].users)
         if position in streamed and not private:
             return None
