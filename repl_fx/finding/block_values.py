@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from torch import fx
 
 from repl_fx._torch import module_stack
 from repl_fx.finding.block_names import BlockNames
 from repl_fx.finding.blocks import Block
-from repl_fx.finding.node_table import has_tensor, passed, passes_through
+from repl_fx.finding.node_table import Bools, Ints, has_tensor, passed, passes_through
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import attribute
 
@@ -23,8 +22,8 @@ from repl_fx.graph.captured import attribute
 def blocks_of(
     names: BlockNames,
     titles: Sequence[str],
-    members: npt.NDArray[np.int64],
-    streams: Sequence[npt.NDArray[np.bool_]],
+    members: Ints,
+    streams: Sequence[Bools],
     streamed: Sequence[int],
 ) -> list[Block]:
     """The blocks of a repeat.

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 from torch import fx
 
 from repl_fx.arguments import require_module
@@ -30,13 +29,10 @@ from repl_fx.finding.block_names import BlockNames
 from repl_fx.finding.block_values import blocks_of, share_parameters
 from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.find_similar import find_similar
-from repl_fx.finding.node_table import NodeTable, node_table
+from repl_fx.finding.node_table import Bools, Ints, NodeTable, node_table
 from repl_fx.finding.repeats import Repeats
 from repl_fx.finding.segmentation import Cutting, TandemRun, cut, depends
 from repl_fx.running.collection import collection_paused
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 # Every shift up to this is tried; longer ones only where windows of labels recur at that distance.
 _SHORT = 48

@@ -31,6 +31,8 @@ _READ_SIZE = re.compile(r"\bu\d+\b")
 # Settings of modules that grow with depth and do not change what a block is.
 _PROBABILITY = re.compile(r"^(p|rate|.*drop.*|.*prob.*)$")
 NONE = -1
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 _Step = TypeVar("_Step")
 
 
@@ -57,27 +59,27 @@ class NodeTable:
 
     graph_module: fx.GraphModule
     nodes: tuple[fx.Node, ...]
-    labels: npt.NDArray[np.int64]
-    arguments: npt.NDArray[np.int64]
+    labels: Ints
+    arguments: Ints
     feeders: tuple[tuple[fx.Node, ...], ...]
-    sizes: npt.NDArray[np.int64]
-    mixing: npt.NDArray[np.bool_]
+    sizes: Ints
+    mixing: Bools
     parameters: tuple[tuple[str, ...], ...]
     index: dict[fx.Node, int]
-    value_numbers: npt.NDArray[np.int64]
+    value_numbers: Ints
 
     def same(self, one: int, other: int) -> bool:
         """Tell whether two entries of `arguments` are one value, or equal by their value numbers."""
         return one == other or (min(one, other) >= 0 and 0 != self.value_numbers[one] == self.value_numbers[other])
 
-    def uses(self, position: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def uses(self, position: int) -> tuple[Ints, Ints]:
         """The places of a node in `arguments`: rows, ascending, and columns."""
         values, rows, columns = self._uses
         low, high = np.searchsorted(values, (position, position + 1))
         return rows[low:high], columns[low:high]
 
     @cached_property
-    def _uses(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _uses(self) -> tuple[Ints, Ints, Ints]:
         rows, columns = np.nonzero(self.arguments >= 0)
         values = self.arguments[rows, columns]
         order = np.argsort(values, kind="stable")
@@ -128,7 +130,7 @@ def _is_matrix(gm: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(flat, nn.Parameter) and flat.ndim == 1 and isinstance(value, Tensor) and matrix_like(value)
 
 
-def _value_numbers(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray[np.int64]:
+def _value_numbers(gm: fx.GraphModule, index: dict[fx.Node, int]) -> Ints:
     """Number the values that are computed from inputs and constants alone, equal ones alike."""
     numbers: dict[Any, int] = {}
     number: dict[fx.Node, int] = {}
@@ -262,10 +264,9 @@ class _Labeller:
 def _settings(module: nn.Module) -> tuple[Any, ...]:
     """The plain attributes that say how a module computes, without modes, probabilities and bookkeeping."""
     return tuple(
-        (name, value if not isinstance(value, (list, float)) else str(value))
+        (name, str(value) if isinstance(value, (tuple, list, float)) else value)
         for name, value in sorted(item for item in vars(module).items() if _is_setting(item[0]))
         if isinstance(value, (bool, int, float, str, tuple, list, type(None), torch.dtype))
-        and _hashable(value if not isinstance(value, list) else str(value))
     )
 
 
@@ -274,14 +275,6 @@ def _is_setting(name: str) -> bool:
     """Tell whether an attribute of this name says how a module computes; few names are asked for, and often."""
     bookkeeping = name.startswith("_") or name in ("training", "layer_idx", "layer_id", "index")
     return not bookkeeping and not _PROBABILITY.match(name)
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _shape_of(graph: fx.Graph) -> tuple[Any, ...]:

@@ -21,7 +21,6 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor, fx
 
 from repl_fx.arguments import in_words, require_module
@@ -29,7 +28,7 @@ from repl_fx.errors import BadInput, close_matches
 from repl_fx.finding.block_names import BlockNames
 from repl_fx.finding.block_values import blocks_of, share_parameters, with_passing
 from repl_fx.finding.blocks import Repeat
-from repl_fx.finding.node_table import NONE, NodeTable, common_path, node_table, passes_through
+from repl_fx.finding.node_table import NONE, Bools, Ints, NodeTable, common_path, node_table, passes_through
 from repl_fx.graph.captured import attribute
 from repl_fx.graph.kinds import kind_of
 from repl_fx.plan import OwnRepeat
@@ -162,7 +161,7 @@ class _Copies:
         return with_passing([[self.table.nodes[i] for i in copy] for copy in self.members])
 
     @cached_property
-    def wiring(self) -> list[npt.NDArray[np.int64]]:
+    def wiring(self) -> list[Ints]:
         """For each copy the places within it of the arguments of its nodes; `_OUTSIDE` for values from elsewhere."""
         found = []
         for copy in self.members:
@@ -231,11 +230,11 @@ class _Copies:
         """Tell whether each block takes what the one before makes."""
         return self.output in self._handed
 
-    def streamed(self) -> npt.NDArray[np.bool_]:
+    def streamed(self) -> Bools:
         """The arguments of a block that are the one value it takes: bool array (nodes, arguments)."""
         given = self.table.arguments[np.array(self.members)]
         outside = (self.wiring[0] == _OUTSIDE) & (given[0] != NONE)
-        stream: npt.NDArray[np.bool_] = np.zeros_like(outside)
+        stream: Bools = np.zeros_like(outside)
         for row, slot in zip(*np.nonzero(outside), strict=True):
             values = given[:, row, slot].tolist()
             if self.chained and values[1:] == [copy[self.output] for copy in self.members[:-1]]:
@@ -252,7 +251,7 @@ class _Copies:
                 raise BadInput(f"{word} is no block: it takes {took}; a block takes one, besides what all share")
         return stream
 
-    def _refuse_input(self, values: npt.NDArray[np.int64], row: int) -> None:
+    def _refuse_input(self, values: Ints, row: int) -> None:
         number = next(k for k, value in enumerate(values.tolist()) if not self.table.same(value, int(values[0])))
         taker = self._name(self.members[number][row])
         raise BadInput(

@@ -15,12 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
-from repl_fx.finding.node_table import NONE, NodeTable, common_path
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from repl_fx.finding.node_table import NONE, Bools, Ints, NodeTable, common_path
 
 # Values handed from copy to copy; a cut that more than this cross is no boundary of a block.
 _STREAMS = 4
