@@ -25,6 +25,8 @@ from torch import fx, nn
 # A line of code, as stack traces name it.
 _LINE = re.compile(r'File "([^"]+)", line (\d+)')
 Line = tuple[str, int]
+# Statements of which a part may be gone, and another not.
+_COMPOUND = (ast.For, ast.While, ast.With, ast.Try, ast.Match)
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,14 @@ class _Function:
     def _is_in_what_is_gone(self, node: ast.AST) -> bool:
         """Tell whether a name is in a statement of which nothing stays, or that was not run."""
         inner: ast.AST = node
+        named = False
         while not isinstance(node, ast.stmt):
             node = self.above[node]
+            named |= isinstance(node, ast.NamedExpr)
         lines = self._lines([node])
-        whole = not isinstance(node, ast.For | ast.While | ast.With | ast.Try) and not getattr(node, "orelse", [])
+        # Values that a statement hands on as they are may be read where something stays.
+        parted = named or isinstance(getattr(node, "value", None), ast.Tuple | ast.List)
+        whole = not (parted or isinstance(node, _COMPOUND) or getattr(node, "orelse", []))
         if whole and not lines.isdisjoint(self.left.before) and lines.isdisjoint(self.left.now):
             return True
         while inner in self.above:

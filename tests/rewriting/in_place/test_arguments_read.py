@@ -140,3 +140,21 @@ def test_names_in_keywords_are_followed_to_the_functions_that_take_them() -> Non
 def test_keywords_that_a_function_takes_as_a_whole_are_all_read() -> None:
     block = _HandsOn("counted")
     assert arguments_read(block, _all_of(block)) == [("x",), ("places",), ("causal",), ("kwargs",)]
+
+
+class _Parted(nn.Module):
+    def forward(self, x: Any, scale: Any = 1.0, shift: Any = 0.0, way: str = "", mask: Any = None) -> Any:
+        h, factor = x * mask, scale
+        h = x * (added := shift)
+        match way:
+            case "":
+                h = x + mask
+            case _:
+                return x
+        return (x + h) * factor + added
+
+
+def test_values_that_a_statement_hands_on_beside_what_is_gone_are_read() -> None:
+    code = _Parted.forward.__code__
+    gone = {(code.co_filename, code.co_firstlineno + line) for line in (1, 2, 5)}
+    assert arguments_read(_Parted(), Left(set(), gone, set())) == [("x",), ("scale",), ("shift",), ("way",), ("mask",)]
