@@ -74,6 +74,8 @@ _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", 
 _COMPUTED = ("call_function", "get_attr")
 # The attributes of layers that hold the sizes of their weight; transformers' Conv1D computes with them.
 _SIZES = (("out_features", "in_features"), ("out_channels", "in_channels"), ("nx", "nf"))
+# The functions of torch that compute again in the backward pass.
+_CHECKPOINTS = {"checkpoint", "checkpoint_sequential"}
 # The arguments of `RecomputedAttention` before the map.
 _OWN_OF_LAYER = 5
 
@@ -137,7 +139,7 @@ class Cut:
         noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
         self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code
         # What is computed again in the backward pass finds no values in the place of parameters.
-        self.swaps &= not any(_names(self._source(path), "checkpoint") for path in place.paths)
+        self.swaps &= not any(_checkpoints(self._source(path)) for path in place.paths)
         self.swaps &= place.is_added or not row
         self.most = 0
         self.call = self._only_call(self.path)
@@ -587,11 +589,20 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def _names(block: nn.Module, name: str) -> bool:
-    """Tell whether code of a block, and not of torch, names a function."""
+def _checkpoints(block: nn.Module) -> bool:
+    """Tell whether code of a block, or a function that it calls, of no library of tensors, names a checkpoint."""
     kinds = {kind for module in block.modules() for kind in type(module).__mro__ if not is_foreign(kind)}
-    methods = (method for kind in kinds for method in vars(kind).values() if isinstance(method, FunctionType))
-    return any(name in names_in(method.__code__).every for method in methods)
+    seen = set[FunctionType]()
+    pending = [method for kind in kinds for method in vars(kind).values() if isinstance(method, FunctionType)]
+    while pending:
+        seen.add(function := pending.pop())
+        names = names_in(function.__code__)
+        called = {one for name in names.globals if isinstance(one := function.__globals__.get(name), FunctionType)}
+        # It may have another name here.
+        if not _CHECKPOINTS.isdisjoint(names.every | {one.__name__ for one in called}):
+            return True
+        pending += [one for one in called - seen if not is_foreign(one)]
+    return False
 
 
 def _holds_modules(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, checkpoint as computed_again
 
 import repl_fx
 from repl_fx.errors import CallRefused
@@ -317,9 +317,33 @@ class _Recomputing(MlpBlock):
         return x + branch
 
 
-@pytest.mark.parametrize("surrogate", ["blend", "narrow"])
-def test_blocks_that_compute_again_in_their_backward_pass_train(surrogate: str) -> None:
-    net, x = nn.Sequential(*(_Recomputing(8) for _ in range(4))), torch.randn(2, 8)
+class _RecomputingByAnotherName(MlpBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        branch: Tensor = computed_again(lambda x: self.fc2(self.fc1(self.norm(x)).relu()), x, use_reentrant=False)
+        return x + branch
+
+
+def _branch_again(block: MlpBlock, x: Tensor) -> Tensor:
+    again: Tensor = checkpoint(lambda x: block.fc2(block.fc1(block.norm(x)).relu()), x, use_reentrant=False)
+    return again
+
+
+class _RecomputingInAFunction(MlpBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + _branch_again(self, x)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "block"),
+    [
+        ("blend", _Recomputing),
+        ("narrow", _Recomputing),
+        ("blend", _RecomputingByAnotherName),
+        ("blend", _RecomputingInAFunction),
+    ],
+)
+def test_blocks_that_compute_again_in_their_backward_pass_train(surrogate: str, block: type[MlpBlock]) -> None:
+    net, x = nn.Sequential(*(block(8) for _ in range(4))), torch.randn(2, 8)
     result = repl_fx.transform(net, (x,), surrogate=surrogate)
     assert result.in_place.model is not None
     gradients = []
