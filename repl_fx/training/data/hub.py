@@ -1,17 +1,18 @@
 """Data sets of the library `datasets`: `hf:NAME`, a name on its hub or a folder: pictures or texts by class, or text.
 
-The splits are `train` and `test`, or `validation` in the place of a missing `test`; a share of `train` is held out if
-both are missing. Pictures are the first column of type Image, classes the first of type ClassLabel; text is the column
+The splits are `train` and `test`, or `validation` where `test` is missing or has no classes; a share of `train` is held
+out if both are. Pictures are the first column of type Image, classes the first of type ClassLabel; text is the column
 `text`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.running.meanwhile import attributes_set
 from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.pictures import in_rgb, pictures_data
@@ -34,20 +35,29 @@ def load_hugging_face(request: DataRequest) -> Data:
     except ForeignError as failed:
         hint = "" if request.download else ", or fetch it with --download"
         raise BadInput(f"{request.name} cannot be read ({failed}); check the name{hint}") from failed.problem
-    train, test = _splits(found, request)
-    kinds = {name: type(feature).__name__ for name, feature in train.features.items()}
+    if "train" not in found:
+        raise BadInput(f"{request.name} has the splits {', '.join(found)}; train is needed")
+    features = found["train"].features
+    kinds = {name: type(feature).__name__ for name, feature in features.items()}
     pictures = [name for name, kind in kinds.items() if kind == "Image"]
     labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    if pictures and labels:
-        return _pictures(request, train, test, pictures[0], labels[0])
-    if "text" in kinds and labels:
-        classes = train.features[labels[0]].num_classes
-        return texts_data(request, classes, *((part["text"], part[labels[0]]) for part in (train, test)))
-    if "text" in kinds:
-        of_train, of_test = (b"".join(str(text).encode() + END for text in part["text"]) for part in (train, test))
-        return text_data(request, of_train, of_test)
-    listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
-    raise BadInput(f"{request.name} has the columns {listed}; needed are an Image and a ClassLabel, or text")
+    inputs = pictures[0] if pictures and labels else "text"
+    if inputs not in kinds:
+        listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        raise BadInput(f"{request.name} has the columns {listed}; needed are an Image and a ClassLabel, or text")
+    parts = _splits(found, [inputs, *labels[:1]], request)
+    texts = [] if pictures and labels else [_column(request, *part, "text", _is_text) for part in parts.items()]
+    if not labels:
+        whole = [b"".join(text.encode() + END for text in part) for part in texts]
+        return text_data(request, *whole)
+    classes = features[labels[0]].num_classes
+    targets = [_column(request, *part, labels[0], range(classes).__contains__) for part in parts.items()]
+    if texts:
+        return texts_data(request, classes, *zip(texts, targets, strict=True))
+    train, test = (
+        [((name, row), target) for row, target in enumerate(own)] for name, own in zip(parts, targets, strict=True)
+    )
+    return pictures_data(request, classes, train, test, partial(_read, parts, inputs))
 
 
 def _offline(datasets: Any) -> AbstractContextManager[None]:
@@ -57,25 +67,35 @@ def _offline(datasets: Any) -> AbstractContextManager[None]:
     return attributes_set((datasets.config, constants), "HF_HUB_OFFLINE", True)
 
 
-def _splits(found: Any, request: DataRequest) -> tuple[Any, Any]:
-    if "train" not in found:
-        raise BadInput(f"{request.name} has the splits {', '.join(found)}; train is needed")
-    test = next((found[name] for name in ("test", "validation") if name in found), None)
-    if test is None:
-        halves = found["train"].train_test_split(test_size=request.held_out, seed=0)
-        return halves["train"], halves["test"]
-    return found["train"], test
+def _splits(found: Any, columns: Sequence[str], request: DataRequest) -> dict[str, Any]:
+    """The two splits, by name; those of a contest have no classes, or -1 for each."""
+    for name in ("test", "validation"):
+        part = found.get(name)
+        if part is not None and {*columns} <= part.features.keys() and any(label != -1 for label in part[columns[-1]]):
+            return {"train": found["train"], name: part}
+    with foreign_code(lambda problem: BadInput(f"{request.name} cannot be divided ({first_line(problem)})")):
+        return dict(found["train"].train_test_split(test_size=request.held_out, seed=0))
 
 
-def _pictures(request: DataRequest, train: Any, test: Any, picture: str, label: str) -> Data:
-    classes = train.features[label].num_classes
-    of_train, of_test = (
-        [((part, row), int(target)) for row, target in enumerate(table[label])]
-        for part, table in enumerate((train, test))
-    )
-    return pictures_data(request, classes, of_train, of_test, partial(_read, (train, test), picture))
+def _column(request: DataRequest, split: str, part: Any, column: str, can_be: Callable[[Any], bool]) -> list[Any]:
+    """The values of a column of texts or of classes.
+
+    Raises:
+        BadInput: one of them is none; names its row.
+    """
+    values = list(part[column])
+    wrong = next((row for row, value in enumerate(values) if not can_be(value)), None)
+    if wrong is not None:
+        raise BadInput(
+            f"{request.name}: {split}: row {wrong} has {values[wrong]!r} for {column}; give each row a text or a class"
+        )
+    return values
 
 
-def _read(tables: tuple[Any, Any], column: str, handle: tuple[int, int]) -> Any:
-    part, row = handle
-    return in_rgb(tables[part][row][column])
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _read(parts: Mapping[str, Any], column: str, handle: tuple[str, int]) -> Any:
+    split, row = handle
+    return in_rgb(parts[split][row][column])

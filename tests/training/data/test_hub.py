@@ -125,3 +125,42 @@ def test_what_cannot_be_read(install: Any, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(BadInput, match="hf:x needs the library datasets; pip install datasets"):
         load_data("hf:x", root=tmp_path)
+
+
+def labelled(labels: list[Any], text: Any = "line") -> Table:
+    return Table([{"text": text, "label": label} for label in labels], {"text": Value(), "label": ClassLabel()})
+
+
+def test_a_test_split_without_classes_is_left_for_another(install: Any, tmp_path: Path) -> None:
+    for test in (labelled([-1, -1]), texts(2)):
+        install({"train": labelled([0, 1, 1]), "validation": labelled([1, 0]), "test": test})
+        data = load_data("hf:contest", root=tmp_path)
+        assert isinstance(data, Data) and isinstance(data.test, Tensors) and data.test.targets.tolist() == [1, 0]
+    install({"train": labelled([0, 1, 1]), "test": labelled([-1])})
+    data = load_data("hf:contest", root=tmp_path, held_out=1 / 3)
+    assert isinstance(data, Data) and isinstance(data.test, Tensors) and data.test.targets.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (Table([{"text": None}], {"text": Value()}), "hf:x: train: row 0 has None for text; give each row"),
+        (labelled([0, 1, None]), "hf:x: train: row 2 has None for label"),
+        (labelled([0, 2]), "hf:x: train: row 1 has 2 for label"),
+        (Table([*pictures(1), {"label": -1}], pictures(1).features), "hf:x: train: row 1 has -1 for label"),
+    ],
+)
+def test_rows_without_a_text_or_a_class_are_refused(install: Any, tmp_path: Path, train: Table, message: str) -> None:
+    install({"train": train, "validation": train})
+    with pytest.raises(BadInput, match=message):
+        load_data("hf:x", root=tmp_path)
+
+
+def test_a_split_that_cannot_be_divided(install: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Table, **options: Any) -> None:
+        raise ValueError("the resulting train set will be empty")
+
+    monkeypatch.setattr(Table, "train_test_split", refuse)
+    install({"train": texts(1)})
+    with pytest.raises(BadInput, match=r"hf:x cannot be divided \(the resulting train set will be empty\)"):
+        load_data("hf:x", root=tmp_path)
