@@ -12,8 +12,10 @@ Never touches: the model, the program.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import operator
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -63,6 +65,7 @@ _REGIONS: Mapping[Any, tuple[Any, Any, int]] = {
     torch.ops.higher_order.wrap_with_autocast: (enter_autocast, exit_autocast, 4),
 }
 _KEPT_META = ("val", "nn_module_stack", "stack_trace")
+_SLICE = re.compile(r"slice\((\S+), (\S+), (\S+)\)")
 
 
 @collection_paused()
@@ -96,17 +99,29 @@ def lift_modules(program: ExportedProgram, attempt: Attempt, inputs: BoundInputs
 def _complete_paths_(graph: fx.Graph, model: nn.Module) -> None:
     """Give modules that the trace named within those around them, as it does where two share one, their whole paths."""
     paths = {path for path, _ in model.named_modules(remove_duplicate=False)}
-    if len(paths) == len(list(model.modules())):
+    names = {module: path for path, module in model.named_modules()}
+    if len(paths) == len(names):
         return
     for node in graph.nodes:
         stack, around = {}, ""
         for key, entry in (node.meta.get("nn_module_stack") or {}).items():
-            path = path_of_entry(entry)
+            path = _out_of_slices(path_of_entry(entry), model, names)
             whole = f"{around}.{path}".lstrip(".")
             around = whole if whole in paths and not f"{path}.".startswith(f"{around}.") else path
             stack[key] = (around, *entry[1:])
         if stack:
             node.meta["nn_module_stack"] = stack
+
+
+def _out_of_slices(path: str, model: nn.Module, names: Mapping[nn.Module, str]) -> str:
+    """The path of a module that code took out of a slice: `layers.slice(1, None, None).0` is `layers.1`."""
+    if "slice(" not in path:
+        return path
+    module: Any = model
+    for step in path.split("."):
+        ends = _SLICE.fullmatch(step)
+        module = getattr(module, step) if ends is None else module[slice(*map(ast.literal_eval, ends.groups()))]
+    return names.get(module, path)
 
 
 class _Lifter:

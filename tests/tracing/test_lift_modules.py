@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.graph.captured import attribute
 from repl_fx.graph.runtime import check_shape, enter_grad_mode, leaf_call_operator, restore_grad_mode
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.attempt import Attempt, Learned
 from repl_fx.tracing.lift_modules import lift_modules
+from tests.nets import MlpBlock
 
 
 class Model(nn.Module):
@@ -99,3 +101,24 @@ def test_a_hook_sees_the_arguments_as_they_were_given() -> None:
     graph, _, _ = lifted(model, x)
     norm = next(n for n in graph.nodes if n.target == "norm")
     assert not norm.args and list(norm.kwargs) == ["input"]
+
+
+class _Sliced(nn.Module):
+    """A model with a second name for its blocks, which it calls in slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MlpBlock(8) for _ in range(5))
+        self.same = self.blocks
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in (*self.blocks[:2], *self.same[2:][::-1]):
+            x = block(x)
+        return x
+
+
+def test_modules_out_of_slices_have_their_own_paths_where_two_names_are_of_one() -> None:
+    result = repl_fx.transform(_Sliced(), (torch.randn(2, 8),), surrogate="identity")
+    (repeat,) = result.repeats
+    assert [block.name for block in repeat.blocks] == [f"blocks.{number}" for number in (0, 1, 4, 3, 2)]
+    assert result.in_place.model is not None
