@@ -16,7 +16,7 @@ from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import Purpose, tokenizer_of
 from repl_fx.tracing.parts.origin import Preprocessing
-from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
+from repl_fx.training.data.augmentation import Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.data_set import Data, Split, Tensors, UserData, rows_of
 from repl_fx.training.data.loaders import WORKERS, BatchLoader, PositionedLoader
 from repl_fx.training.data.masks import MaskedPictures
@@ -260,12 +260,12 @@ def loaders(
 
     def loader(split: Split, name: str, *, training: bool) -> BatchLoader:
         samples = samples_of(data, split, name, flip=training and _augments(data, config))
-        change = Chain(tuple(_changes(data, config, training=training)))
+        changes = tuple(_changes(data, config, training=training))
         whole = training or config.full_batches
         # Tests want no gradients kept, and take twice the batch.
         size = config.batch_size if whole else 2 * config.batch_size
         workers = 0 if isinstance(split, KeptSamples) else WORKERS
-        return BatchLoader(samples, size, shuffle=training, drop_last=whole, change=change, workers=workers, **shared)
+        return BatchLoader(samples, size, shuffle=training, drop_last=whole, changes=changes, workers=workers, **shared)
 
     return loader(data.train, "train", training=True), loader(data.test, "test", training=False)
 

@@ -14,7 +14,7 @@ from examples import shapes
 from repl_fx.errors import BadInput
 from repl_fx.sources import Purpose
 from repl_fx.tracing.parts.origin import Preprocessing
-from repl_fx.training.data.augmentation import Chain, CropAndFlip, CutMix, Mixup, Normalise
+from repl_fx.training.data.augmentation import CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.data_set import Data, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.loading import changes_of, kept_preprocessing, loaders, prepared, purpose_of, read_data
@@ -27,8 +27,7 @@ CPU = torch.device("cpu")
 
 def _kinds(loader: object) -> list[type]:
     assert isinstance(loader, BatchLoader)
-    assert isinstance(loader.change, Chain)
-    return [type(change) for change in loader.change.changes]
+    return [type(change) for change in loader.changes]
 
 
 def test_training_pictures_are_changed_and_those_held_out_are_not() -> None:
@@ -40,8 +39,8 @@ def test_training_pictures_are_changed_and_those_held_out_are_not() -> None:
 
 def test_what_is_grey_is_not_mirrored() -> None:
     loader, _ = loaders(pictures(), TrainConfig(augment=True, batch_size=8), CPU)
-    assert isinstance(loader, BatchLoader) and isinstance(loader.change, Chain)
-    assert loader.change.changes[0] == CropAndFlip(1, flip=False)
+    assert isinstance(loader, BatchLoader)
+    assert loader.changes[0] == CropAndFlip(1, flip=False)
 
 
 def test_text_is_as_it_is() -> None:

@@ -24,19 +24,6 @@ Change = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Changes, one after the other, drawing from the same generator."""
-
-    changes: tuple[Change, ...]
-
-    def __call__(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Apply them in order."""
-        for change in self.changes:
-            inputs, targets = change(inputs, targets, generator)
-        return inputs, targets
-
-
-@dataclass(frozen=True)
 class CropAndFlip:
     """Shift each picture by up to `padding` pixels both ways, zeros coming in, and mirror every other one.
 

@@ -121,7 +121,7 @@ class BatchLoader(PositionedLoader):
     bit for bit, those of the batch that one process alone would have. Gathering and changing on the device costs little
     beside a step.
 
-    Of a torch Dataset each process reads its own part alone, in worker processes, so that `change` draws for each part
+    Of a torch Dataset each process reads its own part alone, in worker processes, so that `changes` draw for each part
     on its own. While a sample is made, the global random states of torch, Python and numpy are seeded by (seed, epoch,
     number of the sample): transforms draw the same in any process, at any position of a resumed run.
     """
@@ -135,7 +135,7 @@ class BatchLoader(PositionedLoader):
         shuffle: bool = False,
         drop_last: bool = False,
         device: str | torch.device = "cpu",
-        change: Change | None = None,
+        changes: Sequence[Change] = (),
         rank: int = 0,
         world_size: int = 1,
         workers: int = WORKERS,
@@ -149,7 +149,7 @@ class BatchLoader(PositionedLoader):
             shuffle: whether each epoch has an order of its own; the order of the samples otherwise.
             drop_last: whether an incomplete last batch is left out.
             device: where the batches are wanted.
-            change: of each batch, with a generator of the device.
+            changes: of each batch, one after the other, with one generator of the device.
             rank, world_size: number of this process, and of all. Where a last batch does not divide among them, some
                 have a sample more; one that has none is given the first, which does not count.
             workers: processes that read a Dataset; 0 reads in this one.
@@ -166,7 +166,7 @@ class BatchLoader(PositionedLoader):
             raise BadInput(f"{samples} samples do not fill a batch of {batch_size}; give a smaller batch_size")
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
-        self.device, self.change = torch.device(device), change
+        self.device, self.changes = torch.device(device), tuple(changes)
         self.rank, self.world_size, self.workers = rank, world_size, workers
         if isinstance(split, Tensors):
             split = Tensors(*move_data_to_device((split.inputs, split.targets), self.device))
@@ -188,10 +188,6 @@ class BatchLoader(PositionedLoader):
         generator = torch.Generator().manual_seed(seed_of(self.seed, _ORDER, epoch))
         return torch.randperm(self.samples, generator=generator, device="cpu")
 
-    def _globally(self, order: Tensor, number: int) -> Tensor:
-        """Numbers of the samples of one batch of all processes."""
-        return order[number * self.batch_size : (number + 1) * self.batch_size]
-
     def counts(self, number: int) -> bool:
         """Tell whether this rank has samples of its own in a batch."""
         return len(self._places(min(self.batch_size, self.samples - number * self.batch_size))) > 0
@@ -205,10 +201,10 @@ class BatchLoader(PositionedLoader):
         return range(self.rank * rows // self.world_size, (self.rank + 1) * rows // self.world_size)
 
     def _changed(self, inputs: Any, targets: Tensor, *key: int) -> tuple[Any, Tensor]:
-        if self.change is None:
-            return inputs, targets
         generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, _BATCH, *key))
-        return self.change(inputs, targets, generator)
+        for change in self.changes:
+            inputs, targets = change(inputs, targets, generator)
+        return inputs, targets
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         if isinstance(self.split, Tensors):
@@ -216,15 +212,13 @@ class BatchLoader(PositionedLoader):
         return self._read(self.split, epoch, first)
 
     def _gathered(self, split: Tensors, epoch: int, first: int) -> Iterator[tuple[Any, Tensor]]:
-        order = self._order(epoch).to(self.device)
-        for number in range(first, len(self)):
-            chosen = self._globally(order, number)
+        batches = torch.split(self._order(epoch).to(self.device), self.batch_size)
+        for number, chosen in enumerate(batches[first : len(self)], first):
             inputs, targets = self._changed(rows_of(split.inputs, chosen), split.targets[chosen], epoch, number)
             yield self._own(inputs, len(chosen)), self._own(targets, len(chosen))
 
     def _read(self, dataset: Dataset[Sample], epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
-        order = self._order(epoch)
-        globally = (self._globally(order, number) for number in range(first, len(self)))
+        globally = torch.split(self._order(epoch), self.batch_size)[first : len(self)]
         batches = [self._own(rows, len(rows)).tolist() for rows in globally]
         loader = DataLoader(
             _SeededSamples(dataset, self.seed, epoch),

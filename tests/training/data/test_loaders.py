@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.augmentation import Chain, CropAndFlip, Mixup, Normalise
+from repl_fx.training.data.augmentation import CropAndFlip, Mixup, Normalise
 from repl_fx.training.data.data_set import Tensors
 from repl_fx.training.data.loaders import BatchLoader, PositionedLoader, seed_of
 
-CHANGE = Chain((CropAndFlip(1), Normalise(), Mixup(100)))
+CHANGES = (CropAndFlip(1), Normalise(), Mixup(100))
 Batch = tuple[Tensor, Tensor]
 
 
@@ -30,7 +30,7 @@ def tensors(n: int) -> Tensors:
 
 
 def tensor_loader(n: int = 11, batch_size: int = 4, **options: Any) -> BatchLoader:
-    return BatchLoader(tensors(n), batch_size, **{"shuffle": True, "change": CHANGE, **options})
+    return BatchLoader(tensors(n), batch_size, **{"shuffle": True, "changes": CHANGES, **options})
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -51,7 +51,7 @@ class Noisy(Dataset[tuple[Tensor, int]]):
 
 
 def file_loader(n: int = 11, batch_size: int = 4, **options: Any) -> BatchLoader:
-    return BatchLoader(Noisy(n), batch_size, **{"shuffle": True, "change": CHANGE, "workers": 0, **options})
+    return BatchLoader(Noisy(n), batch_size, **{"shuffle": True, "changes": CHANGES, "workers": 0, **options})
 
 
 def same(these: Iterable[Batch], those: Iterable[Batch]) -> bool:
@@ -76,7 +76,7 @@ def test_a_seed_fixes_the_batches_and_each_epoch_is_another(make: Any) -> None:
 
 @LOADERS
 def test_each_epoch_has_an_order_of_its_own(make: Any) -> None:
-    loader = make(change=None)
+    loader = make(changes=())
     orders = [torch.cat([targets for _, targets in loader]).tolist() for _ in range(3)]
     assert len(set(map(tuple, orders))) == 3
 
@@ -86,13 +86,13 @@ def test_each_batch_of_each_epoch_is_changed_in_its_own_way(make: Any) -> None:
     def noise(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Batch:
         return torch.rand(2, generator=generator), targets
 
-    loader = make(change=noise, shuffle=False)
+    loader = make(changes=(noise,), shuffle=False)
     drawn = {tuple(inputs.tolist()) for _ in range(3) for inputs, _ in loader}
     assert len(drawn) == 9
 
 
 def test_each_sample_of_each_epoch_is_made_in_its_own_way() -> None:
-    loader = file_loader(change=None, shuffle=False)
+    loader = file_loader(changes=(), shuffle=False)
     # Of each random state.
     drawn = [sample[0, 0].tolist() for _ in range(2) for inputs, _ in loader for sample in inputs]
     assert [len(set(of_one)) for of_one in zip(*drawn, strict=True)] == [22, 22, 22]
@@ -163,7 +163,7 @@ def test_an_iteration_that_breaks_off_is_not_gone_on_with(make: Any) -> None:
 @given(n=st.integers(1, 23), share=st.integers(1, 3), world=st.integers(2, 4), files=st.booleans())
 def test_the_parts_of_all_ranks_are_the_global_batch(n: int, share: int, world: int, files: bool) -> None:
     make = file_loader if files else tensor_loader
-    options: dict[str, Any] = {"change": None} if files else {}
+    options: dict[str, Any] = {"changes": ()} if files else {}
     one = make(n, share * world, **options)
     ranks = [make(n, share * world, rank=rank, world_size=world, **options) for rank in range(world)]
     assert {len(rank) for rank in ranks} == {len(one)}
@@ -179,7 +179,7 @@ def test_the_parts_of_all_ranks_are_the_global_batch(n: int, share: int, world: 
 @LOADERS
 def test_samples_come_once_and_in_order_unless_shuffled(make: Any) -> None:
     def targets(**options: Any) -> Any:
-        return torch.cat([batch[1] for batch in make(change=None, **options)]).tolist()
+        return torch.cat([batch[1] for batch in make(changes=(), **options)]).tolist()
 
     assert targets(shuffle=False) == list(range(11))
     assert targets() != list(range(11)) and sorted(targets()) == list(range(11))
@@ -234,7 +234,10 @@ def test_purposes_do_not_share_a_seed() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_lie_on_the_device() -> None:
-    cpu, device = list(tensor_loader(change=Normalise())), list(tensor_loader(change=Normalise(), device="cuda"))
+    cpu, device = (
+        list(tensor_loader(changes=(Normalise(),))),
+        list(tensor_loader(changes=(Normalise(),), device="cuda")),
+    )
     assert all(inputs.is_cuda and targets.is_cuda for inputs, targets in device)
     for (ours, classes), (theirs, there) in zip(cpu, device, strict=True):
         # A GPU divides by 255 as it multiplies by one over that.
