@@ -35,13 +35,7 @@ def load_npz(request: DataRequest) -> Data:
         BadInput: the file is missing or damaged, lacks an array, or an array is not what it should be.
     """
     path = Path(request.argument)
-    arrays = read_npz(path)
-    if "train_y" not in arrays:
-        return data_of(request.name, arrays, classes=0, where=str(path))
-    labels = _labels(arrays["train_y"], f"{path}: train_y")
-    known = labels[labels != IGNORED] if labels.ndim == 3 else labels
-    classes = int(known.max()) + 1 if len(known) else 0
-    return data_of(request.name, arrays, classes=classes, where=str(path))
+    return data_of(request.name, read_npz(path), classes=None, where=str(path))
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -65,21 +59,19 @@ def _four(file: Any, path: Path) -> dict[str, Array]:
         raise BadInput(f"{path} is a single array, not an .npz file; save {', '.join(KEYS)} with numpy.savez")
     with file:
         missing = [key for key in KEYS if key not in file.files]
-        if missing == [key for key in KEYS if key.endswith("_y")]:
-            return {key: file[key] for key in KEYS if key not in missing}
-        if missing:
+        if missing and missing != [key for key in KEYS if key.endswith("_y")]:
             there = ", ".join(file.files) or "nothing"
             raise BadInput(f"{path} has no {', '.join(missing)}, but {there}; save {', '.join(KEYS)}")
-        return {key: file[key] for key in KEYS}
+        return {key: file[key] for key in KEYS if key not in missing}
 
 
-def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str) -> Data:
+def data_of(name: str, arrays: Mapping[str, Array], *, classes: int | None, where: str) -> Data:
     """A data set of four arrays.
 
     Args:
         name: of the data set.
         arrays: by the names in `KEYS`, see the module.
-        classes: number of classes; 0 where there are no targets.
+        classes: number of classes; None for those up to the highest in `train_y`, 0 where there is none.
         where: words that begin each error, such as the path of a file.
 
     Raises:
@@ -100,6 +92,9 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
         found = " and ".join(str(tuple(part.targets.shape)) for part in (train, test))
         raise BadInput(f"{where}: train_y and test_y are of shapes {found}; give both labels, or both masks")
     task: Task = "segmentation" if train.targets.ndim == 3 else "classification"
+    if classes is None:
+        known = train.targets[train.targets != IGNORED] if task == "segmentation" else train.targets
+        classes = int(known.max()) + 1 if len(known) else 0
     if task == "segmentation" and len(shape) != 3:
         raise BadInput(f"{where}: inputs of masks are of shape {shape}; give pictures (n, height, width, channels)")
     types = {arrays[key].dtype for key in ("train_x", "test_x")} - {np.dtype(np.uint8), np.dtype(np.float32)}
@@ -124,10 +119,6 @@ def _inputs(array: Array, where: str) -> Tensor:
         raise BadInput(
             f"{where} is {array.dtype} of shape {array.shape}; give (n, features) or (n, channels, height, width)"
         )
-    finite = np.isfinite(array)
-    if not finite.all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise BadInput(f"{where} holds {array[first]} at {first}; give finite numbers")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 

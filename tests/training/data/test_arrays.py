@@ -80,7 +80,7 @@ NAN[4, 1, 0, 2] = np.nan
         ({"train_x": np.zeros((12, 4), np.int32)}, "train_x is int32; give uint8 pictures or floats"),
         ({"train_x": np.zeros((12, 4, 4))}, r"train_x is float64 of shape \(12, 4, 4\); give \(n, features\)"),
         ({"test_x": np.zeros((0, 5, 4, 3), np.uint8)}, r"test_x is of shape \(0, 5, 4, 3\); give at least one input"),
-        ({"test_x": NAN}, r"test_x holds nan at \(4, 1, 0, 2\)"),
+        ({"train_x": np.zeros((12, 3, 5, 4)), "test_x": NAN}, r"test: inputs hold nan at \(4, 1, 0, 2\)"),
         ({"test_x": np.zeros((6, 4))}, "train_x is torch.uint8, test_x torch.float32"),
         ({"test_x": np.zeros((6, 4, 4, 3), np.uint8)}, r"test: inputs are of shape \(3, 4, 4\)"),
         ({"train_y": np.zeros(12)}, "train_y is float64; give integers from 0"),
