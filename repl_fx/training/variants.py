@@ -63,10 +63,8 @@ class Models:
         self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None
     ) -> TransformResult:
         """Rewrite a source as the settings say, or by a plan."""
-        options = {**self.config.transform_options(), "seed": self.config.seed}
-        if plan is not None:
-            options["plan"] = plan
-        return transform(source.model, source.args, source.kwargs, progress=progress, **options)
+        options = self.config.transform_options() | ({} if plan is None else {"plan": plan})
+        return transform(source.model, source.args, source.kwargs, progress=progress, seed=self.config.seed, **options)
 
     def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:
         """A variant of the source of a seed.

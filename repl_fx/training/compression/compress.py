@@ -55,7 +55,7 @@ class Compressed:
         directory: of the artifact.
         figures: of the original, the cut and the healed model, by name.
         budget: of each cost the limit, the expected and the reached share of the original.
-        blocks: the fate of each block, as `blocks_document` has it; none of a run of a version that kept none.
+        blocks: the fate of each block, as `blocks_document` has it.
         fits: of each surrogate, what it was fitted on and how near it came; or the reason why none was.
         costs: of the original and of the cut model.
         said: lines on the budget and the costs: how latency was measured, what is not reached, what grew.
@@ -123,9 +123,8 @@ def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) 
             problem.add_note(f"go on with: repl-fx compress {typed(run.directory)} --resume")
         raise
     known = run.state.result()
-    figures, budget, fits, costs = (known[name] for name in ("figures", "budget", "fits", "costs"))
-    blocks, said = (known.get(name, []) for name in ("blocks", "said"))
-    return Compressed(run.directory, figures, budget, blocks, fits, costs, said, exported)
+    parts: Any = {name: known[name] for name in ("figures", "budget", "blocks", "fits", "costs", "said")}
+    return Compressed(run.directory, **parts, exported=exported)
 
 
 def _begun(request: RunRequest, note: Note) -> _CompressRun:

@@ -71,8 +71,7 @@ class CompressionState:
             OutputError: the directory cannot be written.
         """
         self.discard()
-        text = msgspec.yaml.encode(SettingsFile(spec, config, data)).decode()
-        self._write(SETTINGS, text)
+        self._write(SETTINGS, msgspec.yaml.encode(SettingsFile(spec, config, data)).decode())
 
     def discard(self) -> None:
         """Let nothing stay of a run, nor its directories where they are empty."""
@@ -96,14 +95,10 @@ class CompressionState:
         Raises:
             BadInput: no compression began here, or its settings are damaged.
         """
-        file = self.place / SETTINGS
-        try:
-            found = msgspec.yaml.decode(file.read_bytes(), type=SettingsFile)
-        except FileNotFoundError:
-            raise BadInput(f"{self.directory} has no compression to go on with; give a model, and -o") from None
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
-            raise BadInput(f"{file} cannot be read: {one_line(problem)}; begin anew with --force") from problem
-        require_said(file)
+        found: SettingsFile | None = self._read(SETTINGS, msgspec.yaml, SettingsFile)
+        if found is None:
+            raise BadInput(f"{self.directory} has no compression to go on with; give a model, and -o")
+        require_said(self.place / SETTINGS)
         return found
 
     def scores(self) -> Scores | None:
@@ -129,21 +124,13 @@ class CompressionState:
         Raises:
             BadInput: the file is damaged.
         """
-        file = self.place / RESULT
-        if not file.is_file():
-            return {}
-        try:
-            found: dict[str, Any] = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
-            raise BadInput(f"{file} cannot be read: {one_line(problem)}; begin anew with --force") from problem
-        return found
+        return self._read(RESULT, msgspec.json, dict[str, Any]) or {}
 
     def figures(self) -> dict[str, Any]:
         """The figures that are known, by the name of the model."""
-        found: dict[str, Any] = self.result().get("figures", {})
-        return found
+        return dict(self.result().get("figures", {}))
 
-    def add(self, **known: Any) -> dict[str, Any]:
+    def add(self, **known: Any) -> None:
         """Keep more results; the figures of a model beside those of the others.
 
         Raises:
@@ -154,7 +141,16 @@ class CompressionState:
             before = result.get(name)
             result[name] = {**before, **value} if isinstance(before, Mapping) and isinstance(value, Mapping) else value
         self._write(RESULT, json.dumps(result, indent=2) + "\n")
-        return result
+
+    def _read(self, name: str, form: Any, kind: Any) -> Any:
+        """The content of a file; None where there is none."""
+        file = self.place / name
+        try:
+            return form.decode(file.read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
+            raise BadInput(f"{file} cannot be read: {one_line(problem)}; begin anew with --force") from problem
 
     def _write(self, name: str, text: str) -> None:
         with writing(self.place):
