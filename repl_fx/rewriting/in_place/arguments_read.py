@@ -263,9 +263,5 @@ def _is_bound(node: ast.Name | ast.arg, name: str) -> bool:
 
 
 def _united(sets: Iterable[set[str] | None]) -> set[str] | None:
-    united = set[str]()
-    for names in sets:
-        if names is None:
-            return None
-        united |= names
-    return united
+    every = list(sets)
+    return None if None in every else set().union(*filter(None, every))

@@ -165,7 +165,9 @@ def put_in_place(
         if differs := parting(made.model, module, *trials, source=captured.source):
             return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
     if checkpoint_blocks:
-        for path in _kept_modules(found, plan):
+        gone = {replacement.block for replacement in plan.replacements}
+        kept = [r.blocks for r in found.repeats if not gone.isdisjoint(block.name for block in r.blocks)]
+        for path in {b.module_path for blocks in kept for b in blocks if b.module_path and b.name not in gone}:
             CheckpointedForward.put_on(made.model.get_submodule(path))
     complete_(made.model)
     return made
@@ -232,10 +234,3 @@ def _require_watched(cuts: Sequence[Cut], part: PartRepeats, places: Sequence[Mo
         path = layer.kept.path
         if any(f"{path}.".startswith(f"{qualified_name(part.path, around)}.") for around in graphs):
             raise NotInPlace(f"it mixes by the attention map of {path}, beside which another block is replaced")
-
-
-def _kept_modules(found: ModelRepeats, plan: Plan) -> set[str]:
-    """The paths of the modules that are kept blocks of a repeat in which others were replaced."""
-    gone = {replacement.block for replacement in plan.replacements}
-    rest = [repeat.blocks for repeat in found.repeats if not gone.isdisjoint(block.name for block in repeat.blocks)]
-    return {b.module_path for blocks in rest for b in blocks if b.module_path and b.name not in gone}

@@ -424,7 +424,9 @@ class Cut:
     def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], block: SurrogateBlock) -> None:
         """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
         ordered = [node for node in self.gm.graph.nodes if node in needed]
-        one_way = self._goes_one_way()
+        # No size need be asked of a stream that is given back in its size, or by a block's own code.
+        on_stream = self.reads_stream_alone and not self.place.is_half
+        one_way = self.swaps or (on_stream and all(block.keeps_size for block in self.blocks))
         checks = () if one_way else tuple(self._size_checks())
         # Other sizes that the trace had fixed, for code elsewhere, make no difference.
         told = self._told(ordered) if one_way else None
@@ -451,11 +453,6 @@ class Cut:
         graph.output(tuple(map(value, results)))
         for node in graph.nodes:
             node.meta = {}
-
-    def _goes_one_way(self) -> bool:
-        """Tell whether no size need be asked: of a stream that is given back in its size, or by a block's own code."""
-        on_stream = self.reads_stream_alone and not self.place.is_half
-        return self.swaps or (on_stream and all(block.keeps_size for block in self.blocks))
 
     def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
         """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""

@@ -46,7 +46,11 @@ def load_hugging_face(request: DataRequest) -> Data:
         listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise BadInput(f"{request.name} has the columns {listed}; needed are an Image and a ClassLabel, or text")
     parts = _splits(found, [inputs, *labels[:1]], request)
-    texts = [] if pictures and labels else [_column(request, *part, "text", _is_text) for part in parts.items()]
+    texts = (
+        []
+        if pictures and labels
+        else [_column(request, *part, "text", lambda text: isinstance(text, str)) for part in parts.items()]
+    )
     if not labels:
         whole = [b"".join(text.encode() + END for text in part) for part in texts]
         return text_data(request, *whole)
@@ -90,10 +94,6 @@ def _column(request: DataRequest, split: str, part: Any, column: str, can_be: Ca
             f"{request.name}: {split}: row {wrong} has {values[wrong]!r} for {column}; give each row a text or a class"
         )
     return values
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _read(parts: Mapping[str, Any], column: str, handle: tuple[str, int]) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,6 @@ class Passes:
 
     def __init__(self, begin: Callable[[], Any], where: str, first: Iterator[Any] | None = None) -> None:
         self.begin, self.where, self._before = begin, where, first
-        self._length: int | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Begin a pass.
@@ -164,10 +164,9 @@ class Passes:
 
     def __len__(self) -> int:
         """Batches of a pass."""
-        if self._length is None:
-            self._length = self._counted()
-        return self._length
+        return self._counted
 
+    @cached_property
     def _counted(self) -> int:
         found, count, limit = iter(self), 0, time.monotonic() + LONGEST
         while True:

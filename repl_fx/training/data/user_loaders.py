@@ -74,11 +74,11 @@ class UserLoader(PositionedLoader):
         if isinstance(self.loader, DataLoader):
             # Workers that live on would draw on from the epoch before, which a resumed run has not seen.
             without_workers(self.loader)
-        self._seed(epoch, 0)
+        seed_everything(seed_of(self.seed, epoch, 0), self.device)
         with reading(self.name):
             found = iter(self.loader)
         for number in range(len(self)):
-            self._seed(epoch, number + 1)
+            seed_everything(seed_of(self.seed, epoch, number + 1), self.device)
             try:
                 batch = next_batch(found, f"{self.name}: batch {number}")
             except StopIteration:
@@ -88,9 +88,6 @@ class UserLoader(PositionedLoader):
 
     def _identity(self) -> dict[str, int]:
         return {"seed": self.seed, "length": len(self)}
-
-    def _seed(self, *key: int) -> None:
-        seed_everything(seed_of(self.seed, *key), self.device)
 
     def _own(self, batch: Any, number: int) -> Any:
         where = f"{self.name}: batch {number}"
