@@ -12,9 +12,10 @@ operator needs more than this.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -131,17 +132,26 @@ def _normalised(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Nod
     if given["training"] is not False or given["running_mean"] is None:
         return None
     wanted = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
-    native = aten._native_batch_norm_legit_no_training.default
-    made = node.graph.call_function(native, tuple(given[name] for name in wanted))
-    value = node.meta["val"]
-    made.meta = {**node.meta, "val": (value, value.new_empty(0), value.new_empty(0))}
+    made = _called(node, aten._native_batch_norm_legit_no_training.default, *(given[name] for name in wanted))
     return operator.getitem, (made, 0), {}
+
+
+def _attended(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
+    """Attention with a mask, zero where that lets a row see nothing; the exporter's has a mean there, or no number."""
+    mask = given["attn_mask"]
+    if mask is None:
+        return None
+    made = node.graph.node_copy(node)
+    # A mask of truths shows what is true.
+    shut_out = False if mask.meta["val"].dtype == torch.bool else -math.inf
+    hidden = _called(node, aten.eq.Scalar, mask, shut_out)
+    return aten.masked_fill.Scalar, (made, _called(node, aten.all.dim, hidden, -1, True), 0.0), {}
 
 
 def _flat(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call:
     sizes = _sizes(node, given["self"], known)
     first, last = (given[end] % max(len(sizes), 1) for end in ("start_dim", "end_dim"))
-    shape = (*sizes[:first], _product(node.graph, sizes[first : last + 1]), *sizes[last + 1 :])
+    shape = (*sizes[:first], _product(node, sizes[first : last + 1]), *sizes[last + 1 :])
     return aten.reshape.default, (given["self"], shape), {}
 
 
@@ -164,6 +174,7 @@ _WRITTEN: Mapping[Any, _Rule] = {
     aten.expand_as.default: _like_another(aten.expand.default),
     aten.feature_dropout.default: _passing,
     aten.flatten.using_ints: _flat,
+    aten.scaled_dot_product_attention.default: _attended,
     aten.reshape_as.default: _like_another(aten.reshape.default),
 }
 
@@ -174,20 +185,22 @@ def _sizes(node: fx.Node, tensor: fx.Node, known: dict[str, fx.Node]) -> list[An
     for dim, size in enumerate(sizes):
         if not isinstance(size, int):
             if str(size) not in known:
-                known[str(size)] = node.graph.call_function(aten.sym_size.int, (tensor, dim))
-                known[str(size)].meta = {**node.meta, "val": size}
+                known[str(size)] = _called(node, aten.sym_size.int, tensor, dim)
             sizes[dim] = known[str(size)]
     return sizes
 
 
-def _product(graph: fx.Graph, sizes: Sequence[Any]) -> Any:
+def _product(node: fx.Node, sizes: Sequence[Any]) -> Any:
     """The product of sizes that are numbers or nodes."""
-    product: Any = prod(size for size in sizes if isinstance(size, int))
-    for size in (size for size in sizes if not isinstance(size, int)):
-        factors = (product, size)
-        product = graph.call_function(operator.mul, factors)
-        product.meta = {**size.meta, "val": operator.mul(*(getattr(f, "meta", {}).get("val", f) for f in factors))}
-    return product
+    numbers: Any = math.prod(size for size in sizes if isinstance(size, int))
+    return reduce(partial(_called, node, operator.mul), (s for s in sizes if not isinstance(s, int)), numbers)
+
+
+def _called(node: fx.Node, target: Any, *arguments: Any) -> fx.Node:
+    """A call that is made for a node."""
+    made = node.graph.call_function(target, arguments)
+    made.meta = {**node.meta, "val": target(*fx.map_arg(arguments, lambda argument: argument.meta["val"]))}
+    return made
 
 
 def _made_anew(node: Any) -> OpOverload | None:

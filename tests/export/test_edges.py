@@ -571,9 +571,8 @@ IMAGES: Cases = {
     "sdpa_s": lambda x: F.scaled_dot_product_attention(x, x, x, scale=0.3),
     "sdpa_m": lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(7, 7, dtype=torch.bool).tril(1)),
     "sdpa_gqa": lambda x: F.scaled_dot_product_attention(x, x[:, :2], x[:, :2], enable_gqa=True),
-    "sdpa_dead": lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(7, 7, dtype=torch.bool).tril(-1))[
-        :, :, 1:
-    ],
+    "sdpa_dead": lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(7, 7, dtype=torch.bool).tril(-1)),
+    "sdpa_dead_f": lambda x: F.scaled_dot_product_attention(x, x, x, torch.ones(7, 7).tril(-1).log()),
     "sdpa_cross": lambda x: F.scaled_dot_product_attention(x[:, :, :3], x, x, is_causal=True),
     "bil_": lambda x: F.bilinear(x, x, torch.ones(3, 8, 8)),
     "std1": lambda x: x[:, :1].std(1, correction=0),
