@@ -11,6 +11,7 @@ refuses.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -186,33 +187,37 @@ def sort_stable(self: Any, stable: bool | None = None, dim: int = -1, descending
     return values, indices
 
 
-def avg_pool2d(
-    self: Any,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0, 0),
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Any:
-    """The average of windows; with a divisor of its own, the sum divided by that."""
-    if ceil_mode and divisor_override is not None:
-        raise NotImplementedError("avg_pool2d with ceil_mode and divisor_override has no translation to ONNX")
-    kernel, pads = _pair(kernel_size), _pair(padding)
-    unbatched = len(self.shape) == 3
-    if unbatched:
-        self = op.Unsqueeze(self, op.Constant(value_ints=[0]))
-    result = op.AveragePool(
-        self,
-        kernel_shape=kernel,
-        strides=_pair(stride) or kernel,
-        pads=[*pads, *pads],
-        ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad or divisor_override is not None,
-    )
-    if divisor_override is not None:
-        result = op.Mul(result, _constant(math.prod(kernel) / divisor_override, self))
-    return op.Squeeze(result, op.Constant(value_ints=[0])) if unbatched else result
+def avg_pool(rank: int) -> Callable[..., Any]:
+    """The average of windows of so many dimensions; with a divisor of its own, the sum divided by that."""
+
+    def average(
+        self: Any,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Any:
+        if ceil_mode and divisor_override is not None:
+            raise NotImplementedError("avg_pool with ceil_mode and divisor_override has no translation to ONNX")
+        each = [s if len(s) == rank else [*s] * rank for s in (kernel_size, stride or kernel_size, padding)]
+        unbatched = len(self.shape) == rank + 1
+        if unbatched:
+            self = op.Unsqueeze(self, op.Constant(value_ints=[0]))
+        result = op.AveragePool(
+            self,
+            kernel_shape=each[0],
+            strides=each[1],
+            pads=[*each[2], *each[2]],
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad or divisor_override is not None,
+        )
+        if divisor_override is not None:
+            result = op.Mul(result, _constant(math.prod(each[0]) / divisor_override, self))
+        return op.Squeeze(result, op.Constant(value_ints=[0])) if unbatched else result
+
+    return average
 
 
 def adaptive_avg_pool(self: Any, output_size: Sequence[Any]) -> Any:
@@ -265,10 +270,6 @@ def _windows(value: Any, dim: int, count: Any) -> tuple[Any, Any]:
     end = op.Div(op.Add(op.Mul(op.Add(number, one), size), op.Sub(counted, one)), counted)
     place = op.Range(zero, size, one)
     return op.And(op.GreaterOrEqual(place, start), op.Less(place, end)), op.Sub(end, start)
-
-
-def _pair(sizes: Sequence[int]) -> list[int]:
-    return list(sizes) * 2 if len(sizes) == 1 else list(sizes)
 
 
 def power(self: Any, exponent: float) -> Any:
@@ -334,6 +335,58 @@ def scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", p
     return op.Constant(value=ir.tensor(s, dtype=kind)) if isinstance(s, (bool, int, float)) else op.Cast(s, to=kind)
 
 
+def floor_divided(self: Any, other: Any) -> Any:
+    """A quotient of sizes, rounded down: of negative ones too, as in -(-size // 2); the exporter's own goes to zero."""
+    if any(getattr(value, "dtype", None) is ir.DataType.FLOAT for value in (self, other)):
+        return op.Floor(op.Div(self, other))
+    return op.Div(op.Sub(self, op.Mod(self, other)), other)
+
+
+def bernoulli(self: Any, generator: Any = None) -> Any:
+    """Ones of these probabilities; those of ONNX are of the opposite, by the definition that ONNX Runtime takes."""
+    return op.Cast(op.Less(op.RandomUniformLike(self), self), to=self.dtype)
+
+
+def clamp(self: Any, min: Any = None, max: Any = None) -> Any:
+    """A value between bounds; where ONNX has none it takes the largest number, which infinity is not."""
+    low, high = (None if bound is None else op.CastLike(bound, self) for bound in (min, max))
+    if not _is_integer(self):
+        low = _constant(-math.inf, self) if low is None else low
+        high = _constant(math.inf, self) if high is None else high
+    return op.Clip(self, low, high)
+
+
+def cross_entropy(
+    self: Any,
+    target: Any,
+    weight: Any = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Any:
+    """The loss of classes; ONNX has it without smoothing alone."""
+    if label_smoothing or not _is_integer(target):
+        raise NotImplementedError("cross_entropy of probabilities, or smoothed, has no translation to ONNX")
+    kind = ("none", "mean", "sum")[reduction]
+    return op.SoftmaxCrossEntropyLoss(self, target, weight, reduction=kind, ignore_index=ignore_index)[0]
+
+
+def resize_smoothly(mode: str) -> Callable[..., Any]:
+    """A resize with antialiasing, by factors where these are given: they need not be the quotients of the sizes."""
+
+    def resize(self: Any, output_size: Any, align_corners: bool, *factors: Any) -> Any:
+        if align_corners:
+            raise NotImplementedError("interpolate with antialias and align_corners has no translation to ONNX")
+        scales = sizes = None
+        if factors and all(isinstance(factor, float) for factor in factors):
+            scales = op.Constant(value_floats=[1.0, 1.0, *factors])
+        else:
+            sizes = op.Concat(op.Shape(self, end=2), op.Cast(output_size, to=ir.DataType.INT64), axis=0)
+        return op.Resize(self, None, scales, sizes, mode=mode, antialias=1, cubic_coeff_a=-0.5, exclude_outside=1)
+
+    return resize
+
+
 TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scalar_tensor.default: scalar_tensor,
     aten.rnn_tanh.input: recurrent("Tanh"),
@@ -356,7 +409,16 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.where.self: where,
     aten.scatter_reduce.two: scatter_reduce,
     aten.sort.stable: sort_stable,
-    aten.avg_pool2d.default: avg_pool2d,
+    operator.floordiv: floor_divided,
+    aten.bernoulli.default: bernoulli,
+    aten.clamp.default: clamp,
+    aten.clamp_min.default: clamp,
+    aten.clamp_max.default: lambda self, max: clamp(self, max=max),
+    aten.cross_entropy_loss.default: cross_entropy,
+    aten._upsample_bilinear2d_aa.default: resize_smoothly("linear"),
+    aten._upsample_bicubic2d_aa.default: resize_smoothly("cubic"),
+    aten.avg_pool2d.default: avg_pool(2),
+    aten.avg_pool3d.default: avg_pool(3),
     aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
     aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
     aten.adaptive_avg_pool3d.default: adaptive_avg_pool,

@@ -588,6 +588,10 @@ IMAGES: Cases = {
 # What has no translation, or none that the checker passes, never becomes a file.
 REFUSED: Cases = {
     "avg_pool_ceil_divisor": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=5),
+    "smoothed_loss": lambda x: F.cross_entropy(x, (x[:, 0] > 0).long(), label_smoothing=0.1),
+    "smooth_resize_by_corners": lambda x: F.interpolate(
+        x, size=(4, 5), mode="bilinear", antialias=True, align_corners=True
+    ),
     "scatter_mean_of_integers": lambda x: (
         torch.zeros(2, 4).long().scatter_reduce(1, torch.zeros(2, 4).long(), x[:, :, 0, 0].long(), "mean")
     ),
@@ -647,6 +651,33 @@ def test_a_graph_squeezes_and_takes_angles_as_its_model_does(tmp_path: Path) -> 
 
     gm = repl_fx.capture(Squeezes(), (X,))
     assert Exported(gm, tmp_path / "m.onnx", (X,)).verify()
+
+
+# What the exporter itself translates into something else.
+MENDED: Cases = {
+    "ceiling": lambda x: x * -(-x.shape[2] // 2),
+    "floor_of_negative": lambda x: x * ((3 - x.shape[2]) // 4 + x.shape[2] // -5),
+    "floor_of_fraction": lambda x: x * ((x.shape[2] * 0.7) // 1),
+    "pool_divisor": lambda x: F.avg_pool3d(x, 2, padding=1, divisor_override=3),
+    "bilinear_factor": lambda x: F.interpolate(x, scale_factor=(0.5, 1.7), mode="bilinear", antialias=True),
+    "bicubic_factor": lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True),
+    "bicubic_size": lambda x: F.interpolate(x, size=(4, 5), mode="bicubic", antialias=True),
+    "bernoulli": lambda x: torch.bernoulli((x > 0).float()),
+    "least": lambda x: (x / (x < 1)).clamp(min=-0.5),
+    "least_of_integers": lambda x: (x * 9).long().clamp(min=-3),
+    "most": lambda x: (x / (x < 1)).neg().clamp_max(0.5),
+    "loss": lambda x: F.cross_entropy(x, (x[:, 0] > 0).long(), torch.arange(4.0), reduction="none"),
+}
+
+
+@pytest.mark.slow
+def test_what_the_exporter_translates_wrongly_is_as_pytorch_computes_it(tmp_path: Path) -> None:
+    exported = Exported(Table(MENDED), tmp_path / "m.onnx", (I,))
+    longer = torch.cat([I, I + 0.1, I], 2)[:, :, :10]
+    for x in (I, longer):
+        check = exported.verify((x,), batches=[2])
+        assert [str(row) for row in check.rows if not row.passed] == []
+        assert {row.output for row in check.rows} == set(MENDED) and not check.failures
 
 
 POOLS: Cases = {

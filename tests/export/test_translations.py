@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import repl_fx
-from repl_fx.export.translations import _neutral, avg_pool2d, scatter_reduce
+from repl_fx.export.translations import _neutral, avg_pool, scatter_reduce
 from tests.exporting import Exported
 
 
@@ -31,7 +31,7 @@ def _value(*shape: int, dtype: ir.DataType = ir.DataType.FLOAT) -> Any:
             "the mean of integers",
         ),
         (
-            lambda: avg_pool2d(_value(1, 1, 5, 5), [2], ceil_mode=True, divisor_override=3),
+            lambda: avg_pool(2)(_value(1, 1, 5, 5), [2], ceil_mode=True, divisor_override=3),
             "ceil_mode and divisor_override",
         ),
     ],
