@@ -38,7 +38,7 @@ def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, 
         The other names of tied tensors, and the name under which each was written, in the same file.
 
     Raises:
-        OutputError: a tensor has no values, or the module has state that is no tensor.
+        OutputError: a tensor has no values, or is one that no file holds, or the module has state that is no tensor.
         SafetensorError, OSError: a file cannot be written.
     """
     _, state = _state_of(module)
@@ -70,6 +70,8 @@ def _write(tensors: Mapping[str, Any], file: Path) -> dict[str, str]:
             raise OutputError(f"{name} is of class {type(tensor).__name__}, and an artifact holds tensors alone")
         if tensor.is_meta:
             raise OutputError(f"{name} is on the meta device and has no values to save; materialise the model first")
+        if tensor.layout is not torch.strided:
+            raise OutputError(f"{name} is sparse ({tensor.layout}), and an artifact holds dense tensors alone")
         if is_sharded(tensor):
             raise OutputError(f"{name} is sharded over processes; save the model with whole tensors, as it was before")
         key = address(tensor)
@@ -86,7 +88,10 @@ def write_file(tensors: Mapping[str, Tensor], file: Path) -> None:
     # The library makes a file that its owner alone can read.
     file.touch()
     mode = file.stat().st_mode
-    save_file(dict(tensors), file, metadata={"format": "pt"})
+    try:
+        save_file(dict(tensors), file, metadata={"format": "pt"})
+    except KeyError as dtype:
+        raise OutputError(f"{file.name} cannot hold tensors of {dtype}, which safetensors lacks") from dtype
     file.chmod(mode)
 
 

@@ -212,6 +212,20 @@ def test_tensors_without_values_are_not_written(tmp_path: Path) -> None:
         write_state(nn.Linear(2, 2, device="meta"), tmp_path / "weights", tmp_path / "constants")
 
 
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.eye(2).to_sparse(), r"table is sparse \(torch.sparse_coo\), and an artifact holds dense tensors alone"),
+        (torch.zeros(2, dtype=torch.complex128), "weights cannot hold tensors of torch.complex128, which safetensors"),
+    ],
+)
+def test_tensors_that_no_file_can_hold_are_refused(tmp_path: Path, tensor: torch.Tensor, message: str) -> None:
+    layer = nn.Linear(2, 2)
+    layer.register_buffer("table", tensor)
+    with pytest.raises(repl_fx.OutputError, match=message):
+        write_state(layer, tmp_path / "weights", tmp_path / "constants")
+
+
 def test_shards_are_no_whole_tensors(tmp_path: Path) -> None:
     distributed = pytest.importorskip("torch.distributed.tensor")
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
