@@ -217,18 +217,6 @@ def angle(tensor: Tensor) -> Tensor:
     return torch.atan2(tensor.imag, tensor.real) if tensor.is_complex() else torch.angle(tensor)
 
 
-def diff(
-    tensor: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
-) -> Tensor:
-    """Differences of neighbours, `n` times; the exporter has no such operator."""
-    along = torch.cat([part for part in (prepend, tensor, append) if part is not None], dim)
-    cut = torch.ops.aten.slice.Tensor
-    for _ in range(n):
-        pair = cut(along, dim, 1), cut(along, dim, 0, -1)
-        along = torch.logical_xor(*pair) if along.dtype == torch.bool else torch.sub(*pair)
-    return along
-
-
 def complex_pad(tensor: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> Tensor:
     """Zeros around complex numbers, put around both parts; the exporter pads real ones alone."""
     return torch.view_as_complex(torch.nn.functional.pad(torch.view_as_real(tensor), [0, 0, *pad]))
@@ -274,7 +262,6 @@ def istft(
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.angle.default": angle,
-    "aten.diff.default": diff,
     "aten.rsub.Scalar": subtracted_from,
     "aten.scaled_dot_product_attention.default": attention,
     "aten._grouped_mm.default": grouped_matmul,
