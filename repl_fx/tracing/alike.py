@@ -160,7 +160,12 @@ def tolerated(part: nn.Module, name: str, one: Any, other: Any) -> bool:
     """
     if not is_leaf(part) or any(True for _ in part.parameters()):
         return False
-    return (name == "p" or "drop" in name) and type(one) is type(other) is float and bool(one) is bool(other)
+    return is_probability(name) and type(one) is type(other) is float and bool(one) is bool(other)
+
+
+def is_probability(name: str) -> bool:
+    """Tell whether an attribute of a layer is one by its name."""
+    return name == "p" or "drop" in name
 
 
 def asks_for_gradients(module: nn.Module) -> bool:

@@ -45,6 +45,7 @@ from repl_fx.tracing.alike import (
     attributes_of_tree,
     differences,
     hands_out,
+    is_probability,
     kind_of_call,
     names_of,
     plain,
@@ -134,7 +135,8 @@ class TracedCall:
         for path, name in spots:
             if (path, name) in self.watched - self.read:
                 continue
-            if not tolerated(module.get_submodule(path), name, mine[path].get(name), theirs[path].get(name)):
+            values = mine[path].get(name), theirs[path].get(name)
+            if (path, name) in self.read or not tolerated(module.get_submodule(path), name, *values):
                 return False
         known = tuple(f"{path}.{name}".lstrip(".") for path, name in spots)
         return all(path.startswith(known) for path in self.before.changes(now.state))
@@ -254,12 +256,12 @@ class Stamps:
         seen = not region.before.state.names_one_of(_PAST_READS)
         differing = self._families[region.module].differing if seen else ()
         spots = [(region.module.get_submodule(path), name) for path, name in differing]
-        # A layer reads its own attributes where nobody sees it.
-        inlined = [(part, name) for part, name in spots if not self.calls.stands_aside(part)]
+        # A layer reads its own attributes where nobody sees it; the code around it may read its probability too.
+        spots = [(part, name) for part, name in spots if not self.calls.stands_aside(part) or is_probability(name)]
         self._open.append(region)
         try:
-            with self.aside.kept(inlined, self._note_read) as watched:
-                region.watched = {(region.parts[part], name) for part, name in watched}
+            with self.aside.kept(spots, self._note_read) as watched:
+                region.watched = {(region.parts[m], name) for m, name in watched if not self.calls.stands_aside(m)}
                 return run(*args, **kwargs)
         finally:
             self._open.pop()

@@ -122,6 +122,17 @@ def test_the_setting_turns_it_off(stamped: list[str], monkeypatch: pytest.Monkey
     assert not stamped
 
 
+class Rated(nn.Module):
+    """Drops by a function at the rate of its layer, as attention does."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.up, self.drop = nn.Linear(8, 8), nn.Dropout(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + nn.functional.dropout(self.up(x), self.drop.p, self.training)
+
+
 class Counting(Block):
     """Counts its calls, in the file's globals or in an object that all share."""
 
@@ -323,6 +334,7 @@ APART: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "an argument that is written to": (lambda: Chain(*(Writes() for _ in range(3))), 0),
     "an argument that is written over": (lambda: Chain(*(Over() for _ in range(3))), 0),
     "a setting of a layer": (lambda: Chain(*(Strided(1 + n // 3) for n in range(4))), 1),
+    "a rate that the code around its layer reads": (lambda: Chain(*(Rated(0.1 * (n + 1)) for n in range(3))), 0),
     "a list of parameters": (lambda: Chain(*(Recurs() for _ in range(3))), 0),
     "a number that a module inside reads": (lambda: Chain(*(Outer(n) for n in range(3))), 0),
     "a buffer that is assigned": (lambda: Chain(*(Assigns() for _ in range(3))), 0),
