@@ -184,6 +184,10 @@ class OnTensors(nn.Module):
             return x + y
         elif self.kind == "initial_seed":
             return x * (torch.initial_seed() % 7)
+        elif self.kind == "set_default_dtype":
+            torch.set_default_dtype(torch.float64)
+            x = x * torch.ones(8)
+            torch.set_default_dtype(torch.float32)
         elif self.kind == "is a leaf":
             return x * 2 if x.is_leaf else x
         elif self.kind == "is an inference tensor":
@@ -196,7 +200,9 @@ class OnTensors(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("kind", ["register_hook", "retain_grad", "save_on_cpu", "inference_mode", "initial_seed"])
+@pytest.mark.parametrize(
+    "kind", ["register_hook", "retain_grad", "save_on_cpu", "inference_mode", "initial_seed", "set_default_dtype"]
+)
 def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
     own = Tensor.register_hook, Tensor.retain_grad
     with pytest.raises(CaptureError, match=f"the forward calls {kind}, which a graph would drop"):
