@@ -25,6 +25,7 @@ from torch.fx.node import has_side_effect
 from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
+from repl_fx.running.alone import is_bystander
 from repl_fx.tracing.asking import asking_code
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
 
@@ -162,7 +163,7 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
     Args:
         others: see the functions of the trace too, those of torch that `branches` lets run.
     """
-    with constant_numbers() as generators, ExitStack() as patches:
+    with constant_numbers(branches.aside) as generators, ExitStack() as patches:
         of = {generator.module: generator for generator in generators}
         for module, name, most in _PYTHON_DRAWS:
             stand_in = _stand_in(branches, of[module], getattr(module, name), most)
@@ -172,17 +173,30 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
 
 
 @contextmanager
-def constant_numbers() -> Iterator[Sequence[_Generator]]:
+def constant_numbers(aside: Callable[[], bool]) -> Iterator[Sequence[_Generator]]:
     """Refuse to trace a forward that takes other numbers from Python's or numpy's generator in each call.
 
     Where it seeds the generator with a constant before it takes any, they are the same in each call, and the graph
     holds them. Afterwards the generators are as they were.
 
+    Args:
+        aside: whether a leaf call goes on, which may make a generator of its own each time.
+
     Raises:
         Untraceable: the forward takes numbers without a seed: the graph would hold those drawn in the trace.
     """
     generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)
+    make = np.random.default_rng
+
+    def made(seed: Any = None) -> np.random.Generator:
+        if seed is None and not (aside() or is_bystander()):
+            raise Untraceable(
+                "the forward makes a random generator without a seed, and a graph would repeat its numbers"
+            )
+        return make(seed)
+
     with ExitStack() as undone:
+        undone.enter_context(patch.object(np.random, "default_rng", made))
         undone.callback(random.setstate, random.getstate())
         undone.callback(np.random.set_state, np.random.get_state())
         for generator in generators:
@@ -213,9 +227,10 @@ class _Generator:
         """The stand-in for the function that seeds the generator."""
 
         def seed(value: Any = None, *args: Any, **kwargs: Any) -> None:
-            if not self.seeded:
-                self.check()
-            self.seeded = isinstance(value, (int, np.integer))
+            if not is_bystander():
+                if not self.seeded:
+                    self.check()
+                self.seeded = isinstance(value, (int, np.integer))
             function(value, *args, **kwargs)
 
         return seed
@@ -235,7 +250,7 @@ def _stand_in(
     branches: DataDependentBranches, generator: _Generator, function: Callable[..., Any], most: int
 ) -> Callable[..., Any]:
     def draw(*args: Any, **kwargs: Any) -> Any:
-        if generator.seeded or branches.aside() or kwargs or len(args) > most:
+        if is_bystander() or generator.seeded or branches.aside() or kwargs or len(args) > most:
             return function(*args, **kwargs)
         generator.compared = True
         return Drawn(branches, (function, args))

@@ -105,7 +105,7 @@ def trace_by_fx(model: nn.Module, inputs: BoundInputs, learned: Learned, *, whol
     with (
         quiet_tracing(),
         autograd_calls(tracer.autograd_call),
-        constant_numbers(),
+        constant_numbers(lambda: False),
         no_tensor_hooks(lambda: False),
         _state_unread(model),
         (assigned := BufferAssignments()).noted(model, lambda module: False),

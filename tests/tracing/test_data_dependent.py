@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import Untraceable
+from repl_fx.running.alone import alone
 from repl_fx.tracing.data_dependent import DECISION, DataDependentBranches, recorded
 
 
@@ -131,3 +133,53 @@ def test_numbers_of_a_generator_that_the_forward_seeds_are_constants() -> None:
 def test_other_numbers_of_a_generator_are_refused(when: str) -> None:
     with pytest.raises(repl_fx.CaptureError, match="takes numbers from numpy's random generator"):
         repl_fx.capture(Seeds(when), (torch.randn(2, 4),))
+
+
+class Generates(nn.Module):
+    """Makes a generator of numpy's in each call, with a seed or without."""
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * np.random.default_rng(self.seed).random()
+
+
+class Around(nn.Module):
+    """Has the former inside, with a weight."""
+
+    def __init__(self, seed: int | None, whole: bool) -> None:
+        super().__init__()
+        self.fc, self.inside = nn.Linear(4, 4), Generates(seed)
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inside(x) if self.whole else Generates.forward(self.inside, x)
+        return self.fc(y)  # type: ignore[no-any-return]
+
+
+def test_a_generator_made_without_a_seed_is_refused_but_in_a_layer() -> None:
+    x, seeded, layer = torch.randn(2, 4), Around(3, whole=False), Around(None, whole=True)
+    assert torch.equal(repl_fx.capture(seeded, (x,))(x), seeded(x))
+    gm = repl_fx.capture(layer, (x,))
+    assert not torch.equal(gm(x), gm(x))
+    with pytest.raises(repl_fx.CaptureError, match="makes a random generator without a seed"):
+        repl_fx.capture(Around(None, whole=False), (x,))
+
+
+def test_another_thread_draws_and_seeds_for_itself() -> None:
+    def draw() -> list[float]:
+        state = random.getstate(), np.random.get_state()
+        random.seed(3)
+        found = [random.random(), np.random.uniform(1, 2), np.random.default_rng().random()]
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        return found
+
+    with ThreadPoolExecutor(1) as threads, alone():
+        with recorded(DataDependentBranches([], lambda: False)):
+            assert all(type(number) is float for number in threads.submit(draw).result())
+        with pytest.raises(Untraceable), recorded(DataDependentBranches([], lambda: False)):
+            threads.submit(draw).result()
+            random.randint(0, 5)
