@@ -79,7 +79,8 @@ def items_of(content: Any) -> Iterable[tuple[Any, Any]]:
 
 def bytes_of(tensor: Tensor) -> bytes:
     """The values of a tensor on any device, as they lie in memory without gaps."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return plain.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def equal_arrays(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:

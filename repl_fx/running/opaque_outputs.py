@@ -84,9 +84,15 @@ def floating_outputs(made: Any) -> list[Tensor]:
     found = []
     for value in pytree.tree_leaves(open_objects(made)):
         if isinstance(value, Tensor) and value.requires_grad:
-            real = torch.view_as_real(value) if value.is_complex() else value
+            dense = _dense(value).resolve_conj()
+            real = torch.view_as_real(dense) if dense.is_complex() else dense
             found.append(real if real.dtype == torch.float64 else real.float())
     return found
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """A tensor of ordinary layout, which all operators take; nested ones of uneven lengths have none."""
+    return tensor if tensor.layout in (torch.strided, torch.jagged) else tensor.to_dense()
 
 
 def is_object(value: Any) -> bool:
@@ -173,8 +179,10 @@ def all_finite(tensor: Tensor) -> bool:
 def equal_leaves(ours: Any, theirs: Any) -> bool:
     """Tell whether two values without structure are equal, bit for bit; NaN equals NaN."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        if (ours.dtype, ours.shape, ours.device) != (theirs.dtype, theirs.shape, theirs.device):
+        kinds = [(tensor.dtype, tensor.shape, tensor.device, tensor.layout) for tensor in (ours, theirs)]
+        if kinds[0] != kinds[1]:
             return False
+        ours, theirs = _dense(ours), _dense(theirs)
         if torch.equal(ours, theirs):
             return True
         # Attention with a row that is masked all over gives NaN on purpose.

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from repl_fx._torch import pytree
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import equal_leaves, open_objects
+from repl_fx.running.opaque_outputs import equal_leaves, floating_outputs, open_objects
 from repl_fx.running.untouched import (
     KeptTensors,
     Outcome,
@@ -248,9 +248,8 @@ def _step(
 
 def loss_of(outputs: Sequence[Any]) -> Tensor | None:
     """One number that every floating output which requires a gradient has a part in; None where there is none."""
-    parts = [value for value in outputs if isinstance(value, Tensor) and value.requires_grad]
-    real = [torch.view_as_real(part) if part.is_complex() else part for part in parts]
-    return torch.stack([((part.float() - 0.5) ** 2).mean() for part in real]).sum() if real else None
+    parts = floating_outputs(outputs)
+    return torch.stack([((part.float() - 0.5) ** 2).mean() for part in parts]).sum() if parts else None
 
 
 def _differences(ours: StepValues, theirs: StepValues) -> list[str]:

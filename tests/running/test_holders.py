@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
-from repl_fx.running.holders import GONE, attributes_of, bind, equal_arrays, refill, state_of
+from repl_fx.running.holders import GONE, attributes_of, bind, bytes_of, equal_arrays, refill, state_of
 
 
 class Slotted:
@@ -75,3 +76,9 @@ def test_generators_draw_again(generator: Any) -> None:
     drawn = generator.random()
     refill(generator, state)
     assert generator.random() == drawn
+
+
+def test_the_bytes_of_a_conjugated_tensor_are_those_of_its_values() -> None:
+    wave = torch.tensor([1 + 2j, 3 - 4j])
+    assert bytes_of(wave.conj()) == bytes_of(wave.conj().resolve_conj()) != bytes_of(wave)
+    assert bytes_of(torch._neg_view(wave)) == bytes_of(-wave)

@@ -51,6 +51,16 @@ def test_floating_outputs_are_those_with_gradients_real_and_in_single_precision_
     assert all(tensor.requires_grad for tensor in (*found, *with_gradients))
 
 
+def test_sparse_and_conjugated_outputs_are_taken_as_their_values() -> None:
+    weight = torch.tensor([0.0, 2.0], requires_grad=True)
+    wave = torch.tensor([1 + 2j], requires_grad=True)
+    sparse, conjugated = floating_outputs((weight.to_sparse(), wave.conj()))
+    assert torch.equal(sparse, weight) and torch.equal(conjugated, torch.tensor([[1.0, -2.0]]))
+    assert equal_leaves(weight.to_sparse(), weight.to_sparse())
+    assert not equal_leaves(weight.to_sparse(), (weight + 1).to_sparse())
+    assert not equal_leaves(weight, weight.to_sparse())
+
+
 def test_what_a_caller_does_to_the_result_stays_with_it() -> None:
     leaves, structure = pytree.tree_flatten(open_objects(Holder(torch.ones(2))))
     pytree.tree_unflatten(leaves, structure).notes.append("two")
