@@ -87,9 +87,12 @@ def as_now(model: nn.Module) -> Callable[[], None]:
     """A function that gives every module the attributes that it has now."""
     state = PythonState(model, hooks_of(model))
     kept = [(module, dict(vars(module)), _registries(module)) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
     def restore() -> None:
         state.restore()
+        for parameter, required in trained:
+            parameter.requires_grad = required
         for module, attributes, registries in kept:
             vars(module).clear()
             vars(module).update(attributes)

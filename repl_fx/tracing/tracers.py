@@ -19,8 +19,10 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import as_now
 from repl_fx.tracing.attempt import Attempt, Learned
 from repl_fx.tracing.control_flow import join_branches, truth_for
+from repl_fx.tracing.data_attributes import DataAttributes
 from repl_fx.tracing.data_dependent import constant_numbers
 from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
+from repl_fx.tracing.functions_watched import FunctionsWatched
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import attention_kernels
 from repl_fx.tracing.leaves import is_leaf
@@ -107,6 +109,7 @@ def trace_by_fx(model: nn.Module, inputs: BoundInputs, learned: Learned, *, whol
         autograd_calls(tracer.autograd_call),
         constant_numbers(lambda: False),
         no_tensor_hooks(lambda: False),
+        FunctionsWatched([DataAttributes(lambda: False)]),
         _state_unread(model),
         (assigned := BufferAssignments()).noted(model, lambda module: False),
         foreign_code(),
@@ -170,11 +173,11 @@ def _state_unread(model: nn.Module) -> OperatorsRun:
 
 
 class _Proxy(fx.Proxy):
-    """A proxy that is not told what `.data` it has, as its node would go on without it."""
+    """A proxy that is not told what `.data` it has, or to be frozen, as its node would go on without it."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "data":
-            raise Untraceable("fx cannot trace a forward that sets `.data` of a tensor")
+        if name in ("data", "requires_grad"):
+            raise Untraceable(f"fx cannot trace a forward that sets `.{name}` of a tensor")
         super().__setattr__(name, value)
 
 

@@ -69,7 +69,39 @@ def weight_set(layer: nn.Linear, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("step", [result_set, weight_set])
 def test_what_is_set_is_refused(step: Step) -> None:
-    with pytest.raises(
-        CaptureError, match=r"the forward sets `\.data` of a tensor, which a graph does not \(at .*, line \d+\)"
-    ):
+    with pytest.raises(CaptureError, match=r"sets `\.data` of a tensor, which a graph does not \(at .*, line \d+\);"):
         repl_fx.capture(Stepped(step), (torch.randn(2, 4),))
+
+
+def frozen_set(layer: nn.Linear, x: Tensor) -> Tensor:
+    layer.weight.requires_grad = False
+    return layer(x)  # type: ignore[no-any-return]
+
+
+def frozen_called(layer: nn.Linear, x: Tensor) -> Tensor:
+    layer.weight.requires_grad_(requires_grad=False)  # type: ignore[call-arg]
+    return layer(x)  # type: ignore[no-any-return]
+
+
+def frozen_meanwhile(layer: nn.Linear, x: Tensor) -> Tensor:
+    y: Tensor = layer.requires_grad_(False)(x)
+    layer.requires_grad_(True)
+    return y
+
+
+@pytest.mark.parametrize("step", [frozen_set, frozen_called, frozen_meanwhile])
+def test_a_parameter_that_the_forward_freezes_is_refused_and_left_as_it_was(step: Step) -> None:
+    model = Stepped(step)
+    with pytest.raises(CaptureError, match=r"the forward sets whether a parameter requires a gradient, .* \(at .*\);"):
+        repl_fx.capture(model, (torch.randn(2, 4),))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def thawed(layer: nn.Linear, x: Tensor) -> Tensor:
+    layer.requires_grad_(True)
+    return layer(x.detach().requires_grad_())  # type: ignore[no-any-return]
+
+
+def test_what_is_set_as_it_is_already_is_no_change() -> None:
+    model, x = Stepped(thawed), torch.randn(2, 4)
+    assert repl_fx.check_capture(model, repl_fx.capture(model, (x,)), (x,))
