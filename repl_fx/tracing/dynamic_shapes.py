@@ -7,7 +7,6 @@ makes it static where the model does not, instead of refusing the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -114,16 +113,11 @@ def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
 
 def put_numbers_(graph: fx.Graph) -> None:
     """Put numbers in the place of computed sizes that a trace has fixed, as in the layers that came after."""
-    for node in graph.nodes:
-        if isinstance(size := node.meta.get("val"), torch.SymInt) and (number := fixed_size(size)) is not None:
-            for user in list(node.users):
-                put = partial(_or_number, node, number)
-                user.args, user.kwargs = fx.node.map_arg(user.args, put), fx.node.map_arg(user.kwargs, put)
-
-
-def _or_number(node: fx.Node, number: int, used: fx.Node) -> Any:
-    """An argument, or a number where it is a node."""
-    return number if used is node else used
+    sizes = {node: node.meta.get("val") for node in graph.nodes}
+    numbers = {node: fixed_size(size) for node, size in sizes.items() if isinstance(size, torch.SymInt)}
+    fixed: dict[fx.Node, Any] = {node: number for node, number in numbers.items() if number is not None}
+    for user in dict.fromkeys(user for node in fixed for user in node.users):
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda used: fixed.get(used, used))
 
 
 def require_known(names: Collection[str], graphs: Iterable[fx.GraphModule]) -> None:
