@@ -6,21 +6,21 @@ step 1, step 2 as if no step 1  with the Python state of before the first, the s
 
 from __future__ import annotations
 
-import ast
+import dis
 import inspect
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repl_fx.errors import CaptureError, foreign_code, listed
-from repl_fx.running.code_names import is_foreign
+from repl_fx.running.code_names import codes_in, is_foreign
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.meanwhile import forward_replaced
 from repl_fx.running.opaque_outputs import same_value
@@ -206,12 +206,12 @@ def _place_of(model: nn.Module, path: str) -> str:
 
 
 def _line_of(kind: type, name: str) -> str | None:
-    try:
-        lines, first = inspect.getsourcelines(kind)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "__init__"]
-    named = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Attribute) and n.attr == name]
-    written = [node for node in named if isinstance(node.ctx, ast.Store)] or named
-    return f", {inspect.getsourcefile(kind)}, line {first + written[0].lineno - 1}" if written else None
+    methods = [inspect.unwrap(getattr(value, "fget", value)) for key, value in vars(kind).items() if key != "__init__"]
+    codes = [code for method in methods if isinstance(method, FunctionType) for code in codes_in(method.__code__)]
+    steps = [(step, code) for code in codes for step in dis.get_instructions(code) if step.argval == name]
+    places = [
+        (step.opname, f", {code.co_filename}, line {getattr(step.positions, 'lineno', 0)}")
+        for step, code in steps
+        if step.opname in ("LOAD_ATTR", "STORE_ATTR", "LOAD_METHOD")
+    ]
+    return next((place for way, place in places if way == "STORE_ATTR"), places[0][1] if places else None)
