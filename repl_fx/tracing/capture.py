@@ -203,8 +203,10 @@ def _trace_by(
     info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, traces, wanted_fixed)
     has_values = device_of(model, inputs).type != "meta"
-    if type(model).__call__ is not nn.Module.__call__:
-        _require_forward_alone(gm, model, inputs, has_values)
+    # Most classes with a `__call__` of their own repeat its signature alone.
+    around = type(model).__call__ is not nn.Module.__call__
+    if around and not (has_values and computes_alike(gm, model, inputs)):
+        raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
     if compiling.asked and has_values:
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None
@@ -237,12 +239,6 @@ class _Traces:
     graphs: dict[bool, fx.Graph] = field(default_factory=dict)
     pinned: dict[str, bool] = field(default_factory=dict)
     changes: dict[bool, StateChanges] = field(default_factory=dict)
-
-
-def _require_forward_alone(gm: CapturedModule, model: nn.Module, inputs: ExampleInputs, has_values: bool) -> None:
-    """Refuse a class whose `__call__` computes, as a trace begins at the forward; most repeat its signature alone."""
-    if not (has_values and computes_alike(gm, model, inputs)):
-        raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
 
 
 def _traced(

@@ -173,15 +173,10 @@ def _stored_by_methods(kind: type) -> Sequence[tuple[str, frozenset[str]]]:
         if part.__module__.startswith("torch.nn.") or part is object:
             continue
         for name, value in vars(part).items():
-            functions = (
-                (value.fget, value.fset) if isinstance(value, property) else (getattr(value, "__func__", value),)
-            )
-            for function in functions:
-                code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
-                if isinstance(code, CodeType) and name != "__init__":
-                    steps = chain.from_iterable(map(dis.get_instructions, codes_in(code)))
-                    stored = (str(s.argval) for s in steps if s.opname in ("STORE_ATTR", "DELETE_ATTR"))
-                    found.append((name, frozenset(stored)))
+            codes = chain.from_iterable(map(codes_in, _codes(value))) if name != "__init__" else ()
+            steps = chain.from_iterable(map(dis.get_instructions, codes))
+            stored = (str(s.argval) for s in steps if s.opname in ("STORE_ATTR", "DELETE_ATTR"))
+            found.append((name, frozenset(stored)))
     return found
 
 
@@ -221,8 +216,9 @@ def _named_by_hooks(module: nn.Module) -> Collection[str]:
 def _codes(value: Any) -> Iterator[CodeType]:
     """The code of a method or a property of a class, and of what it is wrapped around."""
     for function in (value.fget, value.fset) if isinstance(value, property) else (getattr(value, "__func__", value),):
-        while isinstance(function, FunctionType):
-            yield function.__code__
+        while function is not None:
+            if isinstance(function, FunctionType):
+                yield function.__code__
             function = getattr(function, "__wrapped__", None)
 
 
@@ -310,7 +306,9 @@ def _code(kind: Any) -> str:
         if isinstance(part, (type, FunctionType)) and is_own_code(part):
             found.append(_source(part))
             for function in _functions(part):
-                found += _globals(function.__code__, function.__globals__)
+                named = chain.from_iterable(code.co_names for code in codes_in(function.__code__))
+                values = ((name, function.__globals__.get(name)) for name in named)
+                found += [f"{n}={v!r}" for n, v in values if isinstance(v, _PLAIN) and v is not None]
     return f" code {hashlib.sha256(''.join(found).encode()).hexdigest()[:16]}" if found else ""
 
 
@@ -327,10 +325,3 @@ def _functions(part: Any) -> list[Any]:
     """A function itself, or those of a class."""
     held = vars(part).values() if isinstance(part, type) else (part,)
     return [function for function in held if isinstance(getattr(function, "__code__", None), CodeType)]
-
-
-def _globals(code: CodeType, names: Mapping[str, Any]) -> Iterator[str]:
-    for name in chain.from_iterable(inner.co_names for inner in codes_in(code)):
-        value = names.get(name)
-        if isinstance(value, _PLAIN) and value is not None:
-            yield f"{name}={value!r}"

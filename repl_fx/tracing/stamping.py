@@ -16,7 +16,7 @@ generator, decided by a value, wrote to an argument, read a value that came by a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -411,7 +411,9 @@ class CallCopies:
     ) -> list[fx.Node]:
         others = region.counterparts(module)
         targets = {self.paths[one]: self.paths[other] for one, other in others.items()}
-        states = {self.states[a]: self.states[b] for a, b in _tensor_pairs(others) if a in self.states}
+        pairs = [(held_by(one), held_by(other)) for one, other in others.items()]
+        tensors_of = [(id(tensor), id(theirs[name])) for mine, theirs in pairs for name, tensor in mine.items()]
+        states = {self.states[a]: self.states[b] for a, b in tensors_of if a in self.states}
         lifted = self._lifted[region]
         env: dict[fx.Node, fx.Node] = dict(zip(lifted.inputs, tensors, strict=True))
 
@@ -455,13 +457,6 @@ class CallCopies:
             for one in boundaries(node):
                 if one.call in calls and node in env:
                     note_boundary(env[node], Boundary(calls[one.call], one.argument, one.leaf))
-
-
-def _tensor_pairs(others: Mapping[nn.Module, nn.Module]) -> Iterator[tuple[int, int]]:
-    """The tensors of modules and those of their counterparts, by `id`."""
-    for one, other in others.items():
-        theirs = held_by(other)
-        yield from ((id(tensor), id(theirs[name])) for name, tensor in held_by(one).items() if tensor is not None)
 
 
 def _moved(entries: Sequence[tuple[str, Any]], targets: Mapping[str, str], key: str) -> dict[str, Any]:
