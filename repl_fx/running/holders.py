@@ -97,15 +97,12 @@ def refill(owner: Any, content: Any) -> None:
     elif isinstance(owner, np.ndarray):
         if not equal_arrays(owner, content):
             np.copyto(owner, content)
-    elif isinstance(owner, bytearray):
-        if owner != content:
-            owner[:] = content
     # Another class of container, such as a frozen dict, is an object: its attributes are what was noted of it.
     elif type(owner) in CONTAINERS:
         pairs = zip(list(items_of(owner)), items_of(content), strict=False)
         if len(owner) != len(content) or any(a is not c or b is not d for (a, b), (c, d) in pairs):
             owner.clear()
-            owner.extend(content) if isinstance(owner, (list, deque)) else owner.update(content)
+            owner.extend(content) if isinstance(owner, (list, deque, bytearray)) else owner.update(content)
     else:
         now = attributes_of(owner)
         for name in now.keys() | content.keys():

@@ -203,10 +203,8 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
             kinds_of_leaves.append((numbers[id(leaf)], place, *metadata(leaf), gradients and leaf.requires_grad))
         elif isinstance(leaf, torch.SymInt):
             kinds_of_leaves.append((torch.SymInt, leaf.node.expr))
-        elif isinstance(leaf, _VALUES) and not isinstance(leaf, (slice, type)):
+        elif isinstance(leaf, _VALUES) and not isinstance(leaf, slice):
             kinds_of_leaves.append((type(leaf), leaf))
-        elif leaf is None or isinstance(leaf, type):
-            kinds_of_leaves.append(leaf)
         else:
             return None
     if not 0 < len(tensors) <= _MOST_TENSORS:
