@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -43,7 +42,7 @@ from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.captured import traced_constant
 from repl_fx.running.meanwhile import attributes_set, forward_replaced, set_by
-from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.opaque_outputs import equal_leaves, open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_attributes import DataAttributes
 from repl_fx.tracing.data_dependent import DataDependentBranches, recorded
@@ -103,8 +102,7 @@ class Learned:
     def name(self, tensor: Tensor) -> str:
         """The attribute name of a constant; an equal one that is known already is used again."""
         for index, known in enumerate(self.tensors):
-            same_kind = known.dtype == tensor.dtype and known.shape == tensor.shape and known.device == tensor.device
-            if known is tensor or (same_kind and not tensor.is_meta and torch.equal(known, tensor)):
+            if known is tensor or (not tensor.is_meta and equal_leaves(known, tensor)):
                 return traced_constant(index)
         self.tensors.append(tensor)
         return traced_constant(len(self.tensors) - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from repl_fx.tracing.attempt import each_call_traced
+from repl_fx.tracing.attempt import Learned, each_call_traced
 from repl_fx.tracing.capture import capture
 from tests.tracing.nets import info_of
 
@@ -24,3 +24,10 @@ def test_inside_each_call_is_traced_by_itself_for_the_reason_given() -> None:
         info = info_of(capture(net(), (torch.randn(2, 8),)))
     assert (info.copies, info.unlike) == (0, "they differed")
     assert info_of(capture(net(), (torch.randn(2, 8),))).unlike == ""
+
+
+def test_equal_constants_have_one_name_sparse_ones_too() -> None:
+    learned, sparse, nan = Learned(), torch.eye(2).to_sparse(), torch.full((2,), torch.nan)
+    made = [sparse, torch.eye(2), torch.ones(2, 2).to_sparse(), sparse.clone(), torch.eye(2), nan]
+    assert len({learned.name(tensor) for tensor in made}) == len(learned.tensors) == 4
+    assert learned.name(nan.clone()) == learned.name(nan)
