@@ -162,7 +162,7 @@ def _differences_in_layout(ours: Outcome, theirs: Outcome) -> list[str]:
     where = "evaluation, on inputs of other strides and with another attention kernel"
     if theirs.problem is not None:
         refused = isinstance(theirs.problem, BadInput)
-        return [] if refused else [f"{where}: {str(theirs.problem).splitlines()[0]}"]
+        return [] if refused else [f"{where}: {first_line(theirs.problem)}"]
     leaves = (pytree.tree_leaves(open_objects(outcome.outputs)) for outcome in (ours, theirs))
     return [
         f"{where}: output {index}{_by_how_much(one, other) if equal_strides(one, other) else ' has other strides'}"
@@ -269,10 +269,7 @@ def _differences(ours: StepValues, theirs: StepValues) -> list[str]:
     for name, value in ours.state.items():
         other = theirs.state.get(name)
         # Parameters that the graph has under another of their names are compared under that.
-        if value is None or other is None:
-            if value is not other:
-                found.append(name)
-        elif not equal_leaves(value, other):
+        if not equal_leaves(value, other):
             found.append(f"{name}{_by_how_much(value, other)}")
     return found
 

@@ -196,3 +196,19 @@ def test_attention_that_is_frozen_is_compared_by_its_own_code() -> None:
     assert not isinstance(result.model, fx.GraphModule)
     assert torch.backends.mha.get_fastpath_enabled()
     assert check_of(model, repl_fx.capture(model, (torch.randn(2, 6, 16),)), ExampleInputs.of((torch.randn(2, 6, 16),)))
+
+
+class Silent(nn.Linear):
+    """Fails without a word on inputs that have gaps in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_contiguous():
+            raise ValueError
+        return super().forward(x)
+
+
+def test_an_error_without_a_word_is_named_by_its_class() -> None:
+    plain, silent = nn.Linear(4, 4), Silent(4, 4)
+    silent.load_state_dict(plain.state_dict())
+    (difference,) = check(plain, silent, training=False).differences
+    assert difference.endswith("attention kernel: ValueError")
