@@ -207,8 +207,6 @@ def same_value(ours: Any, theirs: Any) -> bool:
         return True
     if type(ours) is not type(theirs):
         return False
-    if isinstance(ours, Tensor):
-        return equal_leaves(ours, theirs)
     if isinstance(ours, Mapping):
         return list(ours) == list(theirs) and all(same_value(ours[key], theirs[key]) for key in ours)
     if isinstance(ours, (tuple, list)):

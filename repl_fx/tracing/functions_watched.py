@@ -31,7 +31,7 @@ class FunctionsWatched(TorchFunctionMode):
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
         super().__init__()
-        self._run: Run = _call
+        self._run: Run = lambda func, args, kwargs: func(*args, **kwargs)
         for watcher in reversed(watchers):
             self._run = partial(watcher.watch, run=self._run)
 
@@ -40,7 +40,3 @@ class FunctionsWatched(TorchFunctionMode):
         if func in _PASSED:
             return func(*args, **(kwargs or {}))
         return self._run(func, args, kwargs or {})
-
-
-def _call(func: Any, args: Any, kwargs: Any) -> Any:
-    return func(*args, **kwargs)

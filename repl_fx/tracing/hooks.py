@@ -29,11 +29,10 @@ _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backwar
 # which compare structures alone.
 _FOLLOWED = ("transformers.utils.output_capturing", "repl_fx.rewriting.in_place.surrogate_block")
 _GENERATOR = ("seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state")
-_SETTERS = ("set_default_dtype", "set_float32_matmul_precision")
 _DROPPED: tuple[tuple[Any, str], ...] = (
     *((Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),
     (torch.autograd.graph, "register_multi_grad_hook"),
-    *((torch, name) for name in (*_GENERATOR, *_SETTERS)),
+    *((torch, name) for name in (*_GENERATOR, "set_default_dtype", "set_float32_matmul_precision")),
     *((torch.random, name) for name in (*_GENERATOR, "fork_rng")),
     (torch.autograd.graph.saved_tensors_hooks, "__init__"),
     (torch.autograd.graph.save_on_cpu, "__init__"),
