@@ -135,8 +135,8 @@ class _Lifter:
         named = named_tensors(model)
         targets = [s.target for s in specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
         # A forward may register a buffer, which the model does not have behind the trace.
-        states = {id(named[target]): target for target in targets if target in named}
-        self.copies = CallCopies(attempt.stamps, self.graph, self.paths, states, self.state_at)
+        self.states = {id(named[target]): target for target in targets if target in named}
+        self.copies = CallCopies(attempt.stamps, self.graph, self.paths, self.states, self.state_at)
 
     def placeholders(self, inputs: BoundInputs) -> None:
         made = InputNodes(self.graph, inputs)
@@ -155,8 +155,11 @@ class _Lifter:
                 self.env[node] = partial(self.state_at, spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 tensor = self.program.constants[spec.target]
-                require_own(str(spec.target), tensor, self.attempt.model)
-                self.env[node] = partial(self.state_at, self.attempt.learned.name(tensor), node.meta.get("val"))
+                held = self.states.get(id(tensor))
+                if held is None:
+                    require_own(str(spec.target), tensor, self.attempt.model)
+                    held = self.attempt.learned.name(tensor)
+                self.env[node] = partial(self.state_at, held, node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
         given = zip(nodes, signature.input_specs, strict=True)

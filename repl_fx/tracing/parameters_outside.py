@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.errors import Untraceable
+from repl_fx.graph.state import named_tensors
 from repl_fx.tracing.functions_watched import Run
 
 
@@ -43,14 +44,14 @@ class ParametersOutside:
 
 
 def require_own(name: str, tensor: Tensor, model: nn.Module) -> None:
-    """Refuse a constant that begins in the memory of a parameter of the model, whose values change.
+    """Refuse a constant that begins in the memory of a parameter or buffer of the model, whose values change.
 
     Raises:
         Untraceable: names both.
     """
     begin = _address(tensor)
-    for path, parameter in model.named_parameters():
-        if begin and 0 <= begin - _address(parameter) < parameter.nbytes:
+    for path, held in named_tensors(model).items():
+        if begin and 0 <= begin - _address(held) < held.nbytes:
             raise Untraceable(
                 f"the forward reads {name}, a view of {path} that was made before, and a graph would keep it as it is "
                 "now; make it in the forward"

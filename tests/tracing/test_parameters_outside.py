@@ -36,6 +36,20 @@ class Viewed(Tied):
         return self.first(x)[:, 2:] @ self.view.t()[:, 2:]  # type: ignore[no-any-return]
 
 
+class Scaled(nn.Module):
+    """A buffer that a list holds too, whole or a view of it that was made once."""
+
+    scales: Tensor
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.register_buffer("scales", torch.arange(1.0, 9.0))
+        self.layer, self.held = nn.Linear(8, 8), [self.scales[first:] if first else self.scales]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.held[0].sum()  # type: ignore[no-any-return]
+
+
 class Reading(nn.Module):
     """Reads the parameter of the script, or a module that is in no tree, where gradients flow or where none do."""
 
@@ -66,6 +80,15 @@ def test_a_parameter_of_the_model_that_a_list_holds_too_is_that_parameter() -> N
 def test_a_view_of_a_parameter_that_was_made_once_is_refused() -> None:
     with pytest.raises(repl_fx.CaptureError, match=r"reads view, a view of first\.weight that was made before"):
         repl_fx.capture(Viewed(), (X,))
+
+
+def test_a_buffer_that_a_list_holds_too_is_that_buffer_and_a_view_of_one_is_refused() -> None:
+    model = Scaled(0)
+    gm = repl_fx.capture(model, (X,))
+    model.scales.add_(1)
+    assert torch.equal(model(X), gm(X))
+    with pytest.raises(repl_fx.CaptureError, match="a view of scales that was made before"):
+        repl_fx.capture(Scaled(1), (X,))
 
 
 @pytest.mark.parametrize("how", ["alone", "among others", "by a module"])
