@@ -55,7 +55,11 @@ def _noting(module: nn.Module, run: Callable[..., Any], path: str, stamps: Stamp
     def call(*args: Any, **kwargs: Any) -> Any:
         made = ModuleCall(path, calls)
         calls.append(made)
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            # Hooks make of these what the forward takes, or it says itself what is wrong.
+            return run(*args, **kwargs)
         bound.apply_defaults()
         given = dict(places(bound.arguments))
         made.given = {place: leaf if isinstance(leaf, PLAIN) else type(leaf) for place, leaf in given.items()}

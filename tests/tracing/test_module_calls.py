@@ -52,3 +52,25 @@ def test_a_second_call_is_another() -> None:
     calls = {boundary.call for _, boundary in at_boundaries(gm.graph, "0")}
     assert len(calls) == 2
     assert all(len(call.calls) == 2 for call in calls)
+
+
+def test_hooks_may_make_the_arguments_that_a_forward_takes() -> None:
+    class Scaled(MlpBlock):
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            return super().forward(x) * scale  # type: ignore[no-any-return]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Scaled(8) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model, x = Net(), torch.randn(2, 6, 8)
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, args, kwargs: (args, {"scale": 2.0}), with_kwargs=True)
+    gm = repl_fx.capture(model, (x,))
+    assert gm.meta["capture"].tracer == "torch.export" and torch.equal(gm(x), model(x))
