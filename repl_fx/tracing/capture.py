@@ -207,6 +207,12 @@ def _trace_by(
     around = type(model).__call__ is not nn.Module.__call__
     if around and not (has_values and computes_alike(gm, model, inputs)):
         raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
+    if has_values and tracer is trace_by_fx:
+        given = (inputs, other_sizes_of(gm, model, inputs))
+        if not all(computes_alike(gm, model, sizes) for sizes in given if sizes is not None):
+            raise Untraceable(
+                "fx runs the forward on what are neither tensors nor numbers, and it computes otherwise then"
+            )
     if compiling.asked and has_values:
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None

@@ -48,6 +48,18 @@ def test_second_rung_takes_what_torch_export_refuses() -> None:
         gm(x, False)
 
 
+@pytest.mark.parametrize("way", ["class", "table"])
+def test_ways_that_proxies_go_otherwise_than_tensors_and_numbers_are_refused(way: str) -> None:
+    class Asks(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            refuse_export(x)
+            known = isinstance(x, Tensor) if way == "class" else {8: True}.get(x.shape[1])
+            return self.fc(x) * (2 if known else 3)  # type: ignore[no-any-return]
+
+    with pytest.raises(CaptureError, match="and it computes otherwise then"):
+        capture(Asks(), (torch.randn(3, 8),))
+
+
 class RefusedRegion(Linear):
     def __init__(self, region: Callable[[], Any]) -> None:
         super().__init__()
