@@ -444,9 +444,7 @@ def define_operator(schema: str, fake: Callable[..., Any]) -> Any:
 
 def fixed_size(size: int | torch.SymInt) -> int | None:
     """The one value that a dimension of a traced tensor can have; None where it may vary."""
-    if isinstance(size, int):
-        return size
-    known = size.node.maybe_as_int()
+    known = size if isinstance(size, int) else size.node.maybe_as_int()
     return None if known is None else int(known)
 
 
@@ -527,11 +525,6 @@ def is_truth(expression: Any) -> bool:
     return bool(expression.is_Boolean or expression.is_Relational)
 
 
-def settled_condition(condition: Any, sizes: ShapeEnv) -> Any:
-    """A condition on symbolic sizes with the numbers of those that a trace has fixed."""
-    return sizes.replace(condition)
-
-
 def made_equal(conditions: Iterable[Any]) -> list[tuple[str, str]]:
     """Two symbols each, of which one is at most the other by one of some conditions, and at least by another."""
     differences = {c.lts - c.gts for c in conditions if isinstance(c, sympy.Le | sympy.Ge)}
@@ -594,9 +587,7 @@ def set_item(tensor: Tensor, number: int | torch.SymInt) -> None:
 
 def example_of(size: int | torch.SymInt) -> int:
     """The number that a size has for the example inputs, without a guard on it; see `has_example`."""
-    if isinstance(size, int):
-        return size
-    hint: Any = size.node.hint
+    hint: Any = size if isinstance(size, int) else size.node.hint
     return int(hint)
 
 

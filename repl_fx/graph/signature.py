@@ -10,7 +10,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -211,16 +211,13 @@ def leaf_paths(structure: pytree.TreeSpec) -> list[tuple[Any, ...]]:
 
 def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec) -> Any:
     """An fx argument that rebuilds a nested output from its flattened leaves, adding nodes where it must."""
-    leaves = list(leaves)
     if structure.is_leaf():
         return leaves[0]
     children = children_of(structure)
     kind = _PLAIN.get(structure.type, structure.type)
     if kind in (tuple, list, dict):
-        built = []
-        for child in children:
-            built.append(output_of(graph, leaves[: child.num_leaves], child))
-            leaves = leaves[child.num_leaves :]
+        following = iter(leaves)
+        built = [output_of(graph, list(islice(following, child.num_leaves)), child) for child in children]
         if kind is dict:
             return dict(zip(structure.context, built, strict=True))
         return kind(built)
@@ -231,9 +228,7 @@ def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec
 
 def is_writable(value: Any) -> bool:
     """Tell whether a constant argument can be part of a graph's code."""
-    if type(value) in (tuple, list):
-        return all(is_writable(item) for item in value)
-    if type(value) is dict:
-        return all(is_writable(item) for item in value.values())
+    if type(value) in (tuple, list, dict):
+        return all(map(is_writable, value.values() if type(value) is dict else value))
     # Those of classes derived from these (an `IntEnum`, a number of numpy) are written as no code of a graph.
     return value is None or type(value) in _WRITABLE

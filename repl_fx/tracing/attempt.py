@@ -29,14 +29,7 @@ from unittest.mock import patch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from repl_fx._torch import (
-    any_names,
-    buffer_hooks_restored,
-    lean_tracing,
-    optimized_execution,
-    pytree,
-    quiet_tracing,
-)
+from repl_fx._torch import any_names, buffer_hooks_restored, lean_tracing, optimized_execution, pytree, quiet_tracing
 from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by

@@ -162,14 +162,13 @@ class _Lifter:
                 self.env[node] = partial(self.state_at, held, node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
-        given = zip(nodes, signature.input_specs, strict=True)
-        tensors = [self.env[node] for node, spec in given if spec.kind is InputKind.USER_INPUT]
+        tensors = [self.env[node] for node in nodes if isinstance(self.env[node], fx.Node)]
         questions = self.attempt.questions
         asking = {
             module: [self.paths[one] for one in self.attempt.stamps.all_like(module) if one in self.paths]
             for module in questions.modules()
         }
-        add_checks(self.graph, questions, [tensor for tensor in tensors if tensor is not None], asking)
+        add_checks(self.graph, questions, tensors, asking)
 
     def body(self, gm: fx.GraphModule) -> list[Any]:
         """Emit the nodes of one (sub)graph; returns its results."""

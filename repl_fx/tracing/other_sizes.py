@@ -45,7 +45,7 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleI
     traced = _traced_shapes(gm, module, inputs)
     if all(fixed_size(size) is not None for _, shape in traced for size in shape):
         return True
-    resized = _resized(gm, traced, inputs)
+    resized = other_sizes_of(gm, module, inputs)
     if resized is None:
         return False
     # Where the source does not take these sizes, there is nothing to be wrong about.
@@ -196,7 +196,16 @@ def _holds(check: SizeCheck, sizes: Mapping[str, int]) -> bool:
 
 def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
     """Inputs of other sizes where those of a graph are dynamic; None where none are, or a size depends on others."""
-    return _resized(gm, _traced_shapes(gm, module, inputs), inputs)
+    traced = _traced_shapes(gm, module, inputs)
+    free, checks = _free_sizes(traced), _checks(gm)
+    sizes = chosen_sizes(free, list(free), _odd_first, lambda sizes: all(_holds(check, sizes) for check in checks))
+    if sizes == free:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        id(tensor): _drawn([size_with(size, sizes) for size in shape], tensor, generator) for tensor, shape in traced
+    }
+    return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
 
 
 def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
@@ -214,19 +223,6 @@ def _checked_tensors(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInput
         for path, leaf in pytree.tree_flatten_with_path(given)[0]
         if (words := words_for(name, path)) in nodes
     }
-
-
-def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
-    """The inputs with other sizes that a graph takes; None where it takes none."""
-    free, checks = _free_sizes(traced), _checks(gm)
-    sizes = chosen_sizes(free, list(free), _odd_first, lambda sizes: all(_holds(check, sizes) for check in checks))
-    if sizes == free:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    drawn = {
-        id(tensor): _drawn([size_with(size, sizes) for size in shape], tensor, generator) for tensor, shape in traced
-    }
-    return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
 
 
 def _odd_first(now: int) -> Iterable[int]:

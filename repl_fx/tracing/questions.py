@@ -185,7 +185,7 @@ _OTHERWISE: Mapping[str, Callable[..., AbstractContextManager[object]]] = {
 def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
     """Tell whether a graph returns the same as its model in evaluation mode, but for the rounding of other kernels."""
     trial = copy_graph(gm)
-    if SideBySide(model, gm).agree(trial, inputs):
+    if SideBySide(model, gm).returned(trial, inputs) is not None:
         return True
     # In a lower precision other kernels round to other values than these bounds allow.
     with no_autocast(device_of(model, inputs)):
@@ -196,7 +196,7 @@ def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     """Tell whether a graph stops at inputs, such as of other sizes, at which its model stops."""
     trial = copy_graph(gm)
     return (
-        SideBySide(model, gm).agree(trial, inputs)
+        SideBySide(model, gm).returned(trial, inputs) is not None
         or outcome_of(model, inputs, False).problem is None
         or outcome_of(trial, inputs, False).problem is not None
     )

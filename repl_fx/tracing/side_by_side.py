@@ -39,10 +39,6 @@ class SideBySide:
         self._within = within
         self._shapes = WithoutValues(within) if products_of(gm) > _PER_NODE * len(gm.graph.nodes) else None
 
-    def agree(self, gm: nn.Module, inputs: ExampleInputs, training: bool = False) -> bool:
-        """Tell whether it is sure without computing that both return the same, or stop."""
-        return self.returned(gm, inputs, training) is not None
-
     def returned(self, gm: nn.Module, inputs: ExampleInputs, training: bool = False) -> bool | None:
         """Tell without computing whether both return, and the same, or both stop; None where only values can tell."""
         return None if self._shapes is None else self._shapes.returned(self._model, gm, inputs, training)

@@ -157,18 +157,12 @@ def _follows(
     condition: Limit, rules: Sequence[Limit], kept: Sequence[Limit], examples: Mapping[str, int], drawn: random.Random
 ) -> bool:
     """Tell whether a condition on several sizes holds wherever the rules do, and the conditions kept so far."""
-    for _ in range(_COMBINATIONS):
-        sizes = {name: _size(name, size, rules, drawn) for name, size in examples.items()}
-        if all(other.holds(sizes) for other in kept) and not condition.holds(sizes):
-            return False
-    return True
+    tried = ({name: _size(name, size, rules, drawn) for name, size in examples.items()} for _ in range(_COMBINATIONS))
+    return all(condition.holds(sizes) or not all(other.holds(sizes) for other in kept) for sizes in tried)
 
 
 def _size(name: str, example: int, rules: Sequence[Limit], drawn: random.Random) -> int:
     """A size for which the rules hold, near that of the example."""
     own = [rule for rule in rules if rule.names == (name,)]
-    for _ in range(_COMBINATIONS):
-        size = drawn.randint(1, 2 * example + 8)
-        if all(rule.holds({name: size}) for rule in own):
-            return size
-    return example
+    tried = (drawn.randint(1, 2 * example + 8) for _ in range(_COMBINATIONS))
+    return next((size for size in tried if all(rule.holds({name: size}) for rule in own)), example)

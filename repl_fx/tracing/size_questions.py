@@ -31,7 +31,6 @@ from repl_fx._torch import (
     is_truth,
     limited_symbols,
     made_equal,
-    settled_condition,
     size_evaluations,
     symbol_of,
     whole_number,
@@ -168,7 +167,8 @@ class SizeQuestions:
         decided: dict[Any, _Held] = {}
         limits: dict[Any, str] = {}
         for asked, held in self.held.items():
-            condition = settled_condition(asked, sizes)
+            # With the numbers of the sizes that the trace has fixed.
+            condition: Any = sizes.replace(asked)
             symbols = set(map(str, condition.free_symbols))
             # A condition on values of tensors is checked where these are computed.
             if symbols and symbols <= examples.keys():

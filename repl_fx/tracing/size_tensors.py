@@ -40,8 +40,12 @@ class SizeTensors:
             # Python would ask the tensors in a slice for numbers that do not vary.
             args = (args[0], self._index(args[1]), *args[2:])
         result = run(func, args, kwargs)
-        if func in (Tensor.__int__, Tensor.__index__):
-            self._refuse_frozen(args[0])
+        # What has just become a number of Python's, unless the trace has fixed the sizes it came from.
+        number = self._operand(args[0]) if func in (Tensor.__int__, Tensor.__index__) else None
+        if number is not None and fixed_size(number) is None:
+            raise Untraceable(
+                "a size that went through a tensor becomes a plain number, and a graph would repeat that of the trace"
+            )
         if not isinstance(result, Tensor) or result.ndim or result.dtype is not torch.int64 or not has_no_value(result):
             return result
         number = self._number(getattr(func, "__name__", ""), args, kwargs)
@@ -72,14 +76,6 @@ class SizeTensors:
         # Rounding down and rounding to zero are the same then.
         positive = statically_known_true(operands[0] >= 0) and statically_known_true(operands[1] > 0)
         return operands[0] // operands[1] if positive else None
-
-    def _refuse_frozen(self, value: Tensor) -> None:
-        """Refuse what has just become a number of Python's, unless the trace has fixed the sizes it came from."""
-        number = self._operand(value)
-        if number is not None and fixed_size(number) is None:
-            raise Untraceable(
-                "a size that went through a tensor becomes a plain number, and a graph would repeat that of the trace"
-            )
 
     def _index(self, index: Any) -> Any:
         if isinstance(index, tuple):

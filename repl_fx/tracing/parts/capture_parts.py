@@ -181,14 +181,10 @@ def capture_parts(
     else:
         search.require(paths)
     called = _settle(search, reference, inputs)
-    if paths is not None and set(paths) != search.parts.keys():
-        raise CaptureError(type(model).__name__, [str(line) for line in search.eager])
-    if not search.parts:
-        raise CaptureError(type(model).__name__, [*obstacles, *(str(line) for line in search.eager)])
+    if not search.parts or (paths is not None and set(paths) != search.parts.keys()):
+        raise CaptureError(type(model).__name__, [*obstacles, *map(str, search.eager)])
     require_known(names, search.parts.values())
-    eager = [*search.eager]
-    if obstacles:
-        eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
+    eager = [*(Eager("", type(model).__name__, why) for why in obstacles[:1]), *search.eager]
     parts = tuple(Part(path, search.parts[path], called[path]) for path in calls if path in called)
     module = assemble(source, search.parts)
     tell("compare with the model")

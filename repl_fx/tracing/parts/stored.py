@@ -174,10 +174,10 @@ def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleIn
     targets = [(kind, str(target)) for _, kind, target, *_ in part.nodes]
     # What one version of a mode switch alone calls is handed to it.
     modules = {name for name, _ in source.named_modules(remove_duplicate=False)}
+    made = {switch.path for switch in part.switches}
     called = [at for kind, at in targets if kind == "call_module" or (kind == "get_attr" and at in modules)]
-    switched = {switch.path for switch in part.switches}
     constants = (_tensor(constant).to(device) for constant in part.constants)
-    root = module_tree(source, [path for path in called if path not in switched], constants)
+    root = module_tree(source, set(called) - made, constants)
     for switch in part.switches:
         versions = (
             AlikeGraphModule(nn.Module(), reader.graph(nodes))
