@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.display.progress import shown, tell
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, CaptureError
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.budgets import budget_among
 from repl_fx.planning.choose_surrogates import next_choices, without_policies
@@ -24,9 +24,16 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.checkpoints.fitting import with_weights
 from repl_fx.sources.checkpoints.weight_files import Weights
+from repl_fx.tracing.attempt import each_call_traced
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite, require_original
-from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts, captured_before, is_as_captured
+from repl_fx.tracing.parts.capture_parts import (
+    CapturedParts,
+    capture_parts,
+    captured_before,
+    computes_as_source,
+    is_as_captured,
+)
 from repl_fx.tracing.parts.finders import Finder, by_options, finder_of, without_patterns
 from repl_fx.tracing.parts.part_repeats import find_again, find_in_parts
 
@@ -65,8 +72,9 @@ def transform(
             the model that was given keeps its weights, and the result shares none with it.
         copy: give the result parameters of its own.
         allow_nan: take a model with weights that are NaN or infinite, too.
-        check: take one training step of the rewritten model on the example inputs. A surrogate that fails it is
-            refused; `auto` goes on to its next choice for that block. With a given plan the failure is an error.
+        check: compare the graph with the model in evaluation mode, where they take no longer to run than to trace, and
+            take one training step of the rewritten model on the example inputs. A surrogate that fails it is refused;
+            `auto` goes on to its next choice for that block. With a given plan the failure is an error.
         graph: let `result.model` be the graph, also where the model has a form in place.
         in_place: replace only blocks whose surrogates have a place in the model's own tree, so that `result.model` is
             the model in place. Else one such block makes it the graph. Either way `auto` takes a surrogate that has a
@@ -112,7 +120,8 @@ def transform(
     if captured is None:
         stage("capture")
         paths = None if plan is None else plan.parts
-        known = capture_parts(model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
+        trace = partial(capture_parts, model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
+        known = _as_source(trace) if check else trace()
     else:
         before = None if copy else captured_before(captured, model, widen_batch(model, given))
         if before is None:
@@ -131,6 +140,18 @@ def transform(
         if wanted and result.in_place.model is None:
             raise BadInput(f"{option} needs the model in place, which is refused: {result.in_place.reason}")
     return result
+
+
+def _as_source(trace: Callable[[], CapturedParts]) -> CapturedParts:
+    """A capture whose graph computes what the model does, if need be without copies of alike calls."""
+    known = trace()
+    if not computes_as_source(known):
+        with each_call_traced("a graph with copies of alike ones computed otherwise than the model"):
+            known = trace()
+        if not computes_as_source(known):
+            why = "its graph does not compute what it computes itself in evaluation mode"
+            raise CaptureError(type(known.source).__name__, [why], "check=False goes on all the same")
+    return known
 
 
 def rewrite(

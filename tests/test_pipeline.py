@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import repl_fx
+from repl_fx import pipeline
 from repl_fx.display.numbers import count
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
@@ -445,6 +446,26 @@ def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+class _AsksForAnInt(MlpNet):
+    """A net to which the size of a trace is no number of Python's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if isinstance(x.shape[1], int) else 3)
+
+
+def test_a_graph_that_does_not_compute_what_the_model_does_is_refused() -> None:
+    model, x = _AsksForAnInt(4), tokens()
+    with pytest.raises(repl_fx.CaptureError, match="its graph does not compute what it computes itself in evaluation"):
+        repl_fx.transform(model, (x,))
+    assert repl_fx.transform(model, (x,), check=False).plan.replacements
+
+
+def test_where_copies_of_alike_calls_differ_each_call_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "computes_as_source", lambda captured: not captured.copies)
+    result = repl_fx.transform(MlpNet(5), (tokens(),))
+    assert "a graph with copies of alike ones computed otherwise" in result.captured_parts.notes[0]
+
+
 def test_notebooks_show_a_result_as_tables() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

@@ -37,7 +37,7 @@ class SideBySide:
     ) -> None:
         self._model = model
         self._within = within
-        self._shapes = WithoutValues(within) if products_of(gm) > _PER_NODE * len(gm.graph.nodes) else None
+        self._shapes = WithoutValues(within) if is_long_to_run(gm) else None
 
     def returned(self, gm: nn.Module, inputs: ExampleInputs, training: bool = False) -> bool | None:
         """Tell without computing whether both return, and the same, or both stop; None where only values can tell."""
@@ -88,6 +88,11 @@ def are_close(ours: Outcome, theirs: Outcome, relative: float = 1e-5, absolute: 
         a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, relative, absolute, equal_nan=True)
         for a, b in pairs
     )
+
+
+def is_long_to_run(gm: fx.GraphModule) -> bool:
+    """Tell whether a graph takes longer on values than on shapes alone, by an estimate."""
+    return products_of(gm) > _PER_NODE * len(gm.graph.nodes)
 
 
 def products_of(gm: fx.GraphModule) -> int:

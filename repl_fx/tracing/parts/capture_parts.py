@@ -38,7 +38,7 @@ from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.source_mark import source_mark
-from repl_fx.running.untouched import Outcome, outcome_of
+from repl_fx.running.untouched import Outcome, device_of, outcome_of
 from repl_fx.tracing.capture import TRACERS, trace_widened, untraced, widen_batch
 from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
 from repl_fx.tracing.dynamic_shapes import names_in, require_known
@@ -46,6 +46,8 @@ from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
 from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
+from repl_fx.tracing.questions import computes_alike
+from repl_fx.tracing.side_by_side import is_long_to_run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,6 +196,17 @@ def capture_parts(
         lines = [f"with graphs in it, it differs in {line}" for line in check.differences]
         raise CaptureError(type(model).__name__, lines)
     return CapturedParts(source, module, parts, inputs, tuple(eager), check, names)
+
+
+def computes_as_source(captured: CapturedParts) -> bool:
+    """Tell whether a graph returns what its model does in evaluation mode; models in parts are compared when captured.
+
+    Models that would take longer than a trace of them, or have no values, are not run.
+    """
+    has_values = device_of(captured.source, captured.inputs).type != "meta"
+    if not captured.whole or not has_values or is_long_to_run(captured.parts[0].graph_module):
+        return True
+    return computes_alike(captured.parts[0].graph_module, captured.source, captured.inputs)
 
 
 def captured_before(
