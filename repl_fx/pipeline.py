@@ -121,7 +121,7 @@ def transform(
         stage("capture")
         paths = None if plan is None else plan.parts
         trace = partial(capture_parts, model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
-        known = _as_source(trace) if check else trace()
+        known = _captured(trace, check)
     else:
         before = None if copy else captured_before(captured, model, widen_batch(model, given))
         if before is None:
@@ -142,10 +142,10 @@ def transform(
     return result
 
 
-def _as_source(trace: Callable[[], CapturedParts]) -> CapturedParts:
+def _captured(trace: Callable[[], CapturedParts], check: bool) -> CapturedParts:
     """A capture whose graph computes what the model does, if need be without copies of alike calls."""
     known = trace()
-    if not computes_as_source(known):
+    if check and not computes_as_source(known):
         with each_call_traced("a graph with copies of alike ones computed otherwise than the model"):
             known = trace()
         if not computes_as_source(known):

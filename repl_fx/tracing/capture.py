@@ -203,16 +203,7 @@ def _trace_by(
     info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, traces, wanted_fixed)
     has_values = device_of(model, inputs).type != "meta"
-    # Most classes with a `__call__` of their own repeat its signature alone.
-    around = type(model).__call__ is not nn.Module.__call__
-    if around and not (has_values and computes_alike(gm, model, inputs)):
-        raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
-    if has_values and tracer is trace_by_fx:
-        given = (inputs, other_sizes_of(gm, model, inputs))
-        if not all(computes_alike(gm, model, sizes) for sizes in given if sizes is not None):
-            raise Untraceable(
-                "fx runs the forward on what are neither tensors nor numbers, and it computes otherwise then"
-            )
+    _require_as_run(gm, tracer, model, inputs, has_values)
     if compiling.asked and has_values:
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None
@@ -230,6 +221,22 @@ def _trace_by(
     if asked:
         run_passes(gm, partial(require_settings_, model=model, inputs=inputs, asked=asked))
     return gm
+
+
+def _require_as_run(
+    gm: CapturedModule, tracer: Tracer, model: nn.Module, inputs: ExampleInputs, has_values: bool
+) -> None:
+    """Refuse a graph of another way than that of a run, where the tracer does not see to it."""
+    # Most classes with a `__call__` of their own repeat its signature alone.
+    around = type(model).__call__ is not nn.Module.__call__
+    if around and not (has_values and computes_alike(gm, model, inputs)):
+        raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
+    if has_values and tracer is trace_by_fx:
+        given = (inputs, other_sizes_of(gm, model, inputs))
+        if not all(computes_alike(gm, model, sizes) for sizes in given if sizes is not None):
+            raise Untraceable(
+                "fx runs the forward on what are neither tensors nor numbers, and it computes otherwise then"
+            )
 
 
 @dataclass

@@ -25,18 +25,7 @@ def load_hugging_face(request: DataRequest) -> Data:
     Raises:
         BadInput: the library is not installed, the data set is not there or cannot be read, or has no such columns.
     """
-    try:
-        import datasets
-    except ImportError as problem:
-        raise BadInput(f"{request.name} needs the library datasets; pip install datasets") from problem
-    try:
-        with foreign_code(), nullcontext() if request.download else _offline(datasets):
-            found = datasets.load_dataset(request.argument, cache_dir=str(request.root / "huggingface"))
-    except ForeignError as failed:
-        hint = "" if request.download else ", or fetch it with --download"
-        raise BadInput(f"{request.name} cannot be read ({failed}); check the name{hint}") from failed.problem
-    if "train" not in found:
-        raise BadInput(f"{request.name} has the splits {', '.join(found)}; train is needed")
+    found = _found(request)
     features = found["train"].features
     kinds = {name: type(feature).__name__ for name, feature in features.items()}
     pictures = [name for name, kind in kinds.items() if kind == "Image"]
@@ -62,6 +51,23 @@ def load_hugging_face(request: DataRequest) -> Data:
         [((name, row), target) for row, target in enumerate(own)] for name, own in zip(parts, targets, strict=True)
     )
     return pictures_data(request, classes, train, test, partial(_read, parts, inputs))
+
+
+def _found(request: DataRequest) -> Any:
+    """The splits by name, with train among them."""
+    try:
+        import datasets
+    except ImportError as problem:
+        raise BadInput(f"{request.name} needs the library datasets; pip install datasets") from problem
+    try:
+        with foreign_code(), nullcontext() if request.download else _offline(datasets):
+            found = datasets.load_dataset(request.argument, cache_dir=str(request.root / "huggingface"))
+    except ForeignError as failed:
+        hint = "" if request.download else ", or fetch it with --download"
+        raise BadInput(f"{request.name} cannot be read ({failed}); check the name{hint}") from failed.problem
+    if "train" not in found:
+        raise BadInput(f"{request.name} has the splits {', '.join(found)}; train is needed")
+    return found
 
 
 def _offline(datasets: Any) -> AbstractContextManager[None]:
