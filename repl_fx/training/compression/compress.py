@@ -55,7 +55,7 @@ class Compressed:
         directory: of the artifact.
         figures: of the original, the cut and the healed model, by name.
         budget: of each cost the limit, the expected and the reached share of the original.
-        blocks: the fate of each block, as `blocks_document` has it.
+        blocks: the fate of each block, as `blocks_document` has it; none of a run of a version that kept none.
         fits: of each surrogate, what it was fitted on and how near it came; or the reason why none was.
         costs: of the original and of the cut model.
         said: lines on the budget and the costs: how latency was measured, what is not reached, what grew.
@@ -122,7 +122,7 @@ def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) 
         if run.state.begun:
             problem.add_note(f"go on with: repl-fx compress {typed(run.directory)} --resume")
         raise
-    known = run.state.result()
+    known = {"blocks": [], "said": [], **run.state.result()}
     parts: Any = {name: known[name] for name in ("figures", "budget", "blocks", "fits", "costs", "said")}
     return Compressed(run.directory, **parts, exported=exported)
 
