@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import overload
 
+import torch
 from torch import fx, nn
 
 from repl_fx.arguments import require_module
@@ -19,6 +20,8 @@ from repl_fx.tracing.parts.capture_parts import assemble, graphs_in
 def fold(module: fx.GraphModule) -> fx.GraphModule: ...
 @overload
 def fold(module: nn.Module) -> nn.Module: ...
+# Constants that were made in a caller's inference mode could be used nowhere else.
+@torch.inference_mode(False)
 def fold(module: nn.Module) -> nn.Module:
     """The inference form of a rewritten module: synthesised weights are constants in plain operators.
 

@@ -92,6 +92,16 @@ def test_a_fold_is_a_model_of_its_own() -> None:
     assert {(p.dtype, p.requires_grad) for p in gm.parameters()} == {(torch.float32, True)}
 
 
+def test_a_fold_made_in_inference_mode_is_used_outside_of_it_too() -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module.eval()
+    with torch.inference_mode():
+        folded = repl_fx.fold(gm)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(folded(x).sum(), x)
+    assert not any(tensor.is_inference() for tensor in folded.state_dict().values()) and gradient.any()
+
+
 @pytest.mark.slow
 def test_a_fold_of_recurrent_layers_computes_with_its_own_weights() -> None:
     class Recurrent(nn.Module):
