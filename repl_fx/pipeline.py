@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.display.progress import shown, tell
-from repl_fx.errors import BadInput, CaptureError
+from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.budgets import budget_among
 from repl_fx.planning.choose_surrogates import next_choices, without_policies
@@ -24,14 +24,13 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.checkpoints.fitting import with_weights
 from repl_fx.sources.checkpoints.weight_files import Weights
-from repl_fx.tracing.attempt import each_call_traced
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite, require_original
 from repl_fx.tracing.parts.capture_parts import (
     CapturedParts,
+    capture_compared,
     capture_parts,
     captured_before,
-    computes_as_source,
     is_as_captured,
 )
 from repl_fx.tracing.parts.finders import Finder, by_options, finder_of, without_patterns
@@ -120,8 +119,8 @@ def transform(
     if captured is None:
         stage("capture")
         paths = None if plan is None else plan.parts
-        trace = partial(capture_parts, model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
-        known = _captured(trace, check)
+        capture = capture_compared if check else capture_parts
+        known = capture(model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
     else:
         before = None if copy else captured_before(captured, model, widen_batch(model, given))
         if before is None:
@@ -140,18 +139,6 @@ def transform(
         if wanted and result.in_place.model is None:
             raise BadInput(f"{option} needs the model in place, which is refused: {result.in_place.reason}")
     return result
-
-
-def _captured(trace: Callable[[], CapturedParts], check: bool) -> CapturedParts:
-    """A capture whose graph computes what the model does, if need be without copies of alike calls."""
-    known = trace()
-    if check and not computes_as_source(known):
-        with each_call_traced("a graph with copies of alike ones computed otherwise than the model"):
-            known = trace()
-        if not computes_as_source(known):
-            why = "its graph does not compute what it computes itself in evaluation mode"
-            raise CaptureError(type(known.source).__name__, [why], "check=False goes on all the same")
-    return known
 
 
 def rewrite(

@@ -19,12 +19,12 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import repl_fx
-from repl_fx import pipeline
 from repl_fx.display.numbers import count
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.pipeline import unreplaced
+from repl_fx.tracing.parts import capture_parts
 from tests.nets import ConvNet, Counts, MlpNet, TokenNet, as_after_training, images, tokens
 
 SURROGATES = ("identity", "blend", "bottleneck", "auto")
@@ -461,7 +461,7 @@ def test_a_graph_that_does_not_compute_what_the_model_does_is_refused() -> None:
 
 
 def test_where_copies_of_alike_calls_differ_each_call_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "computes_as_source", lambda captured: not captured.copies)
+    monkeypatch.setattr(capture_parts, "computes_as_source", lambda captured: not captured.copies)
     result = repl_fx.transform(MlpNet(5), (tokens(),))
     assert "a graph with copies of alike ones computed otherwise" in result.captured_parts.notes[0]
 

@@ -35,7 +35,7 @@ from repl_fx.running.batches import Batches, Given, Loss
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_compared
 from repl_fx.tracing.parts.finders import Finder
 
 Figures = Mapping[str, float] | float
@@ -144,7 +144,7 @@ def compress(
     inputs = widen_batch(source, example)
     if captured is None:
         stage("capture")
-        captured = capture_parts(source, inputs.args, inputs.kwargs)
+        captured = capture_compared(source, inputs.args, inputs.kwargs)
     if scores is None:
         kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("influence", "change", score)))
         scores = score_blocks(captured, batches, loss=loss, kinds=kinds, progress=stage)

@@ -39,6 +39,7 @@ from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.source_mark import source_mark
 from repl_fx.running.untouched import Outcome, device_of, outcome_of
+from repl_fx.tracing.attempt import each_call_traced
 from repl_fx.tracing.capture import TRACERS, trace_widened, untraced, widen_batch
 from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
 from repl_fx.tracing.dynamic_shapes import names_in, require_known
@@ -196,6 +197,23 @@ def capture_parts(
         lines = [f"with graphs in it, it differs in {line}" for line in check.differences]
         raise CaptureError(type(model).__name__, lines)
     return CapturedParts(source, module, parts, inputs, tuple(eager), check, names)
+
+
+def capture_compared(model: nn.Module, *given: Any, **options: Any) -> CapturedParts:
+    """Capture as `capture_parts` does, and compare a whole graph with the model, see `computes_as_source`.
+
+    Raises:
+        BadInput: see `capture_parts`.
+        CaptureError: likewise; or the graph does not compute what the model does, without copies of alike calls either.
+    """
+    captured = capture_parts(model, *given, **options)
+    if not computes_as_source(captured):
+        with each_call_traced("a graph with copies of alike ones computed otherwise than the model"):
+            captured = capture_parts(model, *given, **options)
+        if not computes_as_source(captured):
+            why = "its graph does not compute what it computes itself in evaluation mode"
+            raise CaptureError(type(model).__name__, [why], "check=False of transform goes on all the same")
+    return captured
 
 
 def computes_as_source(captured: CapturedParts) -> bool:

@@ -29,7 +29,7 @@ from repl_fx.reporting.documents import blocks_document, costs_document
 from repl_fx.reporting.tables import grown_lines
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_parts
+from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_compared
 from repl_fx.tracing.parts.finders import by_options
 from repl_fx.tracing.parts.part_repeats import find_in_parts
 from repl_fx.training.calibration import calibration, require_loaders, score_on_data
@@ -196,7 +196,7 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
 
 def _captured(source: Source, config: CompressConfig) -> CapturedParts:
     inputs = widen_batch(source.model, source.inputs)
-    return capture_parts(source.model, inputs.args, inputs.kwargs, fixed=config.fixed_names)
+    return capture_compared(source.model, inputs.args, inputs.kwargs, fixed=config.fixed_names)
 
 
 def _on_device(source: Source, config: CompressConfig) -> Source:
