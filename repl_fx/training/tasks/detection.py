@@ -148,9 +148,8 @@ def _of_all_processes(metric: MeanAveragePrecision) -> MeanAveragePrecision:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, metric)
     every = next((part for part in parts if part.update_called), metric).to(metric.device)
-    pictures = {name: [one for part in parts for one in getattr(part, name)] for name in metric.metric_state}
-    for name, listed in pictures.items():
-        setattr(every, name, listed)
+    for name in metric.metric_state:
+        setattr(every, name, [one for part in parts for one in getattr(part, name)])
     return every
 
 
