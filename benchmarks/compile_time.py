@@ -91,14 +91,14 @@ PASSES_SHARE = 0.10
 REPEATS_SHARE = 0.02
 
 EXPORT, REST = "torch.export in repl-fx", "rest of capture"
-# Function -> row; what the rest of `capture_parts` and of `transform` take is what their parts leave over.
+# Function -> row; what the rest of `capture_compared` and of `transform` take is what their parts leave over.
 PARTS = {
     ("torch.export", "export"): EXPORT,
     ("repl_fx.tracing.tracers", "lift_modules"): "lift_modules",
     ("repl_fx.tracing.tracers", "join_branches"): "join_branches",
     ("repl_fx.tracing.capture", "merge_modes_"): "merge_modes",
     ("repl_fx.tracing.capture", "follow_device_"): "follow_device",
-    ("repl_fx.pipeline", "capture_parts"): REST,
+    ("repl_fx.pipeline", "capture_compared"): REST,
     ("repl_fx.tracing.parts.finders", "find_repeats"): "find_repeats",
     ("repl_fx.pipeline", "plan_by"): "make_plan",
     ("repl_fx.rewriting.apply", "replace_blocks"): "replace_blocks",
