@@ -50,9 +50,9 @@ def test_what_a_test_does_to_its_graph_is_its_own() -> None:
 def test_what_is_traced_after_a_patch_is_for_the_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     trace, calls, known = capturing._trace_by, list[str](), dict(captures._graphs)
 
-    def counted(name: str, *given: Any, **named: Any) -> Any:
-        calls.append(name)
-        return trace(name, *given, **named)
+    def counted(tracer: Any, *given: Any, **named: Any) -> Any:
+        calls.append(tracer.name)
+        return trace(tracer, *given, **named)
 
     monkeypatch.setattr(capturing, "_trace_by", counted)
     graphs = [repl_fx.capture(nn.Sequential(nn.Linear(3, 5), nn.Tanh()), (torch.zeros(2, 3),)) for _ in range(2)]

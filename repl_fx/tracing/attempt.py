@@ -73,6 +73,8 @@ class Learned:
         pinned: sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
         whole_numbers: the modules, by the ids of their names, whose `int` of a size may be symbolic; None where that
             fails.
+        worded: the code makes text of sizes.
+        numbers: sizes are plain numbers where the code has no other use for them.
         unlike: why each call is traced by itself; empty where alike ones are traced once.
         copies: how many calls of modules are copies of others.
         by_mode: a trace in the other mode may be another.
@@ -87,6 +89,8 @@ class Learned:
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
     pinned: set[tuple[int, int]] = field(default_factory=set)
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
+    worded: bool = False
+    numbers: bool = False
     unlike: str = ""
     copies: int = 0
     by_mode: bool = True
@@ -120,7 +124,7 @@ class Attempt:
         # With inner sizes fixed, other sizes may be equal where a layer is left out.
         apart = learned.decides and bool(learned.involved)
         self.questions = SizeQuestions(
-            self.calls.is_running, learned.reasons, learned.involved, apart, lambda: self.unaware
+            self.calls.is_running, learned.reasons, learned.involved, apart, learned.numbers, lambda: self.unaware
         )
         self.branches = DataDependentBranches(answers, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)
@@ -187,6 +191,7 @@ class Attempt:
     def learn_from(self, program: ExportedProgram) -> bool:
         """Learn what the export has shown; whether it has to be made again with that."""
         learned = self.learned
+        learned.worded = learned.worded or self.questions.worded
         if toggled := self.calls.toggled():
             learned.inlined.update(toggled)
         elif self.unaware and is_bounded(program):

@@ -174,19 +174,31 @@ def trace_by_first(
     if taken := name_of_graphs(model):
         raise CaptureError(type(model).__name__, [f"it {taken}"])
     obstacles: list[str] = []
-    for name, tracer in tracers.items():
+    named = [_NamedTracer(name, trace) for name, trace in tracers.items()]
+    for tracer in named:
         try:
-            gm = _trace_by(name, tracer, model, bound, tuple(obstacles), fixed)
+            gm = _trace_by(tracer, model, bound, tuple(obstacles), fixed)
             require_same_modes(model, gm.meta["capture"].switches)
             return gm
         except (Untraceable, ForeignError) as problem:
-            obstacles.append(obstacle(name, problem))
+            obstacles.append(obstacle(tracer.name, problem))
+            if "SymInt" in obstacles[-1] and not tracer.numbers:
+                # Where no tracer can keep the sizes free.
+                named.append(replace(tracer, numbers=True))
     raise CaptureError(type(model).__name__, obstacles)
 
 
+@dataclass(frozen=True)
+class _NamedTracer:
+    """A tracer with its name; `numbers` lets it fix sizes that the code needs as numbers, such as for keys or text."""
+
+    name: str
+    trace: Tracer
+    numbers: bool = False
+
+
 def _trace_by(
-    name: str,
-    tracer: Tracer,
+    tracer: _NamedTracer,
     model: nn.Module,
     bound: BoundInputs,
     obstacles: tuple[str, ...],
@@ -196,20 +208,22 @@ def _trace_by(
 ) -> CapturedModule:
     """The graph by one tracer; `told` is whether the model is told that it is compiled; None for torch's answer."""
     inputs, compiling, asked = bound.inputs, Told("is_compiling", told), Settings()
-    traces = _traced(name, tracer, model, bound, compiling, asked)
+    traces = _traced(tracer, model, bound, compiling, asked)
     for training, changed in traces.changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
-    info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
+    info = CaptureInfo(type(model).__name__, tracer.name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, traces, wanted_fixed)
     has_values = device_of(model, inputs).type != "meta"
-    _require_as_run(gm, tracer, model, inputs, has_values)
+    if traces.learned.worded and not tracer.numbers and not _holds(gm, model, inputs, has_values):
+        return _trace_by(replace(tracer, numbers=True), model, bound, obstacles, wanted_fixed, told=told)
+    _require_as_run(gm, tracer.trace, model, inputs, has_values)
     if compiling.asked and has_values:
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None
         if told is None and not (alike and (other is None or stops_alike(gm, model, other))):
             try:
-                return _trace_by(name, tracer, model, bound, obstacles, wanted_fixed, told=False)
+                return _trace_by(tracer, model, bound, obstacles, wanted_fixed, told=False)
             except Untraceable:
                 if not alike:
                     raise
@@ -231,12 +245,14 @@ def _require_as_run(
     around = type(model).__call__ is not nn.Module.__call__
     if around and not (has_values and computes_alike(gm, model, inputs)):
         raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
-    if has_values and tracer is trace_by_fx:
-        given = (inputs, other_sizes_of(gm, model, inputs))
-        if not all(computes_alike(gm, model, sizes) for sizes in given if sizes is not None):
-            raise Untraceable(
-                "fx runs the forward on what are neither tensors nor numbers, and it computes otherwise then"
-            )
+    if has_values and tracer is trace_by_fx and not _holds(gm, model, inputs, has_values):
+        raise Untraceable("fx runs the forward on what are neither tensors nor numbers, and it computes otherwise then")
+
+
+def _holds(gm: CapturedModule, model: nn.Module, inputs: ExampleInputs, has_values: bool) -> bool:
+    """Tell whether a graph computes what its model does, on the example inputs and on others of other sizes."""
+    given = (inputs, other_sizes_of(gm, model, inputs)) if has_values else ()
+    return has_values and all(computes_alike(gm, model, sizes) for sizes in given if sizes is not None)
 
 
 @dataclass
@@ -248,20 +264,18 @@ class _Traces:
         changes: to its Python state.
     """
 
-    learned: Learned = field(default_factory=Learned)
+    learned: Learned
     graphs: dict[bool, fx.Graph] = field(default_factory=dict)
     pinned: dict[str, bool] = field(default_factory=dict)
     changes: dict[bool, StateChanges] = field(default_factory=dict)
 
 
-def _traced(
-    name: str, tracer: Tracer, model: nn.Module, bound: BoundInputs, compiling: Told, asked: Settings
-) -> _Traces:
+def _traced(tracer: _NamedTracer, model: nn.Module, bound: BoundInputs, compiling: Told, asked: Settings) -> _Traces:
     """Trace a model in both modes, or in one where the other would have the same trace."""
-    traces = _Traces()
+    traces = _Traces(Learned(numbers=tracer.numbers))
     device = device_of(model, bound.inputs)
     for training in (False, True):
-        tell(f"{name}, {'training' if training else 'evaluation'} mode")
+        tell(f"{tracer.name}, {'training' if training else 'evaluation'} mode")
         # A region of the caller's must not be traced as one of the model's.
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), no_autocast(device):
@@ -277,7 +291,7 @@ def _traced(
             else:
                 noted = changes_noted(model)
                 with hooks_followed(model), noted as changes[training], settings_asked(asked), compiling.answered():
-                    traces.graphs[training] = tracer(model, bound, traces.learned)
+                    traces.graphs[training] = tracer.trace(model, bound, traces.learned)
             traces.pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     return traces
 

@@ -12,14 +12,16 @@ are added or put side by side: where they are not, the source itself stops, and 
 from __future__ import annotations
 
 import builtins
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -28,6 +30,7 @@ from repl_fx._torch import (
     condition_of,
     example_of,
     fixed_symbols,
+    has_example,
     is_truth,
     limited_symbols,
     made_equal,
@@ -39,7 +42,7 @@ from repl_fx.errors import Untraceable
 from repl_fx.graph.axes import size_checks, with_names
 from repl_fx.graph.runtime import SizeCheck
 from repl_fx.passes.driver import Result
-from repl_fx.tracing.asking import first_argument, is_models_code, line_of, module_of, outwards
+from repl_fx.tracing.asking import first_argument, is_machinery, is_models_code, line_of, module_of, outwards
 from repl_fx.tracing.size_limits import Limit, limits_of
 
 # Characters of different expressions of sizes in one trace. Convolutional networks have a few thousand, networks of
@@ -69,10 +72,12 @@ class SizeQuestions:
         reasons: why the trace has no symbols for sizes, by the number of the tensor and the dimension.
         rest: why it has none for others.
         decides: the trace is to be joined with others, in which other sizes may be equal.
+        numbers: sizes are plain numbers where code has no other use for them, which fixes them.
         unlimited: whether the trace is of no use, as seen so far, once sizes are only right up to a number.
         held: conditions on sizes that hold in the trace, with who asks.
         fixed: symbols that an answer has fixed, each with the line of the model that asks.
         whole: the names of modules whose code asks for whole numbers by `int`, by their ids.
+        worded: the code made text of a size, which is that of the example.
         exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
         found: after `settle`, the conditions that inputs are checked for; those of the model's code with who asks.
         places: after `settle`, the number of the tensor and the dimension for the name of each symbol.
@@ -83,11 +88,13 @@ class SizeQuestions:
     reasons: Mapping[tuple[int, int], str]
     rest: str
     decides: bool
+    numbers: bool
     unlimited: Callable[[], bool]
     held: dict[Any, _Held] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
     whole: dict[int, dict[str, Any]] = field(default_factory=dict)
     pinned: dict[tuple[int, int], str] = field(default_factory=dict)
+    worded: bool = False
     exceeded: str | None = None
     found: list[tuple[Limit, _Held | None]] = field(default_factory=list)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -98,8 +105,37 @@ class SizeQuestions:
     @contextmanager
     def noted(self) -> Iterator[None]:
         """Note the questions of what runs inside."""
-        with size_evaluations(self._before, self._after):
+        with size_evaluations(self._before, self._after), self._as_numbers():
             yield
+
+    def _as_numbers(self) -> AbstractContextManager[object]:
+        """Let code make text of a symbolic size; and, where sizes are numbers, a key, an array, or parts in `divmod`.
+
+        Inside torch sizes are as they are, and its exception tells einops that it has to do without keys.
+        """
+        own = torch.SymInt.__repr__
+
+        def text(size: torch.SymInt, form: str = "") -> str:
+            if is_machinery(sys._getframe(1)) or not has_example(size):
+                return own(size)
+            self.worded = self.worded or not self.in_leaf()
+            return format(int(size) if self.numbers else example_of(size), form)
+
+        def key(size: torch.SymInt) -> int:
+            return unhashable(size) if is_machinery(sys._getframe(1)) else hash(int(size))
+
+        def array(size: torch.SymInt, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
+            return np.asarray(int(size))
+
+        def parts(size: torch.SymInt, other: Any) -> tuple[Any, Any]:
+            return size // other, size % other
+
+        unhashable = torch.SymInt.__hash__
+        answers: Any = {"__repr__": text, "__format__": text}
+        if self.numbers:
+            answers |= {"__hash__": key, "__array__": array, "__divmod__": parts}
+        patched: AbstractContextManager[object] = patch.multiple(torch.SymInt, create=True, **answers)
+        return patched
 
     def _before(self, expression: Any, frame: FrameType) -> None:
         if expression in self._known:

@@ -183,9 +183,9 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     trace: Any = capture._trace_by
 
-    def noting(name: str, tracer: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def noting(tracer: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         found.append(type(model).__name__)
-        return trace(name, tracer, model, *args, **kwargs)
+        return trace(tracer, model, *args, **kwargs)
 
     monkeypatch.setattr(capture, "_trace_by", noting)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,17 @@ def test_a_model_without_limits_has_no_checks() -> None:
     assert not refused_sizes(gm)
 
 
+# By ways of Python in which no symbol can stand for a size, or another text than that of its number.
+_FACTORS: dict[str, Callable[[Any], float]] = {
+    "key": lambda length: {5: 2.0, 7: 3.0}.get(length, 1.0),
+    "set": lambda length: 2.0 if (length, 4) in {(5, 4)} else 1.0,
+    "text": lambda length: 2.0 if str(length) == "5" else 1.0,
+    "format": lambda length: float(f"{length:02d}"),
+    "numpy": lambda length: float(np.sqrt(length)),
+    "divmod": lambda length: sum(divmod(length, 3)),
+}
+
+
 class Asks(nn.Module):
     """Goes another way by the length of what it is given."""
 
@@ -112,6 +124,8 @@ class Asks(nn.Module):
         if self.kind == "sqrt":
             side = int(math.sqrt(length))
             return self.layer(x[:, : side * side].unflatten(1, (side, side)))  # type: ignore[no-any-return, no-untyped-call]
+        if self.kind in _FACTORS:
+            return self.layer(x) * _FACTORS[self.kind](length)  # type: ignore[no-any-return]
         return self.layer(x) * max(length, 6)  # type: ignore[no-any-return]
 
 
@@ -123,6 +137,8 @@ ALIKE = {
     "int": range(4, 6),
     "sqrt": range(5, 6),
     "max": range(1, 7),
+    **dict.fromkeys(_FACTORS, (5,)),
+    "divmod": range(1, 13),
 }
 
 
@@ -139,10 +155,41 @@ def test_a_graph_is_right_or_refuses_where_code_asks_for_a_size(kind: str) -> No
                 found = gm(x)
             except BadInput as refused:
                 # The root of a size is a number of Python's: one length is taken.
-                assert kind == "sqrt" or re.search(r"x\.shape\[1\].*test_size_questions\.py, line \d", str(refused))
+                assert (
+                    kind == "sqrt"
+                    or kind in _FACTORS
+                    or re.search(r"x\.shape\[1\].*test_size_questions\.py, line \d", str(refused))
+                )
             else:
                 # A way of more generality than one number.
                 assert torch.equal(found, model(x)), length
+
+
+class Tells(nn.Module):
+    """Makes text of its sizes."""
+
+    def __init__(self, *, by_batch: bool) -> None:
+        super().__init__()
+        self.by_batch = by_batch
+        self.layers = nn.ModuleDict({"2": nn.Linear(4, 4), "3": nn.Linear(4, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        message = f"{x.shape[0]} texts of {x.shape[1]} words"
+        key = str(x.shape[0]) if self.by_batch else "2"
+        assert message.split()[0].isdigit()
+        return self.layers[key](x)  # type: ignore[no-any-return]
+
+
+def test_a_message_with_sizes_leaves_them_free_and_a_name_made_of_them_does_not() -> None:
+    x = torch.randn(2, 5, 4)
+    model, other = Tells(by_batch=False).eval(), torch.randn(3, 7, 4)
+    assert torch.equal(capture(model, (x,))(other), model(other))
+    model = Tells(by_batch=True).eval()
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x))
+    assert all("test_size_questions.py, line" in info_of(gm).fixed[f"x.{dim}"] for dim in (0, 1))
+    with pytest.raises(BadInput, match="captured as"):
+        gm(other)
 
 
 class Lengths(nn.Module):
