@@ -135,7 +135,8 @@ class Attempt:
     @contextmanager
     def watched(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
         """Watch the export that runs inside, on these keyword arguments."""
-        outside = (known(self.calls.is_running) for known in (DataAttributes, ParametersOutside))
+        running = self.calls.is_running
+        outside = DataAttributes(running), ParametersOutside(self.model, running)
         with (
             record_leaf_calls(self.model, self.calls),
             self.aside.served(),
@@ -264,5 +265,7 @@ def _spelled_out(
     spelled.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature
     # Hooks on the model's result must not see the buffers.
     hooks = dict(model._forward_hooks)
-    with patch.dict(model._forward_hooks, clear=True), forward_replaced(model, forward):
+    # What a `__call__` of its class adds is not traced; whether it adds anything is compared afterwards.
+    begins_at_forward = patch.object(type(model), "__call__", nn.Module.__call__)
+    with patch.dict(model._forward_hooks, clear=True), forward_replaced(model, forward), begins_at_forward:
         yield

@@ -1,13 +1,14 @@
 """Capture a model as one graph in normal form: right in training and in evaluation mode, on any device.
 
-Tracers: torch.export first, then `fx.Tracer`. Each tracer that fails says why in one line. The last tracer, which takes
-the largest modules inside a model that can be captured, is `repl_fx.tracing.parts.capture_parts`.
+The tracer is torch.export: first with all sizes free, then with those fixed that the code needs as numbers. Each that
+fails says why in one line. `repl_fx.tracing.parts.capture_parts` captures the largest modules inside other models.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -48,11 +49,11 @@ from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable, require_same_modes
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
 from repl_fx.tracing.questions import Settings, Told, computes_alike, require_settings_, settings_asked, stops_alike
-from repl_fx.tracing.size_questions import FIXED
+from repl_fx.tracing.size_questions import FIXED, sizes_numbers
 from repl_fx.tracing.state_changes import StateChanges, changes_noted, require_leaves_left, require_settled
-from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
+from repl_fx.tracing.tracers import Tracer, trace_by_export
 
-TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export, "fx.symbolic_trace": trace_by_fx}
+TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export}
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,10 @@ def _trace_by(
     has_values = device_of(model, inputs).type != "meta"
     if traces.learned.worded and not tracer.numbers and not _holds(gm, model, inputs, has_values):
         return _trace_by(replace(tracer, numbers=True), model, bound, obstacles, wanted_fixed, told=told)
-    _require_as_run(gm, tracer.trace, model, inputs, has_values)
+    # Most classes with a `__call__` of their own repeat its signature alone.
+    around = type(model).__call__ is not nn.Module.__call__
+    if around and not (has_values and computes_alike(gm, model, inputs)):
+        raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
     if compiling.asked and has_values:
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None
@@ -235,18 +239,6 @@ def _trace_by(
     if asked:
         run_passes(gm, partial(require_settings_, model=model, inputs=inputs, asked=asked))
     return gm
-
-
-def _require_as_run(
-    gm: CapturedModule, tracer: Tracer, model: nn.Module, inputs: ExampleInputs, has_values: bool
-) -> None:
-    """Refuse a graph of another way than that of a run, where the tracer does not see to it."""
-    # Most classes with a `__call__` of their own repeat its signature alone.
-    around = type(model).__call__ is not nn.Module.__call__
-    if around and not (has_values and computes_alike(gm, model, inputs)):
-        raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
-    if has_values and tracer is trace_by_fx and not _holds(gm, model, inputs, has_values):
-        raise Untraceable("fx runs the forward on what are neither tensors nor numbers, and it computes otherwise then")
 
 
 def _holds(gm: CapturedModule, model: nn.Module, inputs: ExampleInputs, has_values: bool) -> bool:
@@ -289,8 +281,13 @@ def _traced(tracer: _NamedTracer, model: nn.Module, bound: BoundInputs, compilin
                 # Only leaves read the mode.
                 traces.graphs[True], changes[True] = traces.graphs[False], changes[False]
             else:
-                noted = changes_noted(model)
-                with hooks_followed(model), noted as changes[training], settings_asked(asked), compiling.answered():
+                with (
+                    sizes_numbers() if tracer.numbers else nullcontext(),
+                    hooks_followed(model),
+                    changes_noted(model) as changes[training],
+                    settings_asked(asked),
+                    compiling.answered(),
+                ):
                     traces.graphs[training] = tracer.trace(model, bound, traces.learned)
             traces.pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     return traces

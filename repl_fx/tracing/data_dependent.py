@@ -158,29 +158,13 @@ class Drawn:
 
 @contextmanager
 def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None]:
-    """Let `branches` answer for the time of a trace; see `constant_numbers` for numbers that are not just compared.
+    """Let `branches` answer for the time of a trace, and refuse other numbers of Python's or numpy's generator.
+
+    Where the forward seeds the generator with a constant before it takes any, they are the same in each call, and the
+    graph holds them. Afterwards the generators are as they were. Leaf calls may draw each time.
 
     Args:
         others: see the functions of the trace too, those of torch that `branches` lets run.
-    """
-    with constant_numbers(branches.aside) as generators, ExitStack() as patches:
-        of = {generator.module: generator for generator in generators}
-        for module, name, most in _PYTHON_DRAWS:
-            stand_in = _stand_in(branches, of[module], getattr(module, name), most)
-            patches.enter_context(patch.object(module, name, stand_in))
-        with FunctionsWatched([branches, *others]):
-            yield
-
-
-@contextmanager
-def constant_numbers(aside: Callable[[], bool]) -> Iterator[Sequence[_Generator]]:
-    """Refuse to trace a forward that takes other numbers from Python's or numpy's generator in each call.
-
-    Where it seeds the generator with a constant before it takes any, they are the same in each call, and the graph
-    holds them. Afterwards the generators are as they were.
-
-    Args:
-        aside: whether a leaf call goes on, which may make a generator of its own each time.
 
     Raises:
         Untraceable: the forward takes numbers without a seed: the graph would hold those drawn in the trace.
@@ -189,7 +173,7 @@ def constant_numbers(aside: Callable[[], bool]) -> Iterator[Sequence[_Generator]
     make = np.random.default_rng
 
     def made(seed: Any = None) -> np.random.Generator:
-        if seed is None and not (aside() or is_bystander()):
+        if seed is None and not (branches.aside() or is_bystander()):
             raise Untraceable(
                 "the forward makes a random generator without a seed, and a graph would repeat its numbers"
             )
@@ -202,7 +186,12 @@ def constant_numbers(aside: Callable[[], bool]) -> Iterator[Sequence[_Generator]
         for generator in generators:
             seeding = generator.seeding(generator.module.seed)
             undone.enter_context(patch.object(generator.module, "seed", seeding))
-        yield generators
+        of = {generator.module: generator for generator in generators}
+        for module, name, most in _PYTHON_DRAWS:
+            stand_in = _stand_in(branches, of[module], getattr(module, name), most)
+            undone.enter_context(patch.object(module, name, stand_in))
+        with FunctionsWatched([branches, *others]):
+            yield
         for generator in generators:
             generator.check()
 

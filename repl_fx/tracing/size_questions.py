@@ -104,15 +104,7 @@ class SizeQuestions:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Note the questions of what runs inside."""
-        with size_evaluations(self._before, self._after), self._as_numbers():
-            yield
-
-    def _as_numbers(self) -> AbstractContextManager[object]:
-        """Let code make text of a symbolic size; and, where sizes are numbers, a key, an array, or parts in `divmod`.
-
-        Inside torch sizes are as they are, and its exception tells einops that it has to do without keys.
-        """
+        """Note the questions of what runs inside; outside of torch the text of a size is that of its number."""
         own = torch.SymInt.__repr__
 
         def text(size: torch.SymInt, form: str = "") -> str:
@@ -121,21 +113,9 @@ class SizeQuestions:
             self.worded = self.worded or not self.in_leaf()
             return format(int(size) if self.numbers else example_of(size), form)
 
-        def key(size: torch.SymInt) -> int:
-            return unhashable(size) if is_machinery(sys._getframe(1)) else hash(int(size))
-
-        def array(size: torch.SymInt, *args: Any, **kwargs: Any) -> np.ndarray[Any, Any]:
-            return np.asarray(int(size))
-
-        def parts(size: torch.SymInt, other: Any) -> tuple[Any, Any]:
-            return size // other, size % other
-
-        unhashable = torch.SymInt.__hash__
-        answers: Any = {"__repr__": text, "__format__": text}
-        if self.numbers:
-            answers |= {"__hash__": key, "__array__": array, "__divmod__": parts}
-        patched: AbstractContextManager[object] = patch.multiple(torch.SymInt, create=True, **answers)
-        return patched
+        texts: Any = {"__repr__": text, "__format__": text}
+        with size_evaluations(self._before, self._after), patch.multiple(torch.SymInt, **texts):
+            yield
 
     def _before(self, expression: Any, frame: FrameType) -> None:
         if expression in self._known:
@@ -332,6 +312,17 @@ def lengths_symbolic() -> Iterator[None]:
 
     with patch.object(builtins, "len", length):
         yield
+
+
+def sizes_numbers() -> AbstractContextManager[object]:
+    """Let a symbolic size be a key, an array of NumPy's and what `divmod` takes: its number, which is fixed then."""
+    answers: Any = {
+        "__hash__": lambda size: hash(int(size)),
+        "__array__": lambda size, *args, **kwargs: np.asarray(int(size)),
+        "__divmod__": lambda size, other: (size // other, size % other),
+    }
+    patched: AbstractContextManager[object] = patch.multiple(torch.SymInt, create=True, **answers)
+    return patched
 
 
 class _WholeKind(type):

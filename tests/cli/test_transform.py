@@ -195,7 +195,7 @@ def test_a_wrong_input_shape(run: Run, model_file: Path, tmp_path: Path) -> None
     assert "write it like" in refused(run, tmp_path, model_file, "--input-shape", "two")
 
 
-def test_a_model_that_no_rung_captures(run: Run, model_file: Path, tmp_path: Path) -> None:
+def test_a_model_that_no_tracer_takes(run: Run, model_file: Path, tmp_path: Path) -> None:
     model_file.write_text(
         "import torch\n"
         "from torch import nn\n"

@@ -20,14 +20,13 @@ from repl_fx.tracing.dynamic_shapes import batch_dims
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.other_sizes import holds_at_other_sizes
 from repl_fx.tracing.parts.calls import Call, obstacle_of, typical
-from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
+from repl_fx.tracing.tracers import Tracer, trace_by_export
 
 FREE_SIZES = "torch.export"
 # Eager code chooses the sizes of what it hands to a module, and the next image may have others.
 PART_TRACERS: Mapping[str, Tracer] = {
     FREE_SIZES: partial(trace_by_export, whole=False),
     "torch.export with fixed sizes": partial(trace_by_export, dims=batch_dims, whole=False),
-    "fx.symbolic_trace": partial(trace_by_fx, whole=False),
 }
 # A model of hundreds of modules that all fail must come to an end.
 MAX_ATTEMPTS = 40
