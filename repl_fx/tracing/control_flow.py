@@ -61,7 +61,11 @@ _Asked = Sequence[Comparison | None]
 Trace = Callable[[Sequence[bool]], tuple[fx.Graph, _Asked]]
 
 
-def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lambda condition: None) -> fx.Graph:
+def join_branches(
+    trace: Trace,
+    example: Callable[[fx.Node], bool | None] = lambda condition: None,
+    settled: dict[int, bool] | None = None,
+) -> fx.Graph:
     """The graph of a forward that may decide at random to skip parts of itself.
 
     Args:
@@ -69,6 +73,8 @@ def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lamb
             markers, and what was asked.
         example: the truth of a condition for the example inputs; None where more than the inputs settles it, so that
             the next inputs may well have the other.
+        settled: the answers, by number, to decisions at whose other answer the model stops, as far as traces have shown
+            them; others are added.
 
     Returns:
         A graph with a `Decision` and choices where there were markers, or with a check of the inputs.
@@ -79,15 +85,14 @@ def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lamb
     base, asked = trace([])
     if not _markers(base):
         return base
-    joiner = None
-    settled: dict[int, bool] = {}
+    joiner, settled = None, {} if settled is None else settled
     try:
         joiner = _learned(trace, base, asked, settled)
         joiner.join()
     except (Untraceable, ForeignError):
         # The base may be half of a result by now.
         base, asked = (base, asked) if joiner is None else trace([])
-        base, asked, settled = _settle(trace, base, asked, example)
+        base, asked = _settle(trace, base, asked, example, settled)
         if not settled:
             raise
         joiner = _learned(trace, base, asked, settled)
@@ -96,33 +101,39 @@ def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lamb
 
 
 def _settle(
-    trace: Trace, base: fx.Graph, asked: _Asked, example: Callable[[fx.Node], bool | None]
-) -> tuple[fx.Graph, _Asked, dict[int, bool]]:
-    """A trace in which the decisions that inputs settle are answered for the example inputs, and these answers."""
-    settled: dict[int, bool] = {}
+    trace: Trace,
+    base: fx.Graph,
+    asked: _Asked,
+    example: Callable[[fx.Node], bool | None],
+    settled: dict[int, bool],
+) -> tuple[fx.Graph, _Asked]:
+    """A trace in which the decisions that inputs settle are answered for the example inputs; adds these answers."""
     number = 0
     while number < len(_markers(base)):
         condition: Any = _markers(base)[number].args[0]
-        answer = example(condition[0]) if condition else None
+        answer = example(condition[0]) if condition and number not in settled else None
         if answer is not None:
             settled[number] = answer
         if answer:
             base, asked = trace([settled.get(i, False) for i in range(number + 1)])
         number += 1
-    return base, asked, settled
+    return base, asked
 
 
 def _learned(trace: Trace, base: fx.Graph, asked: _Asked, settled: Mapping[int, bool]) -> _Joiner:
     """The findings of traces with yes and with no to all decisions that are not settled."""
-    count = len(_markers(base))
-    free = [i for i in range(count) if i not in settled]
+    count, known = len(_markers(base)), -1
 
     def traced(answers: Iterable[bool]) -> tuple[fx.Graph, _Asked]:
         return trace([settled.get(i, answer) for i, answer in enumerate(answers)])
 
-    # All yes to every other question, then to those between.
-    halves = [set(free[parity::2]) for parity in (0, 1) if free[parity::2]]
-    others = [traced(i in half for i in range(count))[0] for half in halves]
+    # A trace may show that the model stops at an answer.
+    while known < len(settled):
+        known = len(settled)
+        free = [i for i in range(count) if i not in settled]
+        # All yes to every other question, then to those between.
+        halves = [set(free[parity::2]) for parity in (0, 1) if free[parity::2]]
+        others = [traced(i in half for i in range(count))[0] for half in halves]
     runs = _answers_that_run(base, halves, others)
     if any(runs):
         base, asked = traced(runs)

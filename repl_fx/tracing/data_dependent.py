@@ -115,10 +115,14 @@ class DataDependentBranches:
             raise Untraceable(f"the forward decides more than {_MOST} times, as a loop would")
         self.asked.append(comparison)
         DECISION([] if condition is None else [condition], index)
-        answer = self.answers[index] if index < len(self.answers) else False
+        answer = self.answer(index)
         if condition is not None and known is not None:
             self._answered[known] = condition, answer
         return answer
+
+    def answer(self, index: int) -> bool:
+        """The answer to the question of a number, from 0."""
+        return index < len(self.answers) and self.answers[index]
 
     def _drawn(self, value: Any) -> bool:
         return isinstance(value, Tensor) and self._known.get(id(value), (None, False))[1]

@@ -6,6 +6,7 @@ otherwise fail somewhere inside torch, with a message that says nothing about th
 
 from __future__ import annotations
 
+import dis
 import keyword
 import re
 import unicodedata
@@ -155,6 +156,16 @@ def _model_line(problem: BaseException) -> str | None:
             if is_models_code(frame):
                 return f"{frame.f_code.co_filename}, line {line}"
     return None
+
+
+def is_raised_by_model(problem: BaseException) -> bool:
+    """Tell whether an `assert` or a `raise` of the model's own code is where an exception comes from."""
+    place = (problem.problem if isinstance(problem, ForeignError) else problem).__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or not is_models_code(place.tb_frame):
+        return False
+    return place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def causes_of(problem: BaseException) -> Iterator[BaseException]:

@@ -16,6 +16,7 @@ from repl_fx.tracing.attempt import Attempt, Learned
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.lift_modules import lift_modules
+from repl_fx.tracing.model_checks import is_raised_by_model
 from repl_fx.tracing.state_changes import buffer_settles
 
 Tracer = Callable[[nn.Module, BoundInputs, Learned], fx.Graph]
@@ -46,18 +47,26 @@ def trace_by_export(
 
     # What a trace that failed leaves the next would take for the model's own.
     undo = as_now(model)
+    # The answers to decisions of the forward that are one alone, by number.
+    settled: dict[int, bool] = {}
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
         while True:
-            attempt = Attempt(model, answers, learned)
+            count = max(len(answers), *settled, -1) + 1
+            attempt = Attempt(model, [settled.get(i, i < len(answers) and answers[i]) for i in range(count)], learned)
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
             try:
                 with attempt.watched(kwargs):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
                 undo()
-                if not attempt.learn_from_failure(problem):
+                if attempt.learn_from_failure(problem):
+                    continue
+                last = len(attempt.branches.asked) - 1
+                if last < 0 or last in settled or not is_raised_by_model(problem):
                     raise
+                # An assertion, which the model does not survive.
+                settled[last] = not attempt.branches.answer(last)
                 continue
             if attempt.learn_from(program):
                 continue
@@ -77,10 +86,11 @@ def trace_by_export(
         return truth_for(condition, values) if whole else None
 
     try:
-        return join_branches(trace, example)
+        return join_branches(trace, example, settled)
     except (Untraceable, ForeignError):
         if not learned.decides or learned.involved:
             raise
+        settled.clear()
     # Ways that leave out a layer may leave sizes free that others fix, and cannot be joined then.
     learned.involved = ", as the forward goes its way by values or at random"
-    return join_branches(trace, example)
+    return join_branches(trace, example, settled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -285,3 +287,34 @@ class Thinned(nn.Module):
 def test_random_numbers_written_into_a_tensor_are_no_inputs() -> None:
     with pytest.raises(repl_fx.CaptureError, match="a decision does more than skip a layer"):
         repl_fx.capture(Thinned(), (torch.randn(2, 4),))
+
+
+class Asserts(nn.Module):
+    """Stops at activations that are no numbers, before or behind its layer, which training may skip."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number, self.layer = number, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert torch.isfinite(x).all(), "not finite"
+        if not (self.training and torch.rand([]) < 0.5):
+            x = x + self.layer(x)
+        if x.isnan().any():
+            raise ValueError(f"not a number in layer {self.number}")
+        return x
+
+
+def test_assertions_about_values_are_checks_of_the_graph() -> None:
+    model, x = nn.Sequential(*map(Asserts, range(3))), torch.randn(2, 8)
+    gm = repl_fx.capture(model, (x,))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected = model(x)
+        torch.manual_seed(seed)
+        assert torch.equal(gm(x), expected)
+    with pytest.raises(AssertionError, match="not finite"):
+        model.eval()(x * torch.nan)
+    words = re.escape('a condition of 0 (assert torch.isfinite(x).all(), "not finite") was True')
+    with pytest.raises(repl_fx.BadInput, match=words):
+        gm.eval()(x * torch.nan)

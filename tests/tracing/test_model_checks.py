@@ -14,7 +14,13 @@ import repl_fx
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import trace_by_first
-from repl_fx.tracing.model_checks import describe_inputs, misfit, require_capturable, require_finite
+from repl_fx.tracing.model_checks import (
+    describe_inputs,
+    is_raised_by_model,
+    misfit,
+    require_capturable,
+    require_finite,
+)
 
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
 
@@ -330,3 +336,20 @@ def test_words_for_inputs() -> None:
     given = describe_inputs(ExampleInputs((torch.zeros(2, 3),), {"m": [torch.ones(1, dtype=torch.bool)]}))
     assert given == "0: float32[2, 3], m: bool[1]"
     assert describe_inputs(ExampleInputs()) == "none"
+
+
+def _asserts() -> None:
+    assert not X.numel()
+
+
+def _raises() -> None:
+    raise ValueError("no")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(_asserts, True), (_raises, True), (lambda: [][1], False), (lambda: X.view(7), False)]
+)
+def test_an_assertion_is_told_from_an_operation_that_fails(code: Callable[[], object], expected: bool) -> None:
+    with pytest.raises(Exception) as caught:
+        code()
+    assert is_raised_by_model(caught.value) is expected
