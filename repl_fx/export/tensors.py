@@ -56,6 +56,11 @@ class FlatInputs:
         """Return the same arguments with other tensors."""
         return replace(self, given=self.given.map(change))
 
+    def holding(self, tensors: Iterable[Tensor]) -> FlatInputs:
+        """Return the same arguments with these tensors, one for each name."""
+        following = iter(tensors)
+        return self.map(lambda _: next(following))
+
 
 def flatten_inputs(module: nn.Module, given: ExampleInputs) -> FlatInputs:
     """Name the tensors among a module's arguments, as its `forward` does.
@@ -172,8 +177,7 @@ class FlatModule(nn.Module):
         require: Any = torch._check
         for (one, dim), (other, at) in chain.from_iterable(map(pairwise, self.__dict__["_alike"])):
             require(tensors[one].shape[dim] == tensors[other].shape[at])
-        following = iter(tensors)
-        returned = inputs.given.map(lambda _: next(following)).passed_to(source)
+        returned = inputs.holding(tensors).given.passed_to(source)
         named = {id(t) for t in (*tensors, *source.parameters(), *source.buffers())}
         results = []
         for tensor in name_outputs(returned)[0].values():
@@ -216,6 +220,24 @@ def at_shapes(inputs: FlatInputs, shapes: Sequence[Sequence[int]], seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     wanted = iter(shapes)
     return inputs.map(lambda t: t if tuple(t.shape) == tuple(shape := next(wanted)) else draw(t, shape, generator))
+
+
+def half_changed(inputs: FlatInputs) -> dict[str, FlatInputs]:
+    """The inputs with one that is all ones (or zeros) half zeros (or ones), for each such input, by what is changed.
+
+    A mask that hides nothing does not show whether a file reads it. The end changes: a causal row sees what is before.
+    """
+    found = {}
+    for number, (name, tensor) in enumerate(zip(inputs.names, inputs.tensors, strict=True)):
+        if tensor.ndim < 2 or tensor.numel() == 0 or tensor.shape[-1] < 2:
+            continue
+        for value in (0, 1):
+            if bool((tensor == 1 - value).all()):
+                changed = tensor.clone()
+                changed[..., tensor.shape[-1] // 2 :] = value
+                tensors = (*inputs.tensors[:number], changed, *inputs.tensors[number + 1 :])
+                found[f"{name} half {value}"] = inputs.holding(tensors)
+    return found
 
 
 def draw(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:

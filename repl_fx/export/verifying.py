@@ -20,7 +20,15 @@ from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
 from repl_fx.export.onnx_model import export_program, quiet
 from repl_fx.export.pairing import constants_of
 from repl_fx.export.session import OnnxSession
-from repl_fx.export.tensors import FlatInputs, at_batch, at_shapes, batch_size, default_batches, flatten_inputs
+from repl_fx.export.tensors import (
+    FlatInputs,
+    at_batch,
+    at_shapes,
+    batch_size,
+    default_batches,
+    flatten_inputs,
+    half_changed,
+)
 from repl_fx.export.trial_shapes import trial_shapes
 from repl_fx.export.verification import Verification
 from repl_fx.export.weights import WeightComparison, compare_weights, read_model, with_weights
@@ -65,7 +73,8 @@ def verify_onnx(
         atol: absolute tolerance for all floating outputs, as a fraction of the output's scale.
         batches: batch sizes to compare at; None takes 1, the example's, and the example's + 3, and other sizes of the
             other dimensions that are dynamic, once smaller and once larger ones within the limits of the graph. Those
-            that the file or the module does not take are left out, with the reason in `skipped`.
+            that the file or the module does not take are left out, with the reason in `skipped`. With
+            None, inputs of ones or of zeros alone, such as a mask that hides nothing, are changed in one half, too.
         seed: for the inputs that are drawn.
         per_layer: also compare inner values: those of the graph with those of a copy that is exported to return them,
             since an ONNX file has not the same inner values. The copy gets the weights of the file that differ, so
@@ -179,6 +188,9 @@ def _compare_outputs(
     for sizes, shapes in trials.items():
         if obstacle := outputs.run(traced, at_shapes(inputs, shapes, seed), sizes):
             outputs.skipped[sizes] = obstacle
+    for what, changed in half_changed(inputs).items() if batches is None else ():
+        if obstacle := outputs.run(traced, changed, what, numbers=True):
+            outputs.skipped[what] = obstacle
     return wanted
 
 

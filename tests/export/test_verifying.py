@@ -67,6 +67,56 @@ def test_the_module_runs_as_its_own_eval_leaves_it(tmp_path: Path) -> None:
     assert gm.get_submodule("norm").training
 
 
+class Masked(nn.Module):
+    """Attention over the tokens that a mask shows: ones of numbers, or False of truths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        hidden = mask if mask.dtype == torch.bool else mask == 0
+        scores = (self.fc(x) @ x.mT).masked_fill(hidden[:, None], -1e4)
+        return scores.softmax(-1) @ x  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("mask", "what"),
+    [
+        (torch.ones(3, 6, dtype=torch.int64), "mask half 0"),
+        (torch.ones(3, 6), "mask half 0"),
+        (torch.zeros(3, 6, dtype=torch.bool), "mask half 1"),
+    ],
+    ids=["ids", "floats", "padding"],
+)
+def test_a_file_that_ignores_a_mask_is_found_by_a_mask_that_hides_nothing(
+    tmp_path: Path, mask: Tensor, what: str
+) -> None:
+    torch.manual_seed(0)
+    given = torch.randn(3, 6, 4), mask
+    kept = given[1].clone()
+    exported = Exported(repl_fx.capture(Masked(), given), tmp_path / "m.onnx", given)
+    check = exported.verify()
+    assert check and what in {row.sizes for row in check.rows} and not check.skipped
+    model = onnx.load(str(tmp_path / "m.onnx"))
+    for node in model.graph.node:
+        node.input[:] = ["shown" if name == "mask" else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(mask[:1, :1].numpy(), "shown"))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    assert f"at batch 3, {what}: DIFFERS" in exported.verify().summary()
+    assert torch.equal(given[1], kept)
+
+
+def test_inputs_changed_by_half_that_make_no_numbers_are_skipped(tmp_path: Path) -> None:
+    class Logarithm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.log() * x
+
+    exported = Exported(repl_fx.capture(Logarithm(), (torch.ones(2, 4),)), tmp_path / "m.onnx", (torch.ones(2, 4),))
+    check = exported.verify()
+    assert check and check.skipped == {"x half 0": "the module itself returns NaN"}
+
+
 @pytest.mark.parametrize("name", ["first.weight", "second.weight", "head.weight", "head.bias"])
 def test_a_weight_changed_by_one_percent_is_a_mismatch(
     exported: tuple[fx.GraphModule, Path], tmp_path: Path, name: str
