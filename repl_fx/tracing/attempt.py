@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -177,6 +178,9 @@ class Attempt:
             learned.whole_numbers = None
         elif self.questions.exceeded is not None and not learned.involved:
             learned.involved = f", as the arithmetic on sizes is too involved to follow{self.questions.exceeded}"
+        elif torch.SymBool.__name__ in str(problem) and not learned.involved:
+            # `is_causal=q.shape[2] > 1 and …` of a size that is computed.
+            learned.involved = f", as a function of torch takes no question about sizes ({problem})"
         elif self.calls.inlined != learned.inlined and any(
             LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
         ):

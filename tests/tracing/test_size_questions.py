@@ -280,6 +280,38 @@ def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
     assert torch.equal(gm(x), model(x))
 
 
+class Settings(nn.Module):
+    """Functions of torch with settings that depend on a computed size, as transformers has them for attention."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.change = nn.Conv2d(2, 4, 4, stride=4), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.change(self.conv(x).flatten(2).mT[:, None])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=q.shape[2] > 1 and False),
+        lambda q: q.sum(3, keepdim=q.shape[2] > 1).cos(),
+        lambda q: F.interpolate(q, size=(3, 4), mode="bilinear", align_corners=q.shape[2] > 1),
+    ],
+    ids=["attention", "sum", "interpolate"],
+)
+def test_sizes_that_a_setting_of_torchs_depends_on_stay_fixed(change: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = Settings(change), torch.randn(2, 2, 4, 4)
+    gm = capture(model, (x,))
+    assert info_of(gm).dynamic == {"x": (0,)}
+    reason = ", as a function of torch takes no question about sizes (TypeError: "
+    assert info_of(gm).fixed["x.2"].startswith(reason)
+    assert torch.equal(gm(other := torch.randn(3, 2, 4, 4)), model(other))
+    with pytest.raises(BadInput, match=r"shape \[2, 2, 12, 12\], but was captured as \[any, 2, 4, 4\]"):
+        gm(torch.randn(2, 2, 12, 12))
+
+
 def test_one_long_expression_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(size_questions, "_MOST_WRITTEN", 10**9)
     assert info_of(capture(Windows(), (torch.randn(2, 640, 640, 1),))).dynamic == {"x": (0,)}
