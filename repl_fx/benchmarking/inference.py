@@ -55,7 +55,8 @@ class Prepared:
         moved = inputs.map(lambda tensor: tensor.to(self.device))
         # Compiled for these very sizes.
         module: Any = torch.compile(self.module, dynamic=False) if runtime == COMPILED else self.module
-        return partial(_forward, module, moved)
+        # Not inference_mode: a model may keep a tensor for the next call.
+        return torch.no_grad()(partial(moved.passed_to, module))
 
     @cached_property
     def module(self) -> nn.Module:
@@ -86,9 +87,3 @@ class Prepared:
             return OnnxSession(file, self.device.type, torch.get_num_threads())
         except ReplFxError as problem:
             return problem
-
-
-def _forward(module: nn.Module, inputs: ExampleInputs) -> object:
-    # Not inference_mode: a model may keep a tensor for the next call.
-    with torch.no_grad():
-        return inputs.passed_to(module)

@@ -330,11 +330,6 @@ def _flops_of_product(one: Sequence[int], other: Sequence[int], *_: Any, **__: A
     return 2 * math.prod(one) * (other[-1] if len(other) > 1 else 1)
 
 
-def _flops_of_sum(_: Sequence[int], one: Sequence[int], other: Sequence[int], *__: Any, **___: Any) -> int:
-    """FLOPs of a product that is added to something."""
-    return _flops_of_product(one, other)
-
-
 def _flops_of_bilinear(*given: Any, **_: Any) -> int:
     """FLOPs of a sum over products of three tensors, each with dimensions of one element put in."""
     shapes: list[list[int]] = [list(shape) for shape in given[:3]]
@@ -351,7 +346,9 @@ _FORMULAS: Mapping[Any, Callable[..., int]] = MappingProxyType(
     {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
         **dict.fromkeys(_PRODUCTS, _flops_of_product),
-        **dict.fromkeys((torch.ops.aten.addmv, torch.ops.aten.addbmm), _flops_of_sum),
+        # Of what is added to something.
+        torch.ops.aten.addmv: lambda _, *product, **__: _flops_of_product(*product),
+        torch.ops.aten.addbmm: lambda _, *product, **__: _flops_of_product(*product),
         torch.ops.aten._trilinear: _flops_of_bilinear,
     }
 )
