@@ -50,12 +50,14 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
         the blocks that are gone.
 
     Raises:
-        PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
+        PlanMismatch: the plan names a block the graph does not have, replaces one twice, or makes a surrogate from a
+            block that goes or lies elsewhere; or its surrogate refuses it.
         CutStretch: the stretch of a block that changes sizes ends in no map.
         ForeignError: a surrogate that is not repl-fx's fails.
         BrokenGraph: a surrogate leaves in place what it says it replaces, or makes what nothing reads.
     """
     matches = matches or Matches(gm, repeats)
+    _require_kept_neighbours(plan, matches)
     _require_whole_stretches(plan, matches)
     rewriting = Rewriting(gm)
     result = rewriting.graph_module
@@ -81,6 +83,32 @@ def block_of(node: fx.Node) -> str | None:
     """The name of the block that a node of a rewritten graph belongs to, or whose surrogate it is part of."""
     replaced = REPLACES.of(node)
     return replaced[0] if replaced else BLOCK.of(node)
+
+
+def _require_kept_neighbours(plan: Plan, matches: Matches) -> None:
+    """Refuse a plan, such as one edited by hand, that replaces a node twice or makes a surrogate from no neighbour."""
+    taken, whole = dict[fx.Node, str](), set[fx.Node]()
+    surrogates = [make_surrogate(r.surrogate, r.settings) for r in plan.replacements]
+    for replacement, surrogate in zip(plan.replacements, surrogates, strict=True):
+        nodes = matches.block(replacement.block)[0].nodes
+        for twice in (taken[node] for node in nodes if node in taken):
+            raise PlanMismatch(f"the plan replaces {twice} twice, also as {replacement.block}; make a new plan")
+        taken |= dict.fromkeys(nodes, replacement.block)
+        # What a block is made smaller to is a neighbour of others.
+        if surrogate.traits.source != "block":
+            whole.update(nodes)
+    for replacement, surrogate in zip(plan.replacements, surrogates, strict=True):
+        block, repeat = matches.block(replacement.block)
+        place = next(i for i, other in enumerate(repeat.blocks) if other is block)
+        made_from = surrogate.made_from(replacement.before, replacement.after)
+        before, after = (replacement.before, repeat.blocks[:place]), (replacement.after, repeat.blocks[place + 1 :])
+        for name, side in (before, after):
+            kept = [other for other in side if whole.isdisjoint(other.nodes)]
+            if name in made_from and not any(other is matches.block(name)[0] for other in kept):
+                raise PlanMismatch(
+                    f"the plan makes {surrogate.key} of {replacement.block} from {name}, which is no block that is "
+                    f"kept {'before' if side is before[1] else 'after'} it; make a new plan"
+                )
 
 
 def _require_whole_stretches(plan: Plan, matches: Matches) -> None:

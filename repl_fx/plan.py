@@ -128,7 +128,7 @@ class Plan(Displayed):
     refusals: tuple[Refusal, ...]
     fingerprint: str
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
-    parts: tuple[str, ...] = ("",)
+    parts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("",)
     expected: Mapping[str, float] = field(default_factory=dict)
     timed_on: str = ""
     repeats: tuple[OwnRepeat, ...] = ()

@@ -62,6 +62,7 @@ def _gone(data: dict[str, Any]) -> None:
         (lambda data: data.update(schema=9), "the plan has schema 9; this version reads 1"),
         (lambda data: data.update(seed="x"), r"Expected `int`, got `str` - at `\$.seed`"),
         (lambda data: data.update(seed=2**63), r"not a plan: .*`\$.seed`"),
+        (lambda data: data.update(parts=[]), r"not a plan: .*`\$.parts`"),
         (lambda data: data.update(surplus=1), "unknown field surplus"),
         (lambda data: data["replacements"][0].update(colour=1), r"unknown field replacements\[0\].colour"),
         (lambda data: data["refusals"][0].pop("reason"), "missing required field `reason`"),

@@ -100,6 +100,25 @@ def test_a_plan_for_blocks_that_are_not_there() -> None:
         replace_blocks(gm, repeats, broken)
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"before": "blocks.2", "after": "blocks.0"}, "from blocks.2, which is no block that is kept before it"),
+        ({"after": "blocks.1"}, "from blocks.1, which is no block that is kept after it"),
+        ({"after": "blocks.3"}, "from blocks.3, which is no block that is kept after it"),
+        ({"block": "blocks.3", "after": "blocks.4"}, "replaces blocks.3 twice, also as blocks.3; make a new plan"),
+    ],
+)
+def test_a_plan_that_was_edited_into_one_of_blocks_that_go(edit: dict[str, Any], message: str) -> None:
+    gm = repl_fx.capture(TokenNet(depth=5), (tokens(),))
+    repeats = repl_fx.find_repeats(gm)
+    plan = repl_fx.make_plan(gm, repeats, surrogate="reuse")
+    first, second = plan.replacements
+    edited = replace(plan, replacements=(replace(first, **edit), second))
+    with pytest.raises(repl_fx.PlanMismatch, match=message):
+        replace_blocks(gm, repeats, edited)
+
+
 @pytest.mark.parametrize("surrogate", ["identity", "blend", "bottleneck"])
 def test_blocks_with_two_streamed_values(surrogate: str) -> None:
     torch.manual_seed(0)

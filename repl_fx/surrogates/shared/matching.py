@@ -9,7 +9,7 @@ from torch import fx
 
 from repl_fx.arguments import require_kind
 from repl_fx.errors import PlanMismatch
-from repl_fx.finding.blocks import Repeat
+from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.site import Site
 from repl_fx.surrogates.shared.surrogate import Match, Surrogate
@@ -28,6 +28,16 @@ class Matches:
         self._sites: dict[tuple[str, ...], Site] = {}
         self._answers: dict[tuple[Site, str, str], Match | Refusal] = {}
 
+    def block(self, name: str) -> tuple[Block, Repeat]:
+        """The block of a name, with its repeat.
+
+        Raises:
+            PlanMismatch: the graph has no such block.
+        """
+        if name not in self._blocks:
+            raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
+        return self._blocks[name]
+
     def site(self, block: str, before: str, after: str) -> Site:
         """The site of a block between its neighbours, all by name; where it has none, it is its own.
 
@@ -36,10 +46,7 @@ class Matches:
         """
         names = block, before or block, after or block
         if names not in self._sites:
-            for name in names:
-                if name not in self._blocks:
-                    raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
-            (removed, repeat), (first, _), (second, _) = (self._blocks[name] for name in names)
+            (removed, repeat), (first, _), (second, _) = map(self.block, names)
             self._sites[names] = Site(self.graph_module, removed, first, second, repeat.name)
         return self._sites[names]
 
