@@ -61,10 +61,14 @@ def require_args(args: Any, kwargs: Any = None) -> None:
 
 
 def require_path(given: Any, what: str) -> None:
-    """Refuse what can be no path, or is not UTF-8; `what` is the noun for what lies there: "the file to write"."""
+    """Refuse what can be no path here, or is not UTF-8; `what` is the noun for what lies there: "the file to write"."""
     if not isinstance(given, (str, os.PathLike)):
         raise BadInput(f"{what} is a path, and this is {in_words(given)}; give a str or a pathlib.Path")
-    path = os.fsdecode(os.path.abspath(given))
+    try:
+        path = os.fsdecode(os.path.abspath(given))
+    except FileNotFoundError:
+        gone = "and the working directory is gone; give an absolute path"
+        raise BadInput(f"{what} is {os.fspath(given)!r}, {gone}") from None
     if "\0" in path:
         raise BadInput(f"{what} is {path!r}, and no name holds a null character; leave it out")
     try:
@@ -72,6 +76,12 @@ def require_path(given: Any, what: str) -> None:
     except UnicodeEncodeError:
         # safetensors opens none, and no text can name one.
         raise BadInput(f"{what} is {path!r}, and names that are not UTF-8 are not taken; rename it") from None
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as problem:
+        raise BadInput(f"{what} is {path!r}, which cannot be reached: {problem.strerror}; choose another") from None
 
 
 def require_kind(given: Any, kind: type | UnionType, words: str) -> None:

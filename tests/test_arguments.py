@@ -182,6 +182,23 @@ def test_places_whose_names_are_not_utf_8(tmp_path: Path) -> None:
         load_source(str(file))
 
 
+def test_places_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for place, why in ((tmp_path / ("x" * 300), "File name too long"), (loop, "Too many levels of symbolic links")):
+        cannot = f"is {str(place)!r}, which cannot be reached: {why}; choose another"
+        assert refused(repl_fx.save, whole(), place) == f"the directory of an artifact {cannot}"
+        assert refused(repl_fx.load, place) == f"the directory of an artifact {cannot}"
+        assert refused(repl_fx.export_onnx, whole().module, place, (X,)) == f"the file to write {cannot}"
+    below = tmp_path / "gone"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    below.rmdir()
+    gone = "the directory of an artifact is 'a', and the working directory is gone; give an absolute path"
+    assert refused(repl_fx.save, whole(), "a") == refused(repl_fx.load, "a") == gone
+    repl_fx.save(whole(), tmp_path / "a")
+
+
 def test_what_is_saved_and_what_for_it_is_loaded(tmp_path: Path) -> None:
     takes = "save takes what transform returned, its model, or a module from load (torch.save keeps any other)"
     for value, words in ((ConvNet(), "a ConvNet"), (parts().captured_parts, "a CapturedParts"), (None, "None")):

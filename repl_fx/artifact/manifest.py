@@ -62,9 +62,11 @@ def read_manifest(directory: str | Path) -> Manifest:
     file = directory / MANIFEST
     if not directory.is_dir():
         raise ArtifactError(f"{directory} is no directory; give the directory a transform wrote")
-    if not file.is_file():
-        raise ArtifactError(f"{directory} is no artifact: it has no {MANIFEST}; give the directory a transform wrote")
     try:
+        if not file.is_file():
+            raise ArtifactError(
+                f"{directory} is no artifact: it has no {MANIFEST}; give the directory a transform wrote"
+            )
         data = json.loads(file.read_bytes().decode())
     except (OSError, ValueError, RecursionError) as problem:
         raise ArtifactError(f"{file} is damaged or of another program: {one_line(problem)}") from problem

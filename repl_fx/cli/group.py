@@ -200,6 +200,8 @@ def explain(error: Any) -> tuple[str, int]:
         return said, BAD
     if isinstance(error, PermissionError) and error.filename:
         return f"no permission for {error.filename}; ask its owner for it, or choose another place", BAD
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"{error.filename} cannot be reached: {error.strerror}; give another path", BAD
     return (
         f"this is a defect of repl-fx: {type(error).__name__}: {line[:300]}; -v shows where, please report it",
         DEFECT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -61,4 +62,13 @@ def test_a_manifest_is_read_as_it_was_written_or_not_at_all(tmp_path: Path) -> N
     assert read_manifest(tmp_path) == manifest
     (tmp_path / MANIFEST).write_text(manifest.to_json().replace('"parameters": 3', '"parameters": 4'))
     with pytest.raises(repl_fx.ArtifactError, match="was changed by hand"):
+        read_manifest(tmp_path)
+
+
+def test_a_directory_without_permission_is_refused_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    with pytest.raises(repl_fx.ArtifactError, match=r"PermissionError: .*Permission denied"):
         read_manifest(tmp_path)

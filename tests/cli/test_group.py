@@ -102,6 +102,11 @@ def test_numbers_that_are_too_large(
         (BadInput("every is 1"), "every is 1", 2),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left; free some", 2),
         (PermissionError(errno.EACCES, "Permission denied", "/of/others"), "no permission for /of/others; ask its", 2),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "xxx"),
+            "xxx cannot be reached: File name too long; give",
+            2,
+        ),
         (RuntimeError("[enforce fail] can't allocate memory: 8 bytes"), "not enough memory (", 2),
         (SystemExit(3), "code of yours ended the command with SystemExit: 3", 2),
         (ZeroDivisionError(), "this is a defect of repl-fx: ZeroDivisionError: ZeroDivisionError", 70),
