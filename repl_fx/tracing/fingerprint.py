@@ -120,7 +120,8 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
             and (read is None or name in read)
             # Libraries mark modules with private names.
             and (not name.startswith("_") or is_own_code(kind))
-            and _is_fixed(value)
+            # Adapters that are merged are named in a list.
+            and (_is_fixed(value) or (as_set and isinstance(value, list) and all(isinstance(v, str) for v in value)))
         )
 
     first: dict[int, str] = {}

@@ -202,6 +202,28 @@ def test_a_setting_that_a_method_changed_is_refused_and_checkpointing_is_not(tmp
         repl_fx.save(model, tmp_path / "again")
 
 
+class _Adapted(nn.Linear):
+    """A layer with an adapter, which is part of the weight once its name is in a list."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.adapter = nn.Parameter(torch.ones(4, 4))
+        self.merged_adapters: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (0 if self.merged_adapters else nn.functional.linear(x, self.adapter))
+
+
+def test_an_adapter_that_was_merged_since_is_refused(tmp_path: Path) -> None:
+    blocks = (nn.Sequential(_Adapted(), nn.ReLU()) for _ in range(4))
+    result = repl_fx.transform(nn.Sequential(*blocks), (torch.randn(2, 4),), surrogate="identity")
+    repl_fx.save(result, tmp_path / "as made")
+    for layer in (module for module in result.model.modules() if isinstance(module, _Adapted)):
+        layer.merged_adapters.append("default")
+    with pytest.raises(repl_fx.BadInput, match=r"changed since: .*merged_adapters=\['default'\], which was .*=\[\]"):
+        repl_fx.save(result, tmp_path / "merged")
+
+
 @pytest.mark.parametrize("place", ["", "blocks.0", "head"])
 def test_a_forward_of_the_users_is_refused_and_one_that_a_library_wraps_is_not(tmp_path: Path, place: str) -> None:
     model = repl_fx.transform(ConvNet(), (images(),), surrogate="blend").model
