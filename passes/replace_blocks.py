@@ -87,27 +87,24 @@ def block_of(node: fx.Node) -> str | None:
 
 def _require_kept_neighbours(plan: Plan, matches: Matches) -> None:
     """Refuse a plan, such as one edited by hand, that replaces a node twice or makes a surrogate from no neighbour."""
-    taken, whole = dict[fx.Node, str](), set[fx.Node]()
+    gone, whole = set[fx.Node](), set[fx.Node]()
     surrogates = [make_surrogate(r.surrogate, r.settings) for r in plan.replacements]
     for replacement, surrogate in zip(plan.replacements, surrogates, strict=True):
         nodes = matches.block(replacement.block)[0].nodes
-        for twice in (taken[node] for node in nodes if node in taken):
-            raise PlanMismatch(f"the plan replaces {twice} twice, also as {replacement.block}; make a new plan")
-        taken |= dict.fromkeys(nodes, replacement.block)
+        if not gone.isdisjoint(nodes):
+            raise PlanMismatch(f"the plan replaces {replacement.block} twice, or a part of it; make a new plan")
+        gone.update(nodes)
         # What a block is made smaller to is a neighbour of others.
-        if surrogate.traits.source != "block":
-            whole.update(nodes)
+        whole.update(nodes if surrogate.traits.source != "block" else ())
     for replacement, surrogate in zip(plan.replacements, surrogates, strict=True):
         block, repeat = matches.block(replacement.block)
-        place = next(i for i, other in enumerate(repeat.blocks) if other is block)
-        made_from = surrogate.made_from(replacement.before, replacement.after)
-        before, after = (replacement.before, repeat.blocks[:place]), (replacement.after, repeat.blocks[place + 1 :])
-        for name, side in (before, after):
-            kept = [other for other in side if whole.isdisjoint(other.nodes)]
-            if name in made_from and not any(other is matches.block(name)[0] for other in kept):
+        place, (before, after) = repeat.blocks.index(block), (replacement.before, replacement.after)
+        for name, side in ((before, repeat.blocks[:place]), (after, repeat.blocks[place + 1 :])):
+            kept = [other.name for other in side if whole.isdisjoint(other.nodes)]
+            if name in surrogate.made_from(before, after) and matches.block(name)[0].name not in kept:
                 raise PlanMismatch(
                     f"the plan makes {surrogate.key} of {replacement.block} from {name}, which is no block that is "
-                    f"kept {'before' if side is before[1] else 'after'} it; make a new plan"
+                    "kept on that side of it; make a new plan"
                 )
 
 

@@ -103,10 +103,13 @@ def test_a_plan_for_blocks_that_are_not_there() -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ({"before": "blocks.2", "after": "blocks.0"}, "from blocks.2, which is no block that is kept before it"),
-        ({"after": "blocks.1"}, "from blocks.1, which is no block that is kept after it"),
-        ({"after": "blocks.3"}, "from blocks.3, which is no block that is kept after it"),
-        ({"block": "blocks.3", "after": "blocks.4"}, "replaces blocks.3 twice, also as blocks.3; make a new plan"),
+        (
+            {"before": "blocks.2", "after": "blocks.0"},
+            "from blocks.2, which is no block that is kept on that side of it",
+        ),
+        ({"after": "blocks.1"}, "from blocks.1, which is no block that is kept on that side of it"),
+        ({"after": "blocks.3"}, "from blocks.3, which is no block that is kept on that side of it"),
+        ({"block": "blocks.3", "after": "blocks.4"}, "replaces blocks.3 twice, or a part of it; make a new plan"),
     ],
 )
 def test_a_plan_that_was_edited_into_one_of_blocks_that_go(edit: dict[str, Any], message: str) -> None:
