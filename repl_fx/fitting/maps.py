@@ -10,7 +10,7 @@ matrices of the size of the map, and a sample of rows where the objective is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,7 +65,11 @@ class MapFit:
         """The nodes with the stream before the map, and with the part of it that is mapped."""
         product = MapFit._product(node)
         if merged:
-            return next(after for after in _following(product) if after.target in ADDITIONS), product
+            after = product
+            while after.target not in ADDITIONS:
+                # The value goes one way alone.
+                (after,) = after.users
+            return after, product
         stream = product.args[0]
         assert isinstance(stream, fx.Node)
         return stream, stream
@@ -83,7 +87,7 @@ class MapFit:
             wanted: the stream behind the stretch in the original.
         """
         given = (self._read(values[node]) for node in (self.stream, self.value))
-        x, m, y = (self._channels_last(v) for v in (*given, wanted))
+        x, m, y = (v.movedim(1, -1) if self.module.spatial else v for v in (*given, wanted))
         m = m.reshape(x.shape)
         self._moments.add(m, m.double() + (y.double() - x) if self._merged else y)
         # A merged map begins as the identity too.
@@ -115,9 +119,6 @@ class MapFit:
             value = value[(slice(None),) * dim + (slice(None, None, stride),)]
         return value
 
-    def _channels_last(self, value: Tensor) -> Tensor:
-        return value.movedim(1, -1) if self.module.spatial else value
-
 
 def require_objective(objective: object) -> None:
     """Refuse an objective that there is not.
@@ -127,10 +128,3 @@ def require_objective(objective: object) -> None:
     """
     if objective not in OBJECTIVES:
         raise BadInput(f"objective is {objective!r}; it can be {' or '.join(OBJECTIVES)}")
-
-
-def _following(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes behind one whose value goes one way alone."""
-    while node.users:
-        (node,) = node.users
-        yield node
