@@ -30,7 +30,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from repl_fx._torch import any_names, buffer_hooks_restored, lean_tracing, optimized_execution, pytree, quiet_tracing
+from repl_fx._torch import (
+    any_names,
+    buffer_hooks_restored,
+    fixed_size,
+    lean_tracing,
+    optimized_execution,
+    pytree,
+    quiet_tracing,
+)
 from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
@@ -74,7 +82,7 @@ class Learned:
         pinned: sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
         whole_numbers: the modules, by the ids of their names, whose `int` of a size may be symbolic; None where that
             fails.
-        worded: the code makes text of sizes.
+        worded: the code makes text of sizes that stay free.
         numbers: sizes are plain numbers where the code has no other use for them.
         unlike: why each call is traced by itself; empty where alike ones are traced once.
         copies: how many calls of modules are copies of others.
@@ -196,7 +204,7 @@ class Attempt:
     def learn_from(self, program: ExportedProgram) -> bool:
         """Learn what the export has shown; whether it has to be made again with that."""
         learned = self.learned
-        learned.worded = learned.worded or self.questions.worded
+        learned.worded = learned.worded or any(fixed_size(size) is None for size in self.questions.worded)
         if toggled := self.calls.toggled():
             learned.inlined.update(toggled)
         elif self.unaware and is_bounded(program):

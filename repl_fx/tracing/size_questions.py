@@ -77,7 +77,7 @@ class SizeQuestions:
         held: conditions on sizes that hold in the trace, with who asks.
         fixed: symbols that an answer has fixed, each with the line of the model that asks.
         whole: the names of modules whose code asks for whole numbers by `int`, by their ids.
-        worded: the code made text of a size, which is that of the example.
+        worded: the sizes that the code made text of, which is that of the example.
         exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
         found: after `settle`, the conditions that inputs are checked for; those of the model's code with who asks.
         places: after `settle`, the number of the tensor and the dimension for the name of each symbol.
@@ -94,7 +94,7 @@ class SizeQuestions:
     fixed: dict[str, str] = field(default_factory=dict)
     whole: dict[int, dict[str, Any]] = field(default_factory=dict)
     pinned: dict[tuple[int, int], str] = field(default_factory=dict)
-    worded: bool = False
+    worded: list[torch.SymInt] = field(default_factory=list)
     exceeded: str | None = None
     found: list[tuple[Limit, _Held | None]] = field(default_factory=list)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -110,7 +110,8 @@ class SizeQuestions:
         def text(size: torch.SymInt, form: str = "") -> str:
             if is_machinery(sys._getframe(1)) or not has_example(size):
                 return own(size)
-            self.worded = self.worded or not self.in_leaf()
+            if not self.in_leaf():
+                self.worded.append(size)
             return format(int(size) if self.numbers else example_of(size), form)
 
         texts: Any = {"__repr__": text, "__format__": text}

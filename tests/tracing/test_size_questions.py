@@ -192,6 +192,20 @@ def test_a_message_with_sizes_leaves_them_free_and_a_name_made_of_them_does_not(
         gm(other)
 
 
+class Sized(Tells):
+    """Asserts its length, with a message that is made whether it fails or not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[1] == 5, f"{x.shape[1]} words are not 5")
+        return self.layers["2"](x)  # type: ignore[no-any-return]
+
+
+def test_a_message_about_a_size_that_is_fixed_costs_no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repl_fx.tracing.capture._holds", lambda *given: pytest.fail("compared"))
+    gm = capture(Sized(by_batch=False), (torch.randn(2, 5, 4),))
+    assert gm(torch.randn(3, 5, 4)).shape == (3, 5, 4)
+
+
 class Lengths(nn.Module):
     """Asks for its sizes in the ways of Python."""
 
