@@ -84,6 +84,7 @@ class Learned:
             fails.
         worded: the code makes text of sizes that stay free.
         numbers: sizes are plain numbers where the code has no other use for them.
+        stopped: the exception that an answer to a decision led to, whose other answer was taken.
         unlike: why each call is traced by itself; empty where alike ones are traced once.
         copies: how many calls of modules are copies of others.
         by_mode: a trace in the other mode may be another.
@@ -100,6 +101,7 @@ class Learned:
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
     worded: bool = False
     numbers: bool = False
+    stopped: ForeignError | None = None
     unlike: str = ""
     copies: int = 0
     by_mode: bool = True

@@ -216,6 +216,8 @@ def _trace_by(
     info = CaptureInfo(type(model).__name__, tracer.name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, traces, wanted_fixed)
     has_values = device_of(model, inputs).type != "meta"
+    if traces.learned.stopped and has_values and not computes_alike(gm, model, inputs):
+        raise traces.learned.stopped
     if traces.learned.worded and not tracer.numbers and not _holds(gm, model, inputs, has_values):
         return _trace_by(replace(tracer, numbers=True), model, bound, obstacles, wanted_fixed, told=told)
     # Most classes with a `__call__` of their own repeat its signature alone.

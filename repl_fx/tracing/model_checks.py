@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from traceback import walk_tb
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +27,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import all_finite
 from repl_fx.running.untouched import device_of, in_mode
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from repl_fx.tracing.asking import is_models_code
+from repl_fx.tracing.asking import is_machinery, is_models_code
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
@@ -158,12 +159,12 @@ def _model_line(problem: BaseException) -> str | None:
     return None
 
 
-def is_raised_by_model(problem: BaseException) -> bool:
-    """Tell whether an `assert` or a `raise` of the model's own code is where an exception comes from."""
-    place = (problem.problem if isinstance(problem, ForeignError) else problem).__traceback__
+def is_raised(problem: Exception) -> TypeGuard[ForeignError]:
+    """Tell whether an exception comes from an `assert` or a `raise` of other code than torch's and repl-fx's."""
+    place = problem.problem.__traceback__ if isinstance(problem, ForeignError) else None
     while place is not None and place.tb_next is not None:
         place = place.tb_next
-    if place is None or not is_models_code(place.tb_frame):
+    if place is None or is_machinery(place.tb_frame):
         return False
     return place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 

@@ -16,7 +16,7 @@ from repl_fx.tracing.attempt import Attempt, Learned
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.lift_modules import lift_modules
-from repl_fx.tracing.model_checks import is_raised_by_model
+from repl_fx.tracing.model_checks import is_raised
 from repl_fx.tracing.state_changes import buffer_settles
 
 Tracer = Callable[[nn.Module, BoundInputs, Learned], fx.Graph]
@@ -63,9 +63,10 @@ def trace_by_export(
                 if attempt.learn_from_failure(problem):
                     continue
                 last = len(attempt.branches.asked) - 1
-                if last < 0 or last in settled or not is_raised_by_model(problem):
+                if last < 0 or last in settled or not is_raised(problem):
                     raise
-                # An assertion, which the model does not survive.
+                # An assertion, most likely.
+                learned.stopped = learned.stopped or problem
                 settled[last] = not attempt.branches.answer(last)
                 continue
             if attempt.learn_from(program):

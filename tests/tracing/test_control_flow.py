@@ -318,3 +318,19 @@ def test_assertions_about_values_are_checks_of_the_graph() -> None:
     words = re.escape('a condition of 0 (assert torch.isfinite(x).all(), "not finite") was True')
     with pytest.raises(repl_fx.BadInput, match=words):
         gm.eval()(x * torch.nan)
+
+
+class Checked(nn.Linear):
+    """Raises on the tensors of a trace, behind a decision that goes one way for its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 100:
+            return super().forward(-x)
+        if type(x) is not Tensor:
+            raise TypeError("no such tensors")
+        return super().forward(x)
+
+
+def test_an_exception_in_the_way_of_the_example_is_no_assertion() -> None:
+    with pytest.raises(repl_fx.CaptureError, match=r"TypeError: no such tensors \(at .*\.py, line \d+\)"):
+        repl_fx.capture(Checked(4, 4), (torch.zeros(2, 4),))

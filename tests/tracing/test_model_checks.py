@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.errors import BadInput, CaptureError
+from repl_fx.errors import BadInput, CaptureError, ForeignError
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import trace_by_first
 from repl_fx.tracing.model_checks import (
     describe_inputs,
-    is_raised_by_model,
+    is_raised,
     misfit,
     require_capturable,
     require_finite,
@@ -352,4 +352,4 @@ def _raises() -> None:
 def test_an_assertion_is_told_from_an_operation_that_fails(code: Callable[[], object], expected: bool) -> None:
     with pytest.raises(Exception) as caught:
         code()
-    assert is_raised_by_model(caught.value) is expected
+    assert is_raised(ForeignError(caught.value)) is expected
