@@ -47,12 +47,12 @@ from repl_fx.running.meanwhile import attributes_set, forward_replaced, set_by
 from repl_fx.running.opaque_outputs import equal_leaves, open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_attributes import DataAttributes
-from repl_fx.tracing.data_dependent import DataDependentBranches, recorded
+from repl_fx.tracing.data_dependent import DataDependentBranches, Place, recorded
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.layouts import Layouts
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
-from repl_fx.tracing.model_checks import causes_of
+from repl_fx.tracing.model_checks import causes_of, is_raised
 from repl_fx.tracing.module_calls import record_module_calls
 from repl_fx.tracing.parameters_outside import ParametersOutside
 from repl_fx.tracing.questions import Told, autocast_cache_as_outside, is_bounded
@@ -84,7 +84,8 @@ class Learned:
             fails.
         worded: the code makes text of sizes that stay free.
         numbers: sizes are plain numbers where the code has no other use for them.
-        stopped: the exception that an answer to a decision led to, whose other answer was taken.
+        survived: the answers to questions of which the model does not survive the other, by who asks.
+        stopped: the exception that such another answer led to.
         unlike: why each call is traced by itself; empty where alike ones are traced once.
         copies: how many calls of modules are copies of others.
         by_mode: a trace in the other mode may be another.
@@ -101,6 +102,7 @@ class Learned:
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
     worded: bool = False
     numbers: bool = False
+    survived: dict[Place, bool] = field(default_factory=dict)
     stopped: ForeignError | None = None
     unlike: str = ""
     copies: int = 0
@@ -137,7 +139,7 @@ class Attempt:
         self.questions = SizeQuestions(
             self.calls.is_running, learned.reasons, learned.involved, apart, learned.numbers, lambda: self.unaware
         )
-        self.branches = DataDependentBranches(answers, self.calls.is_running)
+        self.branches = DataDependentBranches(answers, learned.survived, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)
         self.modes = ModeReads(model, self.aside, learned.of_one_mode)
         learned.unlike = learned.unlike or _unlike.get()
@@ -184,6 +186,12 @@ class Attempt:
     def learn_from_failure(self, problem: Exception) -> bool:
         """Learn what the next attempt may do otherwise; whether there is anything."""
         learned = self.learned
+        place, answer = self.branches.given[-1] if self.branches.given else (None, False)
+        if place is not None and place not in learned.survived and is_raised(problem):
+            # An assertion, most likely.
+            learned.survived[place], learned.stopped = not answer, learned.stopped or problem
+            return True
+        learned.survived.pop(place, None)
         if learned.whole_numbers:
             learned.whole_numbers = None
         elif self.questions.exceeded is not None and not learned.involved:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partialmethod
+from types import CodeType
 from typing import Any
 from unittest.mock import patch
 
@@ -57,6 +58,9 @@ _ASKED_OF_INPUTS: dict[Any, str] = {
     torch.is_inference: "is one of torch.inference_mode",
 }
 
+# The code and the line of a model that ask; None where torch asks.
+Place = tuple[CodeType, int] | None
+
 # Layers of the deepest models, a few times over.
 _MOST = 512
 
@@ -66,16 +70,20 @@ class DataDependentBranches:
 
     Args:
         answers: to the questions, in the order they are asked; no to those after the last.
+        survived: the answers to questions of which the model does not survive the other, by who asks.
         aside: whether the trace is inside a leaf call, whose decisions are the leaf's own.
 
     Attributes:
         asked: for each question, the comparison of a number of Python's generator, or None where it is about a tensor.
+        given: for each question, who asks, and the answer.
     """
 
-    def __init__(self, answers: Sequence[bool], aside: Callable[[], bool]) -> None:
+    def __init__(self, answers: Sequence[bool], survived: Mapping[Place, bool], aside: Callable[[], bool]) -> None:
         self.answers = tuple(answers)
+        self.survived = survived
         self.aside = aside
         self.asked: list[Comparison | None] = []
+        self.given: list[tuple[Place, bool]] = []
         # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
         # that no other tensor gets their identity.
         self._known: dict[int, tuple[Tensor, bool]] = {}
@@ -115,14 +123,13 @@ class DataDependentBranches:
             raise Untraceable(f"the forward decides more than {_MOST} times, as a loop would")
         self.asked.append(comparison)
         DECISION([] if condition is None else [condition], index)
-        answer = self.answer(index)
+        frame = asking_code()
+        place = frame and (frame.f_code, frame.f_lineno)
+        answer = self.survived.get(place, index < len(self.answers) and self.answers[index])
+        self.given.append((place, answer))
         if condition is not None and known is not None:
             self._answered[known] = condition, answer
         return answer
-
-    def answer(self, index: int) -> bool:
-        """The answer to the question of a number, from 0."""
-        return index < len(self.answers) and self.answers[index]
 
     def _drawn(self, value: Any) -> bool:
         return isinstance(value, Tensor) and self._known.get(id(value), (None, False))[1]

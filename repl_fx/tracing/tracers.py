@@ -16,7 +16,6 @@ from repl_fx.tracing.attempt import Attempt, Learned
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.lift_modules import lift_modules
-from repl_fx.tracing.model_checks import is_raised
 from repl_fx.tracing.state_changes import buffer_settles
 
 Tracer = Callable[[nn.Module, BoundInputs, Learned], fx.Graph]
@@ -52,22 +51,15 @@ def trace_by_export(
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
         while True:
-            count = max(len(answers), *settled, -1) + 1
-            attempt = Attempt(model, [settled.get(i, i < len(answers) and answers[i]) for i in range(count)], learned)
+            attempt = Attempt(model, answers, learned)
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
             try:
                 with attempt.watched(kwargs):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
                 undo()
-                if attempt.learn_from_failure(problem):
-                    continue
-                last = len(attempt.branches.asked) - 1
-                if last < 0 or last in settled or not is_raised(problem):
+                if not attempt.learn_from_failure(problem):
                     raise
-                # An assertion, most likely.
-                learned.stopped = learned.stopped or problem
-                settled[last] = not attempt.branches.answer(last)
                 continue
             if attempt.learn_from(program):
                 continue
@@ -76,6 +68,8 @@ def trace_by_export(
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
                     raise Untraceable(reason)
+            given = enumerate(attempt.branches.given)
+            settled.update((number, answer) for number, (place, answer) in given if place in learned.survived)
             asked = attempt.branches.asked
             learned.copies = max(learned.copies, len(attempt.stamps.stamps))
             learned.by_mode = attempt.modes.seen or attempt.calls.by_mode or bool(asked)

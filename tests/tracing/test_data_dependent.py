@@ -37,7 +37,7 @@ def _trace(model: nn.Module, branches: DataDependentBranches) -> list[str]:
 
 
 def test_answers_come_in_the_order_of_the_questions_and_one_tensor_has_one_answer() -> None:
-    branches = DataDependentBranches([True, False], lambda: False)
+    branches = DataDependentBranches([True, False], {}, lambda: False)
     targets = _trace(Asks(), branches)
     assert branches.asked == [None, None]
     assert targets.count(str(DECISION)) == 2
@@ -57,14 +57,14 @@ class AsksAgain(nn.Module):
 
 
 def test_a_condition_that_changed_in_place_is_another_question() -> None:
-    branches = DataDependentBranches([True, False], lambda: False)
+    branches = DataDependentBranches([True, False], {}, lambda: False)
     targets = _trace(AsksAgain(), branches)
     assert branches.asked == [None, None]
     assert "aten.add.Tensor" in targets and "aten.mul.Tensor" not in targets
 
 
 def test_no_answer_means_no() -> None:
-    assert "aten.add.Tensor" not in _trace(Asks(), DataDependentBranches([], lambda: False))
+    assert "aten.add.Tensor" not in _trace(Asks(), DataDependentBranches([], {}, lambda: False))
 
 
 class States(nn.Module):
@@ -76,7 +76,7 @@ class States(nn.Module):
 
 
 def test_a_check_of_a_tensor_is_no_question() -> None:
-    branches = DataDependentBranches([True], lambda: False)
+    branches = DataDependentBranches([True], {}, lambda: False)
     assert "aten.add.Tensor" in _trace(States(), branches)
     assert branches.asked == [None]
 
@@ -89,7 +89,7 @@ class Compares(nn.Module):
 
 
 def test_numbers_of_python_are_compared_without_being_drawn() -> None:
-    branches = DataDependentBranches([True], lambda: False)
+    branches = DataDependentBranches([True], {}, lambda: False)
     before = random.getstate()
     assert "aten.add.Tensor" in _trace(Compares(), branches)
     assert random.getstate() == before
@@ -102,7 +102,7 @@ def test_numbers_of_python_are_compared_without_being_drawn() -> None:
 def test_numbers_that_are_used_otherwise_are_refused() -> None:
     with (
         pytest.raises(Untraceable, match="takes numbers from Python's random generator"),
-        recorded(DataDependentBranches([], lambda: False)),
+        recorded(DataDependentBranches([], {}, lambda: False)),
     ):
         random.randint(0, 5)
 
@@ -178,8 +178,8 @@ def test_another_thread_draws_and_seeds_for_itself() -> None:
         return found
 
     with ThreadPoolExecutor(1) as threads, alone():
-        with recorded(DataDependentBranches([], lambda: False)):
+        with recorded(DataDependentBranches([], {}, lambda: False)):
             assert all(type(number) is float for number in threads.submit(draw).result())
-        with pytest.raises(Untraceable), recorded(DataDependentBranches([], lambda: False)):
+        with pytest.raises(Untraceable), recorded(DataDependentBranches([], {}, lambda: False)):
             threads.submit(draw).result()
             random.randint(0, 5)
