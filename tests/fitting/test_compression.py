@@ -90,3 +90,5 @@ def test_what_cannot_be_is_a_line(net: nn.Module) -> None:
         repl_fx.compress(net, _batches(), budget={"params": 0.8}, evaluate=lambda model: "good")  # type: ignore[arg-type, return-value]
     with pytest.raises(repl_fx.BadInput, match="no plan"):
         repl_fx.compress(net, _batches(), budget={"params": 0.01})
+    with pytest.raises(repl_fx.NothingToReplace, match="no repeated blocks were found"):
+        repl_fx.compress(nn.Linear(4, 4), [(torch.randn(8, 4),)], budget={"params": 0.8})

@@ -30,7 +30,7 @@ from repl_fx.arguments import (
     require_ordinary_tensors,
 )
 from repl_fx.display.progress import shown, tell
-from repl_fx.errors import BadInput, close_matches, first_line, foreign_code
+from repl_fx.errors import BadInput, NothingToReplace, close_matches, first_line, foreign_code
 from repl_fx.finding.blocks import Repeat
 from repl_fx.graph.recording import watched
 from repl_fx.planning.scoring.scores import KINDS, BlockScore, Kind, Scores, StretchScore
@@ -75,7 +75,8 @@ def score_blocks(
 
     Raises:
         BadInput: data that the model does not take, that hold NaN or fewer than 8 samples, or that lead to values that
-            are no finite numbers; a model in which nothing repeats; an argument that does not fit.
+            are no finite numbers; an argument that does not fit.
+        NothingToReplace: nothing repeats in the model.
     """
     asked = _asked(kinds, loss, greedy)
     captured = _captured(captured)
@@ -267,7 +268,7 @@ def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> ModelRe
     found = find_in_parts(captured)
     known = {repeat.name for repeat in found.repeats}
     if not known:
-        raise BadInput("nothing repeats in this model, so that there are no blocks to score")
+        raise NothingToReplace("no repeated blocks were found, so that there are none to score")
     if repeats is None:
         return found
     if not repeats or not all(isinstance(repeat, Repeat) for repeat in repeats):

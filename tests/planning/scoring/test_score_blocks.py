@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, NothingToReplace
 from repl_fx.planning.scoring.scores import KINDS
 from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.nets import ConvNet, Counts, MlpNet, images, tokens
@@ -217,7 +217,7 @@ def test_models_that_cannot_be_scored_are_a_line() -> None:
     with pytest.raises(BadInput, match="score_blocks takes a graph, and Plane is a model; capture it first"):
         repl_fx.score_blocks(given, [X])
     flat = repl_fx.capture(nn.Linear(2, 2), (X,))
-    with pytest.raises(BadInput, match="nothing repeats in this model, so that there are no blocks to score"):
+    with pytest.raises(NothingToReplace, match="no repeated blocks were found"):
         repl_fx.score_blocks(flat, [X])
     result: Any = repl_fx.transform(MlpNet(3), (tokens(),), surrogate="identity")
     with pytest.raises(BadInput, match=r"this is a TransformResult; give result\.captured_parts"):
