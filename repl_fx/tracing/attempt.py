@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -287,7 +287,13 @@ def _spelled_out(
     spelled.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature
     # Hooks on the model's result must not see the buffers.
     hooks = dict(model._forward_hooks)
-    # What a `__call__` of its class adds is not traced; whether it adds anything is compared afterwards.
-    begins_at_forward = patch.object(type(model), "__call__", nn.Module.__call__)
-    with patch.dict(model._forward_hooks, clear=True), forward_replaced(model, forward), begins_at_forward:
+    with patch.dict(model._forward_hooks, clear=True), forward_replaced(model, forward), _begun_at_forward(type(model)):
         yield
+
+
+def _begun_at_forward(kind: type[nn.Module]) -> AbstractContextManager[object]:
+    """Let the trace of a class with a `__call__` of its own go past it; whether it adds anything is compared later."""
+    if kind.__call__ is nn.Module.__call__:
+        return nullcontext()
+    # A trace has another one of modules meanwhile.
+    return patch.object(kind, "__call__", lambda module, *args, **kwargs: nn.Module.__call__(module, *args, **kwargs))
