@@ -100,8 +100,10 @@ def _require_kept_neighbours(plan: Plan, matches: Matches) -> None:
         block, repeat = matches.block(replacement.block)
         place, (before, after) = repeat.blocks.index(block), (replacement.before, replacement.after)
         for name, side in ((before, repeat.blocks[:place]), (after, repeat.blocks[place + 1 :])):
-            kept = [other.name for other in side if whole.isdisjoint(other.nodes)]
-            if name in surrogate.made_from(before, after) and matches.block(name)[0].name not in kept:
+            if name not in surrogate.made_from(before, after):
+                continue
+            neighbour, _ = matches.block(name)
+            if neighbour not in side or not whole.isdisjoint(neighbour.nodes):
                 raise PlanMismatch(
                     f"the plan makes {surrogate.key} of {replacement.block} from {name}, which is no block that is "
                     "kept on that side of it; make a new plan"

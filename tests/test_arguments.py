@@ -156,25 +156,24 @@ def test_places_that_are_none(tmp_path: Path) -> None:
     assert refused(repl_fx.save, whole(), None) == artifact.format("None")
 
 
+def _refused_as_a_place(place: Path, why: str) -> None:
+    """Assert that a place is refused wherever something is written or read."""
+    assert refused(repl_fx.save, whole(), place) == f"the directory of an artifact {why}"
+    assert refused(repl_fx.load, place) == f"the directory of an artifact {why}"
+    assert refused(repl_fx.export_onnx, whole().module, place, (X,)) == f"the file to write {why}"
+
+
 def test_places_with_a_null_character(tmp_path: Path) -> None:
     place = tmp_path / "a\0b"
     no_name = f"is {str(place)!r}, and no name holds a null character; leave it out"
-    for function, args, what in (
-        (repl_fx.save, (whole(), place), "the directory of an artifact"),
-        (repl_fx.load, (place,), "the directory of an artifact"),
-        (repl_fx.export_onnx, (whole().module, place, (X,)), "the file to write"),
-    ):
-        assert refused(function, *args) == f"{what} {no_name}"
+    _refused_as_a_place(place, no_name)
     assert refused(repl_fx.train, ConvNet(), [X], directory=place) == f"the directory of a run {no_name}"
     assert refused(repl_fx.report(whole()).save, place) == f"the page to write {no_name}"
 
 
 def test_places_whose_names_are_not_utf_8(tmp_path: Path) -> None:
     place = tmp_path / "caf\udce9"
-    not_taken = f"is {str(place)!r}, and names that are not UTF-8 are not taken; rename it"
-    assert refused(repl_fx.save, whole(), place) == f"the directory of an artifact {not_taken}"
-    assert refused(repl_fx.load, place) == f"the directory of an artifact {not_taken}"
-    assert refused(repl_fx.export_onnx, whole().module, place, (X,)) == f"the file to write {not_taken}"
+    _refused_as_a_place(place, f"is {str(place)!r}, and names that are not UTF-8 are not taken; rename it")
     file = place / "net.py"
     place.mkdir()
     file.write_text("")
@@ -186,10 +185,7 @@ def test_places_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monke
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     for place, why in ((tmp_path / ("x" * 300), "File name too long"), (loop, "Too many levels of symbolic links")):
-        cannot = f"is {str(place)!r}, which cannot be reached: {why}; choose another"
-        assert refused(repl_fx.save, whole(), place) == f"the directory of an artifact {cannot}"
-        assert refused(repl_fx.load, place) == f"the directory of an artifact {cannot}"
-        assert refused(repl_fx.export_onnx, whole().module, place, (X,)) == f"the file to write {cannot}"
+        _refused_as_a_place(place, f"is {str(place)!r}, which cannot be reached: {why}; choose another")
     below = tmp_path / "gone"
     below.mkdir()
     monkeypatch.chdir(below)

@@ -347,8 +347,9 @@ _FORMULAS: Mapping[Any, Callable[..., int]] = MappingProxyType(
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
         **dict.fromkeys(_PRODUCTS, _flops_of_product),
         # Of what is added to something.
-        torch.ops.aten.addmv: lambda _, *product, **__: _flops_of_product(*product),
-        torch.ops.aten.addbmm: lambda _, *product, **__: _flops_of_product(*product),
+        **dict.fromkeys(
+            (torch.ops.aten.addmv, torch.ops.aten.addbmm), lambda _, *product, **__: _flops_of_product(*product)
+        ),
         torch.ops.aten._trilinear: _flops_of_bilinear,
     }
 )

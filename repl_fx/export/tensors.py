@@ -218,8 +218,8 @@ def at_batch(inputs: FlatInputs, batch: int, seed: int) -> FlatInputs:
 def at_shapes(inputs: FlatInputs, shapes: Sequence[Sequence[int]], seed: int) -> FlatInputs:
     """Return inputs of these shapes, drawn with `seed`; those that have their shape already stay as they are."""
     generator = torch.Generator().manual_seed(seed)
-    wanted = iter(shapes)
-    return inputs.map(lambda t: t if tuple(t.shape) == tuple(shape := next(wanted)) else draw(t, shape, generator))
+    pairs = zip(inputs.tensors, shapes, strict=True)
+    return inputs.holding(t if tuple(t.shape) == tuple(shape) else draw(t, shape, generator) for t, shape in pairs)
 
 
 def half_changed(inputs: FlatInputs) -> dict[str, FlatInputs]:

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
@@ -52,6 +51,7 @@ from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.layouts import Layouts
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
+from repl_fx.tracing.leaves import has_own_call
 from repl_fx.tracing.model_checks import causes_of, is_raised
 from repl_fx.tracing.module_calls import record_module_calls
 from repl_fx.tracing.parameters_outside import ParametersOutside
@@ -196,7 +196,7 @@ class Attempt:
             learned.whole_numbers = None
         elif self.questions.exceeded is not None and not learned.involved:
             learned.involved = f", as the arithmetic on sizes is too involved to follow{self.questions.exceeded}"
-        elif torch.SymBool.__name__ in str(problem) and not learned.involved:
+        elif "SymBool" in str(problem) and not learned.involved:
             # `is_causal=q.shape[2] > 1 and …` of a size that is computed.
             learned.involved = f", as a function of torch takes no question about sizes ({problem})"
         elif self.calls.inlined != learned.inlined and any(
@@ -293,7 +293,7 @@ def _spelled_out(
 
 def _begun_at_forward(kind: type[nn.Module]) -> AbstractContextManager[object]:
     """Let the trace of a class with a `__call__` of its own go past it; whether it adds anything is compared later."""
-    if kind.__call__ is nn.Module.__call__:
+    if not has_own_call(kind):
         return nullcontext()
     # A trace has another one of modules meanwhile.
     return patch.object(kind, "__call__", lambda module, *args, **kwargs: nn.Module.__call__(module, *args, **kwargs))

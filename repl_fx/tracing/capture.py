@@ -10,7 +10,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
+from repl_fx.tracing.leaves import has_own_call
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable, require_same_modes
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
 from repl_fx.tracing.questions import Settings, Told, computes_alike, require_settings_, settings_asked, stops_alike
@@ -216,24 +217,24 @@ def _trace_by(
     info = CaptureInfo(type(model).__name__, tracer.name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, traces, wanted_fixed)
     has_values = device_of(model, inputs).type != "meta"
-    if traces.learned.stopped and has_values and not computes_alike(gm, model, inputs):
+    # Asked only where something makes it doubtful, as it runs both.
+    alike = cache(lambda: has_values and computes_alike(gm, model, inputs))
+    if traces.learned.stopped and has_values and not alike():
         raise traces.learned.stopped
-    if traces.learned.worded and not tracer.numbers and not _holds(gm, model, inputs, has_values):
+    if traces.learned.worded and not tracer.numbers and not (alike() and _alike_at_other_sizes(gm, model, inputs)):
         return _trace_by(replace(tracer, numbers=True), model, bound, obstacles, wanted_fixed, told=told)
     # Most classes with a `__call__` of their own repeat its signature alone.
-    around = type(model).__call__ is not nn.Module.__call__
-    if around and not (has_values and computes_alike(gm, model, inputs)):
+    if has_own_call(type(model)) and not alike():
         raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
     if compiling.asked and has_values:
-        alike = computes_alike(gm, model, inputs)
-        other = other_sizes_of(gm, model, inputs) if alike and told is None else None
-        if told is None and not (alike and (other is None or stops_alike(gm, model, other))):
+        other = other_sizes_of(gm, model, inputs) if alike() and told is None else None
+        if told is None and not (alike() and (other is None or stops_alike(gm, model, other))):
             try:
                 return _trace_by(tracer, model, bound, obstacles, wanted_fixed, told=False)
             except Untraceable:
-                if not alike:
+                if not alike():
                     raise
-        elif not alike:
+        elif not alike():
             raise Untraceable(
                 f"the forward asks torch.compiler.is_compiling(), and a trace goes another way than a run "
                 f"(at {compiling.asked})"
@@ -243,10 +244,10 @@ def _trace_by(
     return gm
 
 
-def _holds(gm: CapturedModule, model: nn.Module, inputs: ExampleInputs, has_values: bool) -> bool:
-    """Tell whether a graph computes what its model does, on the example inputs and on others of other sizes."""
-    given = (inputs, other_sizes_of(gm, model, inputs)) if has_values else ()
-    return has_values and all(computes_alike(gm, model, sizes) for sizes in given if sizes is not None)
+def _alike_at_other_sizes(gm: CapturedModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+    """Tell whether a graph computes what its model does on inputs of other sizes, where it takes any."""
+    other = other_sizes_of(gm, model, inputs)
+    return other is None or computes_alike(gm, model, other)
 
 
 @dataclass
@@ -283,6 +284,7 @@ def _traced(tracer: _NamedTracer, model: nn.Module, bound: BoundInputs, compilin
                 # Only leaves read the mode.
                 traces.graphs[True], changes[True] = traces.graphs[False], changes[False]
             else:
+                # Torch looks up keys that the forward has put into a dict after the trace, too.
                 with (
                     sizes_numbers() if tracer.numbers else nullcontext(),
                     hooks_followed(model),

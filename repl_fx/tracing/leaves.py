@@ -46,10 +46,15 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     kind: Any = type(module)
     # Code of a class around its forward is called around the stand-in too.
-    if kind.__call__ is not nn.Module.__call__:
+    if has_own_call(kind):
         return False
     from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in kind.__mro__)
     return from_torch or (not any(True for _ in module.parameters(recurse=False)) and may_vary(kind))
+
+
+def has_own_call(kind: type[nn.Module]) -> bool:
+    """Tell whether a class has code of its own around its forward."""
+    return kind.__call__ is not nn.Module.__call__
 
 
 @cache
