@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import random
 import sys
@@ -29,6 +30,10 @@ os.environ["REPL_FX_PROGRESS"] = "0"
 # file again, a tenth of a capture.
 if not torch.cuda.is_available():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# Torch writes a record of each trace, stacks and all, where that logger has handlers, and pytest gives some to loggers
+# that do not propagate: a twentieth of a capture.
+logging.getLogger("torch.__trace").propagate = True
 
 # The same examples on every run, so that a failure in CI is a failure here; no deadline, as the first capture is slow.
 settings.register_profile("fixed", derandomize=True, deadline=None)
