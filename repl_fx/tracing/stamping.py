@@ -169,7 +169,6 @@ class Stamps:
     stamps: list[tuple[TracedCall, nn.Module]] = field(default_factory=list)
     calls_of: Mapping[str, list[ModuleCall]] = field(default_factory=dict)
     _open: list[TracedCall] = field(default_factory=list)
-    _state: set[fx.Node] | None = None
     _seen: set[nn.Module] = field(default_factory=set)
     _families: dict[nn.Module, _Family] = field(default_factory=dict)
 
@@ -244,7 +243,7 @@ class Stamps:
         simple = self._note_results(region, leaves, stand_ins)
         quiet = not written and events == self._events()
         _END(region.results, index)
-        if simple and quiet and first is not None and self._is_closed(first) and self._is_as_before(region):
+        if simple and quiet and first is not None and self._is_closed(region, first) and self._is_as_before(region):
             self._families[region.module].regions.append(region)
         given = dict(zip(map(id, stand_ins), tensors, strict=True))
         if not any(id(leaf) in given for leaf in leaves):
@@ -304,11 +303,10 @@ class Stamps:
             for tensor in region.results
         )
 
-    def _is_closed(self, first: fx.Node) -> bool:
-        """Tell whether a region computes from its arguments, the model's state and known sizes alone."""
-        if self._state is None:
-            tensors = [tensor for module in self.model.modules() for tensor in held_by(module).values()]
-            self._state = {node for t in tensors if t is not None and (node := traced_node(t)) is not None}
+    def _is_closed(self, region: TracedCall, first: fx.Node) -> bool:
+        """Tell whether a region computes from its arguments, its module's state and known sizes alone."""
+        tensors = [tensor for module in region.parts for tensor in held_by(module).values()]
+        state = {node for t in tensors if t is not None and (node := traced_node(t)) is not None}
         begin = first.all_input_nodes[0]
         inside = {begin}
         node = begin.next
@@ -320,7 +318,7 @@ class Stamps:
                 return False
             for given in node.all_input_nodes:
                 is_number = given.op == "call_function" and isinstance(given.meta.get("val"), _NUMBERS)
-                if not (given in inside or given in self._state or given.op == "get_attr" or is_number):
+                if not (given in inside or given in state or given.op == "get_attr" or is_number):
                     return False
             node = node.next
         return True

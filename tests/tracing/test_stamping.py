@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx._torch import module_stack, pytree
 from repl_fx.graph.boundaries import boundaries
 from repl_fx.tracing.capture import capture, check_capture
@@ -350,6 +351,16 @@ def test_what_tells_calls_apart(kind: str, stamped: list[str], monkeypatch: pyte
     gm = capture(model, (x,))
     assert sum(name != "Inner" for name in stamped) == count
     assert described(gm) == described(whole(model, (x,), monkeypatch))
+    assert check_capture(model, gm, (x,))
+
+
+def test_surrogates_in_place_that_are_made_from_other_blocks(stamped: list[str]) -> None:
+    x = torch.randn(2, 3, 8)
+    model = repl_fx.transform(Chain(*(Block() for _ in range(5))), (x,), surrogate="blend", copy=True).model
+    assert [type(block).__name__ for block in model.blocks].count("Block") == 3
+    gm = capture(model, (x,))
+    # Of the blocks that stay; each surrogate reads the weights of its own neighbours.
+    assert [name for name in stamped if name != "Inner"][-2:] == ["Block"] * 2
     assert check_capture(model, gm, (x,))
 
 
