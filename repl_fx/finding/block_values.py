@@ -17,6 +17,7 @@ from repl_fx.finding.blocks import Block
 from repl_fx.finding.node_table import Bools, Ints, has_tensor, passed, passes_through
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import attribute
+from repl_fx.graph.runtime import check_condition
 
 
 def blocks_of(
@@ -116,7 +117,7 @@ def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None
 
 
 def _own_numbers(nodes: dict[fx.Node, None]) -> list[fx.Node]:
-    """The non-tensors that a block makes of its own values: sizes, truths, decisions, updates of its own buffers."""
+    """The non-tensors that a block makes of its values: sizes, truths, checks, decisions, updates of its buffers."""
     paths = {path for node in nodes for path in module_stack(node)}
     found: dict[fx.Node, None] = {}
     pending = list(nodes)
@@ -127,7 +128,7 @@ def _own_numbers(nodes: dict[fx.Node, None]) -> list[fx.Node]:
                 pending.append(user)
     kept: set[fx.Node] = set()
     for node in sorted(found, reverse=True):
-        used = bool(node.users) and node.op == "call_function"
+        used = (bool(node.users) and node.op == "call_function") or node.target is check_condition
         if (used or _updates_within(node, paths)) and all(user in nodes or user in kept for user in node.users):
             kept.add(node)
     return sorted(kept)

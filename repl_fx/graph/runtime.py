@@ -250,11 +250,14 @@ def _counted(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 @has_side_effect
 def check_condition(value: Any, expected: bool, name: str) -> None:
     """Refuse inputs, by a condition computed from them, for which the source takes another way."""
-    if bool(value) is not expected:
-        raise BadInput(
-            f"{name} was {expected} for the inputs the graph was captured with and is {not expected} for these; "
-            "capture the model again with these"
-        )
+    reason = (
+        f"{name} was {expected} for the inputs the graph was captured with and is {not expected} for these; "
+        "capture the model again with these"
+    )
+    if torch.compiler.is_compiling() and isinstance(value, torch.Tensor):
+        torch._assert_async(value if expected else torch.logical_not(value), reason)
+    elif bool(value) is not expected:
+        raise BadInput(reason)
 
 
 # Settings of torch that a forward may ask for, by the names of the functions in torch that tell them.

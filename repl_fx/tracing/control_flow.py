@@ -270,7 +270,7 @@ class _Joiner:
         for number, marker in enumerate(_markers(self.base)):
             condition: Any = marker.args[0]
             if number in self.settled:
-                given = (condition[0], self.settled[number], _words_for(marker))
+                given = (condition[0], self.settled[number], words_for(marker))
                 with self.base.inserting_before(marker):
                     check = self.base.call_function(check_condition, given)
                 check.meta = {**marker.meta, "val": None}
@@ -431,7 +431,7 @@ def _flat(value: Any) -> list[Any]:
     return found
 
 
-def _words_for(marker: fx.Node) -> str:
+def words_for(marker: fx.Node) -> str:
     """The question of a marker, in the words of messages: the line of the source that asks."""
     lines = [line.strip() for line in str(marker.meta.get("stack_trace", "")).splitlines() if line.strip()]
     where = ".".join(module_stack(marker)[-1:]) or "the model"

@@ -97,16 +97,23 @@ class DataDependentBranches:
         name = getattr(func, "__name__", "")
         if func is Tensor.__bool__ and has_no_value(args[0]):
             return self.decide(args[0], None)
+        if func is torch._assert and has_no_value(args[0]):
+            return run(torch._assert_async, args[:1], {})
         # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
         if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
-            return run(func, args, kwargs) if self._claimed is args[0] else self.decide(args[0], None)
+            if self._claimed is not args[0]:
+                return self.decide(args[0], None)
+            run(torch._assert_async, args, {})
+            return True
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks whether a tensor {_ASKED_OF_INPUTS[func]}, which its input decides")
-        result = run(func, args, kwargs)
         if name == "_is_all_true":
-            self._claimed = result
+            # An operator that ONNX has.
+            self._claimed = result = run(Tensor.all, args, kwargs)
+        else:
+            result = run(func, args, kwargs)
         if isinstance(result, Tensor):
             self._note(name, (*args, *kwargs.values()), result)
         return result

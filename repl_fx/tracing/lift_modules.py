@@ -32,6 +32,7 @@ from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.captured import attribute, drop_dead
 from repl_fx.graph.runtime import (
     AutogradCall,
+    check_condition,
     check_layout,
     enter_autocast,
     enter_grad_mode,
@@ -43,6 +44,7 @@ from repl_fx.graph.signature import BoundInputs, InputNodes, output_of, step_int
 from repl_fx.graph.state import named_tensors
 from repl_fx.running.collection import collection_paused
 from repl_fx.tracing.attempt import Attempt
+from repl_fx.tracing.control_flow import words_for
 from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import LAYOUT_ASKED, is_stand_in
 from repl_fx.tracing.parameters_outside import require_own
@@ -54,10 +56,11 @@ aten = torch.ops.aten
 _ASSERTIONS = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
-    aten._assert_async.msg,
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }
+# `torch._assert` of a tensor, too.
+_CHECKS = (aten._assert_async.default, aten._assert_async.msg)
 # Regions of `torch.no_grad` and `torch.autocast` that torch.export packs into one node: the calls that begin and end
 # one, and how many settings it has.
 _REGIONS: Mapping[Any, tuple[Any, Any, int]] = {
@@ -195,6 +198,10 @@ class _Lifter:
         elif node.target in _REGIONS:
             self.env[node] = self.region(node, *_REGIONS[node.target])
         elif node.target in _ASSERTIONS:
+            return
+        elif node.target in _CHECKS:
+            given = (self.value(source), True, words_for(node))
+            self.emit("call_function", check_condition, given, {}, node).meta["val"] = None
             return
         elif is_stand_in(node):
             self.env[node] = self.env[source]

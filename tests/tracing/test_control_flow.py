@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -318,6 +319,46 @@ def test_assertions_about_values_are_checks_of_the_graph() -> None:
     words = re.escape('a condition of 0 (assert torch.isfinite(x).all(), "not finite") was True')
     with pytest.raises(repl_fx.BadInput, match=words):
         gm.eval()(x * torch.nan)
+
+
+class States(nn.Module):
+    """States by a function of torch what holds of its input, in a block."""
+
+    def __init__(self, state: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.first, self.second, self.state = nn.Linear(8, 16), nn.Linear(16, 8), state
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state(x < 50)
+        x = x + self.second(self.first(x).relu())
+        return x
+
+
+def _asserts(low: Tensor) -> None:
+    assert low.all(), "too high"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        _asserts,
+        lambda low: torch._assert(low.all(), "too high"),
+        lambda low: torch._assert_async(low.all()),
+        torch._check_tensor_all,
+    ],
+)
+def test_what_functions_of_torch_assert_is_checked_by_the_graph(state: Callable[[Tensor], object]) -> None:
+    model, x = nn.Sequential(*(States(state) for _ in range(4))), torch.randn(4, 8)
+    gm = repl_fx.transform(model, (x,), blocks=["1"], surrogate="identity", check=False).graph_module
+    assert torch.equal(gm(x), model[3](model[2](model[0](x))))
+    assert [node.args[1] for node in gm.graph.nodes if node.target is check_condition] == [True] * 3
+    with pytest.raises(repl_fx.BadInput, match=r"a condition of 0 .* was True"):
+        gm(x * 1000)
+    exported = torch.export.export(gm, (x,)).module()
+    for made in (exported, torch.compile(gm, fullgraph=True, backend="eager")):
+        assert torch.equal(made(x), gm(x))
+    with pytest.raises(RuntimeError, match=r"a condition of 0 .* was True"):
+        exported(x * 1000)
 
 
 class Checked(nn.Linear):
