@@ -36,6 +36,8 @@ def state_of(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
     if isinstance(generator, np.random.Generator):
         bits = generator.bit_generator
         return partial(getattr, bits, "state"), partial(setattr, bits, "state")
+    if isinstance(generator, random.SystemRandom):
+        return lambda: None, lambda state: None
     if isinstance(generator, random.Random):
         return generator.getstate, generator.setstate
     return generator.get_state, generator.set_state

@@ -9,7 +9,9 @@ asked.
 from __future__ import annotations
 
 import operator
+import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
 from repl_fx.running.alone import is_bystander
-from repl_fx.tracing.asking import asking_code
+from repl_fx.tracing.asking import asking_code, is_machinery, is_of_python, outwards
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
 
 _RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
@@ -188,17 +190,29 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
         Untraceable: the forward takes numbers without a seed: the graph would hold those drawn in the trace.
     """
     generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)
-    make = np.random.default_rng
 
-    def made(seed: Any = None) -> np.random.Generator:
-        if seed is None and not (branches.aside() or is_bystander()):
-            raise Untraceable(
-                "the forward makes a random generator without a seed, and a graph would repeat its numbers"
-            )
-        return make(seed)
+    urandom, own_seed = os.urandom, random.Random.seed
+
+    def refuse() -> None:
+        outside = (seen for seen in outwards(sys._getframe(2)) if not is_of_python(seen))
+        if not (branches.aside() or is_bystander() or is_machinery(next(outside, None))):
+            raise Untraceable("the forward takes random numbers that no seed decides, and a graph would repeat them")
+
+    def entropy(count: int) -> bytes:
+        refuse()
+        return urandom(count)
+
+    def seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
+        if a is None:
+            refuse()
+        own_seed(generator, a, version)
 
     with ExitStack() as undone:
-        undone.enter_context(patch.object(np.random, "default_rng", made))
+        # From `random._urandom` come the numbers of `secrets` too, and the seeds of numpy's generators.
+        for owner, name, instead in (
+            (os, "urandom", entropy), (random, "_urandom", entropy), (random.Random, "seed", seed)
+        ):  # fmt: skip
+            undone.enter_context(patch.object(owner, name, instead))
         undone.callback(random.setstate, random.getstate())
         undone.callback(np.random.set_state, np.random.get_state())
         for generator in generators:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import random
+import secrets
+import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from numpy.random import default_rng
 from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import Untraceable
 from repl_fx.running.alone import alone
 from repl_fx.tracing.data_dependent import DECISION, DataDependentBranches, recorded
+
+_SYSTEM = random.SystemRandom()
 
 
 class Asks(nn.Module):
@@ -164,8 +171,41 @@ def test_a_generator_made_without_a_seed_is_refused_but_in_a_layer() -> None:
     assert torch.equal(repl_fx.capture(seeded, (x,))(x), seeded(x))
     gm = repl_fx.capture(layer, (x,))
     assert not torch.equal(gm(x), gm(x))
-    with pytest.raises(repl_fx.CaptureError, match="makes a random generator without a seed"):
+    with pytest.raises(repl_fx.CaptureError, match="takes random numbers that no seed decides"):
         repl_fx.capture(Around(None, whole=False), (x,))
+
+
+class Scales(nn.Linear):
+    """Scales by a number that is another one in each call, and holds a generator of the system."""
+
+    def __init__(self, number: Callable[[], float]) -> None:
+        super().__init__(4, 4)
+        self.number, self.system = number, random.SystemRandom()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.number()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda: secrets.randbelow(2**30),
+        lambda: uuid.uuid4().int % 2**30,
+        lambda: os.urandom(1)[0],
+        lambda: _SYSTEM.random(),
+        lambda: random.Random().random(),
+        lambda: float(default_rng().random()),
+        lambda: np.random.RandomState().rand(),
+    ],
+)
+def test_numbers_that_no_seed_decides_are_refused(number: Callable[[], float]) -> None:
+    with pytest.raises(repl_fx.CaptureError, match="takes random numbers that no seed decides"):
+        repl_fx.capture(Scales(number), (torch.randn(2, 4),))
+
+
+def test_generators_that_are_seeded_or_held_are_captured() -> None:
+    model, x = Scales(lambda: random.Random(3).random()), torch.randn(2, 4)
+    assert torch.equal(repl_fx.capture(model, (x,))(x), model(x))
 
 
 def test_another_thread_draws_and_seeds_for_itself() -> None:
