@@ -6,6 +6,7 @@ of its module is read as before, a little slower, and each read comes by.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,11 @@ from typing import Any
 from torch import nn
 
 from repl_fx._torch import module_attributes
+from repl_fx.running.code_names import names_in
 from repl_fx.tracing.asking import is_machinery, module_of, outwards
 
+# Ways to an attribute on which a read is not seen.
+PAST_LOOKUP = frozenset({"vars", "__dict__"})
 Read = Callable[[nn.Module, str], None]
 
 
@@ -80,7 +84,9 @@ class AttributesAside:
         kind: Any = type(module)
         by_torch = kind.__getattr__ is nn.Module.__getattr__ and kind.__getattribute__ is object.__getattribute__
         there = name in vars(module) or name in self._kept.get(module, {})
-        return there and by_torch and not hasattr(kind, name)
+        code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+        past = code is not None and not names_in(code).every.isdisjoint(PAST_LOOKUP)
+        return there and by_torch and not (past or hasattr(kind, name))
 
 
 def _counts(frame: FrameType | None) -> bool:

@@ -52,7 +52,7 @@ from repl_fx.tracing.alike import (
     structure_of,
     tolerated,
 )
-from repl_fx.tracing.attributes_aside import AttributesAside
+from repl_fx.tracing.attributes_aside import PAST_LOOKUP, AttributesAside
 from repl_fx.tracing.data_dependent import DataDependentBranches
 from repl_fx.tracing.known_shapes import like
 from repl_fx.tracing.leaf_calls import LeafCalls, held_by
@@ -252,7 +252,7 @@ class Stamps:
 
     def _watched(self, region: TracedCall, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The results of a call, with a note of what it reads of the attributes in which modules like it differ."""
-        seen = not region.before.state.names_one_of(_PAST_READS)
+        seen = not region.before.state.names_one_of(PAST_LOOKUP)
         differing = self._families[region.module].differing if seen else ()
         spots = [(region.module.get_submodule(path), name) for path, name in differing]
         # A layer reads its own attributes where nobody sees it; the code around it may read its probability too.
@@ -342,8 +342,6 @@ class Stamps:
         return list(found)
 
 
-# Ways to an attribute on which a read is not seen.
-_PAST_READS = frozenset({"vars", "__dict__"})
 _NUMBERS = (*SYMBOLIC, *SYMBOLIC.values())
 
 

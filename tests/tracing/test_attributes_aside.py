@@ -54,6 +54,21 @@ def test_what_reads_or_sets_a_mode_is_seen() -> None:
         assert all("training" in vars(module) for module in model.modules())
 
 
+class Looks(nn.Linear):
+    """Looks its mode up past the lookup of attributes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = vars(self).get("training") and self.__dict__["training"]
+        return super().forward(x * 2 if trains else x)
+
+
+def test_a_mode_that_is_looked_up_in_the_dictionary_is_seen() -> None:
+    model, x = Looks(4, 4), torch.randn(2, 4)
+    gm = repl_fx.capture(model, (x,))
+    for training in (True, False):
+        assert torch.equal(gm.train(training)(x), model.train(training)(x))
+
+
 def test_a_mode_that_never_changes_may_be_read() -> None:
     model = nn.Sequential(Numbered(), nn.Dropout())
     for module, seen in zip(model, (False, True), strict=True):
