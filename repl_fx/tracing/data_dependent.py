@@ -53,11 +53,11 @@ has_side_effect(DECISION)
 # What no graph can answer for other inputs.
 _ASKED_OF_INPUTS: dict[Any, str] = {
     **{
-        getattr(Tensor, name).__get__: "requires a gradient"
+        getattr(Tensor, name).__get__: "whether a tensor requires a gradient"
         for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad")
     },
-    Tensor.is_inference: "is one of torch.inference_mode",
-    torch.is_inference: "is one of torch.inference_mode",
+    **dict.fromkeys((Tensor.is_inference, torch.is_inference), "whether a tensor is one of torch.inference_mode"),
+    **dict.fromkeys((Tensor.storage_offset, Tensor.untyped_storage), "for the memory of a tensor"),
 }
 
 # The code and the line of a model that ask; None where torch asks.
@@ -110,7 +110,7 @@ class DataDependentBranches:
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
-            raise Untraceable(f"the forward asks whether a tensor {_ASKED_OF_INPUTS[func]}, which its input decides")
+            raise Untraceable(f"the forward asks {_ASKED_OF_INPUTS[func]}, which its input decides")
         if name == "_is_all_true":
             # An operator that ONNX has.
             self._claimed = result = run(Tensor.all, args, kwargs)

@@ -194,6 +194,10 @@ class OnTensors(nn.Module):
             return x * 2 if x.is_inference() else x
         elif self.kind == "asks torch":
             return x * 2 if torch.is_inference(x) else x
+        elif self.kind == "its memory":
+            x = x * int(x.untyped_storage().nbytes())
+        elif self.kind == "its place":
+            x = x * int(x.storage_offset())
         elif self.kind == "save_on_cpu":
             with torch.autograd.graph.save_on_cpu():
                 return x * x
@@ -213,14 +217,16 @@ def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "asked"),
     [
-        ("requires a gradient", "requires a gradient"),
-        ("is a leaf", "requires a gradient"),
-        ("is an inference tensor", "is one of torch.inference_mode"),
-        ("asks torch", "is one of torch.inference_mode"),
+        ("requires a gradient", "whether a tensor requires a gradient"),
+        ("is a leaf", "whether a tensor requires a gradient"),
+        ("is an inference tensor", "whether a tensor is one of torch.inference_mode"),
+        ("asks torch", "whether a tensor is one of torch.inference_mode"),
+        ("its memory", "for the memory of a tensor"),
+        ("its place", "for the memory of a tensor"),
     ],
 )
 def test_a_question_that_the_input_decides_is_refused(kind: str, asked: str) -> None:
-    with pytest.raises(CaptureError, match=f"asks whether a tensor {asked}, which its input decides"):
+    with pytest.raises(CaptureError, match=f"asks {asked}, which its input decides"):
         capture(OnTensors(kind), (X,))
 
 
