@@ -14,6 +14,7 @@ from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.display.columns import Table
 from repl_fx.display.html import Displayed
 from repl_fx.display.numbers import change, count
+from repl_fx.errors import BadInput
 from repl_fx.finding.repeats import Repeats, repeats_table
 from repl_fx.graph.state import parameter_count
 from repl_fx.plan import Plan, Refusal
@@ -196,6 +197,7 @@ class TransformResult(Displayed, HasInputs):
     def _follow_model(self) -> None:
         if "in_place" in vars(self):
             self.in_place.share_(self.rewritten, *self.one_by_one.items())
+            _require_merged_alike(self.captured_parts.source, self.in_place.model or nn.Module())
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
@@ -203,6 +205,18 @@ class TransformResult(Displayed, HasInputs):
                 f"{type(self.rewritten).__name__} was captured in parts and is no single graph; use result.{instead}"
             )
         return parts[0].graph_module
+
+
+def _require_merged_alike(source: nn.Module, model: nn.Module) -> None:
+    """Refuse a model in place whose adapters of PEFT are in the weights that it shares with its graph, or no longer."""
+    layers = dict(source.named_modules())
+    for path, layer in model.named_modules():
+        was, now = (getattr(module, "merged_adapters", None) for module in (layers.get(path), layer))
+        if isinstance(was, list) and isinstance(now, list) and was != now:
+            raise BadInput(
+                f"{path} has had adapters merged or unmerged since the transform, which the graph would count twice, "
+                "or not at all; undo that, or transform the model as it is now"
+            )
 
 
 def _captured(part: Part) -> Captured:

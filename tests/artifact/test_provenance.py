@@ -222,6 +222,9 @@ def test_an_adapter_that_was_merged_since_is_refused(tmp_path: Path) -> None:
         layer.merged_adapters.append("default")
     with pytest.raises(repl_fx.BadInput, match=r"changed since: .*merged_adapters=\['default'\], which was .*=\[\]"):
         repl_fx.save(result, tmp_path / "merged")
+    for graph in ("graph_module", "module"):
+        with pytest.raises(repl_fx.BadInput, match=r"^0\.0 has had adapters merged or unmerged since the transform"):
+            getattr(result, graph)
 
 
 @pytest.mark.parametrize("place", ["", "blocks.0", "head"])
