@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 _MACHINERY = frozenset({"torch", "repl_fx"})
+_NO_MODELS = _MACHINERY | sys.stdlib_module_names
 # The modes of a trace, which see a function before it runs.
 _MODES = ("__torch_function__", "__torch_dispatch__", "watch")
 
@@ -28,14 +29,14 @@ def is_machinery(frame: FrameType | None) -> bool:
     return frame is not None and module_of(frame).split(".")[0] in _MACHINERY
 
 
-def is_of_python(frame: FrameType) -> bool:
-    """Tell whether a frame runs code of Python's own library."""
-    return module_of(frame).split(".")[0] in sys.stdlib_module_names
+def is_library(frame: FrameType) -> bool:
+    """Tell whether a frame runs code of torch's, Python's or this package's."""
+    return module_of(frame).split(".")[0] in _NO_MODELS
 
 
 def is_models_code(frame: FrameType) -> bool:
     """Tell whether a frame runs code of a file that is neither torch's, Python's nor this package's."""
-    return not (is_machinery(frame) or is_of_python(frame)) and exists(frame.f_code.co_filename)
+    return not is_library(frame) and exists(frame.f_code.co_filename)
 
 
 def outwards(frame: FrameType | None) -> Iterator[FrameType]:

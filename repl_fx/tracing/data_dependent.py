@@ -29,7 +29,7 @@ from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
 from repl_fx.running.alone import is_bystander
-from repl_fx.tracing.asking import asking_code, is_machinery, is_of_python, outwards
+from repl_fx.tracing.asking import asking_code, is_library, module_of, outwards
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
 
 _RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
@@ -42,6 +42,7 @@ _PYTHON_DRAWS: tuple[tuple[Any, str, int], ...] = (
     (np.random, "rand", 0),
     (np.random, "uniform", 2),
 )
+_MODULES_OF_DRAWS = ("random", "secrets", "uuid")
 
 # The operator that marks a decision in a traced graph.
 DECISION = define_operator(
@@ -194,8 +195,9 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
     urandom, own_seed = os.urandom, random.Random.seed
 
     def refuse() -> None:
-        outside = (seen for seen in outwards(sys._getframe(2)) if not is_of_python(seen))
-        if not (branches.aside() or is_bystander() or is_machinery(next(outside, None))):
+        # Python's own library has uses for random numbers, such as names of files.
+        code = next(seen for seen in outwards(sys._getframe(2)) if module_of(seen) not in _MODULES_OF_DRAWS)
+        if not (branches.aside() or is_bystander() or is_library(code)):
             raise Untraceable("the forward takes random numbers that no seed decides, and a graph would repeat them")
 
     def entropy(count: int) -> bytes:

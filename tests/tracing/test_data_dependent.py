@@ -8,6 +8,7 @@ import secrets
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from tempfile import mktemp
 
 import numpy as np
 import pytest
@@ -203,8 +204,9 @@ def test_numbers_that_no_seed_decides_are_refused(number: Callable[[], float]) -
         repl_fx.capture(Scales(number), (torch.randn(2, 4),))
 
 
-def test_generators_that_are_seeded_or_held_are_captured() -> None:
-    model, x = Scales(lambda: random.Random(3).random()), torch.randn(2, 4)
+@pytest.mark.parametrize("number", [lambda: random.Random(3).random(), lambda: len(mktemp()) > 0])
+def test_generators_that_are_seeded_or_held_or_for_names_of_files_are_captured(number: Callable[[], float]) -> None:
+    model, x = Scales(number), torch.randn(2, 4)
     assert torch.equal(repl_fx.capture(model, (x,))(x), model(x))
 
 
