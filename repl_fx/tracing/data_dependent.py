@@ -90,8 +90,6 @@ class DataDependentBranches:
         # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
         # that no other tensor gets their identity.
         self._known: dict[int, tuple[Tensor, bool]] = {}
-        # Conditions of `torch._check_tensor_all`, which states their truth, and asks nothing.
-        self._claimed: Tensor | None = None
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
         self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
 
@@ -104,19 +102,16 @@ class DataDependentBranches:
             return run(torch._assert_async, args[:1], {})
         # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
         if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
-            if self._claimed is not args[0]:
-                return self.decide(args[0], None)
-            run(torch._assert_async, args, {})
-            return True
+            return self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks {_ASKED_OF_INPUTS[func]}, which its input decides")
-        if name == "_is_all_true":
-            # An operator that ONNX has.
-            self._claimed = result = run(Tensor.all, args, kwargs)
-        else:
-            result = run(func, args, kwargs)
+        if name == "_is_all_true" and has_no_value(args[0]):
+            # `torch._check_tensor_all` states the truth of its condition, and asks nothing.
+            run(torch._assert_async, (run(Tensor.all, args, kwargs),), {})
+            return np.True_
+        result = run(func, args, kwargs)
         if isinstance(result, Tensor):
             self._note(name, (*args, *kwargs.values()), result)
         return result
