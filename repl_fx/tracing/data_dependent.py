@@ -204,6 +204,12 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
             refuse()
         own_seed(generator, a, version)
 
+    def check(error: type[BaseException] | None, *_: Any) -> None:
+        # The numbers are the reason also where a library fails on what the forward makes of them.
+        if error is None or issubclass(error, Exception):
+            for generator in generators:
+                generator.check()
+
     with ExitStack() as undone:
         # From `random._urandom` come the numbers of `secrets` too, and the seeds of numpy's generators.
         for owner, name, instead in (
@@ -219,10 +225,9 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
         for module, name, most in _PYTHON_DRAWS:
             stand_in = _stand_in(branches, of[module], getattr(module, name), most)
             undone.enter_context(patch.object(module, name, stand_in))
+        undone.push(check)
         with FunctionsWatched([branches, *others]):
             yield
-        for generator in generators:
-            generator.check()
 
 
 class _Generator:

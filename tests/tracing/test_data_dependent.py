@@ -143,6 +143,23 @@ def test_other_numbers_of_a_generator_are_refused(when: str) -> None:
         repl_fx.capture(Seeds(when), (torch.randn(2, 4),))
 
 
+class Spans(nn.Module):
+    """Hides one place of each row, drawn anew each time, as SpecAugment does."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        lengths = np.array([n - np.random.randint(1, 3) for n in mask.sum(-1).tolist()])
+        hidden = np.zeros(tuple(x.shape), dtype=bool)
+        np.put_along_axis(hidden, lengths[:, None], True, -1)
+        return x.masked_fill(torch.tensor(hidden), 0)
+
+
+def test_the_numbers_are_the_reason_where_numpy_fails_on_what_a_trace_makes_of_them() -> None:
+    inputs = torch.randn(2, 4), torch.ones(2, 4, dtype=torch.long)
+    assert (Spans()(*inputs) == 0).sum() == 2
+    with pytest.raises(repl_fx.CaptureError, match="takes numbers from numpy's random generator"):
+        repl_fx.capture(Spans(), inputs)
+
+
 class Generates(nn.Module):
     """Makes a generator of numpy's in each call, with a seed or without."""
 
