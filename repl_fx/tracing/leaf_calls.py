@@ -157,7 +157,8 @@ class LeafCalls:
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
         tensors = [value for value in results if isinstance(value, Tensor)]
-        return [like(value) if id(value) in own or not _is_tidy(value) else value for value in tensors]
+        # One that requires a gradient here would be a leaf of autograd, and nothing could be written into its views.
+        return [like(v) if id(v) in own or v.requires_grad or not _is_tidy(v) else v for v in tensors]
 
     def _results(
         self, call: LeafCall, args: Any, kwargs: Any, training: bool | None = None

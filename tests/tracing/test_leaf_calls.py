@@ -396,6 +396,30 @@ def test_an_operator_of_a_library_keeps_its_backward() -> None:
     torch.testing.assert_close(model.weight.grad, torch.full((4,), 27.0))
 
 
+class Shifts(nn.Module):
+    """Writes into what a layer makes of a value that takes a gradient, as RWKV shifts its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+        self.shift = nn.ZeroPad2d((0, 0, 1, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted: Tensor = self.shift(x * self.scale)
+        shifted[:, 0] = x[:, -1]
+        return shifted
+
+
+def test_what_a_layer_returns_can_be_written_into() -> None:
+    model = Shifts()
+    gm = capture(model, (torch.randn(2, 3, 4),))
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(gm(x), model(x))
+    (ours,) = torch.autograd.grad(gm(x).sum(), [*gm.parameters()])
+    (theirs,) = torch.autograd.grad(model(x).sum(), [*model.parameters()])
+    assert torch.equal(ours, theirs)
+
+
 class CountsLike(nn.Module):
     """Reads, in an autocast region of its own, the dtype that a layer returns there."""
 
