@@ -352,7 +352,7 @@ def node_key(node: fx.Node) -> tuple[Any, ...]:
         shape = (str(given.target) if given.op == "placeholder" else given.op, node.args[1])
     # Packers of outputs are made anew for each trace.
     target = getattr(node.target, "__name__", node.target)
-    return (node.op, str(target), module_stack(node)[-1:], shape)
+    return (node.op, str(target), module_stack(node)[-1:], shape, tuple(node.kwargs))
 
 
 def equal_literals(ours: Any, theirs: Any) -> bool:

@@ -206,6 +206,16 @@ def test_different_operators_are_switched() -> None:
     assert not list(switch.parameters())
 
 
+def test_a_call_with_other_keywords_is_switched() -> None:
+    def rounded(**keywords: Any) -> Build:
+        return lambda g, x: g.call_function(torch.round, (g.call_function(torch.mul, (x, 1.26)),), keywords)
+
+    gm, literals, switches = merged(rounded(decimals=1), rounded())
+    assert (literals, switches) == (0, 1)
+    assert torch.equal(run(gm, True), torch.full((2, 3), 1.3))
+    assert torch.equal(run(gm, False), torch.ones(2, 3))
+
+
 def test_values_of_one_region_used_in_another() -> None:
     def train(g: fx.Graph, x: fx.Node) -> Any:
         early = g.call_function(torch.exp, (x,))
