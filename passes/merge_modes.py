@@ -153,9 +153,12 @@ class _Merger:
         if ours is theirs or equal_literals(ours, theirs):
             return ours
         if not any(isinstance(value, (tuple, list, dict)) for value in (ours, theirs)):
-            regions = [self.region_of[v] for v in (ours, theirs) if isinstance(v, fx.Node) and v in self.region_of]
-            if regions:
-                return self.want(max(regions, key=self.regions.index), ours, theirs)
+            nodes = [value for value in (ours, theirs) if isinstance(value, fx.Node)]
+            regions = [self.region_of[node] for node in nodes if node in self.region_of]
+            last = max(regions, key=self.regions.index, default=None)
+            # Behind a region one mode may make what the other has from it: then it is picked where it is used.
+            if last is not None and all(node in self.region_of or node < last.before for node in nodes):
+                return self.want(last, ours, theirs)
         # Each mode returns a structure of its own, such as the outputs of auxiliary heads in training alone.
         ours = fx.node.map_arg(ours, lambda n: self.source(n, training=True))
         theirs = fx.node.map_arg(theirs, lambda n: self.source(n, training=False))

@@ -216,6 +216,21 @@ def test_a_call_with_other_keywords_is_switched() -> None:
     assert torch.equal(run(gm, False), torch.ones(2, 3))
 
 
+def test_what_training_makes_behind_the_region_of_evaluation_is_picked_where_it_is_used() -> None:
+    def train(g: fx.Graph, x: fx.Node) -> Any:
+        y = g.call_function(torch.add, (x, 1.0))
+        return g.call_function(torch.mul, (y, y))
+
+    def evaluate(g: fx.Graph, x: fx.Node) -> Any:
+        state = g.call_function(torch.neg, (x,))
+        y = g.call_function(torch.add, (x, 1.0))
+        return g.call_function(torch.mul, (y, state))
+
+    gm, literals, switches = merged(train, evaluate)
+    assert (literals, switches) == (1, 1)
+    assert run(gm, True)[0, 0] == 4 and run(gm, False)[0, 0] == -2
+
+
 def test_values_of_one_region_used_in_another() -> None:
     def train(g: fx.Graph, x: fx.Node) -> Any:
         early = g.call_function(torch.exp, (x,))
