@@ -22,7 +22,7 @@ from repl_fx import __version__
 from repl_fx._torch import any_lengths, any_names, decomposed_by, translations_kept
 from repl_fx.arguments import require_module, require_path
 from repl_fx.environment.files import replacing, writing
-from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
+from repl_fx.errors import BadInput, CaptureError, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.decomposing import decompose
 from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
@@ -37,6 +37,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.hushed import hushed
 from repl_fx.running.opaque_outputs import equal_leaves
 from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
+from repl_fx.tracing.capture import TRACERS, trace_by_first
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
 from repl_fx.tracing.parts.capture_parts import graphs_in
 
@@ -85,7 +86,7 @@ def export_onnx(
     batches of several. The file appears under its name only when it is complete and the ONNX checker has passed it.
 
     Args:
-        gm: the graph, in any mode; any other `nn.Module` is exported as it is.
+        gm: the graph, in any mode; any other `nn.Module` is captured where it can be, and else exported as it is.
         path: the file to write, replaced if it exists; its directory must exist.
         args: positional example inputs, batch 2 or more. Inputs that are no tensors (None, True) become constants.
         kwargs: keyword example inputs.
@@ -121,6 +122,7 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
     projected = next((path for path, m in gm.named_modules() if isinstance(m, nn.LSTM) and m.proj_size), None)
     if projected is not None:
         raise ExportError(f"{projected or 'the model'} is an LSTM with proj_size, which ONNX has no operator for")
+    gm = as_graph(gm, given)
     source = gm
     if isinstance(gm, fx.GraphModule):
         source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
@@ -139,6 +141,14 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
         program.model.metadata_props.update({f"{MARK}.{name}": "; ".join(lines) for name, lines in limits.items()})
     program.model.metadata_props[MARK] = f"{__version__}, torch {torch.__version__}"
     return program
+
+
+def as_graph(module: nn.Module, given: ExampleInputs) -> nn.Module:
+    """A module as a captured graph, where it can be: torch's exporter loses sizes such as `int(n * 0.5)`."""
+    if not isinstance(module, fx.GraphModule):
+        with suppress(CaptureError, BadInput):
+            return trace_by_first(TRACERS, module, given)
+    return module
 
 
 def quiet() -> AbstractContextManager[None]:
@@ -316,9 +326,10 @@ def _name_dimensions(
         found = dict(zip(inputs.names, map(list, name_dims(known)), strict=True))
     else:
         found = {name: [axis.name for axis in own] for name, own in axes.items()}
+    # Dimensions that the exporter found to be of one size have the name of the first.
     names = {
         size: name
-        for given in known
+        for given in reversed(known)
         for size, name in zip(given.sizes, found[given.name], strict=True)
         if isinstance(size, str)
     }

@@ -17,7 +17,7 @@ from repl_fx.arguments import require_items, require_module, require_number, req
 from repl_fx.errors import BadInput, ReplFxError, first_line
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
-from repl_fx.export.onnx_model import export_program, quiet
+from repl_fx.export.onnx_model import as_graph, export_program, quiet
 from repl_fx.export.pairing import constants_of
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import (
@@ -132,14 +132,15 @@ def verify_file(
     with in_mode(module, False), torch.no_grad(), no_autocast(torch.device("cpu")), quiet():
         inputs = flatten_inputs(module, given.map(lambda tensor: tensor.detach().cpu()))
         outputs = ModelComparison(session, module, rtol, atol)
-        compared = _compare_outputs(outputs, inputs, batches, seed)
+        graph = as_graph(module, inputs.given)
+        compared = _compare_outputs(outputs, graph, inputs, batches, seed)
         found = read_model(path)
         if fresh is None:
-            fresh, notes = _exported(module, inputs, found, seed)
-        folded = run_passes(module, fold_surrogates).graph_module if isinstance(module, fx.GraphModule) else module
+            fresh, notes = _exported(graph, inputs, found, seed)
+        folded = run_passes(graph, fold_surrogates).graph_module if isinstance(graph, fx.GraphModule) else graph
         weights = compare_weights(found, fresh, module, folded)
         if per_layer or layer_nodes is not None:
-            layers, more = _localise(outputs, inputs, layer_nodes, folded, weights, found, fresh)
+            layers, more = _localise(outputs, graph, inputs, layer_nodes, folded, weights, found, fresh)
             notes += more
     return Verification(
         rows=tuple(outputs.rows),
@@ -169,9 +170,9 @@ def _require_sizes(batches: Sequence[int]) -> None:
 
 
 def _compare_outputs(
-    outputs: ModelComparison, inputs: FlatInputs, batches: Sequence[int] | None, seed: int
+    outputs: ModelComparison, graph: nn.Module, inputs: FlatInputs, batches: Sequence[int] | None, seed: int
 ) -> list[int]:
-    """Compare the outputs at all sizes; returns the batch sizes.
+    """Compare the outputs at all sizes that the graph leaves free; returns the batch sizes.
 
     Raises:
         BadInput: a batch that was asked for, or the example's, cannot be compared.
@@ -184,7 +185,7 @@ def _compare_outputs(
             if batches is not None or batch == traced:
                 raise BadInput(f"batch {batch} cannot be compared: {obstacle}")
             outputs.skipped[f"batch {batch}"] = obstacle
-    trials = trial_shapes(outputs.module, outputs.session.shapes, inputs) if batches is None else {}
+    trials = trial_shapes(graph, outputs.session.shapes, inputs) if batches is None else {}
     for sizes, shapes in trials.items():
         if obstacle := outputs.run(traced, at_shapes(inputs, shapes, seed), sizes):
             outputs.skipped[sizes] = obstacle
@@ -211,6 +212,7 @@ def _exported(
 
 def _localise(
     outputs: ModelComparison,
+    graph: nn.Module,
     inputs: FlatInputs,
     wanted: Collection[str] | None,
     folded: nn.Module,
@@ -219,13 +221,12 @@ def _localise(
     fresh: ir.Model | None,
 ) -> tuple[tuple[LayerDifference, ...], tuple[str, ...]]:
     """The layers, and what they and the weights say of a difference in the outputs."""
-    gm = outputs.module
-    if not isinstance(gm, fx.GraphModule) or not isinstance(folded, fx.GraphModule):
-        raise BadInput(f"layers can only be compared in a graph, and {type(gm).__name__} is none; capture it first")
+    if not isinstance(graph, fx.GraphModule) or not isinstance(folded, fx.GraphModule):
+        raise BadInput(f"layers can only be compared in a graph, and {type(graph).__name__} could not be captured")
     nodes = choose_nodes(folded.graph, wanted)
     stored, own = constants_of(found), {} if fresh is None else constants_of(fresh)
     others = {one.source: stored[one.name] for one in weights.altered if one.source in own and one.name in stored}
-    layers = compare_layers(gm, with_weights(folded, others, own), nodes, inputs, outputs.rtol, outputs.atol)
+    layers = compare_layers(graph, with_weights(folded, others, own), nodes, inputs, outputs.rtol, outputs.atol)
     if not outputs.passed and weights and fresh is not None and all(layer.passed for layer in layers):
         return layers, ("layers and weights agree in a fresh export, so the file holds another graph; export it again",)
     return layers, ()
