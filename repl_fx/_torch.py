@@ -218,6 +218,26 @@ def outside_of_trace() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def conversions_passed() -> Iterator[None]:
+    """Let a module that is converted in a forward (`self.layer.to(x.device)`) stay, where no tensor of it changes.
+
+    A trace has stand-ins in the places of its parameters, which torch cannot exchange.
+    """
+    own: Any = torch.nn.Module._apply
+
+    def convert(module: torch.nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        kinds = {(t.ndim, t.dtype, t.device) for t in (*module.parameters(recurse), *module.buffers(recurse))}
+        with outside_of_trace():
+            samples = [torch.ones([2] * ndim, dtype=dtype, device=device) for ndim, dtype, device in kinds]
+            if all(function(sample) is sample for sample in samples):
+                return module
+        return own(module, function, recurse)
+
+    with patch.object(torch.nn.Module, "_apply", convert):
+        yield
+
+
 def hand_on_node(source: Tensor, target: Tensor) -> None:
     """Let a tensor be, in the trace that is going on, what another one is."""
     mode: Any = get_proxy_mode()

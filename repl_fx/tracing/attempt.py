@@ -32,6 +32,7 @@ from torch.export import ExportedProgram
 from repl_fx._torch import (
     any_names,
     buffer_hooks_restored,
+    conversions_passed,
     fixed_size,
     lean_tracing,
     optimized_execution,
@@ -156,6 +157,7 @@ class Attempt:
             self.modes.noted(),
             record_module_calls(self.model, self.stamps),
             buffer_hooks_restored(),
+            conversions_passed(),
             no_tensor_hooks(self.calls.is_running),
             quiet_tracing(),
             lean_tracing(FAKES),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
 
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repl_fx.errors import CaptureError
 from repl_fx.tracing.attempt import Learned, each_call_traced
-from repl_fx.tracing.capture import capture
+from repl_fx.tracing.capture import capture, check_capture
 from tests.tracing.nets import info_of
 
 
@@ -31,3 +35,33 @@ def test_equal_constants_have_one_name_sparse_ones_too() -> None:
     made = [sparse, torch.eye(2), torch.ones(2, 2).to_sparse(), sparse.clone(), torch.eye(2), nan]
     assert len({learned.name(tensor) for tensor in made}) == len(learned.tensors) == 4
     assert learned.name(nan.clone()) == learned.name(nan)
+
+
+class Converts(nn.Module):
+    """Converts a layer in its forward, as `convert` does."""
+
+    def __init__(self, convert: Callable[[nn.Module, Tensor], nn.Module]) -> None:
+        super().__init__()
+        self.convert, self.layer = convert, nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convert(self.layer, x)(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda layer, x: layer.to(x.device),
+        lambda layer, x: layer.to(x),
+        lambda layer, x: layer.to(layer.weight.dtype),
+        lambda layer, x: layer.float(),
+    ],
+)
+def test_a_layer_may_be_converted_to_what_it_is(convert: Callable[[nn.Module, Tensor], nn.Module]) -> None:
+    model, x = Converts(convert), torch.randn(3, 4)
+    assert check_capture(model, capture(model, (x,)), (x,))
+
+
+def test_a_layer_may_not_be_converted_to_another_precision() -> None:
+    with pytest.raises(CaptureError, match="swap BatchNorm1d"):
+        capture(Converts(lambda layer, x: layer.double()), (torch.randn(3, 4).double(),))
