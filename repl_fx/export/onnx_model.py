@@ -37,7 +37,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.hushed import hushed
 from repl_fx.running.opaque_outputs import equal_leaves
 from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
-from repl_fx.tracing.capture import TRACERS, trace_by_first
+from repl_fx.tracing.capture import capture
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
 from repl_fx.tracing.parts.capture_parts import graphs_in
 
@@ -122,17 +122,18 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
     projected = next((path for path, m in gm.named_modules() if isinstance(m, nn.LSTM) and m.proj_size), None)
     if projected is not None:
         raise ExportError(f"{projected or 'the model'} is an LSTM with proj_size, which ONNX has no operator for")
+    device = device_of(gm, given)
+    given = given.map(lambda tensor: tensor.to(device))
     gm = as_graph(gm, given)
     source = gm
     if isinstance(gm, fx.GraphModule):
         source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
-    device = device_of(source, given)
     # The precision in a file is that of the weights.
     plain = no_autocast(device)
     with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), plain, quiet():
-        inputs = flatten_inputs(source, given.map(lambda tensor: tensor.to(device)))
+        inputs = flatten_inputs(source, given)
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
@@ -147,7 +148,7 @@ def as_graph(module: nn.Module, given: ExampleInputs) -> nn.Module:
     """A module as a captured graph, where it can be: torch's exporter loses sizes such as `int(n * 0.5)`."""
     if not isinstance(module, fx.GraphModule):
         with suppress(CaptureError, BadInput):
-            return trace_by_first(TRACERS, module, given)
+            return capture(module, given.args, given.kwargs)
     return module
 
 
