@@ -35,11 +35,11 @@ class Exported:
     ) -> None:
         """Export a module to a path, as `export_onnx` does."""
         # Networks that are never exported are used without the packages of export, too.
-        from repl_fx.export.onnx_model import export_program, write_program
+        from repl_fx.export.onnx_model import as_graph, export_program, write_program
 
         self.module, self.path = module, path
         self._given = ExampleInputs.of(args, kwargs)
-        program = export_program(module, self._given, opset)
+        program = export_program(as_graph(module, self._given), self._given, opset)
         write_program(program, path)
         self._fresh = program.model
         self._state = self._versions()

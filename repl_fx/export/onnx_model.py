@@ -108,12 +108,12 @@ def export_onnx(
     require_path(path, "the file to write")
     given = ExampleInputs.of(args, kwargs)
     target = _check_target(Path(path))
-    write_program(export_program(gm, given, opset), target, external_data)
+    write_program(export_program(as_graph(gm, given), given, opset), target, external_data)
     return target
 
 
 def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None) -> torch.onnx.ONNXProgram:
-    """The model that `export_onnx` writes, in memory.
+    """The model that `export_onnx` writes of a graph, or of a module as it is, in memory.
 
     Raises:
         BadInput, ExportError, NotFoldable: see `export_onnx`.
@@ -122,18 +122,16 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
     projected = next((path for path, m in gm.named_modules() if isinstance(m, nn.LSTM) and m.proj_size), None)
     if projected is not None:
         raise ExportError(f"{projected or 'the model'} is an LSTM with proj_size, which ONNX has no operator for")
-    device = device_of(gm, given)
-    given = given.map(lambda tensor: tensor.to(device))
-    gm = as_graph(gm, given)
     source = gm
     if isinstance(gm, fx.GraphModule):
         source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
+    device = device_of(source, given)
     # The precision in a file is that of the weights.
     plain = no_autocast(device)
     with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), plain, quiet():
-        inputs = flatten_inputs(source, given)
+        inputs = flatten_inputs(source, given.map(lambda tensor: tensor.to(device)))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
@@ -147,8 +145,10 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
 def as_graph(module: nn.Module, given: ExampleInputs) -> nn.Module:
     """A module as a captured graph, where it can be: torch's exporter loses sizes such as `int(n * 0.5)`."""
     if not isinstance(module, fx.GraphModule):
+        device = device_of(module, given)
+        there = given.map(lambda tensor: tensor.to(device))
         with suppress(CaptureError, BadInput):
-            return capture(module, given.args, given.kwargs)
+            return capture(module, there.args, there.kwargs)
     return module
 
 

@@ -186,7 +186,6 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
         Untraceable: the forward takes numbers without a seed: the graph would hold those drawn in the trace.
     """
     generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)
-
     urandom, own_seed = os.urandom, random.Random.seed
 
     def refuse() -> None:
