@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -19,7 +18,7 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, fx, nn
 
 from repl_fx import __version__
-from repl_fx._torch import any_lengths, any_names, decomposed_by, translations_kept
+from repl_fx._torch import any_lengths, any_names, decomposed_by, quiet_tracing, translations_kept
 from repl_fx.arguments import require_module, require_path
 from repl_fx.environment.files import replacing, writing
 from repl_fx.errors import BadInput, CaptureError, ExportError, ForeignError, OutputError, first_line, foreign_code
@@ -188,9 +187,9 @@ def _convert(
     for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
-            # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
-            hush = hushed((), ("torch.export",), least=logging.CRITICAL)
-            with foreign_code(), hush, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose):
+            # The next attempt may well succeed.
+            quietly = quiet_tracing()
+            with foreign_code(), quietly, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose):
                 program = torch.onnx.export(
                     FlatModule(source, inputs, alike),
                     tensors,

@@ -348,6 +348,17 @@ def test_nothing_is_printed_or_logged(
     assert logging.getLogger("torch.onnx").level == level
 
 
+class ByValue(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() > 0 else x * 2
+
+
+def test_graphs_of_attempts_that_failed_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportError, match=r"torch\.export refuses it: Could not guard"):
+        export_onnx(ByValue(8, 8), tmp_path / "m.onnx", (torch.randn(2, 8),))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_batch_the_model_insists_on_stays_static(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
