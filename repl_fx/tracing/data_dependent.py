@@ -29,7 +29,7 @@ from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
 from repl_fx.running.alone import is_bystander
-from repl_fx.tracing.asking import asking_code, is_library, module_of, outwards
+from repl_fx.tracing.asking import HANDED_ON, asking_code, is_library, module_of, outwards
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
 
 _RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
@@ -51,6 +51,8 @@ DECISION = define_operator(
 # Nothing uses its result.
 has_side_effect(DECISION)
 
+# The class, of whose attributes mypy knows the values alone.
+_TENSOR: Any = Tensor
 # What no graph can answer for other inputs.
 _ASKED_OF_INPUTS: dict[Any, str] = {
     **{
@@ -58,7 +60,12 @@ _ASKED_OF_INPUTS: dict[Any, str] = {
         for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad")
     },
     **dict.fromkeys((Tensor.is_inference, torch.is_inference), "whether a tensor is one of torch.inference_mode"),
-    **dict.fromkeys((Tensor.storage_offset, Tensor.untyped_storage), "for the memory of a tensor"),
+    _TENSOR._version.__get__: "how often a tensor was written to",
+    **dict.fromkeys((_TENSOR._is_view, _TENSOR._base.__get__), "whether a tensor is a view"),
+    **{
+        getattr(Tensor, name): "for the memory of a tensor"
+        for name in ("storage_offset", "untyped_storage", "data_ptr", *HANDED_ON)
+    },
 }
 
 # The code and the line of a model that ask; None where torch asks.

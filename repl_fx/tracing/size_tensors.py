@@ -24,6 +24,7 @@ from repl_fx.tracing.functions_watched import Run
 
 _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
 _DIVISIONS = frozenset({"div", "divide", "floor_divide", "floordiv"})
+_NBYTES = vars(torch._C.TensorBase)["nbytes"].__get__
 _MADE_FROM_ONE = frozenset({"tensor", "scalar_tensor", "as_tensor"})
 
 
@@ -39,6 +40,9 @@ class SizeTensors:
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             # Python would ask the tensors in a slice for numbers that do not vary.
             args = (args[0], self._index(args[1]), *args[2:])
+        elif func == _NBYTES:
+            # torch's own has to return a number.
+            return args[0].numel() * args[0].element_size()
         result = run(func, args, kwargs)
         # What has just become a number of Python's, unless the trace has fixed the sizes it came from.
         number = self._operand(args[0]) if func in (Tensor.__int__, Tensor.__index__) else None

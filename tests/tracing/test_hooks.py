@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -228,6 +229,34 @@ def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
 def test_a_question_that_the_input_decides_is_refused(kind: str, asked: str) -> None:
     with pytest.raises(CaptureError, match=f"asks {asked}, which its input decides"):
         capture(OnTensors(kind), (X,))
+
+
+class Scaled(nn.Module):
+    """A layer whose input is scaled by what is asked of it."""
+
+    def __init__(self, asks: Callable[[Any], int]) -> None:
+        super().__init__()
+        self.asks, self.fc = asks, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x * self.asks(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("asks", "asked"),
+    [
+        (lambda x: x.storage().size(), "for the memory of a tensor"),
+        (lambda x: 2 if x.is_shared() else 3, "for the memory of a tensor"),
+        (lambda x: x.dim_order()[0] + 2, "for the memory of a tensor"),
+        (lambda x: 2 if x._is_view() else 3, "whether a tensor is a view"),
+        (lambda x: 2 if x._base is None else 3, "whether a tensor is a view"),
+        (lambda x: 2 + x._version, "how often a tensor was written to"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_what_the_memory_of_an_input_tells_is_refused(asks: Callable[[Any], int], asked: str) -> None:
+    with pytest.raises(CaptureError, match=f"asks {asked}, which its input decides"):
+        capture(Scaled(asks), (X,))
 
 
 def test_a_part_leaves_a_module_with_a_backward_hook_eager() -> None:

@@ -85,3 +85,17 @@ def test_a_number_that_is_changed_in_place_is_not_known_any_more() -> None:
     gm = repl_fx.capture(model, (torch.ones(4, 3),))
     for x in (torch.ones(4, 3), -torch.ones(6, 3)):
         assert gm(x).shape == model(x).shape
+
+
+class Weighs(nn.Module):
+    """Asks how many bytes its input has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.nbytes
+
+
+def test_the_bytes_of_a_tensor_are_those_of_each_call() -> None:
+    gm = repl_fx.capture(Weighs(), (torch.ones(4, 3),))
+    assert gm.meta["capture"].dynamic == {"x": (0, 1)}
+    for x in (torch.ones(4, 3), torch.ones(5, 2)):
+        assert torch.equal(gm(x), x * x.nbytes)
