@@ -312,7 +312,9 @@ def _counting(module: nn.Module) -> Iterator[Callable[[], int]]:
     # number is the same. Attention is not taken apart likewise: a `view` may fit the strides of the one kernel alone.
     # Setting the flags of oneDNN warns of Intel GPUs that are not there.
     with warnings.catch_warnings(action="ignore"):
-        counter = FlopCounterMode(display=False, custom_mapping=dict(_FORMULAS))
+        # Torchvision's operators are there once it has been imported.
+        deformed = getattr(torch.ops.torchvision, "deform_conv2d", None)
+        counter = FlopCounterMode(display=False, custom_mapping={**_FORMULAS, deformed: _flops_of_convolution})
         # The one operator of attention for inference is one that nobody counts.
         onednn = torch.backends.mkldnn.flags(enabled=False)
         cudnn = attributes_set([torch.backends.cudnn], "enabled", False)
@@ -338,6 +340,11 @@ def _flops_of_bilinear(*given: Any, **_: Any) -> int:
             shape.insert(place, 1)
     sizes: list[int] = [max(along) for along in zip(*shapes, strict=True)]
     return 2 * math.prod(sizes)
+
+
+def _flops_of_convolution(_: Any, weight: Sequence[int], *__: Any, out_shape: Sequence[int], **___: Any) -> int:
+    """FLOPs of a convolution with a weight (features, inner, …)."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 _PRODUCTS = tuple(getattr(torch.ops.aten, name) for name in ("_grouped_mm", "_int_mm", "mv", "dot", "vdot"))

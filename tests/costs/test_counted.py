@@ -135,6 +135,14 @@ def test_products_that_the_counter_of_torch_does_not_know_count() -> None:
     assert measure_costs(_Products(), given).flops == sum(by_name.values())
 
 
+@pytest.mark.zoo
+def test_a_deformable_convolution_counts_as_one() -> None:
+    layer = pytest.importorskip("torchvision.ops").DeformConv2d(4, 6, 3, padding=1, groups=2)
+    x, offset = torch.randn(2, 4, 8, 8), torch.zeros(2, 18, 8, 8)
+    plain = measure_costs(nn.Conv2d(4, 6, 3, padding=1, groups=2), (x,))
+    assert measure_costs(layer, (x, offset)).flops == plain.flops == 2 * (2 * 6 * 8 * 8) * (2 * 9)
+
+
 def test_recurrent_layers_count() -> None:
     costs = measure_costs(nn.LSTM(4, 8), (torch.randn(5, 2, 4),))
     assert costs.flops == 2 * 5 * 2 * 4 * 8 * (4 + 8)
