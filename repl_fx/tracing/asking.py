@@ -17,8 +17,8 @@ _MACHINERY = frozenset({"torch", "repl_fx"})
 _NO_MODELS = _MACHINERY | sys.stdlib_module_names
 # Methods of tensors that are Python code of torch's, and hand the question on.
 HANDED_ON = ("storage", "storage_type", "is_shared", "dim_order")
-# The modes of a trace, which see a function before it runs, and what hands it to them.
-_MODES = ("__torch_function__", "__torch_dispatch__", "watch", "handle_torch_function", *HANDED_ON)
+# The modes of a trace, which see a function before it runs, what hands it to them, and numbers without a value.
+_MODES = ("__torch_function__", "__torch_dispatch__", "watch", "handle_torch_function", "_ask", *HANDED_ON)
 
 
 def module_of(frame: FrameType) -> str:

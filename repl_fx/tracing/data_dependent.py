@@ -82,16 +82,24 @@ class DataDependentBranches:
         answers: to the questions, in the order they are asked; no to those after the last.
         survived: the answers to questions of which the model does not survive the other, by who asks.
         aside: whether the trace is inside a leaf call, whose decisions are the leaf's own.
+        compares: numbers that are taken out of tensors are compared, and used for nothing else.
 
     Attributes:
         asked: for each question, the comparison of a number of Python's generator, or None where it is about a tensor.
         given: for each question, who asks, and the answer.
     """
 
-    def __init__(self, answers: Sequence[bool], survived: Mapping[Place, bool], aside: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        answers: Sequence[bool],
+        survived: Mapping[Place, bool],
+        aside: Callable[[], bool],
+        compares: bool = False,
+    ) -> None:
         self.answers = tuple(answers)
         self.survived = survived
         self.aside = aside
+        self.compares = compares
         self.asked: list[Comparison | None] = []
         self.given: list[tuple[Place, bool]] = []
         # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
@@ -110,7 +118,8 @@ class DataDependentBranches:
         # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
         if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
             return self.decide(args[0], None)
-        if func is Tensor.item and self._drawn(args[0]):
+        computed = self.compares and func is Tensor.item and has_no_value(args[0]) and not self.aside()
+        if computed or (func is Tensor.item and self._drawn(args[0])):
             return Drawn(self, args[0])
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks {_ASKED_OF_INPUTS[func]}, which its input decides")
@@ -157,15 +166,15 @@ class DataDependentBranches:
 
 @dataclass(eq=False)
 class Drawn:
-    """A random number without a value; it can be compared with a number, and that is all that can be done with it."""
+    """A number without a value, drawn or computed; it can be compared with a number, and nothing else done with it."""
 
     _branches: DataDependentBranches
     _origin: Tensor | tuple[Callable[..., Any], tuple[Any, ...]]
     _used: bool = False
 
-    def _ask(self, compare: Callable[[Any, Any], Any], other: Any) -> bool:
-        if not isinstance(other, (int, float)):
-            raise Untraceable(f"a random number is compared with a {type(other).__name__}")
+    def _ask(self, compare: Callable[[Any, Any], Any], other: Any = 0) -> bool:
+        if not isinstance(other, (int, float, torch.SymInt)):
+            raise Untraceable(f"a number that is drawn or computed is compared with a {type(other).__name__}")
         if isinstance(self._origin, Tensor):
             return self._branches.decide(compare(self._origin, other), None)
         if self._used:
@@ -177,6 +186,14 @@ class Drawn:
     __le__ = partialmethod(_ask, operator.le)
     __gt__ = partialmethod(_ask, operator.gt)
     __ge__ = partialmethod(_ask, operator.ge)
+    __eq__ = partialmethod(_ask, operator.eq)
+    __ne__ = partialmethod(_ask, operator.ne)
+    __bool__ = partialmethod(_ask, operator.ne)
+
+    def __index__(self) -> int:
+        raise Untraceable("a number that is drawn or computed is compared, or used otherwise than a trace can follow")
+
+    __int__ = __float__ = __index__
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import mktemp
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +114,72 @@ def test_numbers_that_are_used_otherwise_are_refused() -> None:
         recorded(DataDependentBranches([], {}, lambda: False)),
     ):
         random.randint(0, 5)
+
+
+class SkipsBy(nn.Module):
+    """Skips a layer in training by what it asks of a number that is drawn."""
+
+    def __init__(self, skips: Callable[[], Any]) -> None:
+        super().__init__()
+        self.skips, self.layer = skips, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.skips():
+            return x
+        return x + self.layer(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "skips",
+    [
+        lambda: torch.randint(0, 2, (1,)).item() == 1,
+        lambda: torch.randint(0, 2, (1,)).item() != 1,
+        lambda: torch.randint(0, 2, (1,)).item(),
+        lambda: not torch.randint(0, 2, (1,)).item(),
+    ],
+    ids=["equal", "other", "truth", "no truth"],
+)
+def test_a_number_that_is_drawn_decides_by_what_it_equals_and_its_truth(skips: Callable[[], Any]) -> None:
+    model, x = SkipsBy(skips).train(), torch.randn(2, 4)
+    gm = repl_fx.capture(model, (x,))
+    skipped = 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        expected = model(x)
+        torch.manual_seed(seed)
+        assert torch.equal(gm(x), expected)
+        skipped += torch.equal(expected, x)
+    assert 0 < skipped < 12
+
+
+class Fits(nn.Module):
+    """Stops at lengths that its text has not, and takes another way for short ones."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        assert 0 < lengths.max().item() <= x.shape[1], "too long"
+        if lengths.float().mean().item() < 2:
+            x = x * 2
+        return x + 1
+
+
+def test_a_number_of_the_input_that_is_compared_decides() -> None:
+    model, x = Fits(), torch.randn(2, 3, 4)
+    gm = repl_fx.capture(model, (x, torch.tensor([2, 3])))
+    for text, lengths in ((x, [2, 3]), (torch.randn(2, 5, 4), [5, 1]), (x, [1, 1])):
+        assert torch.equal(gm(text, torch.tensor(lengths)), model(text, torch.tensor(lengths)))
+    for lengths in ([4, 2], [0, 0]):
+        with pytest.raises(repl_fx.BadInput, match="a condition of the model"):
+            gm(x, torch.tensor(lengths))
+
+
+def test_a_number_that_is_compared_and_used_otherwise_is_refused() -> None:
+    class Cuts(nn.Module):
+        def forward(self, x: Tensor, length: Tensor) -> Tensor:
+            end: Any = length.item()
+            return x[:, :end] if end < 4 else x
+
+    with pytest.raises(repl_fx.CaptureError, match="a number that is drawn or computed is compared, or used otherwise"):
+        repl_fx.capture(Cuts(), (torch.randn(2, 4), torch.tensor(3)))
 
 
 class Seeds(nn.Module):
