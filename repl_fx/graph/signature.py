@@ -25,6 +25,8 @@ from repl_fx.running.example_inputs import ExampleInputs
 
 # The classes that fx makes of the lists and mappings in its graphs.
 _PLAIN: dict[Any, type] = {immutable_list: list, immutable_dict: dict}
+# The names of what nearly all code of graphs calls, which an argument of that name would hide.
+_CODE_NAMES = ("torch", "inf", "nan")
 # Values that fx can write into generated code.
 _WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
 
@@ -78,7 +80,9 @@ def bind_arguments(model: nn.Module, inputs: ExampleInputs) -> BoundInputs:
         elif value is not parameter.empty:
             bound[name] = value
     bound.update({name: value for name, value in inputs.kwargs.items() if name not in bound})
-    defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
+    # What came through `**kwargs` may be left out, too.
+    defaults = dict.fromkeys(inputs.kwargs.keys() - signature.parameters.keys(), ...)
+    defaults |= {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
     return BoundInputs(inputs, bound, defaults)
 
 
@@ -106,7 +110,7 @@ class InputNodes:
             source, as there, which the graph refuses where it was captured with another value.
 
     Raises:
-        Untraceable: an argument is neither a tensor nor a constant that a graph can hold.
+        Untraceable: an argument is neither a tensor nor a constant that a graph can hold, or hides a name of its code.
     """
 
     def __init__(self, graph: fx.Graph, inputs: BoundInputs) -> None:
@@ -115,10 +119,12 @@ class InputNodes:
         self._reached: dict[tuple[Any, ...], fx.Node] = {}
         optional = False
         for name, given in inputs.arguments.items():
+            if name in _CODE_NAMES:
+                raise Untraceable(f"argument {name!r} has a name that the code of a graph needs")
             constant = not any(isinstance(leaf, (Tensor, torch.SymInt)) for leaf in pytree.tree_leaves(given))
             has_default = name in inputs.defaults and is_writable(inputs.defaults[name])
             # Python wants every argument after an optional one to be optional too.
-            optional = optional or has_default
+            optional = optional or has_default or inputs.defaults.get(name) is ...
             default: tuple[Any, ...] = (inputs.defaults[name] if has_default else ...,) if optional else ()
             node = self.roots[name] = graph.create_node("placeholder", name, args=default)
             node.meta["val"] = given if constant else None

@@ -150,6 +150,30 @@ def test_arguments_that_the_example_left_out_may_be_passed_as_their_defaults(
             gm(_X, *args, **kwargs, **extra)
 
 
+@pytest.mark.parametrize("times", [2.0, torch.tensor(2.0)])
+def test_a_keyword_of_no_parameter_that_is_left_out_is_refused(times: Any) -> None:
+    gm = repl_fx.capture(Optional(), (_X,), {"times": times})
+    assert torch.equal(gm(_X, times=times), _X * 2)
+    with pytest.raises(BadInput, match=r"argument 'times' was captured as (2.0|a tensor), not left out"):
+        gm(_X)
+
+
+class Shadows(nn.Module):
+    def forward(self, x: Tensor, torch: Tensor) -> Tensor:
+        return x + torch
+
+
+class Limits(nn.Module):
+    def forward(self, x: Tensor, inf: Tensor) -> Tensor:
+        return x.masked_fill(inf > 0, float("inf"))
+
+
+@pytest.mark.parametrize("model", [Shadows(), Limits()])
+def test_an_argument_that_would_hide_what_the_code_of_a_graph_calls_is_refused(model: nn.Module) -> None:
+    with pytest.raises(CaptureError, match=r"argument '(torch|inf)' has a name that the code of a graph needs"):
+        repl_fx.capture(model, (_X, _X))
+
+
 def test_arguments_of_classes_that_a_graph_cannot_write_are_refused() -> None:
     class Level(enum.IntEnum):
         HIGH = 2
