@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -349,17 +348,15 @@ def _flops_of_convolution(_: Any, weight: Sequence[int], *__: Any, out_shape: Se
 
 _PRODUCTS = tuple(getattr(torch.ops.aten, name) for name in ("_grouped_mm", "_int_mm", "mv", "dot", "vdot"))
 # Of operators that torch's counter does not know, and would count for nothing.
-_FORMULAS: Mapping[Any, Callable[..., int]] = MappingProxyType(
-    {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
-        **dict.fromkeys(_PRODUCTS, _flops_of_product),
-        # Of what is added to something.
-        **dict.fromkeys(
-            (torch.ops.aten.addmv, torch.ops.aten.addbmm), lambda _, *product, **__: _flops_of_product(*product)
-        ),
-        torch.ops.aten._trilinear: _flops_of_bilinear,
-    }
-)
+_FORMULAS: Mapping[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _flops_of_attention,
+    **dict.fromkeys(_PRODUCTS, _flops_of_product),
+    # Of what is added to something.
+    **dict.fromkeys(
+        (torch.ops.aten.addmv, torch.ops.aten.addbmm), lambda _, *product, **__: _flops_of_product(*product)
+    ),
+    torch.ops.aten._trilinear: _flops_of_bilinear,
+}
 
 
 def _flops(module: nn.Module, inputs: ExampleInputs) -> int:

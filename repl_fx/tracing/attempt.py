@@ -142,7 +142,8 @@ class Attempt:
         self.questions = SizeQuestions(
             self.calls.is_running, learned.reasons, learned.involved, apart, learned.numbers, lambda: self.unaware
         )
-        self.branches = DataDependentBranches(answers, learned.survived, self.calls.is_running, learned.compares)
+        self.branches = DataDependentBranches(answers, learned.survived, self.calls.is_running)
+        self.branches.compares = learned.compares
         self.aside = AttributesAside(self.calls.is_running)
         self.modes = ModeReads(model, self.aside, learned.of_one_mode)
         learned.unlike = learned.unlike or _unlike.get()

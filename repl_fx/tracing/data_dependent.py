@@ -82,24 +82,18 @@ class DataDependentBranches:
         answers: to the questions, in the order they are asked; no to those after the last.
         survived: the answers to questions of which the model does not survive the other, by who asks.
         aside: whether the trace is inside a leaf call, whose decisions are the leaf's own.
-        compares: numbers that are taken out of tensors are compared, and used for nothing else.
 
     Attributes:
+        compares: numbers that are taken out of tensors are compared, and used for nothing else.
         asked: for each question, the comparison of a number of Python's generator, or None where it is about a tensor.
         given: for each question, who asks, and the answer.
     """
 
-    def __init__(
-        self,
-        answers: Sequence[bool],
-        survived: Mapping[Place, bool],
-        aside: Callable[[], bool],
-        compares: bool = False,
-    ) -> None:
+    def __init__(self, answers: Sequence[bool], survived: Mapping[Place, bool], aside: Callable[[], bool]) -> None:
         self.answers = tuple(answers)
         self.survived = survived
         self.aside = aside
-        self.compares = compares
+        self.compares = False
         self.asked: list[Comparison | None] = []
         self.given: list[tuple[Place, bool]] = []
         # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so

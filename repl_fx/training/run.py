@@ -20,7 +20,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -63,10 +62,8 @@ CONFIG, CHECKPOINT, DATA = "config.yaml", "last.ckpt", "data.sha256"
 NOISY = ("pytorch_lightning", r"lightning_\w+", "torchmetrics")
 NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
 # Of a Trainer: steps are told and checkpoints are written here.
-BARE: Mapping[str, Any] = MappingProxyType(
-    dict.fromkeys(
-        ("enable_progress_bar", "enable_checkpointing", "enable_model_summary", "use_distributed_sampler"), False
-    )
+BARE: Mapping[str, Any] = dict.fromkeys(
+    ("enable_progress_bar", "enable_checkpointing", "enable_model_summary", "use_distributed_sampler"), False
 )
 PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -29,7 +28,7 @@ FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
 MAKING = tuple(name for name in PlanSettings.__struct_fields__ if name != "graph")
 # Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
-HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
+HEALING: Mapping[str, Any] = {"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4}
 # Settings that count, where they are given, from 1, and of what.
 _COUNTS = {"save_every": "steps", "steps": "steps", "devices": "processes", "nodes": "machines", "size": "pixels"}
 # Settings of what is learned from a teacher.
@@ -43,7 +42,7 @@ OF_HEALING = (
 # Settings that are for training from scratch.
 NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
 # Settings of a compression, where none are given.
-COMPRESSING: Mapping[str, Any] = MappingProxyType({**HEALING, "surrogate": "trained"})
+COMPRESSING: Mapping[str, Any] = {**HEALING, "surrogate": "trained"}
 # What a compression says by itself, or has no use for.
 NOT_TO_COMPRESS = (
     *("every", "scores", "plan", "compare", "seeds", "replace_at", "restore_at"),
