@@ -32,7 +32,6 @@ from repl_fx.running.alone import is_bystander
 from repl_fx.tracing.asking import HANDED_ON, asking_code, is_library, module_of, outwards
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
 
-_RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
 # Functions that return one number when they are called without a size, and the most arguments they take for that.
 _PYTHON_DRAWS: tuple[tuple[Any, str, int], ...] = (
     (random, "random", 0),
@@ -53,6 +52,7 @@ has_side_effect(DECISION)
 
 # The class, of whose attributes mypy knows the values alone.
 _TENSOR: Any = Tensor
+_OF_MEMORY = ("storage_offset", "untyped_storage", "data_ptr", *HANDED_ON)
 # What no graph can answer for other inputs.
 _ASKED_OF_INPUTS: dict[Any, str] = {
     **{
@@ -62,10 +62,7 @@ _ASKED_OF_INPUTS: dict[Any, str] = {
     **dict.fromkeys((Tensor.is_inference, torch.is_inference), "whether a tensor is one of torch.inference_mode"),
     _TENSOR._version.__get__: "how often a tensor was written to",
     **dict.fromkeys((_TENSOR._is_view, _TENSOR._base.__get__), "whether a tensor is a view"),
-    **{
-        getattr(Tensor, name): "for the memory of a tensor"
-        for name in ("storage_offset", "untyped_storage", "data_ptr", *HANDED_ON)
-    },
+    **{getattr(Tensor, name): "for the memory of a tensor" for name in _OF_MEMORY},
 }
 
 # The code and the line of a model that ask; None where torch asks.
@@ -96,35 +93,26 @@ class DataDependentBranches:
         self.compares = False
         self.asked: list[Comparison | None] = []
         self.given: list[tuple[Place, bool]] = []
-        # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
-        # that no other tensor gets their identity.
-        self._known: dict[int, tuple[Tensor, bool]] = {}
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
         self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
 
     def watch(self, func: Any, args: Any, kwargs: Any, run: Run) -> Any:
-        """Watch what random tensors are made into, and answer for them."""
-        name = getattr(func, "__name__", "")
-        if func is Tensor.__bool__ and has_no_value(args[0]):
+        """Answer for tensors that have no value."""
+        # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
+        truth = func is Tensor.__bool__ or (func is Tensor.item and args[0].dtype is torch.bool)
+        if truth and has_no_value(args[0]):
             return self.decide(args[0], None)
         if func is torch._assert and has_no_value(args[0]):
             return run(torch._assert_async, args[:1], {})
-        # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
-        if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
-            return self.decide(args[0], None)
-        computed = self.compares and func is Tensor.item and has_no_value(args[0]) and not self.aside()
-        if computed or (func is Tensor.item and self._drawn(args[0])):
+        if self.compares and func is Tensor.item and has_no_value(args[0]) and not self.aside():
             return Drawn(self, args[0])
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks {_ASKED_OF_INPUTS[func]}, which its input decides")
-        if name == "_is_all_true" and has_no_value(args[0]):
+        if getattr(func, "__name__", "") == "_is_all_true" and has_no_value(args[0]):
             # `torch._check_tensor_all` states the truth of its condition, and asks nothing.
             run(torch._assert_async, (run(Tensor.all, args, kwargs),), {})
             return np.True_
-        result = run(func, args, kwargs)
-        if isinstance(result, Tensor):
-            self._note(name, (*args, *kwargs.values()), result)
-        return result
+        return run(func, args, kwargs)
 
     def decide(self, condition: Tensor | None, comparison: Comparison | None) -> bool:
         """The answer to a question, which is marked in the graph."""
@@ -145,17 +133,6 @@ class DataDependentBranches:
         if condition is not None and known is not None:
             self._answered[known] = condition, answer
         return answer
-
-    def _drawn(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and self._known.get(id(value), (None, False))[1]
-
-    def _note(self, name: str, arguments: Sequence[Any], result: Tensor) -> None:
-        given = [value for value in arguments if isinstance(value, Tensor)]
-        if any(id(value) not in self._known for value in given) or not _is_number(result):
-            return
-        if any(isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value) for value in arguments):
-            return
-        self._known[id(result)] = (result, name in _RANDOM or any(self._drawn(value) for value in given))
 
 
 @dataclass(eq=False)
@@ -296,7 +273,3 @@ def _stand_in(
         return Drawn(branches, (function, args))
 
     return draw
-
-
-def _is_number(tensor: Tensor) -> bool:
-    return tensor.ndim == 0 or (tensor.ndim == 1 and type(tensor.shape[0]) is int and tensor.shape[0] == 1)

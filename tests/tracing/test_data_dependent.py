@@ -152,6 +152,23 @@ def test_a_number_that_is_drawn_decides_by_what_it_equals_and_its_truth(skips: C
     assert 0 < skipped < 12
 
 
+class Noisy(nn.Module):
+    """Scales its input by a number that is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(1).item()
+
+
+def test_a_number_that_is_drawn_and_computed_with_is_drawn_at_each_call() -> None:
+    model, x = Noisy(), torch.randn(2, 4)
+    gm = repl_fx.capture(model, (x,))
+    for seed in range(2):
+        torch.manual_seed(seed)
+        expected = model(x)
+        torch.manual_seed(seed)
+        assert torch.equal(gm(x), expected)
+
+
 class Fits(nn.Module):
     """Stops at lengths that its text has not, and takes another way for short ones."""
 

@@ -47,7 +47,7 @@ def with_positions(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], pos
     for size in range(len(places) + 1):
         fits = [some for some in combinations(places, size) if _works(site, node, anywhere, some, positions)]
         if len(fits) > 1:
-            fits = [some for some in fits if _keeps_places(node, values, some, positions, count)]
+            fits = [some for some in fits if _keeps_places(node, values, some, count)]
             if len(fits) != 1:
                 raise Unfit(f"which sizes of {node.name} are its {positions} positions cannot be told", node)
         if fits:
@@ -114,9 +114,7 @@ def _alike(made: Any, wanted: Any, positions: int) -> bool:
     return all(str(one) in (str(own), str(own // positions * _ANY)) for one, own in pairs)
 
 
-def _keeps_places(
-    node: fx.Node, values: Mapping[fx.Node, Any], places: Sequence[Place], positions: int, count: int
-) -> bool:
+def _keeps_places(node: fx.Node, values: Mapping[fx.Node, Any], places: Sequence[Place], count: int) -> bool:
     """Tell whether values of the first positions come out of an operator where they do when more positions follow."""
     tensors = [given for given in node.all_input_nodes if isinstance(given.meta["val"], Tensor)]
     if len(tensors) != 1 or tensors[0] not in values:
