@@ -197,7 +197,7 @@ class TransformResult(Displayed, HasInputs):
     def _follow_model(self) -> None:
         if "in_place" in vars(self):
             self.in_place.share_(self.rewritten, *self.one_by_one.items())
-            _require_merged_alike(self.captured_parts.source, self.in_place.model or nn.Module())
+            _require_adapted_alike(self.captured_parts.source, self.in_place.model or nn.Module())
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
@@ -207,16 +207,26 @@ class TransformResult(Displayed, HasInputs):
         return parts[0].graph_module
 
 
-def _require_merged_alike(source: nn.Module, model: nn.Module) -> None:
-    """Refuse a model in place whose adapters of PEFT are in the weights that it shares with its graph, or no longer."""
+def _require_adapted_alike(source: nn.Module, model: nn.Module) -> None:
+    """Refuse a model in place whose adapters of PEFT act otherwise than those of the source, which the graph has.
+
+    They are in the weights that both share, or no longer; or others are active, or none.
+    """
     layers = dict(source.named_modules())
     for path, layer in model.named_modules():
-        was, now = (getattr(module, "merged_adapters", None) for module in (layers.get(path), layer))
-        if isinstance(was, list) and isinstance(now, list) and was != now:
+        was, now = (_adapters_of(module) for module in (layers.get(path), layer))
+        if was and now and was != now:
             raise BadInput(
-                f"{path} has had adapters merged or unmerged since the transform, which the graph would count twice, "
-                "or not at all; undo that, or transform the model as it is now"
+                f"{path} has had adapters merged, unmerged, enabled or disabled since the transform, and its graph "
+                "has them as they were; undo that, or transform the model as it is now"
             )
+
+
+def _adapters_of(layer: nn.Module | None) -> list[Any]:
+    """The adapters of a layer that are in its weight, those that are active, and whether none is; nothing of others."""
+    if not isinstance(getattr(layer, "merged_adapters", None), list):
+        return []
+    return [getattr(layer, name, None) for name in ("merged_adapters", "active_adapters", "disable_adapters")]
 
 
 def _captured(part: Part) -> Captured:

@@ -118,8 +118,8 @@ def lines_around(model: nn.Module, parts: Collection[str], *, as_set: bool = Fal
             name not in assigned
             and not (as_set and "checkpoint" in name and isinstance(value, bool))
             and (read is None or name in read)
-            # Libraries mark modules with private names.
-            and (not name.startswith("_") or is_own_code(kind))
+            # Libraries mark modules with private names; those of the class's own are declared in it.
+            and (not name.startswith("_") or is_own_code(kind) or (as_set and hasattr(kind, name)))
             # Adapters that are merged are named in a list.
             and (_is_fixed(value) or (as_set and isinstance(value, list) and all(isinstance(v, str) for v in value)))
         )

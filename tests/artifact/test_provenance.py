@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import pickle
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -223,8 +225,55 @@ def test_an_adapter_that_was_merged_since_is_refused(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"changed since: .*merged_adapters=\['default'\], which was .*=\[\]"):
         repl_fx.save(result, tmp_path / "merged")
     for graph in ("graph_module", "module"):
-        with pytest.raises(repl_fx.BadInput, match=r"^0\.0 has had adapters merged or unmerged since the transform"):
+        with pytest.raises(repl_fx.BadInput, match=r"^0\.0 has had adapters merged, unmerged, enabled or disabled"):
             getattr(result, graph)
+
+
+_LIBRARY = """
+import torch
+
+class Adapted(torch.nn.Linear):
+    _disable_adapters, _active_adapter = False, "default"
+
+    def __init__(self):
+        super().__init__(4, 4)
+        self.adapter, self.merged_adapters = torch.nn.Parameter(torch.ones(4, 4)), []
+
+    @property
+    def disable_adapters(self):
+        return self._disable_adapters
+
+    @property
+    def active_adapters(self):
+        return [self._active_adapter]
+
+    def forward(self, x):
+        is_off = self.disable_adapters or self.merged_adapters or self.active_adapters != ["default"]
+        return super().forward(x) + (0 if is_off else torch.nn.functional.linear(x, self.adapter))
+"""
+
+
+@pytest.mark.parametrize(("setting", "value"), [("_disable_adapters", True), ("_active_adapter", "other")])
+def test_an_adapter_of_a_library_that_was_turned_off_since_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: Any
+) -> None:
+    file = tmp_path / "site-packages" / "adapting.py"
+    file.parent.mkdir()
+    file.write_text(_LIBRARY)
+    spec: Any = importlib.util.spec_from_file_location("adapting", file)
+    adapting: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "adapting", adapting)
+    spec.loader.exec_module(adapting)
+    net = nn.Sequential(*(nn.Sequential(adapting.Adapted(), nn.ReLU()) for _ in range(4)))
+    result = repl_fx.transform(net, (torch.randn(2, 4),), surrogate="identity")
+    layer: Any = result.model.get_submodule("2.0")
+    layer._is_initialized = True
+    repl_fx.save(result, tmp_path / "marked")
+    setattr(layer, setting, value)
+    with pytest.raises(repl_fx.BadInput, match=f"changed since: 2.0: .*{setting}=.*, which was"):
+        repl_fx.save(result.model, tmp_path / "off")
+    with pytest.raises(repl_fx.BadInput, match=r"^2\.0 has had adapters merged, unmerged, enabled or disabled since"):
+        _ = result.graph_module
 
 
 @pytest.mark.parametrize("place", ["", "blocks.0", "head"])
