@@ -167,19 +167,30 @@ class CapturedModule(PlainGraphModule):
 
         Raises:
             BadInput: an argument that the example inputs left out is not what the source takes for it then.
-            CallRefused: it stops in another precision than that of the trace.
+            CallRefused: it stops in another precision than that of the trace, or at a weight without values.
         """
         args, kwargs = self._of_graph(args, kwargs)
         try:
             return super().__call__(*args, **kwargs)
         except RuntimeError as error:
-            # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
-            if type(error) is not RuntimeError or not (other := self._other_precision(args, kwargs)):
+            if (known := self._known_stop(type(error), args, kwargs)) is None:
                 raise
-            raise CallRefused(
-                f"the graph of {type(self).__name__} was captured in another precision than {other}, and stops in that "
-                f"({one_line(error)}); convert the model before it is captured"
-            ) from error
+            why, advice = known
+            raise CallRefused(f"the graph of {type(self).__name__} {why} ({one_line(error)}); {advice}") from error
+
+    def _known_stop(self, kind: type[Exception], args: Any, kwargs: Any) -> tuple[str, str] | None:
+        """What is known of why a call stopped in an error of torch, and what to do; None where nothing is."""
+        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        read = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
+        empty = next((name for name in read if getattr(attribute(self, name), "is_meta", False)), None)
+        if empty is not None and not any(tensor.is_meta for tensor in inputs):
+            why = f"reads {empty} outside of its layer, where it has no values"
+            return why, "where a library offloads it, use the model in place (result.model)"
+        # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
+        if kind is RuntimeError and (other := self._other_precision(inputs)):
+            why = f"was captured in another precision than {other}, and stops in that"
+            return why, "convert the model before it is captured"
+        return None
 
     def _of_graph(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call that the graph takes; those that it was captured without have to be the defaults."""
@@ -191,10 +202,9 @@ class CapturedModule(PlainGraphModule):
                 check_constant(given.pop(key), default, f"argument {name!r}")
         return tuple(by_place.values()), kwargs
 
-    def _other_precision(self, args: Any, kwargs: Any) -> torch.dtype | None:
+    def _other_precision(self, inputs: Iterable[Tensor]) -> torch.dtype | None:
         """A floating type of parameters or inputs of which no value of the trace is; None where there is none."""
         traced = {value.dtype for node in self.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
-        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         now = dict.fromkeys(value.dtype for value in (*self.parameters(), *inputs) if value.is_floating_point())
         return next((dtype for dtype in now if dtype not in traced), None)
 

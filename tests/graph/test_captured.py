@@ -232,3 +232,27 @@ def test_a_graph_that_stops_in_another_precision_says_so(capsys: pytest.CaptureF
         gm(torch.randn(3, 4))
     assert type(raised.value) is RuntimeError
     assert "FX-traced" not in capsys.readouterr().err
+
+
+class _ReadsWeight(nn.Module):
+    """Computes with the weight of a layer that it does not call, beside one that it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.other.bias  # type: ignore[no-any-return]
+
+
+def test_a_graph_that_reads_a_weight_without_values_says_so() -> None:
+    gm = capture(_ReadsWeight(), (torch.randn(2, 4),))
+    gm.get_submodule("other").to("meta")
+    with pytest.raises(CallRefused, match=r"of _ReadsWeight reads other\.bias outside of its layer, where it has no"):
+        gm(torch.randn(2, 4))
+    gm.to("meta")
+    assert gm(torch.randn(3, 4, device="meta")).shape == (3, 4)
+    gm.get_submodule("layer").register_forward_hook(lambda *_: torch.randn(2) @ torch.randn(3))
+    with pytest.raises(RuntimeError) as raised:
+        gm(torch.randn(3, 4, device="meta"))
+    assert type(raised.value) is RuntimeError
