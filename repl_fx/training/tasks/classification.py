@@ -24,7 +24,6 @@ class Classification(Task):
     """
 
     key = "classification"
-    best = "accuracy"
 
     def __init__(self, classes: int) -> None:
         # Checks of its values would wait for the device at each batch.

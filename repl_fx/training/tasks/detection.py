@@ -47,7 +47,6 @@ class Detection(Task):
 
     key = "detection"
     has_logits = False
-    best = "map"
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)

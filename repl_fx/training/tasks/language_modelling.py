@@ -27,8 +27,6 @@ class LanguageModelling(Task):
 
     key = "language-modelling"
     ignored = NO_TOKEN
-    best = "bits_per_byte"
-    higher_is_better = False
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes, loss=MeanLoss())

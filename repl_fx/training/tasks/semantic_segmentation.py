@@ -32,7 +32,6 @@ class Segmentation(Task):
     """
 
     key = "segmentation"
-    best = "mean_iou"
     class_dimension = 1
     ignored = IGNORED
 

@@ -30,16 +30,12 @@ class Task(nn.Module, ABC):
 
     Attributes:
         key: the name of the task, in data sets and settings.
-        best: the figure that says how good a model is.
-        higher_is_better: whether more of it is better.
         class_dimension: of the logits.
         ignored: the target that is neither trained on nor counted, None where every one is.
         has_logits: whether a model returns any, by which it can learn from another one.
     """
 
     key: ClassVar[str]
-    best: ClassVar[str]
-    higher_is_better: ClassVar[bool] = True
     class_dimension: ClassVar[int] = -1
     ignored: ClassVar[int | None] = None
     has_logits: ClassVar[bool] = True
