@@ -173,24 +173,27 @@ class CapturedModule(PlainGraphModule):
         try:
             return super().__call__(*args, **kwargs)
         except RuntimeError as error:
-            if (known := self._known_stop(type(error), args, kwargs)) is None:
-                raise
-            why, advice = known
-            raise CallRefused(f"the graph of {type(self).__name__} {why} ({one_line(error)}); {advice}") from error
+            if line := self._known_stop(error, args, kwargs):
+                raise CallRefused(f"the graph of {type(self).__name__} {line}") from error
+            raise
 
-    def _known_stop(self, kind: type[Exception], args: Any, kwargs: Any) -> tuple[str, str] | None:
-        """What is known of why a call stopped in an error of torch, and what to do; None where nothing is."""
+    def _known_stop(self, error: RuntimeError, args: Any, kwargs: Any) -> str:
+        """Why a call stopped in an error of torch, and what to do; empty where that is not known."""
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         read = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
         empty = next((name for name in read if getattr(attribute(self, name), "is_meta", False)), None)
         if empty is not None and not any(tensor.is_meta for tensor in inputs):
-            why = f"reads {empty} outside of its layer, where it has no values"
-            return why, "where a library offloads it, use the model in place (result.model)"
+            return (
+                f"reads {empty} outside of its layer, where it has no values ({one_line(error)}); where a library "
+                "offloads it, use the model in place (result.model)"
+            )
         # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
-        if kind is RuntimeError and (other := self._other_precision(inputs)):
-            why = f"was captured in another precision than {other}, and stops in that"
-            return why, "convert the model before it is captured"
-        return None
+        if type(error) is RuntimeError and (other := self._other_precision(inputs)):
+            return (
+                f"was captured in another precision than {other}, and stops in that ({one_line(error)}); convert the "
+                "model before it is captured"
+            )
+        return ""
 
     def _of_graph(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call that the graph takes; those that it was captured without have to be the defaults."""

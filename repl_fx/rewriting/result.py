@@ -31,6 +31,9 @@ from repl_fx.tracing.parts.part_repeats import ModelRepeats, lines_made
 from repl_fx.tracing.parts.stored import as_data
 from repl_fx.tracing.size_questions import refused_sizes
 
+# What a layer of PEFT says of its adapters: those in its weight, those that act, and whether none does.
+_ADAPTERS = ("merged_adapters", "active_adapters", "disable_adapters")
+
 
 @dataclass(frozen=True, repr=False)
 class TransformResult(Displayed, HasInputs):
@@ -214,19 +217,12 @@ def _require_adapted_alike(source: nn.Module, model: nn.Module) -> None:
     """
     layers = dict(source.named_modules())
     for path, layer in model.named_modules():
-        was, now = (_adapters_of(module) for module in (layers.get(path), layer))
-        if was and now and was != now:
+        was, now = ([getattr(one, name, None) for name in _ADAPTERS] for one in (layers.get(path), layer))
+        if None not in (was[0], now[0]) and was != now:
             raise BadInput(
                 f"{path} has had adapters merged, unmerged, enabled or disabled since the transform, and its graph "
                 "has them as they were; undo that, or transform the model as it is now"
             )
-
-
-def _adapters_of(layer: nn.Module | None) -> list[Any]:
-    """The adapters of a layer that are in its weight, those that are active, and whether none is; nothing of others."""
-    if not isinstance(getattr(layer, "merged_adapters", None), list):
-        return []
-    return [getattr(layer, name, None) for name in ("merged_adapters", "active_adapters", "disable_adapters")]
 
 
 def _captured(part: Part) -> Captured:
