@@ -42,10 +42,7 @@ def fold(module: nn.Module) -> nn.Module:
             f"fold takes graphs, and this {type(module).__name__} has its surrogates in place; give result.module, or "
             "what load(directory, graph=True) returns"
         )
-    if isinstance(module, fx.GraphModule):
-        folded: nn.Module = run_passes(module, fold_surrogates).graph_module
-    else:
-        graphs = {path: run_passes(graph, fold_surrogates).graph_module for path, graph in graphs_in(module).items()}
-        folded = assemble(module, graphs)
+    graphs = {path: run_passes(graph, fold_surrogates).graph_module for path, graph in graphs_in(module).items()}
+    folded = assemble(module, graphs)
     own_tensors_(folded)
     return folded
