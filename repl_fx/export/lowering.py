@@ -262,6 +262,8 @@ def istft(
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.angle.default": angle,
+    # As `torch.tensor(size)` has it on a view; the trace for the exporter refuses that.
+    "aten.detach_.default": torch.detach,
     "aten.rsub.Scalar": subtracted_from,
     "aten.scaled_dot_product_attention.default": attention,
     "aten._grouped_mm.default": grouped_matmul,

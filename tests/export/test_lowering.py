@@ -210,6 +210,24 @@ def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
     assert Exported(gm, tmp_path / "pairs.onnx", pair).verify()
 
 
+class Scaled(nn.Module):
+    """A layer whose results are divided by a size that is made a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.fc(x) / torch.sqrt(torch.tensor(x.shape[1], dtype=torch.float))
+        return scaled
+
+
+def test_a_size_that_is_made_a_tensor(tmp_path: Path) -> None:
+    model, x = Scaled().eval(), torch.randn(2, 5, 8)
+    file = Exported(repl_fx.capture(model, (x,)), tmp_path / "scaled.onnx", (x,))
+    assert file.verify((torch.randn(3, 7, 8),))
+
+
 class Strided(nn.Module):
     """Overlapping windows of a transposed tensor, by its memory, as Longformer takes them."""
 
