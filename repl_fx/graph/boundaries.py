@@ -29,7 +29,7 @@ class ModuleCall:
         path: of the module.
         calls: all calls of the module in the trace, this one among them.
         given: the leaves of the arguments, by place (see `Boundary`); of tensors and other objects that are no plain
-            values, their classes.
+            values and no numbers, their classes.
         result: the structure of the result; None until the call has run.
         constants: the leaves of the result that are no tensors, by number.
     """

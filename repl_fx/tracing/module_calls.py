@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
-from repl_fx._torch import calls_replaced, pytree, traced_node
+from repl_fx._torch import SYMBOLIC, calls_replaced, pytree, traced_node
 from repl_fx.graph.boundaries import Boundary, ModuleCall, note_boundary, places
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.leaves import is_leaf
@@ -51,6 +51,7 @@ def record_module_calls(model: nn.Module, stamps: Stamps) -> Iterator[None]:
 
 def _noting(module: nn.Module, run: Callable[..., Any], path: str, stamps: Stamps) -> Callable[..., Any]:
     signature, calls = inspect.signature(module.forward), stamps.calls_of[path]
+    known = (*PLAIN, *SYMBOLIC)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         made = ModuleCall(path, calls)
@@ -62,7 +63,7 @@ def _noting(module: nn.Module, run: Callable[..., Any], path: str, stamps: Stamp
             return run(*args, **kwargs)
         bound.apply_defaults()
         given = dict(places(bound.arguments))
-        made.given = {place: leaf if isinstance(leaf, PLAIN) else type(leaf) for place, leaf in given.items()}
+        made.given = {place: leaf if isinstance(leaf, known) else type(leaf) for place, leaf in given.items()}
         for place, leaf in given.items():
             _note(leaf, Boundary(made, argument=place))
         result = stamps.call(module, made, run, args, kwargs)

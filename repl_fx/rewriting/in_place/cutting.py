@@ -18,10 +18,11 @@ from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from repl_fx._torch import module_stack, pytree
+from repl_fx._torch import SYMBOLIC, module_stack, pytree
 from repl_fx.graph.axes import size_checks
 from repl_fx.graph.boundaries import ModuleCall, at_boundaries, is_object
 from repl_fx.graph.captured import (
@@ -148,6 +149,9 @@ class Cut:
         # Nodes of the new graph for state that is elsewhere, by path.
         self.elsewhere: dict[str, fx.Node] = {}
         self.arguments: dict[fx.Node, Argument] = {}
+        # Of sizes, mostly, by their expressions in the trace, and those that the surrogate reads.
+        self.numbers = {str(v): place for place, v in self.call.given.items() if isinstance(v, torch.SymInt)}
+        self.numbers_read: dict[fx.Node, tuple[Any, ...]] = {}
         self.borrowed: dict[fx.Node, BorrowedAttention] = {}
 
     def _require_not_skipped(self) -> None:
@@ -179,12 +183,13 @@ class Cut:
             qualified_name(self.part.path, self.path),
             self.extract.graph,
             tuple(self.arguments.values()),
+            tuple(self.numbers_read.values()),
             tuple(self.elsewhere),
             tuple(self.borrowed.values()),
             form,
             tuple(self._made(leaf, results) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
-            dict(self.call.given),
-            () if swaps else self._read(self.path, needed),
+            _known(self.call),
+            () if swaps else (*self._read(self.path, needed), *(place[:1] for place in self.numbers_read.values())),
             None if swaps else self._neighbour(),
             tuple(names),
             frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
@@ -204,10 +209,10 @@ class Cut:
         leaves: list[Any] = [Constant(call.constants.get(number)) for number in range(call.result.num_leaves)]
         leaves[way.leaf] = Passed(way.place)
         graph.output(())
-        block, given = self._without_work(path), dict(call.given)
+        block, given = self._without_work(path), _known(call)
         known: Any = {"known": given, "read": self._read(path, needed), "index": self._index(path)}
         name = qualified_name(self.part.path, path)
-        block._stand_in = StandIn(name, graph, (), (), (), call.result, tuple(leaves), **known)
+        block._stand_in = StandIn(name, graph, (), (), (), (), call.result, tuple(leaves), **known)
         return block
 
     def _index(self, path: str) -> int | None:
@@ -400,7 +405,7 @@ class Cut:
         pending, needed = list(results), set[fx.Node]()
         while pending:
             node = pending.pop()
-            if node in needed or node in self.given or self.extract.size(node) is not None:
+            if node in needed or node in self.given or self.extract.size(node) or self._number(node):
                 continue
             if node not in self.inside and (node.op not in _COMPUTED or has_effect(node)):
                 place = ".".join(module_stack(node)[-1:]) or "the model"
@@ -408,6 +413,11 @@ class Cut:
             needed.add(node)
             pending += self._inputs(node)
         return needed
+
+    def _number(self, node: fx.Node) -> tuple[Any, ...] | None:
+        """The place of the number, among the arguments of the module, that is the value of a node."""
+        value = node.meta.get("val")
+        return self.numbers.get(str(value)) if isinstance(value, torch.SymInt) else None
 
     def _regions_around(self, needed: Collection[fx.Node]) -> set[fx.Node]:
         """The ends of the regions in which nodes are: without gradients, or with a precision of the source's own."""
@@ -437,6 +447,11 @@ class Cut:
             if argument is not None and argument not in self.extract.made:
                 self.arguments[argument] = self._argument(argument, told)
                 self.extract.take(argument, argument.name)
+        for node in read:
+            place = self._number(node)
+            if place is not None and node not in self.extract.made and self.extract.size(node) is None:
+                self.numbers_read[node] = place
+                self.extract.take(node, node.name)
         for node in ordered:
             apart = node.op == "call_module" and self.place.is_added
             if (apart or node.op == "get_attr") and self._local(str(node.target)) is None:
@@ -576,6 +591,11 @@ class Cut:
             if target.startswith(prefix):
                 return place + target.removeprefix(prefix)
         return None
+
+
+def _known(call: ModuleCall) -> dict[tuple[Any, ...], Any]:
+    """The leaves of the arguments of a call by place; of numbers that the trace leaves open, Python's classes."""
+    return {place: SYMBOLIC.get(type(leaf), leaf) for place, leaf in call.given.items()}
 
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -281,8 +281,10 @@ class StandIn(RefersToModules):
 
     Attributes:
         block: path of the block in the model.
-        graph: takes the tensors of `arguments`, those of `elsewhere`, and a function for each of `borrowed`.
+        graph: takes the tensors of `arguments`, `numbers`, the tensors of `elsewhere`, and a function for each of
+            `borrowed`.
         arguments: the tensors that the graph reads.
+        numbers: the places among the arguments of the numbers that it reads.
         elsewhere: paths, in the model, of parameters, buffers and flags outside of the block.
         borrowed: the layers that mix by a map which a kept block makes.
         result: the structure of the block's result.
@@ -303,6 +305,7 @@ class StandIn(RefersToModules):
     block: str
     graph: fx.Graph
     arguments: tuple[Argument, ...]
+    numbers: tuple[tuple[Any, ...], ...]
     elsewhere: tuple[str, ...]
     borrowed: tuple[BorrowedAttention, ...]
     result: pytree.TreeSpec
@@ -354,9 +357,10 @@ class StandIn(RefersToModules):
     def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of the graph."""
         given = [argument.of(arguments, self.block) for argument in self.arguments]
+        numbers = [_at(arguments, place) for place in self.numbers]
         mixing = [functools.partial(layer.mix, arguments, given[self.stream]) for layer in self.borrowed]
         try:
-            results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
+            results: tuple[Any, ...] = self.code(host, *given, *numbers, *state, *mixing)
         except RuntimeError as error:
             # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
             pairs = zip(self.arguments, given, strict=True)
@@ -614,8 +618,8 @@ def _as_known(was: Any, value: Any) -> bool:
         return type(was) is type(value) and bool(was == value)
     # One comparison after another: torch.compile follows no mapping from classes.
     for symbolic, python in _NUMBERS:
-        if issubclass(was, symbolic):
-            return isinstance(value, python)
+        if was is python:
+            return isinstance(value, (python, symbolic))
     return isinstance(value, Tensor) if issubclass(was, Tensor) else type(value) is was
 
 

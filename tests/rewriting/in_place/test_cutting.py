@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -309,3 +310,46 @@ def test_what_a_block_computes_without_gradients_or_in_half_it_computes_so_in_pl
         form(x).square().sum().backward()
         gradients.append(x.grad)
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+class _OnGrid(nn.Module):
+    """Lays its stream out as a picture, of a size that it is handed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc, self.out = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.conv = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = x.mT.unflatten(2, size)  # type: ignore[no-untyped-call]
+        h = self.fc(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        x = x + self.out(self.conv(h).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x.flatten(2).mT
+
+
+class _Grids(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 8, 2, 2), nn.ModuleList(_OnGrid() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        size, x = tuple(x.shape[2:]), x.flatten(2).mT
+        for block in self.blocks:
+            x = block(x, size)
+        return x
+
+
+def test_a_surrogate_takes_the_numbers_that_its_block_is_handed() -> None:
+    result = repl_fx.transform(_Grids(), (torch.randn(2, 3, 8, 12),), surrogate="bottleneck")
+    assert result.in_place.refusals == ()
+    x = torch.randn(3, 3, 14, 10)
+    wanted = result.module.eval()(x)
+    assert torch.equal(result.model.eval()(x), wanted)
+    # In a trace they are symbols.
+    assert torch.equal(repl_fx.capture(result.model, (torch.randn(2, 3, 8, 12),)).eval()(x), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(result.model))(x), wanted)
+    with pytest.raises(
+        CallRefused, match=r"captured with size.0 = an object of the class int, and is called with None"
+    ):
+        result.model.get_submodule("blocks.1")(torch.randn(2, 6, 8), None)
