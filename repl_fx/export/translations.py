@@ -149,28 +149,26 @@ def scatter_reduce(self: Any, dim: int, index: Any, src: Any, reduce: str, inclu
         raise NotImplementedError("scatter_reduce of a tensor without dimensions has no translation to ONNX")
     if reduce == "mean" and _is_integer(self):
         raise NotImplementedError("scatter_reduce with the mean of integers has no translation to ONNX")
-    if reduce in ("mean", "sum"):
-        zeros, ones = op.Mul(src, _constant(0, src)), op.Add(op.Mul(src, _constant(0, src)), _constant(1, src))
-        base = self if include_self else op.ScatterElements(self, index, zeros, axis=dim)
-        total = op.ScatterElements(base, index, src, axis=dim, reduction="add")
-        if reduce == "sum":
-            return total
-        one = op.Expand(_constant(1, self), op.Shape(self))
-        counted = one if include_self else op.ScatterElements(one, index, zeros, axis=dim)
-        return op.Div(total, op.ScatterElements(counted, index, ones, axis=dim, reduction="add"))
-    neutral = _neutral(reduce, src.dtype)
-    base = self
+
+    def filled(value: float) -> Any:
+        return op.Expand(op.Constant(value=ir.tensor(value, dtype=src.dtype)), op.Shape(src))
+
+    base = self if include_self else op.ScatterElements(self, index, filled(_neutral(reduce, src.dtype)), axis=dim)
+    made = op.ScatterElements(base, index, src, axis=dim, reduction=_REDUCTIONS[reduce])
+    if reduce != "mean":
+        return made
+    counted = op.Expand(_constant(1, self), op.Shape(self))
     if not include_self:
-        fill = op.Expand(op.Constant(value=ir.tensor(neutral, dtype=src.dtype)), op.Shape(src))
-        base = op.ScatterElements(self, index, fill, axis=dim)
-    return op.ScatterElements(
-        base, index, src, axis=dim, reduction={"prod": "mul", "amin": "min", "amax": "max"}[reduce]
-    )
+        counted = op.ScatterElements(counted, index, filled(0), axis=dim)
+    return op.Div(made, op.ScatterElements(counted, index, filled(1), axis=dim, reduction="add"))
 
 
-def _neutral(reduce: str, dtype: ir.DataType) -> Any:
-    if reduce == "prod":
-        return 1
+_REDUCTIONS = {"sum": "add", "mean": "add", "prod": "mul", "amin": "min", "amax": "max"}
+
+
+def _neutral(reduce: str, dtype: ir.DataType) -> float:
+    if reduce in ("sum", "mean", "prod"):
+        return int(reduce == "prod")
     if dtype.is_floating_point():
         return math.inf if reduce == "amin" else -math.inf
     bounds = torch.iinfo(getattr(torch, dtype.name.lower()))

@@ -8,13 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.export.session import OnnxSession
+from repl_fx.export.tensors import flatten_inputs
 from repl_fx.export.translations import _neutral, avg_pool, scatter_reduce
+from repl_fx.running.example_inputs import ExampleInputs
 from tests.exporting import Exported
 
 
@@ -76,3 +80,18 @@ def test_windows_that_adapt_are_those_of_the_size_that_comes(
     # At one smaller and one larger size, which are no multiples of the windows.
     check = Exported(gm, tmp_path / "pool.onnx", args).verify()
     assert check and len({row.sizes for row in check.rows}) == 3, check.summary()
+
+
+class _Scattered(nn.Module):
+    def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        return x.scatter_reduce(1, index, x, "sum", include_self=False), x.scatter_reduce(1, index, x, "mean")
+
+
+def test_infinite_values_are_scattered(tmp_path: Path) -> None:
+    index = torch.tensor([[0, 1, 0, 3], [2, 2, 2, 0]])
+    args = torch.tensor([[1.0, math.inf, 3.0, 4.0], [5.0, 6.0, -math.inf, 7.0]]), index
+    gm = repl_fx.capture(_Scattered(), args)
+    given = flatten_inputs(gm, ExampleInputs(args))
+    made = OnnxSession(Exported(gm, tmp_path / "scattered.onnx", args).path).run(given)
+    for tensor, wanted in zip(made.values(), gm(*args), strict=True):
+        np.testing.assert_allclose(tensor, wanted, rtol=1e-6)
