@@ -145,13 +145,11 @@ class Cut:
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
+        self.given |= self._numbers()
         self.extract = Extract(self.given)
         # Nodes of the new graph for state that is elsewhere, by path.
         self.elsewhere: dict[str, fx.Node] = {}
         self.arguments: dict[fx.Node, Argument] = {}
-        # Of sizes, mostly, by their expressions in the trace, and those that the surrogate reads.
-        self.numbers = {str(v): place for place, v in self.call.given.items() if isinstance(v, torch.SymInt)}
-        self.numbers_read: dict[fx.Node, tuple[Any, ...]] = {}
         self.borrowed: dict[fx.Node, BorrowedAttention] = {}
 
     def _require_not_skipped(self) -> None:
@@ -183,13 +181,12 @@ class Cut:
             qualified_name(self.part.path, self.path),
             self.extract.graph,
             tuple(self.arguments.values()),
-            tuple(self.numbers_read.values()),
             tuple(self.elsewhere),
             tuple(self.borrowed.values()),
             form,
             tuple(self._made(leaf, results) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
             _known(self.call),
-            () if swaps else (*self._read(self.path, needed), *(place[:1] for place in self.numbers_read.values())),
+            () if swaps else self._read(self.path, needed),
             None if swaps else self._neighbour(),
             tuple(names),
             frozenset(path for path in self.elsewhere if self._is_unbiased(path)),
@@ -212,7 +209,7 @@ class Cut:
         block, given = self._without_work(path), _known(call)
         known: Any = {"known": given, "read": self._read(path, needed), "index": self._index(path)}
         name = qualified_name(self.part.path, path)
-        block._stand_in = StandIn(name, graph, (), (), (), (), call.result, tuple(leaves), **known)
+        block._stand_in = StandIn(name, graph, (), (), (), call.result, tuple(leaves), **known)
         return block
 
     def _index(self, path: str) -> int | None:
@@ -226,7 +223,7 @@ class Cut:
         value, number = result.meta.get("val"), results.index(result)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return Made(number)
-        alike = (i for i, node in enumerate(self.arguments) if node.meta["val"].dtype == value.dtype)
+        alike = (i for i, argument in enumerate(self.arguments.values()) if argument.dtype == value.dtype)
         return Made(number, next(alike, None))
 
     def _only_call(self, path: str) -> ModuleCall:
@@ -235,13 +232,12 @@ class Cut:
         Raises:
             NotInPlace: the module is called several times, or no call of it was seen.
         """
-        calls = {boundary.call for _, boundary in at_boundaries(self.part.graph_module.graph, path)}
-        if not calls and not is_noted(self._source(path)):
+        call = next((boundary.call for _, boundary in at_boundaries(self.part.graph_module.graph, path)), None)
+        if call is None and not is_noted(self._source(path)):
             raise NotInPlace(f"{path} is a layer, and surrogates stand in the places of modules around layers")
-        if not calls:
+        if call is None:
             raise NotInPlace(f"no call of the module {path} was seen in the trace")
-        call = calls.pop()
-        if calls or len(call.calls) > 1:
+        if len(call.calls) > 1:
             raise NotInPlace(f"the module {path} is called more than once")
         if call.result is None or not all(isinstance(value, PLAIN) for value in call.constants.values()):
             raise NotInPlace(f"the module {path} returns an object that is neither a tensor nor a plain value")
@@ -269,6 +265,13 @@ class Cut:
         # Sizes come from the first value that has them: the streamed one mostly, and not a mask that may be broadcast.
         names = list(inspect.signature(self._source(self.path).forward).parameters)
         return {node: given[node] for node in sorted(given, key=lambda node: names.index(given[node][0]))}, results
+
+    def _numbers(self) -> dict[fx.Node, tuple[Any, ...]]:
+        """The place of each number among the arguments of the module that is no size of a tensor among them."""
+        handed = {str(leaf): place for place, leaf in self.call.given.items() if isinstance(leaf, torch.SymInt)}
+        values = {node: str(node.meta.get("val")) for node in self.gm.graph.nodes if handed and not is_tensor(node)}
+        tensors = list(filter(is_tensor, self.given))
+        return {n: handed[v] for n, v in values.items() if v in handed and dimension_called(v, tensors) is None}
 
     def _entering(self) -> fx.Node:
         """The stream before the first module of a row."""
@@ -405,7 +408,7 @@ class Cut:
         pending, needed = list(results), set[fx.Node]()
         while pending:
             node = pending.pop()
-            if node in needed or node in self.given or self.extract.size(node) or self._number(node):
+            if node in needed or node in self.given or self.extract.size(node) is not None:
                 continue
             if node not in self.inside and (node.op not in _COMPUTED or has_effect(node)):
                 place = ".".join(module_stack(node)[-1:]) or "the model"
@@ -413,11 +416,6 @@ class Cut:
             needed.add(node)
             pending += self._inputs(node)
         return needed
-
-    def _number(self, node: fx.Node) -> tuple[Any, ...] | None:
-        """The place of the number, among the arguments of the module, that is the value of a node."""
-        value = node.meta.get("val")
-        return self.numbers.get(str(value)) if isinstance(value, torch.SymInt) else None
 
     def _regions_around(self, needed: Collection[fx.Node]) -> set[fx.Node]:
         """The ends of the regions in which nodes are: without gradients, or with a precision of the source's own."""
@@ -447,11 +445,6 @@ class Cut:
             if argument is not None and argument not in self.extract.made:
                 self.arguments[argument] = self._argument(argument, told)
                 self.extract.take(argument, argument.name)
-        for node in read:
-            place = self._number(node)
-            if place is not None and node not in self.extract.made and self.extract.size(node) is None:
-                self.numbers_read[node] = place
-                self.extract.take(node, node.name)
         for node in ordered:
             apart = node.op == "call_module" and self.place.is_added
             if (apart or node.op == "get_attr") and self._local(str(node.target)) is None:
@@ -491,6 +484,8 @@ class Cut:
 
     def _argument(self, node: fx.Node, told: Collection[int] | None) -> Argument:
         value = node.meta["val"]
+        if not isinstance(value, Tensor):
+            return Argument(self.given[node], {}, None, torch.int64)
         shape = value.shape
         fixed = {dim: s for dim, s in enumerate(shape) if isinstance(s, int) and (told is None or s in told)}
         return Argument(self.given[node], fixed, len(shape), value.dtype)
@@ -523,7 +518,7 @@ class Cut:
         """The number of the argument that streams in; conditions, such as a time, may be read before."""
         names = [node.name for node in self.arguments]
         wanted = self.blocks[0].input.name
-        floating = (i for i, node in enumerate(self.arguments) if node.meta["val"].is_floating_point())
+        floating = (i for i, argument in enumerate(self.arguments.values()) if argument.dtype.is_floating_point)
         return names.index(wanted) if wanted in names else next(floating, 0)
 
     def _is_unbiased(self, path: str) -> bool:

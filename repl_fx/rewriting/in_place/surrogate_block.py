@@ -38,32 +38,35 @@ from repl_fx.running.opaque_outputs import PLAIN
 
 @dataclass(frozen=True)
 class Argument:
-    """A tensor that a surrogate takes from what the block is called with.
+    """A tensor or a number that a surrogate takes from what the block is called with.
 
     Attributes:
         place: the name of the argument in the signature, and the keys of containers behind it.
         sizes: the sizes that were fixed in the trace, by dimension.
-        dims: how many dimensions the tensor had in the trace.
+        dims: how many dimensions the tensor had in the trace; None of a number.
         dtype: that of the tensor in the trace.
     """
 
     place: tuple[Any, ...]
     sizes: Mapping[int, int]
-    dims: int
+    dims: int | None
     dtype: torch.dtype = torch.float32
 
-    def of(self, arguments: Mapping[str, Any], block: str) -> Tensor:
-        """The tensor among the arguments of a call.
+    def of(self, arguments: Mapping[str, Any], block: str) -> Any:
+        """The tensor or the number among the arguments of a call.
 
         Raises:
-            CallRefused: the argument is no tensor of such sizes.
+            CallRefused: the argument is no tensor of such sizes, or no number.
         """
-        value = _at(arguments, self.place)
-        if not isinstance(value, Tensor):
+        value, kind = _at(arguments, self.place), "number" if self.dims is None else "tensor"
+        classes: Any = (int, torch.SymInt) if self.dims is None else Tensor
+        if not isinstance(value, classes):
             raise CallRefused(
-                f"the surrogate of {block} computes with {self}, which was a tensor when the model was captured and is "
+                f"the surrogate of {block} computes with {self}, which was a {kind} when the model was captured and is "
                 f"{_in_short(value)} now; capture the model with inputs that leave it out, or use the graph"
             )
+        if self.dims is None:
+            return value
         if value.ndim != self.dims or any(value.shape[dim] != size for dim, size in self.sizes.items()):
             known = ", ".join(str(self.sizes.get(dim, "any")) for dim in range(self.dims))
             batch = self.sizes.get(0)
@@ -281,10 +284,8 @@ class StandIn(RefersToModules):
 
     Attributes:
         block: path of the block in the model.
-        graph: takes the tensors of `arguments`, `numbers`, the tensors of `elsewhere`, and a function for each of
-            `borrowed`.
-        arguments: the tensors that the graph reads.
-        numbers: the places among the arguments of the numbers that it reads.
+        graph: takes the values of `arguments`, the tensors of `elsewhere`, and a function for each of `borrowed`.
+        arguments: the tensors and numbers that the graph reads.
         elsewhere: paths, in the model, of parameters, buffers and flags outside of the block.
         borrowed: the layers that mix by a map which a kept block makes.
         result: the structure of the block's result.
@@ -305,7 +306,6 @@ class StandIn(RefersToModules):
     block: str
     graph: fx.Graph
     arguments: tuple[Argument, ...]
-    numbers: tuple[tuple[Any, ...], ...]
     elsewhere: tuple[str, ...]
     borrowed: tuple[BorrowedAttention, ...]
     result: pytree.TreeSpec
@@ -357,13 +357,12 @@ class StandIn(RefersToModules):
     def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of the graph."""
         given = [argument.of(arguments, self.block) for argument in self.arguments]
-        numbers = [_at(arguments, place) for place in self.numbers]
         mixing = [functools.partial(layer.mix, arguments, given[self.stream]) for layer in self.borrowed]
         try:
-            results: tuple[Any, ...] = self.code(host, *given, *numbers, *state, *mixing)
+            results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
         except RuntimeError as error:
             # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
-            pairs = zip(self.arguments, given, strict=True)
+            pairs = ((a, v) for a, v in zip(self.arguments, given, strict=True) if isinstance(v, Tensor))
             other = (a for a, v in pairs if v.dtype != a.dtype and not torch.is_autocast_enabled(v.device.type))
             if type(error) is not RuntimeError or (argument := next(other, None)) is None:
                 raise
@@ -576,25 +575,15 @@ def _empty(source: type[nn.Module], swaps: bool) -> SurrogateBlock:
 def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, Any]]:
     """A function that gives the arguments of a call by name; written as code, which torch.compile follows."""
     parameters = list(signature.parameters.values())[1:]
-    defaults = {f"default_{i}": p.default for i, p in enumerate(parameters)}
-    shown = [
-        p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _Name(f"default_{i}"))
-        for i, p in enumerate(parameters)
-    ]
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    shown = [p.replace(annotation=p.empty, default=None if p.name in defaults else p.empty) for p in parameters]
     names = ", ".join(f"{p.name!r}: {p.name}" for p in parameters)
     made: dict[str, Any] = {}
-    exec(f"def forward{inspect.Signature(shown)}:\n    return {{{names}}}", dict(defaults), made)
+    exec(f"def forward{inspect.Signature(shown)}:\n    return {{{names}}}", {}, made)
+    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    made["forward"].__defaults__ = tuple(value for name, value in defaults.items() if name not in keywords)
+    made["forward"].__kwdefaults__ = {name: value for name, value in defaults.items() if name in keywords}
     return cast("Callable[..., Mapping[str, Any]]", made["forward"])
-
-
-class _Name:
-    """Prints as a name, in the code of a signature."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return self.name
 
 
 def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:
