@@ -52,8 +52,7 @@ def mean_dim(self: Any, dim: Sequence[int] | None = None, keepdim: bool = False,
         self = op.Cast(self, to=dtype)
     if not rank:
         return op.Identity(self)
-    dims = dim if dim else range(rank)
-    return op.ReduceMean(self, op.Constant(value_ints=list(dims)), keepdims=keepdim)
+    return op.ReduceMean(self, op.Constant(value_ints=list(dim or range(rank))), keepdims=keepdim)
 
 
 def softmax_by(kind: Any) -> Callable[..., Any]:
@@ -272,11 +271,9 @@ def _windows(value: Any, dim: int, count: Any) -> tuple[Any, Any]:
 
 def power(self: Any, exponent: float) -> Any:
     """A power; of integers by multiplication, as ONNX Runtime takes a floating one, exact up to 2^53."""
-    if not _is_integer(self):
-        return op.Pow(self, ir.tensor(exponent, dtype=self.dtype))
-    if not isinstance(exponent, int):
+    if _is_integer(self) and not isinstance(exponent, int):
         return op.Pow(op.Cast(self, to=ir.DataType.FLOAT), ir.tensor(exponent, dtype=ir.DataType.FLOAT))
-    if not 1 <= exponent <= 64:
+    if not _is_integer(self) or not 1 <= exponent <= 64:
         return op.Pow(self, ir.tensor(exponent, dtype=self.dtype))
     result, square = None, self
     while exponent:

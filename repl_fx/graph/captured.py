@@ -432,11 +432,10 @@ def attribute(root: nn.Module, path: str) -> Any:
 
 def has_attribute(root: nn.Module, path: str) -> bool:
     """Tell whether a dotted path leads anywhere."""
-    try:
+    with suppress(AttributeError):
         attribute(root, path)
-    except AttributeError:
-        return False
-    return True
+        return True
+    return False
 
 
 def called_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -486,9 +486,8 @@ class Cut:
         value = node.meta["val"]
         if not isinstance(value, Tensor):
             return Argument(self.given[node], {}, None, torch.int64)
-        shape = value.shape
-        fixed = {dim: s for dim, s in enumerate(shape) if isinstance(s, int) and (told is None or s in told)}
-        return Argument(self.given[node], fixed, len(shape), value.dtype)
+        fixed = {dim: s for dim, s in enumerate(value.shape) if isinstance(s, int) and (told is None or s in told)}
+        return Argument(self.given[node], fixed, value.ndim, value.dtype)
 
     def _told(self, nodes: Iterable[fx.Node]) -> set[int]:
         """The numbers that nodes have among their arguments, and the sizes of the tensors that they read."""
