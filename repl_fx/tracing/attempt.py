@@ -85,7 +85,7 @@ class Learned:
             fails.
         worded: the code makes text of sizes that stay free.
         numbers: sizes are plain numbers where the code has no other use for them.
-        compares: numbers that the forward takes out of tensors are compared.
+        compared: where the forward takes numbers out of tensors that it compares.
         survived: the answers to questions of which the model does not survive the other, by who asks.
         stopped: the exception that such another answer led to.
         unlike: why each call is traced by itself; empty where alike ones are traced once.
@@ -104,7 +104,7 @@ class Learned:
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
     worded: bool = False
     numbers: bool = False
-    compares: bool = False
+    compared: set[Place] = field(default_factory=set)
     survived: dict[Place, bool] = field(default_factory=dict)
     stopped: ForeignError | None = None
     unlike: str = ""
@@ -143,7 +143,7 @@ class Attempt:
             self.calls.is_running, learned.reasons, learned.involved, apart, learned.numbers, lambda: self.unaware
         )
         self.branches = DataDependentBranches(answers, learned.survived, self.calls.is_running)
-        self.branches.compares = learned.compares
+        self.branches.compared = learned.compared
         self.aside = AttributesAside(self.calls.is_running)
         self.modes = ModeReads(model, self.aside, learned.of_one_mode)
         learned.unlike = learned.unlike or _unlike.get()
@@ -201,8 +201,8 @@ class Attempt:
             learned.whole_numbers = None
         elif self.questions.exceeded is not None and not learned.involved:
             learned.involved = f", as the arithmetic on sizes is too involved to follow{self.questions.exceeded}"
-        elif "GuardOnDataDependent" in str(problem) and not learned.compares:
-            learned.compares = True
+        elif places := self.branches.places_in(problem) - learned.compared:
+            learned.compared |= places
         elif "SymBool" in str(problem) and not learned.involved:
             # `is_causal=q.shape[2] > 1 and …` of a size that is computed.
             learned.involved = f", as a function of torch takes no question about sizes ({problem})"

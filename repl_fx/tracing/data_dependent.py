@@ -11,12 +11,13 @@ from __future__ import annotations
 import operator
 import os
 import random
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partialmethod
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
 
@@ -81,7 +82,8 @@ class DataDependentBranches:
         aside: whether the trace is inside a leaf call, whose decisions are the leaf's own.
 
     Attributes:
-        compares: numbers that are taken out of tensors are compared, and used for nothing else.
+        compared: where the forward takes numbers out of tensors that it compares, and uses for nothing else.
+        taken: where it took the other numbers out of tensors, by their symbols.
         asked: for each question, the comparison of a number of Python's generator, or None where it is about a tensor.
         given: for each question, who asks, and the answer.
     """
@@ -90,7 +92,8 @@ class DataDependentBranches:
         self.answers = tuple(answers)
         self.survived = survived
         self.aside = aside
-        self.compares = False
+        self.compared: Collection[Place] = ()
+        self.taken: dict[str, Place] = {}
         self.asked: list[Comparison | None] = []
         self.given: list[tuple[Place, bool]] = []
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
@@ -104,8 +107,13 @@ class DataDependentBranches:
             return self.decide(args[0], None)
         if func is torch._assert and has_no_value(args[0]):
             return run(torch._assert_async, args[:1], {})
-        if self.compares and func is Tensor.item and has_no_value(args[0]) and not self.aside():
-            return Drawn(self, args[0])
+        if func is Tensor.item and has_no_value(args[0]) and not self.aside():
+            place = _place(asking_code())
+            if place in self.compared:
+                return Drawn(self, args[0])
+            number = run(func, args, kwargs)
+            self.taken[str(number)] = place
+            return number
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks {_ASKED_OF_INPUTS[func]}, which its input decides")
         if getattr(func, "__name__", "") == "_is_all_true" and has_no_value(args[0]):
@@ -126,13 +134,21 @@ class DataDependentBranches:
             raise Untraceable(f"the forward decides more than {_MOST} times, as a loop would")
         self.asked.append(comparison)
         DECISION([] if condition is None else [condition], index)
-        frame = asking_code()
-        place = frame and (frame.f_code, frame.f_lineno)
+        place = _place(asking_code())
         answer = self.survived.get(place, index < len(self.answers) and self.answers[index])
         self.given.append((place, answer))
         if condition is not None and known is not None:
             self._answered[known] = condition, answer
         return answer
+
+    def places_in(self, problem: Exception) -> set[Place]:
+        """The places where the forward took numbers out of tensors, the comparison of which ended a trace."""
+        comparison = str(problem).partition("data-dependent expression")[2].partition("(Size-like")[0]
+        return {self.taken[word] for word in re.findall(r"\w+", comparison) if self.taken.get(word) is not None}
+
+
+def _place(frame: FrameType | None) -> Place:
+    return frame and (frame.f_code, frame.f_lineno)
 
 
 @dataclass(eq=False)
@@ -161,10 +177,11 @@ class Drawn:
     __ne__ = partialmethod(_ask, operator.ne)
     __bool__ = partialmethod(_ask, operator.ne)
 
-    def __index__(self) -> int:
+    def _refuse(self, *_: Any) -> Any:
         raise Untraceable("a number that is drawn or computed is compared, or used otherwise than a trace can follow")
 
-    __int__ = __float__ = __index__
+    __index__ = __int__ = __float__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = _refuse
 
 
 @contextmanager

@@ -199,6 +199,26 @@ def test_a_number_that_is_compared_and_used_otherwise_is_refused() -> None:
         repl_fx.capture(Cuts(), (torch.randn(2, 4), torch.tensor(3)))
 
 
+def test_what_the_forward_takes_out_of_a_tensor_and_does_not_compare_is_a_number_all_the_same() -> None:
+    class Parts(nn.Module):
+        def forward(self, x: Tensor, length: Tensor) -> Tensor:
+            if torch.rand(1).item() < 0.5:
+                x = x * 2
+            if length.item() > 2:
+                x = x + 1
+            end: Any = length.item()
+            return x[:, :end] * length.item()
+
+    model, x = Parts(), torch.randn(2, 4)
+    gm = repl_fx.capture(model, (x, torch.tensor(3)))
+    for seed in range(8):
+        given = x, torch.tensor(seed % 4 + 1)
+        torch.manual_seed(seed)
+        expected = model(*given)
+        torch.manual_seed(seed)
+        assert torch.equal(gm(*given), expected)
+
+
 class Seeds(nn.Module):
     """Draws from numpy's generator, which it seeds: before that, behind it, or with another seed each time."""
 
