@@ -81,10 +81,13 @@ def with_own_names(model: nn.Module, written: Mapping[str, Tensor]) -> dict[str,
     # A model of transformers has it imported, which takes seconds.
     if not foreign or "transformers" not in sys.modules:
         return dict(written)
-    from transformers import PreTrainedModel
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import PrefixChange, WeightRenaming, revert_weight_conversion
-
+    try:
+        from transformers import PreTrainedModel
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import PrefixChange, WeightRenaming, revert_weight_conversion
+    except ImportError:
+        # Versions that have no conversions write the model's own names.
+        return dict(written)
     if not isinstance(model, PreTrainedModel):
         return dict(written)
     known = getattr(model, "_weight_conversions", None)
