@@ -318,8 +318,8 @@ class Branching(nn.Module):
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.sum().item() > 1e9:
-            return x
+        if (total := x.sum().item()) > 1e9:
+            return x * total
         return self.head(self.body(x))  # type: ignore[no-any-return]
 
 

@@ -75,18 +75,16 @@ def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
     """Ask the module itself, whose mode is changed: an activation treats elements alike, is not linear, not random."""
     if module.__class__.__module__ == "torch.nn.modules.activation":
         return True
-    # Several along each dimension, as some mix channels alone.
-    probe = torch.linspace(-2, 2, 27, device="cpu")
+    probe = torch.linspace(-2, 2, 9, device="cpu")
     try:
         with torch.no_grad(), seeded(probe.device, 0):
-            # One that drops elements in training is none, however the draw falls.
-            trained, whole = (module.train(mode)(probe.reshape(3, 3, 3)) for mode in (True, False))
+            # One that drops elements in training is none, however the draw falls, nor is one that mixes channels.
+            rows = probe.reshape(1, 1, 9), probe.reshape(1, 9, 1)
+            results = [module.train(mode)(row) for mode in (True, False) for row in rows]
             parts = torch.stack([module(x.reshape(1, 1, 1)).reshape(()) for x in probe])
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
-    if not isinstance(whole, Tensor) or whole.numel() != 27 or not torch.allclose(whole.flatten(), parts, atol=1e-6):
+    if not all(isinstance(row, Tensor) and row.numel() == 9 for row in results):
         return False
-    if not isinstance(trained, Tensor) or not torch.equal(trained, whole):
-        return False
-    curve = whole.flatten().diff().diff()
-    return bool(curve.abs().max() > 1e-4)
+    alike = all(torch.allclose(row.flatten(), parts, atol=1e-6) for row in results)
+    return alike and bool(parts.diff().diff().abs().max() > 1e-3)

@@ -35,7 +35,8 @@ class Branching(nn.Module):
         self.body = Net()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) if x.sum().item() > -1e9 else x
+        total = x.sum().item()
+        return self.body(x) if total > -1e9 else x * total
 
 
 def replaced(plan: Plan) -> list[str]:
