@@ -129,23 +129,28 @@ def hook_name(hook: Any) -> str:
 
 @contextmanager
 def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
-    """Refuse hooks on tensors that a forward registers while it is traced, outside of leaf calls (`stands_aside`)."""
+    """Refuse hooks on tensors that a forward registers while it is traced, outside of leaf calls (`stands_aside`).
+
+    Those by which torch's checkpoint keeps what a backward pass needs do nothing: of a trace there is none.
+    """
 
     def refusing(name: str, function: Any) -> Any:
         def refuse(*args: Any, **kwargs: Any) -> Any:
             caller = sys._getframe(1)
             # A region that decorates a function makes itself anew in each call.
-            if (
-                is_bystander()
-                or stands_aside()
-                or (is_machinery(caller) and module_of(caller) != "torch.autograd.grad_mode")
-            ):
+            by_torch = is_machinery(caller) and module_of(caller) != "torch.autograd.grad_mode"
+            if by_torch or is_bystander() or stands_aside():
                 return function(*args, **kwargs)
             raise Untraceable(f"the forward calls {name}, which a graph would drop")
 
         return refuse
 
-    with ExitStack() as patches:
+    def skipping(function: Any) -> Any:
+        return lambda *args: function(*args) if is_bystander() else None
+
+    kept: Any = torch.autograd.graph.saved_tensors_hooks
+    ends = {name: skipping(getattr(kept, name)) for name in ("__enter__", "__exit__")}
+    with patch.multiple(kept, **ends), ExitStack() as patches:
         for holder, name in _DROPPED:
             shown = holder.__name__ if name == "__init__" else name
             patches.enter_context(patch.object(holder, name, refusing(shown, getattr(holder, name))))

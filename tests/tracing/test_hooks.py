@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
 
 import repl_fx
 from repl_fx.errors import CaptureError
+from repl_fx.graph.runtime import enter_grad_mode
 from repl_fx.tracing.capture import capture, check_capture
 
 
@@ -297,3 +299,20 @@ def test_a_forward_put_into_one_module_is_traced_into() -> None:
     model[1].forward = lambda x: own(x) * 3
     gm = capture(model, (X,))
     assert check_capture(model, gm, (X,))
+
+
+class Checkpointed(nn.Sequential):
+    """Keeps what goes into each half alone for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint_sequential(list(self), 2, x, use_reentrant=False)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def test_checkpoints_within_a_checkpoint() -> None:
+    torch.manual_seed(0)
+    model = Checkpointed(*(Checkpointed(Block(), Block()) for _ in range(3)))
+    gm = capture(model, (X,))
+    assert gm.meta["capture"].switches == 0
+    assert not any(node.target is enter_grad_mode for node in gm.graph.nodes)
+    expected = torch.autograd.grad(model(X).sum(), list(model.parameters()))
+    assert all(map(torch.equal, torch.autograd.grad(gm(X).sum(), list(gm.parameters())), expected))
