@@ -75,11 +75,8 @@ class Cutting:
 def cut(table: NodeTable, run: TandemRun) -> Cutting | None:
     """Choose where the copies of a run begin: fewest streamed values, most copies, shallowest module boundary."""
     crossing = _Crossing(table, run)
-    for streams in range(1, _STREAMS + 1):
-        cutting = _cut_across(table, run, crossing, streams)
-        if cutting is not None:
-            return cutting
-    return None
+    cuttings = (_cut_across(table, run, crossing, streams) for streams in range(1, _STREAMS + 1))
+    return next(filter(None, cuttings), None)
 
 
 def _cut_across(table: NodeTable, run: TandemRun, crossing: _Crossing, streams: int) -> Cutting | None:
