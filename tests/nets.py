@@ -18,6 +18,12 @@ from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.exporting import Exported
 
 
+def seeded_call(module: nn.Module, seed: int, *args: Any) -> Any:
+    """The result of a module where torch's generator begins at a seed."""
+    torch.manual_seed(seed)
+    return module(*args)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (batch, tokens, width)."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.graph.decisions import is_choice, is_decision, is_random
 from repl_fx.graph.runtime import check_condition
+from tests.nets import seeded_call
 
 
 class Skips(nn.Module):
@@ -49,10 +50,8 @@ def test_one_graph_decides_as_the_source_does() -> None:
     for seed in range(8):
         for scale in (1.0, 50.0):
             x = torch.randn(5, 4) * scale
-            torch.manual_seed(seed)
-            wanted = model(x)
-            torch.manual_seed(seed)
-            assert torch.equal(gm(x), wanted)
+            wanted = seeded_call(model, seed, x)
+            assert torch.equal(seeded_call(gm, seed, x), wanted)
     model.eval()
     gm.eval()
     assert torch.equal(gm(x), model(x))
@@ -155,10 +154,8 @@ def _same(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
         ours.train(training)
         theirs.train(training)
         for seed in range(6 if training else 1):
-            torch.manual_seed(seed)
-            wanted = theirs(*inputs)
-            torch.manual_seed(seed)
-            assert torch.equal(ours(*inputs), wanted)
+            wanted = seeded_call(theirs, seed, *inputs)
+            assert torch.equal(seeded_call(ours, seed, *inputs), wanted)
 
 
 class Shaken(nn.Module):
@@ -310,10 +307,8 @@ def test_assertions_about_values_are_checks_of_the_graph() -> None:
     model, x = nn.Sequential(*map(Asserts, range(3))), torch.randn(2, 8)
     gm = repl_fx.capture(model, (x,))
     for seed in range(4):
-        torch.manual_seed(seed)
-        expected = model(x)
-        torch.manual_seed(seed)
-        assert torch.equal(gm(x), expected)
+        expected = seeded_call(model, seed, x)
+        assert torch.equal(seeded_call(gm, seed, x), expected)
     with pytest.raises(AssertionError, match="not finite"):
         model.eval()(x * torch.nan)
     words = re.escape('a condition of 0 (assert torch.isfinite(x).all(), "not finite") was True')

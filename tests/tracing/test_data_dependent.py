@@ -21,6 +21,7 @@ import repl_fx
 from repl_fx.errors import Untraceable
 from repl_fx.running.alone import alone
 from repl_fx.tracing.data_dependent import DECISION, DataDependentBranches, recorded
+from tests.nets import seeded_call
 
 _SYSTEM = random.SystemRandom()
 
@@ -144,10 +145,8 @@ def test_a_number_that_is_drawn_decides_by_what_it_equals_and_its_truth(skips: C
     gm = repl_fx.capture(model, (x,))
     skipped = 0
     for seed in range(12):
-        torch.manual_seed(seed)
-        expected = model(x)
-        torch.manual_seed(seed)
-        assert torch.equal(gm(x), expected)
+        expected = seeded_call(model, seed, x)
+        assert torch.equal(seeded_call(gm, seed, x), expected)
         skipped += torch.equal(expected, x)
     assert 0 < skipped < 12
 
@@ -163,10 +162,8 @@ def test_a_number_that_is_drawn_and_computed_with_is_drawn_at_each_call() -> Non
     model, x = Noisy(), torch.randn(2, 4)
     gm = repl_fx.capture(model, (x,))
     for seed in range(2):
-        torch.manual_seed(seed)
-        expected = model(x)
-        torch.manual_seed(seed)
-        assert torch.equal(gm(x), expected)
+        expected = seeded_call(model, seed, x)
+        assert torch.equal(seeded_call(gm, seed, x), expected)
 
 
 class Fits(nn.Module):
@@ -213,10 +210,8 @@ def test_what_the_forward_takes_out_of_a_tensor_and_does_not_compare_is_a_number
     gm = repl_fx.capture(model, (x, torch.tensor(3)))
     for seed in range(8):
         given = x, torch.tensor(seed % 4 + 1)
-        torch.manual_seed(seed)
-        expected = model(*given)
-        torch.manual_seed(seed)
-        assert torch.equal(gm(*given), expected)
+        expected = seeded_call(model, seed, *given)
+        assert torch.equal(seeded_call(gm, seed, *given), expected)
 
 
 class Seeds(nn.Module):
