@@ -38,7 +38,7 @@ from repl_fx.running.opaque_outputs import equal_leaves
 from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
-from repl_fx.tracing.parts.capture_parts import graphs_in
+from repl_fx.tracing.parts.capture_parts import CapturedParts, computes_as_source, graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
 INLINE_LIMIT = 1536 * 2**20
@@ -98,8 +98,8 @@ def export_onnx(
 
     Raises:
         BadInput: the inputs do not fit the module, or have a batch of 1, which cannot become dynamic.
-        ExportError: a step or an operator that the exporter refuses, a file that the checker refuses, or outputs that
-            depend on a buffer which each forward changes.
+        ExportError: a step or an operator that the exporter refuses, a file that the checker refuses, outputs that
+            depend on a buffer which each forward changes, or a module whose graph computes otherwise than the module.
         OutputError: a place that cannot be written.
         NotFoldable: a surrogate whose weights depend on the input.
     """
@@ -107,7 +107,12 @@ def export_onnx(
     require_path(path, "the file to write")
     given = ExampleInputs.of(args, kwargs)
     target = _check_target(Path(path))
-    write_program(export_program(as_graph(gm, given), given, opset), target, external_data)
+    graph = as_graph(gm, given)
+    if isinstance(graph, fx.GraphModule) and graph is not gm:
+        captured = CapturedParts.of_graph(graph, _beside(gm, given), gm)
+        if not computes_as_source(captured):
+            raise ExportError(f"the graph of {type(gm).__name__} does not compute what it computes itself")
+    write_program(export_program(graph, given, opset), target, external_data)
     return target
 
 
@@ -130,7 +135,7 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
     # The precision in a file is that of the weights.
     plain = no_autocast(device)
     with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), plain, quiet():
-        inputs = flatten_inputs(source, given.map(lambda tensor: tensor.to(device)))
+        inputs = flatten_inputs(source, _beside(source, given))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
@@ -144,11 +149,16 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
 def as_graph(module: nn.Module, given: ExampleInputs) -> nn.Module:
     """A module as a captured graph, where it can be: torch's exporter loses sizes such as `int(n * 0.5)`."""
     if not isinstance(module, fx.GraphModule):
-        device = device_of(module, given)
-        there = given.map(lambda tensor: tensor.to(device))
+        there = _beside(module, given)
         with suppress(CaptureError, BadInput):
             return capture(module, there.args, there.kwargs)
     return module
+
+
+def _beside(module: nn.Module, given: ExampleInputs) -> ExampleInputs:
+    """Inputs on the device of a module."""
+    device = device_of(module, given)
+    return given.map(lambda tensor: tensor.to(device))
 
 
 def quiet() -> AbstractContextManager[None]:

@@ -393,6 +393,17 @@ def test_a_file_of_a_module_that_is_no_graph_has_no_numbers_where_its_code_goes_
     assert verify_onnx(model, path, given)
 
 
+class OfItsType(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if type(x) is Tensor else x
+
+
+def test_a_module_whose_trace_computes_otherwise_than_the_module_has_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="the graph of OfItsType does not compute what it computes itself"):
+        export_onnx(OfItsType(), tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert not any(tmp_path.iterdir())
+
+
 def test_layers_of_a_module_that_is_no_graph_are_compared(tmp_path: Path) -> None:
     model, given = ConvNet(), (torch.randn(2, 3, 8, 8),)
     check = verify_onnx(model, export_onnx(model, tmp_path / "m.onnx", given), given, per_layer=True)
