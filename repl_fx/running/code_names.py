@@ -212,8 +212,13 @@ def is_installed(file: ModuleType) -> bool:
 
 def is_own_code(part: type | FunctionType) -> bool:
     """Tell whether a class or a function is from a file of the user's, not from an installed package."""
-    file = sys.modules.get(part.__module__ or "")
-    return not is_foreign(part) and (file is None or file.__name__ == "__main__" or not is_installed(file))
+    return not is_foreign(part) and is_own_module(part.__module__ or "")
+
+
+def is_own_module(name: str) -> bool:
+    """Tell whether the module of a name is a file of the user's, such as the script that runs."""
+    file = sys.modules.get(name)
+    return file is None or file.__name__ == "__main__" or not is_installed(file)
 
 
 def name_of_code(part: Any) -> str:

@@ -30,6 +30,7 @@ from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
 from repl_fx.running.alone import is_bystander
+from repl_fx.running.code_names import is_own_module
 from repl_fx.tracing.asking import HANDED_ON, asking_code, is_library, module_of, outwards
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
 
@@ -201,9 +202,12 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
     urandom, own_seed = os.urandom, random.Random.seed
 
     def refuse() -> None:
-        # Python's own library has uses for random numbers, such as names of files.
-        code = next(seen for seen in outwards(sys._getframe(2)) if module_of(seen) not in _MODULES_OF_DRAWS)
-        if not (branches.aside() or is_bystander() or is_library(code)):
+        frames = list(outwards(sys._getframe(2)))
+        code = next(seen for seen in frames if module_of(seen) not in _MODULES_OF_DRAWS)
+        # Python's own library has uses for random numbers, such as names of files; others name what they make, as einx
+        # does the axes of its expressions.
+        is_name = is_library(code) or (module_of(frames[0]) == "uuid" and not is_own_module(module_of(code)))
+        if not (branches.aside() or is_bystander() or is_name):
             raise Untraceable("the forward takes random numbers that no seed decides, and a graph would repeat them")
 
     def entropy(count: int) -> bytes:

@@ -48,8 +48,9 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 # Characters of different expressions of sizes in one trace. Convolutional networks have a few thousand, networks of
 # windows that are padded (Swin) a million, and a trace takes the longer the more there are.
 _MOST_WRITTEN = 60_000
-# Characters of one such expression. Networks of which all sizes can be known come to 180, the others begin with 250 to
-# 400 and get to thousands, long before they have written the most in all.
+# Characters of one such expression with a sum in it. Networks of which all sizes can be known come to 180, the others
+# begin with 250 to 400 and get to thousands, long before they have written the most in all. Products of whole parts, as
+# of windows of height and width that divide both, come to 1,400 and can be known.
 _LONGEST = 400
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset(
@@ -125,7 +126,8 @@ class SizeQuestions:
         written = str(expression)
         self._written += len(written)
         # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
-        hopeless = len(written) > _LONGEST and "//" in written and not self.rest
+        is_sum = " + " in written or " - " in written
+        hopeless = len(written) > _LONGEST and "//" in written and is_sum and not self.rest
         if hopeless or self._written > _MOST_WRITTEN:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import secrets
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from tempfile import mktemp
 from typing import Any
 
@@ -323,6 +325,16 @@ def test_numbers_that_no_seed_decides_are_refused(number: Callable[[], float]) -
 @pytest.mark.parametrize("number", [lambda: random.Random(3).random(), lambda: len(mktemp()) > 0])
 def test_generators_that_are_seeded_or_held_or_for_names_of_files_are_captured(number: Callable[[], float]) -> None:
     model, x = Scales(number), torch.randn(2, 4)
+    assert torch.equal(repl_fx.capture(model, (x,))(x), model(x))
+
+
+def test_libraries_name_what_they_make_by_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "site-packages").mkdir()
+    code = "import uuid\ndef names(): return {uuid.uuid4().hex: 2.0}"
+    (tmp_path / "site-packages" / "namer_of_axes.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    namer = importlib.import_module("namer_of_axes")
+    model, x = Scales(lambda: sum(namer.names().values())), torch.randn(2, 4)
     assert torch.equal(repl_fx.capture(model, (x,))(x), model(x))
 
 

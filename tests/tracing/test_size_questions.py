@@ -374,6 +374,37 @@ def test_a_size_that_an_operator_wants_equal_and_the_model_pads_is_refused_and_n
     assert torch.equal(gm(x[:, :1], mask[:1]), model(x[:, :1], mask[:1]))
 
 
+class SpaceToDepth(nn.Module):
+    """Maps windows of height and width that divide both, as channels."""
+
+    def __init__(self, *, unshuffled: bool) -> None:
+        super().__init__()
+        self.unshuffled = unshuffled
+        self.map = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.unshuffled:
+            return self.map(F.pixel_unshuffle(x, 2).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+        batch, channels, height, width = x.shape
+        windows = x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+        return self.map(windows.reshape(-1, 12)).view(batch, height // 2, width // 2, 5)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("unshuffled", [True, False])
+def test_windows_that_divide_height_and_width_leave_both_free(unshuffled: bool, tmp_path: Path) -> None:
+    model = SpaceToDepth(unshuffled=unshuffled)
+    gm = capture(model, (torch.randn(2, 3, 16, 16),))
+    x = torch.randn(3, 3, 10, 24)
+    assert torch.equal(gm(x), model(x))
+    with pytest.raises(RuntimeError):
+        model(x[..., 1:])
+    with pytest.raises(BadInput, match=r"the model takes only x\.shape\[3\] % 2 == 0"):
+        gm(x[..., 1:])
+    path = export_onnx(gm, tmp_path / "windows.onnx", (x,))
+    (found,) = OnnxSession(path).run(flatten_inputs(gm, ExampleInputs((x[:, :, :4],)))).values()
+    np.testing.assert_allclose(found, model(x[:, :, :4]).detach(), atol=1e-5)
+
+
 class Quarter(nn.Module):
     """The first quarter of its values, of which there have to be a multiple of four."""
 
