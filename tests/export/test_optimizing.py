@@ -72,6 +72,22 @@ def test_a_factor_of_nearly_one_is_kept(function: Callable[[Tensor], Tensor], ki
     assert [node.op_type for node in onnx.load(exported.path).graph.node] == [kind, "Sub"]
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.clamp(0, 1).clamp(2, 3),
+        lambda x: x.clamp_max(1).clamp_min(2),
+        lambda x: x.clamp(-3, -1).relu(),
+        lambda x: x.clamp_max(-1).relu(),
+    ],
+    ids=["apart", "swapped", "below zero", "at most below zero"],
+)
+def test_clips_of_bounds_that_have_nothing_in_common_are_not_made_one(
+    function: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    assert Exported(Net(function), tmp_path / "m.onnx", (torch.randn(2, 3),)).verify()
+
+
 @pytest.mark.parametrize("order", [(1, 0, 2), (1, 2, 0), (0, 2, 1), (1, 2, 0, 3)])
 @pytest.mark.parametrize("left", [True, False])
 def test_a_product_of_what_is_transposed_loads_in_half_precision(
@@ -132,7 +148,7 @@ class Rewritable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(nn.functional.pad(x, (1, 1, 1, 1)))) * 1.0 + 0.0
-        x = x.clamp(-1, 1).relu().relu().clamp(0.1, 0.9).clamp(0.2, 0.8)
+        x = x.relu().relu().clamp(0.1, 0.9)
         x = x.flatten(2).transpose(1, 2).transpose(1, 2).transpose(1, 2)
         first, second = x[..., :2], x[..., 2:]
         x = torch.cat([second, first], -1).to(torch.float64).to(torch.float32)
