@@ -167,6 +167,17 @@ def subtracted_from(tensor: Tensor, scalar: Any, alpha: Any = 1) -> Tensor:
     return torch.add(torch.neg(tensor if alpha == 1 else torch.mul(tensor, alpha)), scalar)
 
 
+def of_one_kind(clamp: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A clamp between bounds of one kind; the exporter takes no whole bound beside a floating one."""
+
+    def clamped(tensor: Tensor, min: Any = None, max: Any = None) -> Tensor:
+        if any(isinstance(bound, float | torch.SymFloat) for bound in (min, max)):
+            min, max = (None if bound is None else torch.sym_float(bound) for bound in (min, max))
+        return clamp(tensor, min, max)
+
+    return clamped
+
+
 def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *settings: Any, **named: Any
 ) -> Tensor:
@@ -262,6 +273,8 @@ def istft(
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.angle.default": angle,
+    "aten.clamp.default": of_one_kind(torch.clamp),
+    "aten.clamp_.default": of_one_kind(torch.clamp_),
     # As `torch.tensor(size)` has it on a view; the trace for the exporter refuses that.
     "aten.detach_.default": torch.detach,
     "aten.rsub.Scalar": subtracted_from,

@@ -30,6 +30,17 @@ def test_a_subtraction_from_a_number() -> None:
     assert torch.equal(subtracted_from(x, 1.5, 2), torch.rsub(x, 1.5, alpha=2))
 
 
+def test_clamps_between_a_whole_and_a_floating_bound(tmp_path: Path) -> None:
+    class Clamps(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            written = (x * 2).clamp_(-0.5, max=1)
+            return x.clamp(-1, 0.5), written, x.long().clamp(-1, 0.5), x.clamp(0, x.shape[1] - 2.5)
+
+    exported = Exported(repl_fx.capture(Clamps(), (x := torch.randn(2, 3) * 3,)), tmp_path / "m.onnx", (x,))
+    check = exported.verify()
+    assert check and {row.sizes for row in check.rows} == {"", "length 2", "length 4"}
+
+
 @pytest.mark.parametrize("lead", [(3,), (2, 3, 2)])
 def test_attention_of_other_ranks(lead: tuple[int, ...]) -> None:
     q, k, v = (torch.randn(*lead, 5, 4) for _ in range(3))
