@@ -32,6 +32,7 @@ from repl_fx.export.tensors import (
 from repl_fx.export.trial_shapes import trial_shapes
 from repl_fx.export.verification import Verification
 from repl_fx.export.weights import WeightComparison, compare_weights, read_model, with_weights
+from repl_fx.graph.state import named_tensors
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
@@ -86,8 +87,8 @@ def verify_onnx(
         The comparison, true when equivalent.
 
     Raises:
-        BadInput: no such file, inputs that do not fit the module or the file, unknown layer, or `batches` it cannot
-            take.
+        BadInput: no such file, a module without values, inputs that do not fit the module or the file, unknown layer,
+            or `batches` it cannot take.
         ExportError: the file is no ONNX model that ONNX Runtime can load, or the layers cannot be exported.
     """
     require_module("verify_onnx", gm)
@@ -125,7 +126,11 @@ def verify_file(
         gm, path, given, rtol, atol, batches, seed, per_layer, layer_nodes: see `verify_onnx`.
     """
     session = OnnxSession(path)
-    elsewhere = any(tensor.device.type != "cpu" for tensor in (*gm.parameters(), *gm.buffers()))
+    tensors = named_tensors(gm)
+    empty = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
+    if empty is not None:
+        raise BadInput(f"{empty} is on the meta device and has no values to compare; materialise the model first")
+    elsewhere = any(tensor.device.type != "cpu" for tensor in tensors.values())
     module = copy.deepcopy(gm).cpu() if elsewhere else gm
     notes: tuple[str, ...] = ()
     layers: tuple[LayerDifference, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,11 @@ def test_a_single_entry_changed_by_one_percent_is_a_mismatch(
 ) -> None:
     entry = int(exported[0].get_parameter("head.weight").abs().argmax())
     assert not verify_onnx(exported[0], perturbed(exported[1], tmp_path, "head.weight", 0.01, entry), (X,))
+
+
+def test_a_module_without_values_is_refused(exported: tuple[fx.GraphModule, Path]) -> None:
+    with pytest.raises(BadInput, match="is on the meta device and has no values to compare; materialise the model"):
+        verify_onnx(copy.deepcopy(exported[0]).to("meta"), exported[1], (X,))
 
 
 def test_tolerances_can_be_set(exported: tuple[fx.GraphModule, Path], tmp_path: Path) -> None:
