@@ -372,8 +372,9 @@ def write_program(program: torch.onnx.ONNXProgram, target: Path, external_data: 
         with replacing(target) as written, quiet():
             program.save(written, external_data=external_data)
             _check(written)
-            outdated = target.exists() and not written.with_name(data.name).exists()
-        # Nothing refers any more to the data of the model that was there before.
+            named = target.exists() and data.name.encode() in target.read_bytes()
+            outdated = named and not written.with_name(data.name).exists()
+        # Nothing refers any more to the data of the model that was there before; a file that it did not name stays.
         if outdated:
             data.unlink(missing_ok=True)
 
