@@ -23,7 +23,7 @@ from repl_fx.export.difference import (
     widened,
 )
 from repl_fx.export.session import OnnxSession, pair_by_position
-from repl_fx.export.tensors import FlatInputs, name_outputs
+from repl_fx.export.tensors import FlatInputs, file_names, name_outputs
 from repl_fx.graph.captured import in_double_precision
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.running.untouched import untouched
@@ -84,8 +84,8 @@ class ModelComparison:
         except ForeignError as failed:
             self.failures[f"ONNX Runtime fails at {at}: {first_line(failed.problem)}"] = None
             return None
-        # export_onnx calls an output that has the name of an input so.
-        theirs = {name: f"{name}_out" if name in inputs.names and name not in found else name for name in expected}
+        named = zip(expected, file_names(expected, inputs.names), strict=True)
+        theirs = {name: own if own in found or name not in found else name for name, own in named}
         self._pair(theirs, expected, found)
         extra = [name for name in found if name not in theirs.values()]
         if extra and set(theirs.values()) <= set(found):

@@ -27,7 +27,7 @@ from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.pairing import MARK
 from repl_fx.export.stateless import drop_updates_, stateful
-from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
+from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, file_names, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.graph.axes import Axis, InputSizes, captured_axes, limits_by_axis, name_dims, with_names
 from repl_fx.passes.driver import run_passes
@@ -136,7 +136,8 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
     plain = no_autocast(device)
     with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), plain, quiet():
         inputs = flatten_inputs(source, _beside(source, given))
-        if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
+        batches = [tensor.shape[0] for tensor in inputs.tensors if tensor.ndim]
+        if batches and max(batches) < 2:
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
         names = _tidy(program.model, gm, inputs, _specialised(program))
@@ -184,8 +185,7 @@ def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
     odd = next((name for name in tensors if name.encode(errors="ignore").decode() != name), None)
     if odd is not None:
         raise ExportError(f"the output {odd!a} has half a letter in its name, which no file can hold; rename it")
-    # A graph has one namespace; a module may well call its input and its output "x".
-    return [f"{name}_out" if name in inputs.names else name for name in tensors]
+    return file_names(tensors, inputs.names)
 
 
 def _convert(

@@ -148,6 +148,12 @@ def unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(taken)
 
 
+def file_names(outputs: Iterable[str], inputs: Sequence[str]) -> list[str]:
+    """The names that outputs have in a file, which has one namespace; a module may call an input and an output "x"."""
+    wanted = (f"{name}_out" if name in inputs else name for name in outputs)
+    return list(unique((*inputs, *wanted))[len(inputs) :])
+
+
 class FlatModule(nn.Module):
     """A module that takes the tensors of `FlatInputs` and returns a tuple of tensors.
 

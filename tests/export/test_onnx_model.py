@@ -137,6 +137,31 @@ def test_no_trace_of_the_machine_in_the_file(encoder_file: tuple[Encoder, Path])
     assert str(Path(__file__).parent).encode() not in encoder_file[1].read_bytes()
 
 
+def test_outputs_have_names_that_no_input_and_no_other_output_has(tmp_path: Path) -> None:
+    class Clash(nn.Module):
+        def forward(self, x: Tensor, y_out: Tensor) -> dict[str, Tensor]:
+            return {"x_out": x * 2, "x": x + 1, "y_out": y_out - x}
+
+    module, given = Clash(), (torch.randn(2, 4), torch.randn(2, 4))
+    path = export_onnx(module, tmp_path / "m.onnx", given)
+    assert [output.name for output in onnx.load(path).graph.output] == ["x_out", "x_out_1", "y_out_out"]
+    assert verify_onnx(module, path, given).notes == ()
+
+
+def test_a_model_of_numbers_has_no_batch(tmp_path: Path) -> None:
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(1, 4)
+
+        def forward(self, time: Tensor) -> Tensor:
+            made: Tensor = self.linear(time[None])
+            return made * time
+
+    module, time = Embedded(), torch.tensor(2.0)
+    assert verify_onnx(module, export_onnx(module, tmp_path / "m.onnx", (time,)), (time,))
+
+
 def test_names_of_the_interface_do_not_clash_with_inner_values(tmp_path: Path) -> None:
     class Clash(nn.Module):
         def __init__(self) -> None:
