@@ -13,8 +13,8 @@ from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
-from onnxscript import optimizer
-from onnxscript.rewriter import _DEFAULT_REWRITE_RULES, RewritePass, RewriteRule
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter import RewriteRule
 
 from repl_fx.running.meanwhile import attributes_set
 
@@ -57,28 +57,10 @@ class _AtItsOperator:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Simplify a model as `onnxscript.optimizer.optimize_ir` does."""
-    rules: list[Any] = [_AtItsOperator(rule) for rule in _DEFAULT_REWRITE_RULES if rule.name not in _WRONG]
-    untyped: Any = common
-    passes = (
-        RewritePass(rules),
-        untyped.RemoveUnusedNodesPass(),
-        untyped.RemoveUnusedFunctionsPass(),
-        untyped.RemoveUnusedOpsetsPass(),
-    )
-    common.InlinePass()(model)
-    for _ in range(2):
-        folded = optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_keep_weights).modified
-        if not any([folded, *(step(model).modified for step in passes)]):
-            break
-    ir.passes.Sequential(
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        common.DeduplicateInitializersPass(),
-        common.CommonSubexpressionEliminationPass(),
-        common.OutputFixPass(),
-        common.NameFixPass(),
-    )(model)
+    """Simplify a model by the rules of onnxscript that are right, each tried where it may fit."""
+    rules = [_AtItsOperator(rule) for rule in rewriter._DEFAULT_REWRITE_RULES if rule.name not in _WRONG]
+    with attributes_set([rewriter], "_DEFAULT_REWRITE_RULES", rules):
+        optimizer.optimize_ir(model, should_fold=_keep_weights)
 
 
 def _is_nearly_neutral(node: ir.Node) -> bool:
