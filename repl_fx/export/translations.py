@@ -32,11 +32,6 @@ def _is_integer(value: Any) -> bool:
     return bool(value.dtype.is_integer())
 
 
-def squeeze_dim(self: Any, dim: int) -> Any:
-    """Only a dimension of size 1 goes."""
-    return squeeze_dims(self, [dim])
-
-
 def squeeze_dims(self: Any, dim: Sequence[int]) -> Any:
     """Only dimensions of size 1 go; a size that is not fixed is no 1, as the trace took it for another."""
     rank = len(self.shape)
@@ -386,7 +381,7 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scalar_tensor.default: scalar_tensor,
     aten.rnn_tanh.input: recurrent("Tanh"),
     aten.rnn_relu.input: recurrent("Relu"),
-    aten.squeeze.dim: squeeze_dim,
+    aten.squeeze.dim: lambda self, dim: squeeze_dims(self, [dim]),
     aten.squeeze.dims: squeeze_dims,
     aten.mean.dim: mean_dim,
     aten.softmax.int: softmax_by(op.Softmax),

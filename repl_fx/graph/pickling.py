@@ -285,7 +285,5 @@ def _meta_as_data(key: str, value: Any) -> Any:
     # Paths and classes of the source's modules, which are called by name: the classes need not be there any more.
     return {
         name: tuple(f"{e.__module__}.{e.__qualname__}" if isinstance(e, type) else e for e in entry)
-        if isinstance(entry, tuple)
-        else entry
         for name, entry in value.items()
     }
