@@ -172,9 +172,9 @@ def load_state(module: nn.Module, state: State) -> None:
         _require_alike(state.file, name, state.weights[name], tensor)
     _tie_(module, own, state)
     for name, tensor in own.items():
-        if tensor.dtype != state.weights[name].dtype:
+        if tensor.dtype != state.weights[name].dtype or _repeats(tensor):
             # Of the object itself, so that what is tied stays tied.
-            tensor.data = tensor.data.to(state.weights[name].dtype)
+            tensor.data = tensor.data.to(state.weights[name].dtype).clone()
     module.load_state_dict({name: state.weights[path] for name, path in named.items()})
     _load_constants(module, constants_of(module, own), state)
 

@@ -48,6 +48,18 @@ class Residual(nn.Module):
         return x + self.fc(x).relu()  # type: ignore[no-any-return]
 
 
+def test_a_buffer_whose_elements_share_their_memory_is_loaded(tmp_path: Path) -> None:
+    class Spread(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.scale: Tensor
+            self.register_buffer("scale", torch.tensor([value]).expand(8))
+
+    write_state(Spread(2.0), tmp_path / "weights", tmp_path / "constants")
+    load_state(loaded := Spread(1.0), read_state(tmp_path / "weights", tmp_path / "constants", {}))
+    assert loaded.scale.tolist() == [2.0] * 8
+
+
 def test_one_memory_seen_in_several_ways_is_no_alias(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(3, 8)
