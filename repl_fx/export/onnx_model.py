@@ -128,7 +128,8 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
         raise ExportError(f"{projected or 'the model'} is an LSTM with proj_size, which ONNX has no operator for")
     source = gm
     if isinstance(gm, fx.GraphModule):
-        source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
+        with in_mode(gm, False):
+            source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
     device = device_of(source, given)
@@ -148,11 +149,11 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
 
 
 def as_graph(module: nn.Module, given: ExampleInputs) -> nn.Module:
-    """A module as a captured graph, where it can be: torch's exporter loses sizes such as `int(n * 0.5)`."""
+    """A module as a captured graph, in evaluation, where it can be: torch's exporter loses sizes (`int(n * 0.5)`)."""
     if not isinstance(module, fx.GraphModule):
         there = _beside(module, given)
         with suppress(CaptureError, BadInput):
-            return capture(module, there.args, there.kwargs)
+            return capture(module, there.args, there.kwargs).eval()
     return module
 
 

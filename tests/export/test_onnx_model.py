@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 import repl_fx
 from repl_fx.errors import BadInput, ExportError, OutputError
@@ -23,6 +24,7 @@ from repl_fx.export.onnx_model import quiet
 from tests.export.running import run
 from tests.export.subjects import ConvNet
 from tests.exporting import Exported
+from tests.nets import MlpNet, tokens
 from tests.releases import fails_on_old_torch
 
 
@@ -610,3 +612,14 @@ def test_dimensions_that_are_to_stay_are_fixed_in_the_file(tmp_path: Path) -> No
     gm = repl_fx.capture(Scaled(), given, fixed=["height"])
     path = export_onnx(gm, tmp_path / "m.onnx", given)
     assert shape_of(onnx.load(str(path)).graph.input[0]) == ["batch", 3, 8, "width"]
+
+
+def test_a_model_in_place_whose_layers_make_their_weights_by_the_mode_is_exported_as_in_evaluation(
+    tmp_path: Path,
+) -> None:
+    x = tokens()
+    model = repl_fx.transform(MlpNet(depth=3), (x,), surrogate="bottleneck").model.eval()
+    spectral_norm(model.get_submodule("blocks.0.fc2"))
+    repl_fx.export_onnx(model, tmp_path / "net.onnx", (x,))
+    check = repl_fx.verify_onnx(model, tmp_path / "net.onnx", (x,))
+    assert check, check.summary()

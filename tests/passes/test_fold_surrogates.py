@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates, is_synthesis
 from repl_fx.surrogates import Synthesis
-from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
+from tests.nets import ConvNet, MlpNet, TokenNet, as_after_training, images, tokens
 
 
 @pytest.mark.parametrize("surrogate", ["blend", "bottleneck", "slim"])
@@ -72,6 +73,53 @@ def test_a_synthesis_that_reads_an_activation_cannot_be_folded() -> None:
     placeholder = next(n for n in gm.graph.nodes if n.op == "placeholder")
     synthesis.args = (placeholder, *synthesis.args[1:])
     with pytest.raises(repl_fx.NotFoldable, match=f"synthesis {synthesis.name} depends on {placeholder.name}"):
+        fold_surrogates(gm)
+
+
+class Noisy(nn.Module):
+    """A weight that is drawn."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + torch.randn_like(weight)
+
+
+def _with_made_weight(make: Any) -> tuple[nn.Module, fx.GraphModule]:
+    """A rewritten model in which a layer makes its weight in each forward, and its graph, in evaluation."""
+    model = repl_fx.transform(MlpNet(depth=3), (tokens(),), surrogate="bottleneck").model.eval()
+    make(model.get_submodule("blocks.0.fc2"))
+    return model, repl_fx.capture(model, (tokens(),)).eval()
+
+
+MADE = {
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),  # type: ignore[no-untyped-call]
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_a_weight_that_is_made_of_state_is_folded_with_what_a_surrogate_makes_of_it(made: str) -> None:
+    (model, gm), x = _with_made_weight(MADE[made]), tokens()
+    folded = run_passes(gm, fold_surrogates).graph_module
+    assert not any(is_synthesis(folded, n) or "mode_switch" in str(n.target) for n in folded.graph.nodes)
+    assert torch.equal(folded(x), model(x))
+
+
+def test_a_weight_that_is_drawn_or_depends_on_the_mode_is_no_constant() -> None:
+    _, gm = _with_made_weight(lambda layer: parametrize.register_parametrization(layer, "weight", Noisy()))
+    with pytest.raises(repl_fx.NotFoldable, match=r"depends on \w+, which is no parameter"):
+        fold_surrogates(gm)
+    _, gm = _with_made_weight(parametrizations.spectral_norm)
+    with pytest.raises(repl_fx.NotFoldable, match=r"depends on \w+, which is no parameter"):
+        fold_surrogates(gm.train())
+
+
+def test_a_weight_of_a_buffer_that_the_forward_writes_is_no_constant() -> None:
+    _, gm = _with_made_weight(MADE["pruned"])
+    mask = next(n for n in gm.graph.nodes if "mask" in str(n.target))
+    with gm.graph.inserting_after(mask):
+        gm.graph.call_function(torch.ops.aten.add_.Scalar, (mask, 1.0))
+    with pytest.raises(repl_fx.NotFoldable, match=r"depends on \w+, which is no parameter"):
         fold_surrogates(gm)
 
 
