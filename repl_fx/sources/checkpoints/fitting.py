@@ -114,7 +114,7 @@ class Misfit:
             (self.unexpected, f"in it {_are(self.unexpected)} not in {kind}"),
             (self.shapes, f"{_are(self.shapes)} of another shape"),
         )
-        found = "; ".join(f"{_keys(names)} {what} ({listed(names)})" for names, what in words if names)
+        found = "; ".join(f"{several(len(names), 'key')} {what} ({listed(names)})" for names, what in words if names)
         return BadInput(
             f"{where} does not fit {kind}: {found}; build the model that it is the checkpoint of, or rename its keys"
         )
@@ -205,10 +205,6 @@ def _number(dtype: torch.dtype) -> object:
 
 def _dtype(value: Any) -> Any:
     return getattr(value, "dtype", None)
-
-
-def _keys(names: Sequence[str]) -> str:
-    return several(len(names), "key")
 
 
 def _are(names: Sequence[str]) -> str:

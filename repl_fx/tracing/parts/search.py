@@ -108,7 +108,7 @@ class Search:
         if reason is None:
             call = typical(self.calls[path])
             # Siblings that are alike fail alike.
-            kind = _kind(module, call)
+            kind = structure_of(module, {}), call.shapes(), str(call.structure)
             if kind not in self._failed:
                 try:
                     self.parts[path] = self._captured(module, call)
@@ -145,8 +145,3 @@ def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
         # The modules that the graph calls have theirs.
         elif type(container := containers.get(path)) is nn.Module:
             container.__dict__.update({name: v for name, v in plain.items() if name not in container.__dict__})
-
-
-def _kind(module: nn.Module, call: Call) -> Any:
-    """Equal for modules that a trace cannot tell apart."""
-    return structure_of(module, {}), call.shapes(), str(call.structure)
