@@ -126,16 +126,14 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
     projected = next((path for path, m in gm.named_modules() if isinstance(m, nn.LSTM) and m.proj_size), None)
     if projected is not None:
         raise ExportError(f"{projected or 'the model'} is an LSTM with proj_size, which ONNX has no operator for")
-    source = gm
-    if isinstance(gm, fx.GraphModule):
-        with in_mode(gm, False):
-            source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
-    device = device_of(source, given)
+    device = device_of(gm, given)
     # The precision in a file is that of the weights.
     plain = no_autocast(device)
-    with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), plain, quiet():
+    with kept, in_mode(gm, False), torch.no_grad(), plain, quiet():
+        passes = fold_surrogates, drop_updates_, lower_
+        source = run_passes(gm, *passes).graph_module if isinstance(gm, fx.GraphModule) else gm
         inputs = flatten_inputs(source, _beside(source, given))
         batches = [tensor.shape[0] for tensor in inputs.tensors if tensor.ndim]
         if batches and max(batches) < 2:
