@@ -12,11 +12,11 @@ output stays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from torch import fx
+from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.finding.linear_operators import linear_operator_of
@@ -94,6 +94,11 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
         for node in match.nodes:
             self._on_weights(site, node, made)
         return site.block.outputs
+
+    def whole_weights(self, match: BlendMatch, own: nn.Module, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The blended weights."""
+        given = [read(path) for weight in match.weights for path in (weight.before, weight.after)]
+        return dict(zip((weight.path for weight in match.weights), own.get_submodule("blend")(*given), strict=True))
 
     def _on_weights(self, site: Builder, node: fx.Node, weights: Mapping[str, fx.Node]) -> None:
         """Make one node of the block read blended weights, or another in its place."""

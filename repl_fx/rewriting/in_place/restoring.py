@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.rewriting.in_place.effective_weights import weight_now
 from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, places_of
-from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.branch_edits import silencing_parameters
 from repl_fx.surrogates.shared.site import Site
@@ -75,9 +76,8 @@ class _ReplacedBlock:
     def __init__(self, model: nn.Module, part: PartRepeats, place: ModulePlace, replacement: Replacement) -> None:
         self.model, self.part, self.replacement = model, part, replacement
         paths = (qualified_name(part.path, path) for path in place.paths)
-        self.modules = {path: model.get_submodule(path) for path in paths}
-        holders = (module for module in self.modules.values() if has_attribute(module, OWN))
-        self.surrogate = next(holders, next(iter(self.modules.values())))
+        modules = [model.get_submodule(path) for path in paths]
+        self.surrogate = next((module for module in modules if has_attribute(module, OWN)), modules[0])
         assert isinstance(self.surrogate, SurrogateBlock)
         self.own = place.own(replacement.block)
         self.named = partial(qualified_name, part.path)
@@ -87,19 +87,10 @@ class _ReplacedBlock:
         names = self.replacement.block, self.replacement.before, self.replacement.after
         site = self.part.matches.site(*names)
         known = {self.named(path): value for path, value in self._learned(site).items()}
-        if isinstance(self.surrogate, SwappedBlock) and not known:
-            return {f"{path}.{name}": value for path in self.modules for name, value in self._swapped(path)}
         silent = set() if known else {self.named(path) for path in silencing_parameters(site)}
         means = dict(self._means(site))
         quiet = {name: torch.zeros_like(value) for name, value in means.items() if name in silent}
         return {**means, **quiet, **known}
-
-    def _swapped(self, path: str) -> Iterator[tuple[str, Tensor]]:
-        """The values that a module runs on in the place of parameters."""
-        if isinstance(block := self.modules[path], SwappedBlock):
-            stand_in = block._stand_in
-            made = stand_in.compute(block, stand_in.state(next(block.parameters(), None)), {})
-            yield from zip(stand_in.names, made, strict=True)
 
     def _learned(self, site: Site) -> Mapping[str, Tensor]:
         """The values of full size that the surrogate itself has."""
@@ -107,7 +98,7 @@ class _ReplacedBlock:
         match = self.part.matches.of(surrogate, site)
         assert not isinstance(match, Refusal)
         own = attribute(self.surrogate, self.own) if has_attribute(self.surrogate, self.own) else nn.Module()
-        return surrogate.whole_weights(match, own, lambda path: attribute(self.model, self.named(path)))
+        return surrogate.whole_weights(match, own, lambda path: weight_now(self.model, self.named(path)))
 
     def _means(self, site: Site) -> Iterator[tuple[str, Tensor]]:
         """The means of the neighbours' tensors, for all those of the block."""

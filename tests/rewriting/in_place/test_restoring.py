@@ -7,10 +7,23 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import repl_fx
 from repl_fx.rewriting.in_place.restoring import restored_state
 from tests.nets import ConvNet, Counts, TokenNet
+
+
+class _Recomputed(nn.Module):
+    """A block that computes again in the backward pass, so that its own code runs on no other weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Any:
+        return checkpoint(lambda y: y + torch.relu(self.layer(self.norm(y))), x, use_reentrant=False)
+
 
 TOKENS, PICTURES = torch.randn(3, 6, 16), torch.randn(3, 3, 8, 8)
 
@@ -59,6 +72,7 @@ def test_narrow_blocks_compute_what_they_did(build: Any, x: Tensor, every: int) 
         (ConvNet, PICTURES),
         (lambda: ConvNet(plain=True), PICTURES),
         (lambda: Counts(TokenNet()), TOKENS),
+        (lambda: nn.Sequential(*(_Recomputed() for _ in range(5))), TOKENS),
     ],
 )
 def test_blends_compute_what_they_did(build: Any, x: Tensor, per: str) -> None:
