@@ -446,8 +446,7 @@ class Cut:
                 self.arguments[argument] = self._argument(argument, told)
                 self.extract.take(argument, argument.name)
         for node in ordered:
-            apart = node.op == "call_module" and self.place.is_added
-            if (apart or node.op == "get_attr") and self._local(str(node.target)) is None:
+            if node.op in ("call_module", "get_attr") and self._local(str(node.target)) is None:
                 self._read_elsewhere(node, block)
         for node in ordered:
             if BORROWS.of(node) is not None:
@@ -457,7 +456,7 @@ class Cut:
         for check, taken in checks:
             graph.call_function(check, tuple(map(value, taken)))
         for node in ordered:
-            self._place(node, block)
+            self._place(node)
         graph.output(tuple(map(value, results)))
         for node in graph.nodes:
             node.meta = {}
@@ -560,7 +559,7 @@ class Cut:
             raise NotInPlace(f"which layer of it mixes by the map of {path} is not told")
         return list(self.ways)[numbers[0]]
 
-    def _place(self, node: fx.Node, block: SurrogateBlock) -> None:
+    def _place(self, node: fx.Node) -> None:
         """Put a node of the graph into the new one."""
         made_of = self.extract.made
         if node in made_of and node.op == "call_module":
@@ -574,8 +573,6 @@ class Cut:
                 made_of[node] = self.extract.graph.call_function(whole, (made_of[node],))
             return
         local = self._local(str(node.target)) if node.op in ("get_attr", "call_module") else None
-        if node.op == "call_module" and (local is None or not has_attribute(block, local)):
-            raise NotInPlace(f"it calls {node.target}, which is outside of {self.path}")
         self.extract.copy(node, local)
 
     def _local(self, target: str) -> str | None:

@@ -286,7 +286,7 @@ class StandIn(RefersToModules):
         block: path of the block in the model.
         graph: takes the values of `arguments`, the tensors of `elsewhere`, and a function for each of `borrowed`.
         arguments: the tensors and numbers that the graph reads.
-        elsewhere: paths, in the model, of parameters, buffers and flags outside of the block.
+        elsewhere: paths, in the model, of parameters, buffers, flags and layers outside of the block.
         borrowed: the layers that mix by a map which a kept block makes.
         result: the structure of the block's result.
         leaves: the leaves of the result.

@@ -151,7 +151,7 @@ class _Twos(nn.Module):
         return self.layers(x)
 
 
-@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "linear"])
+@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "linear", "blend"])
 def test_one_of_a_row_of_modules_has_the_surrogate(surrogate: str, tmp_path: Path) -> None:
     result = repl_fx.transform(_Twos(), (X,), surrogate=surrogate)
     (part,) = result.found
@@ -173,9 +173,30 @@ def test_the_others_of_a_row_hand_on() -> None:
     assert "mlp.0.bias" in dict(model.layers[3].named_parameters())
 
 
-def test_blocks_whose_layers_are_in_several_modules_of_a_row_have_no_place() -> None:
-    result = repl_fx.transform(_Twos(), (X,), surrogate="blend")
-    assert "layers.2-3: it calls layers.3.norm, which is outside of layers.2" in result.in_place.reason
+class _Dropping(Pair):
+    def forward(self, x: Tensor, scale: float = 1.0) -> Any:
+        return x + self.drop(self.mlp(x)) * scale
+
+
+class _Shared(nn.Module):
+    """Blocks that all call one dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Dropping(False) for _ in range(5))
+        for layer in self.layers:
+            layer.drop = self.layers[0].drop
+
+    def forward(self, x: Tensor) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_surrogate_calls_a_layer_that_all_blocks_share(tmp_path: Path) -> None:
+    result = repl_fx.transform(_Shared(), (X,), surrogate="bottleneck")
+    assert result.in_place.refusals == ()
+    _check_forms(result, _Shared, tmp_path)
 
 
 @pytest.mark.parametrize(("made", "layer"), [([partial(nn.Linear, 8, 8)], 1), ([partial(nn.Linear, 8, 8), nn.ReLU], 2)])
