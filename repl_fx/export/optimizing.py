@@ -5,6 +5,7 @@ Transpose(weight)           ->  Transpose(weight)  folded, it would be another t
 Add(x, 1e-15)               ->  Add(x, 1e-15)      the optimizer takes it for Add(x, 0) and drops it
 Clip(Clip(x, 0, 1), 2, 3)   ->  Clip(Clip(…), 2, 3)   the optimizer takes it for Clip(x, 2, 1), which is 1
 MatMul(Transpose(x), w)     ->  MatMul(Squeeze(Unsqueeze(Transpose(x))), w)   else ONNX Runtime crashes, in halves
+MaxPool(Pad(x))             ->  MaxPool(Squeeze(Unsqueeze(Pad(x))))           else it takes no maximum with the zeros
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def optimize_(model: ir.Model) -> None:
     optimizer.fold_constants(model, should_fold=_keep_weights)
     with attributes_set(filter(_is_nearly_neutral, model.graph), "domain", _ASIDE):
         _simplify(model)
-    _part_transposes_from_products(model.graph)
+    _part_what_fuses_wrongly(model.graph)
     _register_strays(model)
 
 
@@ -100,28 +101,38 @@ def _number(value: ir.Value | None) -> float | None:
     return None if number.imag else number.real
 
 
-def _part_transposes_from_products(graph: ir.Graph) -> None:
-    """Put something between products in half precision and transposes that move the first dimension inwards.
+def _part_what_fuses_wrongly(graph: ir.Graph) -> None:
+    """Put something between nodes of which ONNX Runtime (1.31) would make one wrong operator.
 
-    ONNX Runtime (1.31) makes one operator of both, of which its CPU has no kernel in half precision, and ends the
-    process with a segmentation fault as it loads the file. It does not see a transpose behind a dimension that is put
-    in and taken out.
+    It does not see what is behind a dimension that is put in and taken out.
     """
     for node in list(graph):
-        if node.op_type != "Transpose" or node.domain != "" or "perm" not in node.attributes:
-            continue
-        order = tuple(node.attributes["perm"].as_ints())
-        made = node.outputs[0]
-        products = [use for use in made.uses() if use.node.op_type == "MatMul"]
-        if made.dtype is not ir.DataType.FLOAT16 or not products or order[:-2] != tuple(range(1, len(order) - 1)):
+        made, uses = node.outputs[0], _fuse_wrongly(node)
+        if not uses:
             continue
         axis = ir.node("Constant", [], {"value_ints": [0]})
         put_in = ir.node("Unsqueeze", [made, axis.outputs[0]])
         taken_out = ir.node("Squeeze", [put_in.outputs[0], axis.outputs[0]])
-        taken_out.outputs[0].shape, taken_out.outputs[0].dtype = made.shape, made.dtype
+        taken_out.outputs[0].shape, taken_out.outputs[0].type = made.shape, made.type
         graph.insert_after(node, (axis, put_in, taken_out))
-        for use in products:
+        for use in uses:
             use.node.replace_input_with(use.idx, taken_out.outputs[0])
+
+
+def _fuse_wrongly(node: ir.Node) -> list[Any]:
+    """The uses of a node's result that ONNX Runtime would make one operator of with the node, and a wrong one."""
+    made = node.outputs[0]
+    if node.op_type == "Pad":
+        # A pool takes no maximum with its own padding, and drops a last window that begins in it.
+        uses = ((use, use.node) for use in made.uses())
+        return [use for use, pool in uses if pool.op_type == "MaxPool" or pool.attributes.get_int("ceil_mode")]
+    if node.op_type != "Transpose" or "perm" not in node.attributes or made.dtype is not ir.DataType.FLOAT16:
+        return []
+    # Of a transpose that moves the first dimension inwards, and a product, its CPU has no kernel in half precision: the
+    # process ends with a segmentation fault as the file is loaded.
+    order = tuple(node.attributes["perm"].as_ints())
+    inwards = order[:-2] == tuple(range(1, len(order) - 1))
+    return [use for use in made.uses() if inwards and use.node.op_type == "MatMul"]
 
 
 def _register_strays(model: ir.Model) -> None:

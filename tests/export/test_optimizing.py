@@ -105,6 +105,24 @@ def test_a_product_of_what_is_transposed_loads_in_half_precision(
     assert parted == (order[:-2] == tuple(range(1, len(order) - 1)))
 
 
+@pytest.mark.parametrize(
+    ("pool", "is_parted"),
+    [
+        (nn.MaxPool2d(3, 2), True),
+        (nn.MaxPool2d(3, 2, padding=1, ceil_mode=True), True),
+        (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True), True),
+        (nn.AvgPool2d(3, 2, padding=1), False),
+    ],
+)
+def test_zeros_around_what_is_pooled_are_no_padding_of_the_pool(
+    pool: nn.Module, is_parted: bool, tmp_path: Path
+) -> None:
+    x = -1 - torch.rand(2, 3, 9, 10)
+    exported = Exported(nn.Sequential(nn.ZeroPad2d(1), pool), tmp_path / "m.onnx", (x,))
+    assert exported.verify()
+    assert any(node.op_type == "Squeeze" for node in onnx.load(exported.path).graph.node) == is_parted
+
+
 def test_only_zeros_are_taken_off_a_convolution() -> None:
     float_ = ir.DataType.FLOAT
     x, weight, size = (ir.Value(name=name, type=ir.TensorType(float_)) for name in ("x", "weight", "size"))
