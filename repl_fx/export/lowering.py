@@ -17,10 +17,14 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx._torch import example_of
+from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.decisions import Condition, is_choice, is_random, pick
 from repl_fx.graph.runtime import SizeCheck, check_condition, check_layout
 from repl_fx.graph.signature import PackOutput
 from repl_fx.passes.driver import Result
+
+# Integers whose lowest is no number, index or class of anybody's.
+_SIGNED = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 def lower_(gm: fx.GraphModule) -> Result:
@@ -71,7 +75,9 @@ def _lower(graph: fx.Graph) -> list[str]:
 
 
 def _withhold(graph: fx.Graph, check: fx.Node, truth: Callable[..., Tensor]) -> None:
-    """Let floating outputs be NaN where a check would refuse the inputs: an ONNX graph cannot raise an error.
+    """Let outputs be no values where a check would refuse the inputs: an ONNX graph cannot raise an error.
+
+    Floating ones are NaN then; where there are none, integers are the lowest of their kind, if that is below 0.
 
     Args:
         truth: of the tensors that are checked.
@@ -82,14 +88,14 @@ def _withhold(graph: fx.Graph, check: fx.Node, truth: Callable[..., Tensor]) -> 
     graph.erase_node(check)
     output = graph.output_node()
     ends = [*(node for node in output.all_input_nodes if isinstance(node.target, PackOutput)), output]
-    for value in {feeder for end in ends for feeder in end.all_input_nodes}:
-        made = value.meta.get("val")
-        if isinstance(made, Tensor) and made.is_floating_point():
-            # Behind what is written into the value in place.
-            with graph.inserting_before(min(ends)):
-                kept = graph.call_function(_or_nan, (holds, value))
-            kept.meta = dict(value.meta)
-            value.replace_all_uses_with(kept, delete_user_cb=lambda user: user in ends)
+    values = [value for value in dict.fromkeys(f for end in ends for f in end.all_input_nodes) if is_tensor(value)]
+    floating = [value for value in values if value.meta["val"].is_floating_point()]
+    for value in floating or [value for value in values if value.meta["val"].dtype in _SIGNED]:
+        # Behind what is written into the value in place.
+        with graph.inserting_before(min(ends)):
+            kept = graph.call_function(_or_no_value, (holds, value))
+        kept.meta = dict(value.meta)
+        value.replace_all_uses_with(kept, delete_user_cb=lambda user: user in ends)
 
 
 def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
@@ -141,8 +147,8 @@ def _untruth(value: Tensor) -> Tensor:
     return torch.eq(value, 0)
 
 
-def _or_nan(holds: Tensor, value: Tensor) -> Tensor:
-    return torch.where(holds, value, torch.nan)
+def _or_no_value(holds: Tensor, value: Tensor) -> Tensor:
+    return torch.where(holds, value, torch.nan if value.is_floating_point() else torch.iinfo(value.dtype).min)
 
 
 def _where(skip: Tensor, before: Any, after: Any) -> Any:

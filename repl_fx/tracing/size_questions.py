@@ -45,13 +45,14 @@ from repl_fx.passes.driver import Result
 from repl_fx.tracing.asking import first_argument, is_machinery, is_models_code, line_of, module_of, outwards
 from repl_fx.tracing.size_limits import Limit, limits_of
 
-# Characters of different expressions of sizes in one trace. Convolutional networks have a few thousand, networks of
-# windows that are padded (Swin) a million, and a trace takes the longer the more there are.
-_MOST_WRITTEN = 60_000
-# Characters of one such expression with a sum in it. Networks of which all sizes can be known come to 180, the others
-# begin with 250 to 400 and get to thousands, long before they have written the most in all. Products of whole parts, as
-# of windows of height and width that divide both, come to 1,400 and can be known.
-_LONGEST = 400
+# Characters of different expressions of sizes in one trace, and in one with a long product. Convolutional networks have
+# a few thousand, those that take space to depth up to 8,000, networks of windows that are padded (Swin) a million, and
+# a trace takes the longer the more there are.
+_MOST_WRITTEN, _MOST_WRITTEN_LONG = 60_000, 8_000
+# Characters of one such expression, with a sum in it and without. Networks of which all sizes can be known come to 180,
+# the others begin with 250 to 400 and get to thousands, long before they have written the most in all. Products alone,
+# as of space to depth of height and width, come to 650 and can be known.
+_LONGEST, _LONGEST_PRODUCT = 400, 700
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset(
     {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
@@ -102,6 +103,7 @@ class SizeQuestions:
     _ways: dict[tuple[CodeType, ...], _Asking] = field(default_factory=dict)
     _known: set[Any] = field(default_factory=set)
     _written: int = 0
+    _most: int = field(default_factory=lambda: _MOST_WRITTEN)
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -126,9 +128,10 @@ class SizeQuestions:
         written = str(expression)
         self._written += len(written)
         # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
-        is_sum = " + " in written or " - " in written
-        hopeless = len(written) > _LONGEST and "//" in written and is_sum and not self.rest
-        if hopeless or self._written > _MOST_WRITTEN:
+        is_long = len(written) > _LONGEST and "//" in written and not self.rest
+        is_product = " + " not in written and " - " not in written and len(written) <= _LONGEST_PRODUCT
+        self._most = _MOST_WRITTEN_LONG if is_long else self._most
+        if (is_long and not is_product) or self._written > self._most:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 

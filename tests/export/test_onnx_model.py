@@ -422,6 +422,19 @@ def test_a_file_of_a_module_that_is_no_graph_has_no_numbers_where_its_code_goes_
     assert verify_onnx(model, path, given)
 
 
+class Labelled(Halved):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(-1)
+
+
+def test_integers_alone_are_the_lowest_in_a_file_where_the_code_goes_another_way(tmp_path: Path) -> None:
+    model = Labelled()
+    path = export_onnx(model, tmp_path / "m.onnx", (torch.randn(3, 10, 4),))
+    assert (run(path, x=torch.randn(2, 6, 4))["output"] == torch.iinfo(torch.int64).min).all()
+    x = torch.randn(2, 11, 4)
+    np.testing.assert_array_equal(run(path, x=x)["output"], model(x))
+
+
 class OfItsType(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + 1 if type(x) is Tensor else x
