@@ -87,11 +87,12 @@ def _constant_nodes(gm: fx.GraphModule, syntheses: list[fx.Node]) -> tuple[set[f
     constants: dict[fx.Node, None] = {}
     for node in gm.graph.nodes:
         loose = next((f for f in node.all_input_nodes if f not in fixed), None)
-        if node in syntheses and loose:
+        is_made = node in syntheses
+        if is_made and loose:
             raise NotFoldable(f"synthesis {node.name} depends on {loose.name}, which is no parameter")
-        if node in syntheses or (loose is None and _is_fixed(gm, node)):
+        if is_made or (loose is None and _is_fixed(gm, node)):
             fixed.add(node)
-            if node in syntheses or not constants.keys().isdisjoint(node.all_input_nodes):
+            if is_made or not constants.keys().isdisjoint(node.all_input_nodes):
                 constants[node] = None
     return fixed, constants
 

@@ -174,7 +174,7 @@ def load_state(module: nn.Module, state: State) -> None:
     for name, tensor in own.items():
         if tensor.dtype != state.weights[name].dtype or _repeats(tensor):
             # Of the object itself, so that what is tied stays tied.
-            tensor.data = tensor.data.to(state.weights[name].dtype).clone()
+            tensor.data = tensor.data.to(state.weights[name].dtype, copy=True)
     module.load_state_dict({name: state.weights[path] for name, path in named.items()})
     _load_constants(module, constants_of(module, own), state)
 

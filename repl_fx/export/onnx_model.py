@@ -105,11 +105,11 @@ def export_onnx(
     """
     require_module("export_onnx", gm)
     require_path(path, "the file to write")
-    given = ExampleInputs.of(args, kwargs)
+    given = _beside(gm, ExampleInputs.of(args, kwargs))
     target = _check_target(Path(path))
     graph = as_graph(gm, given)
     if isinstance(graph, fx.GraphModule) and graph is not gm:
-        captured = CapturedParts.of_graph(graph, _beside(gm, given), gm)
+        captured = CapturedParts.of_graph(graph, given, gm)
         if not computes_as_source(captured):
             raise ExportError(f"the graph of {type(gm).__name__} does not compute what it computes itself")
     write_program(export_program(graph, given, opset), target, external_data)
@@ -149,9 +149,8 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
 def as_graph(module: nn.Module, given: ExampleInputs) -> nn.Module:
     """A module as a captured graph, in evaluation, where it can be: torch's exporter loses sizes (`int(n * 0.5)`)."""
     if not isinstance(module, fx.GraphModule):
-        there = _beside(module, given)
         with suppress(CaptureError, BadInput):
-            return capture(module, there.args, there.kwargs).eval()
+            return capture(module, given.args, given.kwargs).eval()
     return module
 
 
@@ -371,8 +370,8 @@ def write_program(program: torch.onnx.ONNXProgram, target: Path, external_data: 
         with replacing(target) as written, quiet():
             program.save(written, external_data=external_data)
             _check(written)
-            named = target.exists() and data.name.encode() in target.read_bytes()
-            outdated = named and not written.with_name(data.name).exists()
+            replaced = data.exists() and target.exists() and not written.with_name(data.name).exists()
+            outdated = replaced and data.name.encode() in target.read_bytes()
         # Nothing refers any more to the data of the model that was there before; a file that it did not name stays.
         if outdated:
             data.unlink(missing_ok=True)

@@ -202,11 +202,11 @@ def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None
     urandom, own_seed = os.urandom, random.Random.seed
 
     def refuse() -> None:
-        frames = list(outwards(sys._getframe(2)))
-        code = next(seen for seen in frames if module_of(seen) not in _MODULES_OF_DRAWS)
+        drawing = sys._getframe(2)
+        code = next(seen for seen in outwards(drawing) if module_of(seen) not in _MODULES_OF_DRAWS)
         # Python's own library has uses for random numbers, such as names of files; others name what they make, as einx
         # does the axes of its expressions.
-        is_name = is_library(code) or (module_of(frames[0]) == "uuid" and not is_own_module(module_of(code)))
+        is_name = is_library(code) or (module_of(drawing) == "uuid" and not is_own_module(module_of(code)))
         if not (branches.aside() or is_bystander() or is_name):
             raise Untraceable("the forward takes random numbers that no seed decides, and a graph would repeat them")
 

@@ -103,7 +103,7 @@ class SizeQuestions:
     _ways: dict[tuple[CodeType, ...], _Asking] = field(default_factory=dict)
     _known: set[Any] = field(default_factory=set)
     _written: int = 0
-    _most: int = field(default_factory=lambda: _MOST_WRITTEN)
+    _has_long: bool = False
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -129,9 +129,9 @@ class SizeQuestions:
         self._written += len(written)
         # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
         is_long = len(written) > _LONGEST and "//" in written and not self.rest
-        is_product = " + " not in written and " - " not in written and len(written) <= _LONGEST_PRODUCT
-        self._most = _MOST_WRITTEN_LONG if is_long else self._most
-        if (is_long and not is_product) or self._written > self._most:
+        self._has_long |= is_long
+        hopeless = is_long and (len(written) > _LONGEST_PRODUCT or " + " in written or " - " in written)
+        if hopeless or self._written > (_MOST_WRITTEN_LONG if self._has_long else _MOST_WRITTEN):
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 
