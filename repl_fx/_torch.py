@@ -31,6 +31,7 @@ from torch._decomp import decomposition_table
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._prims_common import infer_size
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import BackwardCFunction
@@ -820,6 +821,125 @@ def symbolic_number(kind: type, sizes: ShapeEnv, expression: Any, hint: Any, con
     return made(SymNode(expression, sizes, SYMBOLIC[kind], hint, constant))
 
 
+@contextmanager
+def multiples_written() -> Iterator[None]:
+    """For a while, write sizes that code pads up to a multiple (`n + (8 - n % 8) % 8`) as that: `8*((n + 7)//8)`.
+
+    They are the same numbers for all sizes (in floats, as of `math.ceil(n / 8)`, for those below 2**53); but torch sees
+    that the multiple has no rest and what its quotient is, and expressions stay as short from one padding to the next.
+    """
+    own: Any = torch.SymInt
+    own_rest, own_largest = own.__mod__, own.__sym_max__
+    floats: Any = torch.SymFloat
+    own_ceil = floats.__ceil__
+
+    def ceil(number: torch.SymFloat) -> Any:
+        size, quotient = own_ceil(number), number.node.expr
+        if (
+            isinstance(size, torch.SymInt)
+            and isinstance(quotient, functions.IntTrueDiv)
+            and quotient.args[1].is_Integer
+        ):
+            return _size_as(_rounded_up(*quotient.args), size, size.node.hint)
+        return size
+
+    def rest(size: torch.SymInt, other: Any) -> Any:
+        left = own_rest(size, other)
+        if not _is_rest(left) or not isinstance(other, int):
+            return left
+        number = left.node.expr.args[0]
+        # The rest of 8 - n % 8, or of -n, is what n lacks of the next multiple.
+        inner = other - number
+        if isinstance(inner, _RESTS) and inner.args[1] == other:
+            number = -inner.args[0]
+        elif not number.could_extract_minus_sign():
+            return left
+        return _size_as(number + other * _rounded_up(-number, other), left, left.node.hint)
+
+    def largest(size: torch.SymInt, other: Any) -> Any:
+        bounds = _bounds(size.node.expr) if isinstance(other, int) else None
+        if bounds is None or bounds[0] < other < bounds[1]:
+            return own_largest(size, other)
+        return size if bounds[0] >= other else other
+
+    def sum_by(own_sum: Callable[..., Any]) -> Callable[..., Any]:
+        def add(size: torch.SymInt, other: Any) -> Any:
+            total = own_sum(size, other)
+            for left, whole in ((size, other), (other, size)):
+                if _is_rest(left) and isinstance(whole, torch.SymInt) and left.node.expr.args == (whole.node.expr, 2):
+                    return _size_as(2 * _rounded_up(whole.node.expr, 2), total, total.node.hint)
+            return total
+
+        return add
+
+    answers: Any = {
+        "__mod__": rest, "__sym_max__": largest, "__add__": sum_by(own.__add__), "__radd__": sum_by(own.__radd__),
+    }  # fmt: skip
+    with patch.multiple(own, **answers), patch.object(floats, "__ceil__", ceil):
+        yield
+
+
+_RESTS = functions.Mod, functions.PythonMod
+
+
+def _is_rest(size: Any) -> bool:
+    return isinstance(size, torch.SymInt) and isinstance(size.node.expr, _RESTS)
+
+
+def _size_as(expression: Any, like: Any, hint: Any) -> Any:
+    """A size of an expression, in the trace that another size is of."""
+    return symbolic_number(torch.SymInt, like.node.shape_env, expression, hint, None)
+
+
+def _bounds(expression: Any) -> tuple[int, int] | None:
+    """The least and the most that `n*ceil(size/n) - size`, with a number added, can be; None for all else."""
+    for part in sympy.Add.make_args(expression):
+        step, quotient = part.as_coeff_Mul()
+        added, size = (step * quotient - expression).as_coeff_Add()
+        if _is_quotient(quotient) and step.is_Integer and step > 1 and quotient == _rounded_up(size, step):
+            return int(-added), int(step - 1 - added)
+    return None
+
+
+def _rounded_up(size: Any, step: int) -> Any:
+    """How often a step fits into a size, rounded up; of one that is so rounded itself, as one quotient."""
+    less, whole = (size + step - 1).as_coeff_Add()
+    if _is_quotient(whole):
+        return functions.FloorDiv(whole.args[0] + less * whole.args[1], whole.args[1] * step)
+    return functions.FloorDiv(size + step - 1, step)
+
+
+def are_equal(one: torch.SymInt, other: torch.SymInt) -> bool:
+    """Tell whether two sizes are one by their expressions; nothing is asked of the trace."""
+    first, second = one.node.expr, other.node.expr
+    return bool(first == second or sympy.expand(first - second) == 0)
+
+
+def view_sizes(shape: Sequence[int | torch.SymInt], count: int | torch.SymInt) -> Sequence[int | torch.SymInt]:
+    """The sizes of a view of so many elements, -1 among them replaced; the trace is asked whether the view is possible.
+
+    Where all are given and rounded quotients among them (`n // 8`) come to `count` only without rests, each of these
+    is asked for: the trace knows `n % 8 == 0` from then on, and makes nothing of a product that it cannot solve.
+    """
+    if all(not isinstance(size, int) or size >= 0 for size in shape):
+        product = sympy.Mul(*map(_expression, shape))
+        quotients = [part for part in sympy.Mul.make_args(product) if _is_quotient(part)]
+        exact = product.xreplace({part: part.args[0] / part.args[1] for part in quotients})
+        if quotients and sympy.expand(exact - _expression(count)) == 0:
+            symbolic = next(size for size in shape if isinstance(size, torch.SymInt))
+            for part in quotients:
+                torch._check(_size_as(functions.Mod(*part.args), symbolic, 0) == 0)
+    return infer_size(tuple(shape), count)  # type: ignore[arg-type]
+
+
+def _is_quotient(expression: Any) -> bool:
+    return isinstance(expression, functions.FloorDiv) and bool(expression.args[1].is_Integer)
+
+
+def _expression(size: int | torch.SymInt) -> Any:
+    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
+
+
 def whole_number(number: torch.SymFloat) -> torch.SymInt | None:
     """The size that a quotient of sizes is; None where it is none, or not for all sizes.
 
@@ -827,6 +947,13 @@ def whole_number(number: torch.SymFloat) -> torch.SymInt | None:
     """
     sizes, expression, value, _ = expression_of(number)
     exact = expression.replace(functions.ToFloat, lambda size: size)
+    exact = exact.xreplace(
+        {
+            part: part.args[0] / part.args[1]
+            for part in exact.atoms(functions.FloorDiv)
+            if sizes.replace(functions.Mod(*part.args)) in sizes.divisible
+        }
+    )
     for quotient in (functions.IntTrueDiv, functions.FloatTrueDiv):
         exact = exact.replace(quotient, lambda over, under: over / under)
     exact = sympy.cancel(exact.replace(lambda part: part.is_Float, sympy.Rational))

@@ -35,6 +35,7 @@ from repl_fx._torch import (
     conversions_passed,
     fixed_size,
     lean_tracing,
+    multiples_written,
     optimized_execution,
     pytree,
     quiet_tracing,
@@ -169,6 +170,7 @@ class Attempt:
             _spelled_out(self.model, kwargs, self.calls, self.assigned),
             self.questions.noted(),
             lengths_symbolic(),
+            multiples_written(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
             # A scripted function asks for the sizes of what it is called with first, to be faster on them.
             optimized_execution(False),

@@ -1,8 +1,9 @@
-"""The kind of tensor that torch's own layers and norms return, without running them.
+"""The kind of tensor that torch's own layers, norms and views return, without running them.
 
 A layer runs on fake tensors for the shapes of its results. That takes a norm over sizes that are symbols tens of
 milliseconds, and its result has the shape of its argument, as is known. Only plain cases are answered here: one
-floating-point tensor, of the layer's dtype, and, but for a layer norm, laid out without gaps.
+floating-point tensor, of the layer's dtype, and, but for a layer norm, laid out without gaps. A view without gaps has
+the sizes that were asked for, which torch would write as quotients of the others (`n // (n // 8)` for 8).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import OpOverload, tidy_size
+from repl_fx._torch import OpOverload, are_equal, is_unbacked, tidy_size, view_sizes
 
 # Their result has the sizes and strides of their argument; a kernel that changes in place hands out that itself.
 _ELEMENTWISE = frozenset(
@@ -108,8 +109,44 @@ def group_norm_results(
     return like(given), given.new_empty((n, groups)), given.new_empty((n, groups))
 
 
+def view_result(given: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor | None:
+    """The kind of tensor that `aten.view` returns."""
+    if any(is_unbacked(size) or _same_size(size, 0) for size in (*shape, *given.shape)):
+        return None
+    sizes = view_sizes(shape, given.numel())
+    steps = _view_steps(given, sizes)
+    return None if steps is None else given.as_strided(sizes, steps, given.storage_offset())
+
+
+def _view_steps(given: Tensor, sizes: Sequence[Any]) -> list[Any] | None:
+    """The steps between the elements of a view; None where no expressions tell.
+
+    As torch does for numbers: dimensions that lie side by side are one, which sizes of the view divide, from the last.
+    """
+    known = [tidy_size(step) for step in given.stride()]
+    steps: list[Any] = []
+    left = list(sizes)
+    step, length = known[-1] if known else 1, 1
+    for dim in reversed(range(given.ndim)):
+        length = length * given.shape[dim]
+        if dim and (_same_size(given.shape[dim - 1], 1) or _same_size(known[dim - 1], step * length)):
+            continue
+        taken: Any = 1
+        # All of the view's elements are known to be as many as there are.
+        while left and (not dim or not _same_size(taken, length) or _same_size(left[-1], 1)):
+            steps.append(step * taken)
+            taken = taken * left.pop()
+        if dim:
+            if not _same_size(taken, length):
+                return None
+            step, length = known[dim - 1], 1
+    return None if left else steps[::-1]
+
+
 # By operator, for `lean_tracing`.
 FAKES: Mapping[OpOverload, Callable[..., Any]] = {
+    torch.ops.aten.view.default: view_result,
+    torch.ops.aten._unsafe_view.default: view_result,
     torch.ops.aten.layer_norm.default: layer_norm_result,
     torch.ops.aten.native_batch_norm.default: batch_norm_results,
     torch.ops.aten.native_group_norm.default: group_norm_results,
@@ -144,4 +181,4 @@ def _same_size(one: Any, other: Any) -> bool:
     """Tell whether two sizes are one number or one expression; nothing is asked of the trace."""
     if isinstance(one, int) or isinstance(other, int):
         return isinstance(one, int) and isinstance(other, int) and one == other
-    return bool(one.node.expr == other.node.expr)
+    return are_equal(one, other)

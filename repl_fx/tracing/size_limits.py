@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from sympy import preorder_traversal
+
 from repl_fx._torch import code_of
 from repl_fx.graph.runtime import truth_of
 
@@ -50,7 +52,9 @@ class Limit:
         Raises:
             ValueError: Python has none for it.
         """
-        largest = max((abs(int(number)) for number in condition.atoms() if number.is_Integer), default=0)
+        # A number that sizes are multiplied with is no size that they could come to.
+        parts = (part for part in preorder_traversal(condition) if not part.is_Mul)
+        largest = max((abs(int(number)) for part in parts for number in part.args if number.is_Integer), default=0)
         return cls(code_of(condition), tuple(sorted(map(str, condition.free_symbols))), place, largest)
 
     @cached_property
@@ -121,7 +125,8 @@ def _alone(name: str, taken: Sequence[int], conditions: Sequence[Limit], example
     twice = {other: size if other == name else 2 * size for other, size in examples.items()}
     half = {other: size if other == name else max(size // 2, 1) for other, size in examples.items()}
     found = [list(_taken(name, conditions, rest)) for rest in (twice, half)]
-    return any(found) and all(sizes == list(taken) for sizes in found if sizes)
+    # Of size 0, a condition on a product holds for any of the others.
+    return any(map(any, found)) and all(sizes == list(taken) for sizes in found if any(sizes))
 
 
 def _failing(name: str, size: int, conditions: Sequence[Limit], examples: Mapping[str, int]) -> Limit | None:

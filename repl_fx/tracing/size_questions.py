@@ -45,14 +45,12 @@ from repl_fx.passes.driver import Result
 from repl_fx.tracing.asking import first_argument, is_machinery, is_models_code, line_of, module_of, outwards
 from repl_fx.tracing.size_limits import Limit, limits_of
 
-# Characters of different expressions of sizes in one trace, and in one with a long product. Convolutional networks have
-# a few thousand, those that take space to depth up to 8,000, networks of windows that are padded (Swin) a million, and
-# a trace takes the longer the more there are.
-_MOST_WRITTEN, _MOST_WRITTEN_LONG = 60_000, 8_000
-# Characters of one such expression, with a sum in it and without. Networks of which all sizes can be known come to 180,
-# the others begin with 250 to 400 and get to thousands, long before they have written the most in all. Products alone,
-# as of space to depth of height and width, come to 650 and can be known.
-_LONGEST, _LONGEST_PRODUCT = 400, 700
+# Characters of different expressions of sizes in one trace. Networks of which all sizes can be known write up to
+# 35,000, and a trace takes the longer the more there are.
+_MOST_WRITTEN = 60_000
+# Characters of one such expression. Networks of which all sizes can be known come to 660, the others get to thousands,
+# long before they have written the most in all.
+_LONGEST = 700
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset(
     {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
@@ -103,7 +101,6 @@ class SizeQuestions:
     _ways: dict[tuple[CodeType, ...], _Asking] = field(default_factory=dict)
     _known: set[Any] = field(default_factory=set)
     _written: int = 0
-    _has_long: bool = False
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -129,9 +126,7 @@ class SizeQuestions:
         self._written += len(written)
         # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
         is_long = len(written) > _LONGEST and "//" in written and not self.rest
-        self._has_long |= is_long
-        hopeless = is_long and (len(written) > _LONGEST_PRODUCT or " + " in written or " - " in written)
-        if hopeless or self._written > (_MOST_WRITTEN_LONG if self._has_long else _MOST_WRITTEN):
+        if is_long or self._written > _MOST_WRITTEN:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
@@ -98,3 +100,23 @@ def test_the_kinds_of_what_a_norm_returns_are_those_of_the_kernel(case: str) -> 
 def test_other_calls_of_norms_are_left_to_torch(case: str) -> None:
     operator, arguments = OTHER_NORMS[case]
     assert FAKES[operator](*arguments) is None
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_the_kind_of_a_view_is_that_of_the_kernel(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=4))
+    order = data.draw(st.permutations(range(len(sizes))))
+    x = torch.randn(sizes).permute(order)[data.draw(st.sampled_from([slice(None), slice(1), slice(None, None, 2)]))]
+    shape = data.draw(st.lists(st.sampled_from([1, 2, 3, 4, 6, 12]), max_size=4)) + [-1] * data.draw(st.booleans())
+    assume(x.numel() == math.prod(shape) or (-1 in shape and x.numel() % -math.prod(shape) == 0))
+    known = FAKES[aten.view.default](x, shape)
+    try:
+        made = x.view(shape)
+    except RuntimeError:
+        assert known is None
+        return
+    if known is not None:
+        kinds = [(t.shape, t.stride(), t.storage_offset(), t.data_ptr()) for t in (known, made)]
+        assert kinds[0] == kinds[1]
+    assert known is not None or 1 in x.shape

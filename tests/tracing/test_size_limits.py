@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy
 
-from repl_fx.tracing.size_limits import limits_of
+from repl_fx.tracing.size_limits import Limit, limits_of
 
 A, B, C = sympy.symbols("a b c", integer=True, positive=True)
 EXAMPLES, OWNERS = {"a": 32, "b": 48, "c": 32}, {"a": 0, "b": 0, "c": 1}
@@ -43,3 +43,14 @@ def test_a_size_beyond_those_that_are_tried_keeps_its_condition() -> None:
     long = sympy.Symbol("long", integer=True, positive=True)
     rules, pinned = limits_of({long >= 150_000: " (at line 1)"}, {"long": 160_000}, {"long": 0})
     assert (rules[0].condition, rules[0].names, len(rules), pinned) == ("long >= 150000", ("long",), 1, [])
+
+
+def test_a_number_that_sizes_are_multiplied_with_is_none_that_they_are_compared_with() -> None:
+    assert Limit.of(sympy.Ne(9408 * A, B + 3), "").largest == 3
+
+
+def test_a_size_of_none_says_nothing_of_the_others() -> None:
+    # Of half the example's sizes, which are no multiples of eight, the condition holds for nothing.
+    eighths = sympy.Eq(A * B * C, 64 * C * sympy.floor(A / 8) * sympy.floor(B / 8))
+    rules, pinned = limits_of({eighths: " (at line 0)"}, {"a": 24, "b": 40, "c": 2}, {"a": 0, "b": 0, "c": 0})
+    assert sorted(rule.condition for rule in rules) == ["a % 8 == 0", "b % 8 == 0"] and not pinned

@@ -274,24 +274,102 @@ def test_a_surrogate_in_place_takes_lengths_for_which_its_block_goes_another_way
 
 
 class Windows(nn.Module):
-    """Windows of pictures that are padded to multiples of 7, and rolled: the arithmetic of Swin."""
+    """Windows of pictures that are padded to multiples of 7: the arithmetic of Swin."""
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(6):
+        for _ in range(3):
             _, height, width, channels = x.shape
-            x = F.pad(x, (0, 0, 0, (7 - width % 7) % 7, 0, (7 - height % 7) % 7))
+            x = F.pad(x, (0, 0, 0, (7 - width % 7) % 7, 0, -height % 7))
             batch, tall, wide, _ = x.shape
             y = x.view(batch, tall // 7, 7, wide // 7, 7, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 49, channels)
             y = y.softmax(1).view(batch, tall // 7, wide // 7, 7, 7, channels)
-            x = y.permute(0, 1, 3, 2, 4, 5).reshape(batch, tall, wide, channels)[:, : height // 2, : width // 2]
+            x = y.permute(0, 1, 3, 2, 4, 5).reshape(batch, tall, wide, channels)[:, :height, :width]
+            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))[:, ::2, 1::2]
+        return x
+
+
+class Pools(nn.Module):
+    """Pictures that are padded so that there is a mean for every second pixel: the arithmetic of TensorFlow."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            height, width = (max((math.ceil(size / 2) - 1) * 2 + self.length - size, 0) for size in x.shape[1:3])
+            x = F.pad(x, (0, 0, 0, width, height // 2, height - height // 2)).movedim(-1, 1)
+            x = F.avg_pool2d(x, self.length, 2).movedim(1, -1)
+        return x
+
+
+@pytest.mark.parametrize("model", [Windows(), Pools(3), Pools(1)], ids=["windows", "longer pools", "shorter pools"])
+def test_sizes_that_are_padded_up_to_multiples_stay_free(model: nn.Module, tmp_path: Path) -> None:
+    gm = capture(model, (torch.randn(2, 96, 88, 1),))
+    assert info_of(gm).dynamic == {"x": (0, 1, 2)} and not refused_sizes(gm)
+    path = export_onnx(gm, tmp_path / "padded.onnx", (torch.randn(2, 96, 88, 1),))
+    for height, width in ((96, 88), (97, 130), (60, 200)):
+        x = torch.randn(3, height, width, 1)
+        assert torch.equal(gm(x), model(x))
+        (found,) = OnnxSession(path).run(flatten_inputs(gm, ExampleInputs((x,)))).values()
+        np.testing.assert_allclose(found, model(x), atol=1e-5)
+
+
+def test_numbers_that_sizes_lack_of_multiples_are_those_of_python() -> None:
+    class Lacks(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            n = x.shape[0]
+            ceil = math.ceil(n / 4)
+            padded = [(8 - n % 8) % 8, -n % 8, (5 - n) % 8, n + n % 2, n % 2 + n, n + n % 3, (8 - n % 4) % 8, ceil]
+            nested = [-ceil % 6 + ceil, math.ceil(ceil / 3), (n + n % 2) // 2 % 2 + (n + n % 2) // 2]
+            bounded = [
+                max(7 - n, 0),
+                *(max(added + ceil * 4 - n, least) for added in (-5, -3, 0) for least in (-2, 0, 2)),
+            ]
+            return [x.new_zeros(()) + number for number in (*padded, *nested, *bounded)]
+
+    gm = capture(Lacks(), (torch.randn(13),))
+    for length in range(1, 30):
+        x = torch.randn(length)
+        assert gm(x) == Lacks()(x)
+
+
+class Thirds(nn.Module):
+    """Pictures without a part of their middle, again and again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(6):
+            _, _, height, width = x.shape
+            x = torch.cat([x[:, :, : height // 3], x[:, :, height // 2 :]], 2)
+            x = torch.cat([x[..., : width // 3], x[..., width // 2 :]], 3).softmax(-1)
         return x
 
 
 def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
-    model, x = Windows(), torch.randn(2, 640, 640, 1)
-    gm = capture(model, (x,))
+    x = torch.randn(2, 1, 640, 640)
+    gm = capture(Thirds(), (x,))
     assert info_of(gm).dynamic == {"x": (0,)}
-    assert torch.equal(gm(x), model(x))
+    assert torch.equal(gm(x), Thirds()(x))
+
+
+class SwinBatch(nn.Module):
+    """Reckons the batch from the windows, and divides by what height and width have of them: the first Swin."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        windows = x.view(batch, height // 4, 4, width // 4, 4, channels).transpose(2, 3).reshape(-1, 16, channels)
+        windows = windows.softmax(1)
+        count = int(windows.shape[0] / (height * width / 4 / 4))
+        return windows.view(count, height // 4, width // 4, 4, 4, -1).transpose(2, 3).reshape(count, height, width, -1)
+
+
+def test_a_batch_that_is_a_quotient_of_windows_leaves_all_sizes_free() -> None:
+    gm = capture(SwinBatch(), (torch.randn(2, 24, 24, 3),))
+    assert refused_sizes(gm) == ["x.shape[1] % 4 == 0", "x.shape[2] % 4 == 0"]
+    x = torch.randn(3, 8, 20, 3)
+    assert torch.equal(gm(x), SwinBatch()(x))
+    with pytest.raises(BadInput, match=r"the model takes only x\.shape\[2\] % 4 == 0"):
+        gm(x[:, :, 1:])
 
 
 class Settings(nn.Module):
@@ -328,7 +406,7 @@ def test_sizes_that_a_setting_of_torchs_depends_on_stay_fixed(change: Callable[[
 
 def test_one_long_expression_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(size_questions, "_MOST_WRITTEN", 10**9)
-    assert info_of(capture(Windows(), (torch.randn(2, 640, 640, 1),))).dynamic == {"x": (0,)}
+    assert info_of(capture(Thirds(), (torch.randn(2, 1, 640, 640),))).dynamic == {"x": (0,)}
 
 
 def test_a_long_sum_of_sizes_is_none_to_follow(monkeypatch: pytest.MonkeyPatch) -> None:
