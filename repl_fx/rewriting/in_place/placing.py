@@ -82,8 +82,9 @@ def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
 
 def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
     """The module that a block is; or the smallest one around it, without others of its repeat; or a row of modules."""
-    if block.module_path is not None:
-        return (block.module_path,)
+    # A list of modules is called by nobody.
+    if block.module_path in module_stack(block.nodes[0]):
+        return (str(block.module_path),)
     stacks = [module_stack(node) for node in sorted(block.nodes) if is_tensor(node)]
     around = tuple(path for path in stacks[0] if all(path in stack for stack in stacks))
     repeat = next(repeat for repeat in part.inside if block in repeat.blocks)

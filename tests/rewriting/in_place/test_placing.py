@@ -173,6 +173,30 @@ def test_the_others_of_a_row_hand_on() -> None:
     assert "mlp.0.bias" in dict(model.layers[3].named_parameters())
 
 
+class _Lists(nn.Module):
+    """Blocks that are lists of two modules, which a loop calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList(Pair(odd) for odd in (False, True)) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Any:
+        layers: Any = self.layers
+        for even, odd in layers:
+            x = odd(even(x))
+        return x
+
+
+@pytest.mark.parametrize("surrogate", ["bottleneck", "blend"])
+def test_a_list_of_modules_that_nobody_calls_is_a_row(surrogate: str, tmp_path: Path) -> None:
+    result = repl_fx.transform(_Lists(), (X,), surrogate=surrogate)
+    (part,) = result.found
+    assert part.blocks["layers.1"].module_path == "layers.1"
+    assert place_of(part, part.blocks["layers.1"]) == ("layers.1.0", "layers.1.1")
+    assert result.in_place.refusals == ()
+    _check_forms(result, _Lists, tmp_path)
+
+
 class _Dropping(Pair):
     def forward(self, x: Tensor, scale: float = 1.0) -> Any:
         return x + self.drop(self.mlp(x)) * scale
