@@ -91,12 +91,12 @@ def block_modules(model: nn.Module, repeats: Iterable[Repeat]) -> list[str]:
     """Paths of the modules that are blocks, in the order of the model's tree.
 
     A module beside a block and of its class counts as one: the first block of a stage often differs a little from the
-    others. A block inside another one does not count.
+    others. A block inside another one does not count, nor a list of modules, which nobody calls.
     """
     found: dict[str, None] = {}
     for path in (block.module_path for repeat in repeats for block in repeat.blocks if block.module_path):
         parent, kind = path.rpartition(".")[0], type(model.get_submodule(path))
-        beside = model.get_submodule(parent).named_children()
+        beside = model.get_submodule(parent).named_children() if kind.forward is not nn.Module.forward else ()
         found.update({qualified_name(parent, name): None for name, child in beside if type(child) is kind})
     ordered = [path for path, _ in model.named_modules() if path in found]
     return [path for path in ordered if not any(path.startswith(f"{other}.") for other in ordered)]

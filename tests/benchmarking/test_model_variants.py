@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,6 +66,10 @@ def test_blocks_are_modules_of_the_repeats_and_those_beside_them_of_their_class(
     short = [type(repeat)(**{**vars(repeat), "blocks": repeat.blocks[1:]}) for repeat in repeats]
     assert block_modules(stack, short) == ["1", "2", "3"]
     assert block_modules(stack, []) == []
+    # Nobody calls a list, around which a checkpoint would do nothing.
+    stack.blocks, (repeat,) = nn.ModuleList(nn.ModuleList([MlpBlock(16)]) for _ in range(3)), short
+    blocks = tuple(replace(block, module_path=f"blocks.{i}") for i, block in enumerate(repeat.blocks))
+    assert block_modules(stack, [replace(repeat, blocks=blocks)]) == []
     net = ConvNet()
     found = block_modules(net, repl_fx.find_repeats(repl_fx.capture(net, (images(),))))
     assert found and all(path.startswith("blocks.") and path.count(".") == 1 for path in found)

@@ -15,11 +15,12 @@ from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
 from repl_fx.rewriting.in_place.cutting import Cut
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, is_one_number, parting
-from repl_fx.rewriting.in_place.placing import ModulePlace, NotInPlace, places_of
+from repl_fx.rewriting.in_place.placing import ModulePlace, NotInPlace, place_of, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
 from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.module_calls import is_noted
 from repl_fx.tracing.other_sizes import other_sizes_of
 from repl_fx.tracing.parts.capture_parts import assemble, graphs_in, qualified_name
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
@@ -165,12 +166,21 @@ def put_in_place(
         if differs := parting(made.model, module, *trials, source=captured.source):
             return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
     if checkpoint_blocks:
-        gone = {replacement.block for replacement in plan.replacements}
-        kept = [r.blocks for r in found.repeats if not gone.isdisjoint(block.name for block in r.blocks)]
-        for path in {b.module_path for blocks in kept for b in blocks if b.module_path and b.name not in gone}:
-            CheckpointedForward.put_on(made.model.get_submodule(path))
+        _checkpoint_kept_(made.model, found, {replacement.block for replacement in plan.replacements})
     complete_(made.model)
     return made
+
+
+def _checkpoint_kept_(model: nn.Module, found: ModelRepeats, gone: Set[str]) -> None:
+    """Let the modules that are kept blocks, beside those that are gone, be computed again in the backward pass."""
+    for part in found:
+        beside = (r.blocks for r in part.repeats if not gone.isdisjoint(block.name for block in r.blocks))
+        kept = {block.name for blocks in beside for block in blocks} - gone
+        for path in {path for name in kept for path in place_of(part, part.blocks[name])}:
+            module = model.get_submodule(qualified_name(part.path, path))
+            # One around half of a block may be a surrogate's.
+            if is_noted(module) and not isinstance(module, SurrogateBlock):
+                CheckpointedForward.put_on(module)
 
 
 def _put(

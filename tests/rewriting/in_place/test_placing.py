@@ -17,6 +17,7 @@ import repl_fx
 from repl_fx.errors import CallRefused
 from repl_fx.rewriting.in_place.placing import OWN, NotInPlace, Way, main_of, place_of, places_of, ways_of
 from repl_fx.rewriting.in_place.restoring import restored_state
+from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from tests.rewriting.in_place.pairs import Pair, X, steps
 
 
@@ -195,6 +196,20 @@ def test_a_list_of_modules_that_nobody_calls_is_a_row(surrogate: str, tmp_path: 
     assert place_of(part, part.blocks["layers.1"]) == ("layers.1.0", "layers.1.1")
     assert result.in_place.refusals == ()
     _check_forms(result, _Lists, tmp_path)
+
+
+def test_each_module_of_a_kept_row_is_computed_again() -> None:
+    def kept(model: nn.Module) -> list[str]:
+        return [path for path, module in model.named_modules() if CheckpointedForward.on(module)]
+
+    lists = repl_fx.transform(_Lists(), (X,), surrogate="bottleneck", checkpoint_blocks=True)
+    assert kept(lists.model) == [f"layers.{i}.{j}" for i in (0, 2, 4) for j in (0, 1)]
+    row = repl_fx.transform(_Twos(), (X,), plan=repl_fx.transform(_Twos(), (X,)).plan, checkpoint_blocks=True)
+    assert kept(row.model) == ["layers.0", "layers.1", "layers.4", "layers.5"]
+    # The module around a kept half has the surrogate of the other half.
+    halves = _result("bottleneck")
+    again = repl_fx.transform(_Net(), (X,), plan=halves.plan, checkpoint_blocks=True)
+    assert kept(again.model) == ["layers.0", "layers.4", "layers.5"]
 
 
 class _Dropping(Pair):
