@@ -133,13 +133,9 @@ class ModelComparison:
         if set(theirs.values()) <= set(found):
             return
         paired = pair_by_position(list(found), list(theirs.values()))
-        if paired is None:
+        pairs = zip(expected.items(), found.values(), strict=False)
+        if paired is None or any(self._mismatch(name, "", tensor, value) for (name, tensor), value in pairs):
             return
-        for tensor, value in zip(expected.values(), found.values(), strict=True):
-            if not isinstance(value, np.ndarray) or value.shape != tuple(tensor.shape):
-                return
-            if value.dtype.name != dtype_name(tensor.dtype):
-                return
         theirs.update(zip(theirs, paired, strict=True))
         self.notes[f"outputs compared by position: the file calls them {', '.join(found)}"] = None
 

@@ -6,7 +6,7 @@ import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain, count, filterfalse, pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -140,11 +140,8 @@ def unique(names: Iterable[str]) -> tuple[str, ...]:
     """Number the names that come again: x, x_1, x_2."""
     taken: dict[str, None] = {}
     for name in names:
-        candidate, count = name, 0
-        while candidate in taken:
-            count += 1
-            candidate = f"{name}_{count}"
-        taken[candidate] = None
+        candidates = chain([name], (f"{name}_{number}" for number in count(1)))
+        taken[next(filterfalse(taken.__contains__, candidates))] = None
     return tuple(taken)
 
 
