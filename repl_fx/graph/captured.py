@@ -167,33 +167,38 @@ class CapturedModule(PlainGraphModule):
 
         Raises:
             BadInput: an argument that the example inputs left out is not what the source takes for it then.
-            CallRefused: it stops in another precision than that of the trace, or at a weight without values.
+            CallRefused: it stops in another precision than that of the trace, or reads a weight without values.
         """
         args, kwargs = self._of_graph(args, kwargs)
+        # Linear layers and convolutions of torch read memory that nobody wrote in place of a weight without values.
+        if not torch.compiler.is_compiling() and self._is_offloaded():
+            self._require_values(args, kwargs)
         try:
             return super().__call__(*args, **kwargs)
         except RuntimeError as error:
-            if line := self._known_stop(error, args, kwargs):
-                raise CallRefused(f"the graph of {type(self).__name__} {line}") from error
+            self._require_values(args, kwargs, error)
+            if type(error) is RuntimeError and (other := self._other_precision((args, kwargs))):
+                # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
+                raise CallRefused(
+                    f"the graph of {type(self).__name__} was captured in another precision than {other}, and stops in "
+                    f"that ({one_line(error)}); convert the model before it is captured"
+                ) from error
             raise
 
-    def _known_stop(self, error: RuntimeError, args: Any, kwargs: Any) -> str:
-        """Why a call stopped in an error of torch, and what to do; empty where that is not known."""
-        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        read = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]
-        empty = next((name for name in read if getattr(attribute(self, name), "is_meta", False)), None)
-        if empty is not None and not any(tensor.is_meta for tensor in inputs):
-            return (
-                f"reads {empty} outside of its layer, where it has no values ({one_line(error)}); where a library "
-                "offloads it, use the model in place (result.model)"
-            )
-        # Code that says `x.to(hidden.dtype)` has the precision of the trace in the graph.
-        if type(error) is RuntimeError and (other := self._other_precision(inputs)):
-            return (
-                f"was captured in another precision than {other}, and stops in that ({one_line(error)}); convert the "
-                "model before it is captured"
-            )
-        return ""
+    def _is_offloaded(self) -> bool:
+        """Tell whether accelerate has put a hook on the graph, or on the first module that a tensor is read of."""
+        owner = next((str(n.target).rpartition(".")[0] for n in self.graph.find_nodes(op="get_attr")), "")
+        return "_hf_hook" in vars(self) or has_attribute(self, f"{owner}._hf_hook".lstrip("."))
+
+    def _require_values(self, args: Any, kwargs: Any, error: RuntimeError | None = None) -> None:
+        """Refuse a call on values in which a tensor that the graph reads has none; its own are loaded by its hook."""
+        read = [str(node.target) for node in self.graph.find_nodes(op="get_attr")]
+        empty = (name for name in read if (error or "." in name) and getattr(attribute(self, name), "is_meta", False))
+        if (name := next(empty, None)) and not any(tensor.is_meta for tensor in _tensors((args, kwargs))):
+            raise CallRefused(
+                f"the graph of {type(self).__name__} reads {name} outside of its layer, where it has no values; where "
+                "a library offloads it, use the model in place (result.model)"
+            ) from error
 
     def _of_graph(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call that the graph takes; those that it was captured without have to be the defaults."""
@@ -205,10 +210,12 @@ class CapturedModule(PlainGraphModule):
                 check_constant(given.pop(key), default, f"argument {name!r}")
         return tuple(by_place.values()), kwargs
 
-    def _other_precision(self, inputs: Iterable[Tensor]) -> torch.dtype | None:
+    def _other_precision(self, inputs: Any) -> torch.dtype | None:
         """A floating type of parameters or inputs of which no value of the trace is; None where there is none."""
         traced = {value.dtype for node in self.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
-        now = dict.fromkeys(value.dtype for value in (*self.parameters(), *inputs) if value.is_floating_point())
+        now = dict.fromkeys(
+            value.dtype for value in (*self.parameters(), *_tensors(inputs)) if value.is_floating_point()
+        )
         return next((dtype for dtype in now if dtype not in traced), None)
 
     def __getattr__(self, name: str) -> Any:
@@ -227,6 +234,10 @@ class CapturedModule(PlainGraphModule):
         super().train(mode)
         keep_pinned(self, self.meta.get("pinned", {}))
         return self
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def keep_pinned(module: nn.Module, pinned: Mapping[str, bool]) -> None:

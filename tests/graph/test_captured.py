@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torchmetrics import Accuracy
 
 import repl_fx
@@ -256,3 +257,22 @@ def test_a_graph_that_reads_a_weight_without_values_says_so() -> None:
     with pytest.raises(RuntimeError) as raised:
         gm(torch.randn(3, 4, device="meta"))
     assert type(raised.value) is RuntimeError
+
+
+class _ReadsMatrix(_ReadsWeight):
+    """Computes as a layer would that it does not call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.layer(x), self.other.weight)
+
+
+@pytest.mark.parametrize("hooked", ["", "other"])
+def test_a_graph_whose_weight_is_offloaded_says_so_where_torch_would_read_other_memory(hooked: str) -> None:
+    gm = capture(_ReadsMatrix(), (torch.randn(2, 4),))
+    gm.get_submodule("other").to("meta")
+    # By which accelerate knows what it offloads.
+    vars(gm.get_submodule(hooked))["_hf_hook"] = object()
+    with pytest.raises(CallRefused, match=r"of _ReadsMatrix reads other\.weight outside of its layer, where it has no"):
+        gm(torch.randn(2, 4))
+    gm.get_submodule("other").to_empty(device="cpu")
+    assert gm(torch.randn(3, 4)).shape == (3, 4)
