@@ -64,9 +64,7 @@ def _updated(gm: fx.GraphModule, node: fx.Node) -> Iterator[str]:
         if made.op == "get_attr":
             yield str(made.target)
     elif node.op == "call_module" and isinstance(switch := gm.get_submodule(str(node.target)), ModeSwitch):
-        given = dict(
-            zip((n for n in switch.when_evaluating.graph.nodes if n.op == "placeholder"), node.args, strict=True)
-        )
+        given = dict(zip(switch.when_evaluating.graph.find_nodes(op="placeholder"), node.args, strict=True))
         for inner in switch.when_evaluating.graph.nodes:
             source = given.get(memory_of(inner)) if writes_in_place(inner) else None
             if isinstance(source, fx.Node) and source.op == "get_attr":

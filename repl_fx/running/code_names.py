@@ -148,15 +148,11 @@ def _uses_in(code: CodeType) -> Mapping[str, int] | None:
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     uses: dict[str, int] = {}
     for node in parents:
-        if name := _name_of(node):
+        if name := getattr(node, "id", getattr(node, "attr", None)):
             uses[name] = max(uses.get(name, READ), _use(node, parents, frozenset()))
     known = uses.keys() | {name for node in parents if isinstance(node, ast.alias) for name in node.name.split(".")}
     # The file may have been written anew since Python read it.
     return uses if all(set(".".join(inner.co_names).split(".")) <= known for inner in codes_in(code)) else None
-
-
-def _name_of(node: ast.AST) -> str | None:
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
 
 
 def _use(node: ast.AST, parents: Mapping[ast.AST, ast.AST], names: Collection[str]) -> int:

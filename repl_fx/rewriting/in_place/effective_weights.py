@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -204,11 +204,9 @@ def _offloading_hook(module: nn.Module) -> Any:
 @contextmanager
 def loaded(block: nn.Module) -> Iterator[None]:
     """Load what accelerate offloaded of a surrogate, which reads parameters of layers that it never calls."""
-    hooks = [(hook, part) for part in block.modules() if (hook := _offloading_hook(part)) is not None]
-    for hook, part in hooks:
-        hook.pre_forward(part)
-    try:
+    with ExitStack() as stack:
+        for part in block.modules():
+            if (hook := _offloading_hook(part)) is not None:
+                hook.pre_forward(part)
+                stack.callback(hook.post_forward, part, None)
         yield
-    finally:
-        for hook, part in hooks:
-            hook.post_forward(part, None)

@@ -182,7 +182,8 @@ class Swap:
             if "weight" in names and type(module) in _EMPTIED:
                 module.__class__ = _EMPTIED[type(module)]
             # Code of the layer's own may write and show weights, which are not there.
-            instead = ("_save_to_state_dict", "_load_from_state_dict") if _writes_its_state(module) else ()
+            writes_its_state = type(module)._save_to_state_dict is not nn.Module._save_to_state_dict
+            instead = ("_save_to_state_dict", "_load_from_state_dict") if writes_its_state else ()
             for name in (*instead, *(() if _shows_itself(module) else ("extra_repr",))):
                 module.__dict__[name] = functools.partial(getattr(nn.Module, name), module)
         block.__dict__["_modules"] = _OtherModules(block._modules, self)
@@ -194,10 +195,6 @@ class Swap:
     def __getstate__(self) -> dict[str, Any]:
         # Calls belong to this process.
         return {"_by_thread": {}, "_traced": None}
-
-
-def _writes_its_state(module: nn.Module) -> bool:
-    return type(module)._save_to_state_dict is not nn.Module._save_to_state_dict
 
 
 def _shows_itself(module: nn.Module) -> bool:
