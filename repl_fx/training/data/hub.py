@@ -35,16 +35,12 @@ def load_hugging_face(request: DataRequest) -> Data:
         listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise BadInput(f"{request.name} has the columns {listed}; needed are an Image and a ClassLabel, or text")
     parts = _splits(found, [inputs, *labels[:1]], request)
-    texts = (
-        []
-        if pictures and labels
-        else [_column(request, *part, "text", lambda text: isinstance(text, str)) for part in parts.items()]
-    )
+    texts = [] if pictures and labels else _columns(request, parts, "text", lambda text: isinstance(text, str))
     if not labels:
         whole = [b"".join(text.encode() + END for text in part) for part in texts]
         return text_data(request, *whole)
     classes = features[labels[0]].num_classes
-    targets = [_column(request, *part, labels[0], range(classes).__contains__) for part in parts.items()]
+    targets = _columns(request, parts, labels[0], range(classes).__contains__)
     if texts:
         return texts_data(request, classes, *zip(texts, targets, strict=True))
     train, test = (
@@ -87,19 +83,21 @@ def _splits(found: Any, columns: Sequence[str], request: DataRequest) -> dict[st
         return dict(found["train"].train_test_split(test_size=request.held_out, seed=0))
 
 
-def _column(request: DataRequest, split: str, part: Any, column: str, can_be: Callable[[Any], bool]) -> list[Any]:
-    """The values of a column of texts or of classes.
+def _columns(
+    request: DataRequest, parts: Mapping[str, Any], column: str, can_be: Callable[[Any], bool]
+) -> list[list[Any]]:
+    """The values of a column of texts or of classes, of each split.
 
     Raises:
         BadInput: one of them is none; names its row.
     """
-    values = list(part[column])
-    wrong = next((row for row, value in enumerate(values) if not can_be(value)), None)
-    if wrong is not None:
-        raise BadInput(
-            f"{request.name}: {split}: row {wrong} has {values[wrong]!r} for {column}; give each row a text or a class"
-        )
-    return values
+    columns = {split: list(part[column]) for split, part in parts.items()}
+    for split, values in columns.items():
+        for row in (row for row, value in enumerate(values) if not can_be(value)):
+            raise BadInput(
+                f"{request.name}: {split}: row {row} has {values[row]!r} for {column}; give each row a text or a class"
+            )
+    return list(columns.values())
 
 
 def _read(parts: Mapping[str, Any], column: str, handle: tuple[str, int]) -> Any:
