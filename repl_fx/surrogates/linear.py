@@ -239,7 +239,6 @@ class MapSynthesis(StreamMap):
 
     names = ("weight", "shift")
     change: Tensor
-    shift: Tensor
 
     def __init__(self, widths: tuple[int, int], spatial: tuple[int, ...], **kind: Any) -> None:
         super().__init__(widths, spatial)
@@ -263,7 +262,6 @@ class ThinMapSynthesis(StreamMap):
     names = ("down", "up", "shift")
     down: Tensor
     up: Tensor
-    shift: Tensor
 
     def __init__(self, widths: tuple[int, int], rank: int, spatial: tuple[int, ...], **kind: Any) -> None:
         super().__init__(widths, spatial)
@@ -330,7 +328,6 @@ class ScaleSynthesis(StreamMap):
     names = ("factor", "shift")
     form = "scale"
     gain: Tensor
-    shift: Tensor
 
     def __init__(self, channels: int, spatial: tuple[int, ...], **kind: Any) -> None:
         super().__init__((channels, channels), spatial)
