@@ -141,17 +141,19 @@ class _Merger:
                 ours.kwargs = self.argument(ours.kwargs, theirs.kwargs, ours)
 
     def argument(self, ours: Any, theirs: Any, user: fx.Node) -> Any:
-        """One argument of a paired node; what differs becomes a selection, or is left to a region's switch."""
+        """One argument of a paired node, with a choice in the place of each value in it that differs."""
         if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
             return type(ours)([self.argument(a, b, user) for a, b in zip(ours, theirs, strict=True)])
         if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
             return {name: self.argument(ours[name], theirs[name], user) for name in ours}
         if isinstance(ours, slice) and isinstance(theirs, slice):
-            ends = ((getattr(ours, end), getattr(theirs, end)) for end in ("start", "stop", "step"))
-            return slice(*(self.argument(a, b, user) for a, b in ends))
+            ends, others = ((one.start, one.stop, one.step) for one in (ours, theirs))
+            return slice(*self.argument(ends, others, user))
         theirs = self.image.get(theirs, theirs) if isinstance(theirs, fx.Node) else theirs
-        if ours is theirs or equal_literals(ours, theirs):
-            return ours
+        return ours if ours is theirs or equal_literals(ours, theirs) else self.choice(ours, theirs, user)
+
+    def choice(self, ours: Any, theirs: Any, user: fx.Node) -> Any:
+        """A node in the place of an argument that differs: a selection by mode, or a value of a region's switch."""
         if not any(isinstance(value, (tuple, list, dict)) for value in (ours, theirs)):
             nodes = [value for value in (ours, theirs) if isinstance(value, fx.Node)]
             regions = [self.region_of[node] for node in nodes if node in self.region_of]
@@ -209,12 +211,9 @@ class _Merger:
 
     def owner(self, nodes: Iterable[fx.Node]) -> str:
         """Path of the innermost module whose forward makes all of `nodes`."""
-        stacks = []
-        for node in nodes:
-            # Calls of a leaf are made by the module around it.
-            stack = [p for p in module_stack(node) if node.op != "call_module" or p != node.target]
-            stacks.append([p for p in stack if has_attribute(self.root, p)])
-        common = common_path(stacks)
+        # Calls of a leaf are made by the module around it.
+        stacks = ([p for p in module_stack(n) if n.op != "call_module" or p != n.target] for n in nodes)
+        common = common_path([p for p in stack if has_attribute(self.root, p)] for stack in stacks)
         return common[-1] if common else ""
 
     def build_switches(self) -> None:
