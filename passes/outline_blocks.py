@@ -34,6 +34,7 @@ from repl_fx.graph.captured import (
 from repl_fx.graph.code import regions_of
 from repl_fx.graph.decisions import is_random, skippable
 from repl_fx.graph.extracting import Extract
+from repl_fx.graph.grouping import grouped
 from repl_fx.graph.notes import BLOCK
 from repl_fx.passes.driver import Result
 from repl_fx.passes.fold_surrogates import is_synthesis
@@ -54,12 +55,8 @@ def outline_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat] | None = None) 
     """
     result = copy_graph(gm, compiled=False)
     copies = dict(zip(gm.graph.nodes, result.graph.nodes, strict=True))
-    members: dict[str, list[fx.Node]] = {}
     if repeats is None:
-        for node in result.graph.nodes:
-            block = block_of(node)
-            if block is not None:
-                members.setdefault(block, []).append(node)
+        members = grouped((block, n) for n in result.graph.nodes if (block := block_of(n)) is not None)
     else:
         members = {b.name: [copies[node] for node in b.nodes] for repeat in repeats for b in repeat.blocks}
     streamed = _streamed(result)
@@ -144,9 +141,7 @@ class _Outline:
         with self.gm.graph.inserting_before(place):
             results = self._called(inputs, outputs)
         for old, new in zip(outputs, results, strict=True):
-            outside = [user for user in old.users if user not in self.inside]
-            for user in outside:
-                user.replace_input_with(old, new)
+            old.replace_all_uses_with(new, lambda user: user not in self.inside)
         for node in reversed(self.nodes):
             self.gm.graph.erase_node(node)
 

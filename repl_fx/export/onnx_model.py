@@ -30,6 +30,7 @@ from repl_fx.export.stateless import drop_updates_, stateful
 from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, file_names, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.graph.axes import Axis, InputSizes, captured_axes, limits_by_axis, name_dims, with_names
+from repl_fx.graph.grouping import grouped
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
@@ -241,9 +242,7 @@ def _nearest(model: ir.Model, opset: int) -> int:
 
 def _axes_by_input(gm: nn.Module, names: Sequence[str]) -> dict[str, list[Axis]] | None:
     """The dimensions of each input of a captured graph; None for a module that is no such graph."""
-    axes: dict[str, list[Axis]] = {}
-    for axis in captured_axes(gm) if isinstance(gm, fx.GraphModule) else ():
-        axes.setdefault(axis.input, []).append(axis)
+    axes = grouped((axis.input, axis) for axis in captured_axes(gm)) if isinstance(gm, fx.GraphModule) else {}
     return axes if axes.keys() == set(names) else None
 
 
@@ -255,10 +254,8 @@ def _known_dims(source: nn.Module, names: Sequence[str]) -> tuple[list[tuple[int
     axes = _axes_by_input(source, names)
     if axes is None:
         return None, []
-    alike: dict[str, list[tuple[int, int]]] = {}
-    for axis in chain.from_iterable(axes.values()):
-        if axis.symbol is not None:
-            alike.setdefault(axis.symbol, []).append((names.index(axis.input), axis.number))
+    every = chain.from_iterable(axes.values())
+    alike = grouped((one.symbol, (names.index(one.input), one.number)) for one in every if one.symbol is not None)
     free = [tuple(axis.number for axis in axes[name] if axis.symbol is not None) for name in names]
     return free, [tuple(group) for group in alike.values() if len(group) > 1]
 

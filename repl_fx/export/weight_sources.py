@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from repl_fx.export.pairing import constants_of
 from repl_fx.export.weight_difference import Array, Arrays, WeightDifference, cast, difference_of, is_floating, is_of
+from repl_fx.graph.grouping import grouped
 
 # From where on a tensor resembles another of as many numbers: of fewer, chance is enough.
 _ALIKE, _ALIKE_FROM = 0.9, 16
@@ -34,11 +35,8 @@ class Sources:
     def equals(self, name: str, value: Array) -> bool:
         """Tell whether a tensor of the file is one of these; one that has a name of the module's has to be that one."""
         if value.dtype not in self._keys:
-            keys: dict[bytes, list[str]] = {}
-            for source, array in self.arrays:
-                for view in _views(cast(array, value.dtype)):
-                    keys.setdefault(_key(view), []).append(source)
-            self._keys[value.dtype] = keys
+            views = ((view, source) for source, array in self.arrays for view in _views(cast(array, value.dtype)))
+            self._keys[value.dtype] = grouped((_key(view), source) for view, source in views)
         sources = self._keys[value.dtype].get(_key(value), [])
         if name in self.state and name not in sources and value.size == self.state[name].size:
             return False

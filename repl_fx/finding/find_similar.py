@@ -23,6 +23,7 @@ from repl_fx.finding.blocks import Repeat
 from repl_fx.finding.node_table import NONE, NodeTable
 from repl_fx.finding.residual_units import Residual, residuals
 from repl_fx.graph.captured import attribute
+from repl_fx.graph.grouping import grouped
 
 # Names of sizes in the schemas of ATen operators.
 _SIZES = {
@@ -45,9 +46,7 @@ def find_similar(exact: Sequence[Repeat], names: BlockNames) -> tuple[Repeat, ..
     """
     table = names.table
     alike = _Alike(table)
-    groups: dict[Any, list[Residual]] = {}
-    for unit in residuals(table):
-        groups.setdefault(alike.signature(unit), []).append(unit)
+    groups = grouped((alike.signature(unit), unit) for unit in residuals(table))
     replaceable = {table.index[n] for r in exact if len(r) > 2 for b in r.blocks for n in b.nodes if n in table.index}
     repeated = {table.index[n] for r in exact for b in r.blocks for n in b.nodes if n in table.index}
     weighed = [(_gain(table, units), units) for units in groups.values() if len(units) > 1]

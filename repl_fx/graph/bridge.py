@@ -10,6 +10,7 @@ import networkx as nx
 from torch import fx
 
 from repl_fx.graph.captured import memory_of, writes_in_place
+from repl_fx.graph.grouping import grouped
 
 
 def digraph(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
@@ -31,10 +32,7 @@ def digraph_with_writes(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
     A slice that is written into has no user besides the write, and the write may have none: `scores[:, 1:] = chunks`.
     """
     graph = digraph(nodes)
-    writers: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph:
-        if writes_in_place(node):
-            writers.setdefault(memory_of(node), []).append(node)
+    writers = grouped((memory_of(node), node) for node in graph if writes_in_place(node))
     for node in list(graph) if writers else ():
         if node.op != "get_attr":
             graph.add_edges_from((writer, node) for writer in writers.get(memory_of(node), ()))

@@ -14,6 +14,7 @@ from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import Column, Table, numbers, words
 from repl_fx.display.numbers import change, count, size, small
 from repl_fx.graph.axes import dimensions_of
+from repl_fx.graph.grouping import grouped
 from repl_fx.graph.state import parameter_count
 
 if TYPE_CHECKING:
@@ -131,9 +132,7 @@ def verification_table(verification: Verification, part: str = "") -> Table:
     Args:
         part: of a model in parts, the path of what was compared.
     """
-    found: dict[str, list[Difference]] = {}
-    for row in verification.rows:
-        found.setdefault(row.output, []).append(row)
+    found = grouped((row.output, row) for row in verification.rows)
     failing = ["differs at"] if any(not row.passed for row in verification.rows) else []
     rows = [(output, *_worst(at), *[_differs_at(at)] * len(failing)) for output, at in found.items()]
     sizes = len({(row.batch, row.sizes) for row in verification.rows})

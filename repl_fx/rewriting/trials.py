@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 from repl_fx.errors import BrokenGraph, ForeignError, PlanMismatch, one_line
+from repl_fx.graph.grouping import grouped
 from repl_fx.passes.replace_blocks import CutStretch
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.rewriting.apply import Rewritten, apply_plan
@@ -121,12 +122,9 @@ class Trials:
         return None
 
 
-def _alike(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]:
+def _alike(replacements: Sequence[Replacement]) -> list[list[Replacement]]:
     """Replacements of one repeat by one surrogate, in program order."""
-    groups: dict[tuple[str, str], list[Replacement]] = {}
-    for replacement in replacements:
-        groups.setdefault((replacement.repeat, replacement.surrogate), []).append(replacement)
-    return [tuple(group) for group in groups.values()]
+    return list(grouped(((one.repeat, one.surrogate), one) for one in replacements).values())
 
 
 def _standing_in(choices: Iterable[Replacement], like: Replacement) -> Replacement | None:

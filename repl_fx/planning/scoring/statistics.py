@@ -32,6 +32,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.linear_operators import linear_operator_of
+from repl_fx.graph.grouping import grouped
 
 # The streamed values at a boundary.
 _Place = tuple[fx.Node, ...]
@@ -134,10 +135,7 @@ class RepeatStatistics:
 
     def notes(self) -> dict[fx.Node, Callable[[Any], None]]:
         """The functions that take the values of the nodes at boundaries (see `repl_fx.graph.recording`)."""
-        at: dict[fx.Node, list[int]] = {}
-        for number, place in enumerate(self._places):
-            for node in dict.fromkeys(place):
-                at.setdefault(node, []).append(number)
+        at = grouped((node, number) for number, place in enumerate(self._places) for node in dict.fromkeys(place))
         return {node: partial(self._take, node, numbers) for node, numbers in at.items()}
 
     @property

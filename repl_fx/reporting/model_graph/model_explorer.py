@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, count
 from typing import Any
 
+from repl_fx.graph.grouping import grouped
 from repl_fx.reporting.model_graph.document import Document, Graph, Group, Node
 
 _SURROGATE, _REPEAT = "#ffe0b2", "#e3f2fd"
@@ -33,9 +34,7 @@ def graph_collection(document: Document) -> dict[str, Any]:
 
 def _graph(name: str, graph: Graph) -> dict[str, Any]:
     namespaces = _namespaces(graph)
-    feeders: dict[int, list[int]] = {}
-    for source, target in graph.edges:
-        feeders.setdefault(target, []).append(source)
+    feeders = grouped((target, source) for source, target in graph.edges)
     coloured = [
         {"namespaceRegex": f"^{re.escape(namespace)}$", "backgroundColor": colour}
         for group, namespace in zip(graph.groups, namespaces, strict=True)

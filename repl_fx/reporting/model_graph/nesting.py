@@ -17,6 +17,7 @@ from torch import fx
 from repl_fx._torch import module_stack
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.node_table import common_path
+from repl_fx.graph.grouping import grouped
 from repl_fx.passes.replace_blocks import block_of
 
 _Path = tuple[str, ...]
@@ -77,11 +78,9 @@ def nest(gm: fx.GraphModule, repeats: Sequence[Repeat], replaced: Iterable[str] 
         replaced: names of blocks that are to be groups.
     """
     frames = _frames(repeats, set(replaced))
-    inside: dict[fx.Node, list[_Frame]] = {}
     # The larger of two that share nodes holds the smaller; of equal ones a repeat holds its one block.
-    for frame in sorted(frames, key=lambda frame: (-len(frame.nodes), frame.step.kind == "block")):
-        for node in frame.nodes:
-            inside.setdefault(node, []).append(frame)
+    outer_first = sorted(frames, key=lambda frame: (-len(frame.nodes), frame.step.kind == "block"))
+    inside = grouped((node, frame) for frame in outer_first for node in frame.nodes)
     homes = _homes(frames, inside)
     steps: dict[fx.Node, Steps | None] = {}
     for node in gm.graph.nodes:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import SYMBOLIC, example_of
 from repl_fx.costs.counted import flops_by_node, kept_by_node
 from repl_fx.graph.captured import attribute, tensors_in
+from repl_fx.graph.grouping import grouped
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import block_of
@@ -97,13 +98,10 @@ def parameters_by_node(gm: fx.GraphModule) -> dict[fx.Node, list[nn.Parameter]]:
     Those of other blocks, that a surrogate makes its weights from, are not among them.
     """
     found = {node: parameters for node in gm.graph.nodes if (parameters := _read_by(gm, node))}
-    readers: dict[int, set[str | None]] = {}
-    for node, parameters in found.items():
-        for parameter in parameters:
-            readers.setdefault(id(parameter), set()).add(_replaced(node))
+    readers = grouped((id(parameter), _replaced(node)) for node, own in found.items() for parameter in own)
     for node, parameters in found.items():
         if (block := _replaced(node)) is not None:
-            found[node] = [parameter for parameter in parameters if readers[id(parameter)] == {block}]
+            found[node] = [parameter for parameter in parameters if {*readers[id(parameter)]} == {block}]
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from repl_fx.graph.grouping import grouped
 from repl_fx.reporting.model_graph.document import GroupKind, Node, NodeKind, Value
 
 # Pixels of the page's fonts, about: a title is 13 px and bold, what stands below it 11 px.
@@ -39,9 +40,7 @@ def simplified(
         rows: the nodes that things are; groups are none.
         values: `Graph.values`.
     """
-    readers: dict[Any, list[Any]] = {}
-    for source, reader in edges:
-        readers.setdefault(source, []).append(reader)
+    readers = grouped(edges)
     syntheses = {thing for thing, node in rows.items() if node.kind == "synthesis"}
     # The synthesis of each of its results that is read.
     parts = {reader: source for source, reader in edges if source in syntheses and _is(rows, reader, "operator")}

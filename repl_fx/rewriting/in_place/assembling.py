@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.graph.captured import is_tensor
+from repl_fx.graph.grouping import grouped
 from repl_fx.graph.state import named_tensors, used_by, with_prefix
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
@@ -115,9 +116,7 @@ class InPlace:
 def parted_in(module: nn.Module, given: Mapping[str, Tensor]) -> tuple[str, str] | None:
     """Names of two tensors of which a graph in a rewritten module reads one for both, as they were one in the trace."""
     for path, gm in graphs_in(module).items():
-        tied: dict[int, list[str]] = {}
-        for name, tensor in named_tensors(gm).items():
-            tied.setdefault(id(tensor), []).append(name)
+        tied = grouped((id(tensor), name) for name, tensor in named_tensors(gm).items())
         used = used_by(gm).state if any(len(names) > 1 for names in tied.values()) else frozenset()
         read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
         for names in tied.values():

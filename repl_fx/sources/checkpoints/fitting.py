@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from repl_fx.display.numbers import several
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, listed
 from repl_fx.graph.captured import copy_model
+from repl_fx.graph.grouping import grouped
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.state import address
 from repl_fx.sources.checkpoints.names import state_for
@@ -160,10 +161,8 @@ def require_same_kinds(model: nn.Module, state: Mapping[str, Any], own: Mapping[
 
 def tied_names(own: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The names that lead to the same tensor, for each name that is not the only one."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for name, tensor in own.items():
-        if isinstance(tensor, Tensor) and tensor.numel():
-            groups.setdefault(address(tensor), []).append(name)
+    tensors = ((name, tensor) for name, tensor in own.items() if isinstance(tensor, Tensor) and tensor.numel())
+    groups = grouped((address(tensor), name) for name, tensor in tensors)
     return {name: tuple(names) for names in groups.values() if len(names) > 1 for name in names}
 
 

@@ -12,6 +12,7 @@ from repl_fx.finding.branches import Branch, same_shape
 from repl_fx.finding.linear_operators import LinearOperator
 from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import called_module, parameters_read, share_tensors, writes_in_place
+from repl_fx.graph.grouping import grouped
 from repl_fx.graph.state import named_tensors
 from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.norms import find_post_norm
@@ -31,10 +32,7 @@ def without(branch: Branch) -> fx.Node | None:
 
 def by_span(branches: Iterable[Branch]) -> list[tuple[Branch, ...]]:
     """The branches that end in one span together, in program order: parts of its result may join several streams."""
-    groups: dict[fx.Node, list[Branch]] = {}
-    for branch in branches:
-        groups.setdefault(branch.output, []).append(branch)
-    return list(map(tuple, groups.values()))
+    return list(map(tuple, grouped((branch.output, branch) for branch in branches).values()))
 
 
 def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
