@@ -26,7 +26,7 @@ from rich.status import Status
 
 from repl_fx.cli.completion import complete_artifact, complete_model, complete_model_or_artifact
 from repl_fx.cli.flags import Flags, SpecFlags, flags_of
-from repl_fx.cli.group import CLOSED, explain, stopping
+from repl_fx.cli.group import CLOSED, CheckFailed, explain, stopping
 from repl_fx.display.numbers import several
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from repl_fx.artifact import Artifact
     from repl_fx.costs.counted import Costs
+    from repl_fx.export.verification import Verification
     from repl_fx.running.example_inputs import ExampleInputs
     from repl_fx.sources import Purpose
     from repl_fx.tracing.parts.capture_parts import CapturedParts
@@ -362,6 +363,19 @@ def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
         return [f"{title}, captured by {captured.parts[0].graph_module.meta['capture'].tracer}"]
     number = several(len(captured.parts), "part")
     return [f"{title}, captured in {number}; the rest stays eager", parts_table(captured)]
+
+
+def show_verified(terminal: Terminal, results: Mapping[str, Verification]) -> None:
+    """Say of each part's file, by the part's path, that it was verified.
+
+    Raises:
+        CheckFailed: one computes something else.
+    """
+    for path, result in results.items():
+        summary = f"{path}: {result.summary()}".removeprefix(": ")
+        if not result:
+            raise CheckFailed(summary)
+        terminal.show(summary)
 
 
 def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableType]:

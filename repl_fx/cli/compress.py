@@ -10,7 +10,6 @@ import msgspec
 from repl_fx.cli import common
 from repl_fx.cli.completion import complete_model_or_artifact
 from repl_fx.cli.flags import RunFlags
-from repl_fx.cli.group import CheckFailed
 from repl_fx.training.train_config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig
 
 _Spec = Annotated[
@@ -47,9 +46,5 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
     known = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}
     exported = {path: one.to_json() for path, one in done.exported.items()}
     terminal.document({**begin, **known, "exported": exported})
-    for path, one in done.exported.items():
-        if one.verification is not None:
-            said = f"{path}: {one.verification.summary()}".removeprefix(": ")
-            if not one.verification:
-                raise CheckFailed(said)
-            terminal.show(said)
+    verified = {path: one.verification for path, one in done.exported.items() if one.verification is not None}
+    common.show_verified(terminal, verified)

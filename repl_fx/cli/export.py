@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from repl_fx.cli import common
 from repl_fx.cli.flags import ArtifactFlags, File, Switch
-from repl_fx.cli.group import CheckFailed
 from repl_fx.errors import BadInput
 
 
@@ -64,10 +63,6 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
     documents = {path: one.to_json() for path, one in found.items()}
     document = documents[""] if whole else {"parts": [{"path": path, **d} for path, d in documents.items()]}
     terminal.document({"directory": str(directory), **document})
-    summaries = {path: f"{path}: {result.summary()}".removeprefix(": ") for path, result in results.items()}
-    for path, result in results.items():
-        if not result:
-            raise CheckFailed(summaries[path])
-    terminal.show(*summaries.values())
+    common.show_verified(terminal, results)
     if not flags.verify:
         terminal.show("not verified")

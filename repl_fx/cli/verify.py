@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from repl_fx.cli import common
 from repl_fx.cli.flags import SpecFlags, Switch
-from repl_fx.cli.group import CheckFailed
 from repl_fx.errors import BadInput, CaptureError, close_matches
 from repl_fx.planning.settings import ModelSettings
 
@@ -87,9 +86,7 @@ def verify_command(
         terminal.show(f"{onnx} is {'' if is_exported else 'not '}the file that export verified")
     notes = [*target.notes, *result.notes]
     terminal.document({"spec": spec, "onnx": str(onnx), "is_exported": is_exported, **result.to_json(), "notes": notes})
-    if not result:
-        raise CheckFailed(result.summary())
-    terminal.show(result.summary())
+    common.show_verified(terminal, {"": result})
 
 
 def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs, str]:
