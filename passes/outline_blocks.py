@@ -115,13 +115,7 @@ class _Outline:
 
     def make(self) -> None:
         """Put the nodes into a submodule, and a call of it in their place."""
-        regions = regions_of(self.gm.graph)
-        if any(len({begin < node < end for node in self.nodes}) > 1 for begin, end in regions):
-            raise _Torn("a part of it is computed without gradients, or in a precision of its own")
-        for decision, layer, choices in skippable(self.gm.graph):
-            skipped = {decision, *choices, *(node for node in layer if node in self.streamed and has_effect(node))}
-            if self.inside & skipped and not (self.inside >= skipped or self.inside <= set(layer)):
-                raise _Torn("a part of it is skipped together with what is outside of it")
+        self._require_alike()
         outputs = [node for node in self.nodes if not self.inside.issuperset(node.users)]
         read = dict.fromkeys(given for node in self.nodes for given in node.all_input_nodes if given not in self.inside)
         given = [node for node in read if self._own(node) is None]
@@ -144,6 +138,16 @@ class _Outline:
             old.replace_all_uses_with(new, lambda user: user not in self.inside)
         for node in reversed(self.nodes):
             self.gm.graph.erase_node(node)
+
+    def _require_alike(self) -> None:
+        """Refuse nodes of which some are computed in another way than the others, or skipped without them."""
+        regions = regions_of(self.gm.graph)
+        if any(len({begin < node < end for node in self.nodes}) > 1 for begin, end in regions):
+            raise _Torn("a part of it is computed without gradients, or in a precision of its own")
+        for decision, layer, choices in skippable(self.gm.graph):
+            skipped = {decision, *choices, *(node for node in layer if node in self.streamed and has_effect(node))}
+            if self.inside & skipped and not (self.inside >= skipped or self.inside <= set(layer)):
+                raise _Torn("a part of it is skipped together with what is outside of it")
 
     def _own(self, node: fx.Node) -> str | None:
         """The path in the block of a parameter, buffer or layer that a node refers to; None where it is elsewhere."""
