@@ -90,24 +90,27 @@ def linear_operator_of(gm: fx.GraphModule, node: fx.Node) -> LinearOperator | No
     if node.target is LINEAR or node.target in ANY_CONVOLUTION:
         return _function_operator(gm, node)
     if node.target in PRODUCTS:
-        at, weight_at = PRODUCTS[node.target]
-        given, weight = node.args[at], node.args[weight_at]
-        path, transposed = _weight_path(gm, weight)
-        if path is not None and isinstance(given, fx.Node):
-            flat = attribute(gm, path).ndim == 2
-            bias = node.target is torch.ops.aten.addmm.default
-            return LinearOperator(
-                node, given, path if flat else None, "linear" if flat else "other", not transposed, 1, bias
-            )
-        path, transposed = _weight_path(gm, given)
-        if path is not None and isinstance(weight, fx.Node):
-            # parameter @ activation mixes positions, along another axis than the last.
-            return LinearOperator(node, weight, None, "other")
-        return None
-    weights = [f for f in node.all_input_nodes if _weight_path(gm, f)[0] is not None]
-    activations = [f for f in node.all_input_nodes if f not in weights]
-    if node.target is torch.ops.aten.einsum.default and weights and activations:
-        return LinearOperator(node, activations[0], None, "other")
+        return _product(gm, node)
+    if node.target is torch.ops.aten.einsum.default:
+        activations = [f for f in node.all_input_nodes if _weight_path(gm, f)[0] is None]
+        if activations and len(activations) < len(node.all_input_nodes):
+            return LinearOperator(node, activations[0], None, "other")
+    return None
+
+
+def _product(gm: fx.GraphModule, node: fx.Node) -> LinearOperator | None:
+    at, weight_at = PRODUCTS[node.target]
+    given, weight = node.args[at], node.args[weight_at]
+    path, transposed = _weight_path(gm, weight)
+    if path is not None and isinstance(given, fx.Node):
+        flat = attribute(gm, path).ndim == 2
+        bias = node.target is torch.ops.aten.addmm.default
+        return LinearOperator(
+            node, given, path if flat else None, "linear" if flat else "other", not transposed, 1, bias
+        )
+    if _weight_path(gm, given)[0] is not None and isinstance(weight, fx.Node):
+        # parameter @ activation mixes positions, along another axis than the last.
+        return LinearOperator(node, weight, None, "other")
     return None
 
 
