@@ -28,7 +28,7 @@ from repl_fx.passes.check_graph import check_surrogates
 from repl_fx.passes.driver import Result
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import make_surrogate
-from repl_fx.surrogates.shared.builder import Rewriting
+from repl_fx.surrogates.shared.builder import Builder, Rewriting
 from repl_fx.surrogates.shared.matching import Matches
 
 
@@ -145,7 +145,7 @@ def _replace(
     stays = {*kept, *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
     gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
     with nullcontext() if surrogate.builds_by_ours else foreign_code():
-        made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
+        made = surrogate.build(Builder(rewriting, site, replacement.surrogate), match)
     require_kind(made, Sequence, f"build of {replacement.surrogate} returns a tuple of nodes, one for each output")
     if len(made) != len(block.outputs):
         raise PlanMismatch(

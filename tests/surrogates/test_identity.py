@@ -8,7 +8,7 @@ from torch import fx
 from repl_fx.errors import BadInput
 from repl_fx.plan import Refusal
 from repl_fx.surrogates import make_surrogate
-from repl_fx.surrogates.shared.builder import Rewriting
+from repl_fx.surrogates.shared.builder import Builder, Rewriting
 from tests.sites import layer_site
 
 
@@ -16,7 +16,7 @@ def test_the_input_is_the_output() -> None:
     site, identity = layer_site(8), make_surrogate("identity")
     match = identity.match(site)
     assert not isinstance(match, Refusal) and match.kept_parameters == ()
-    made: tuple[fx.Node, ...] = identity.build(Rewriting(site.graph_module).at(site, "identity"), match)
+    made: tuple[fx.Node, ...] = identity.build(Builder(Rewriting(site.graph_module), site, "identity"), match)
     assert made == site.block.inputs
 
 

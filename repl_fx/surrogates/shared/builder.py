@@ -1,7 +1,7 @@
 """Nodes that surrogates make, in a copy of the graph their sites are in.
 
     rewriting = Rewriting(gm)                       a copy of the captured graph
-    builder = rewriting.at(site, "bottleneck")      the site, with nodes to be made in the copy
+    builder = Builder(rewriting, site, "identity")  the site, with nodes to be made in the copy
     surrogate.build(builder, match)
 
 Sites and matches name nodes of the captured graph, which stays as it is, so that one match serves for as many copies as
@@ -49,10 +49,6 @@ class Rewriting:
         if call not in self._known:
             self._known[call] = compute()
         return self._known[call]
-
-    def at(self, site: Site, surrogate: str) -> Builder:
-        """A builder for the surrogate of this key at a site."""
-        return Builder(self, site, surrogate)
 
     def copy_of(self, node: fx.Node) -> fx.Node:
         """The copy of a node of the captured graph, which may be replaced or erased by now."""
