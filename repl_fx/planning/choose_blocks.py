@@ -78,29 +78,36 @@ def choose_blocks(
     if every < (1 if alone else 2):
         why = "" if alone else ", because a replaced block needs kept blocks around it"
         raise BadInput(f"every is {every}; it must be {1 if alone else 2} or more{why}")
-    wanted = None if blocks is None else _named(repeats, blocks)
-    settled, sorting = _settled(repeats), Candidates(ignore, alone, "goes")
+    sorting = Candidates(ignore, alone, "goes")
+    if blocks is None:
+        _ask_every(sorting, repeats, every, alone)
+    else:
+        wanted = _named(repeats, blocks)
+        for repeat in repeats:
+            sorting.ask(repeat, [i for i, block in enumerate(repeat.blocks) if block.name in wanted])
+    order = {id(repeat): i for i, repeat in enumerate(repeats)}
+    picked = sorted(sorting.places, key=lambda one: (order[id(one[0])], one[1]))
+    between = with_neighbours(picked, one_sided=alone)
+    return Choice(between.chosen, (*sorting.refusals, *between.refusals))
+
+
+def _ask_every(sorting: Candidates, repeats: Sequence[Repeat], every: int, alone: bool) -> None:
+    """Ask for every k-th block of each repeat; one that has none to be asked for is refused."""
+    settled = _settled(repeats)
     idle = []
     for repeat in repeats:
-        if wanted is not None:
-            asked = [i for i, block in enumerate(repeat.blocks) if block.name in wanted]
-        elif repeat.similar:
+        if repeat.similar:
             asked = _spread(_inner(repeat, settled, alone), every)
         else:
             asked = [i for i in _inner(repeat, settled) if (i + 1) % every == 0]
         if not asked:
             idle.append(repeat)
         sorting.ask(repeat, asked)
-    if wanted is None:
-        for repeat in repeats if alone else ():
-            if asked := [i for i in _ends(repeat, sorting.gone, alone) if (i + 1) % every == 0]:
-                idle = [one for one in idle if one is not repeat]
-            sorting.ask(repeat, asked)
-        sorting.refusals += [Refusal(one.name, one.name, _idle(one, every, alone)) for one in idle]
-    order = {id(repeat): i for i, repeat in enumerate(repeats)}
-    picked = sorted(sorting.places, key=lambda one: (order[id(one[0])], one[1]))
-    between = with_neighbours(picked, one_sided=alone)
-    return Choice(between.chosen, (*sorting.refusals, *between.refusals))
+    for repeat in repeats if alone else ():
+        if asked := [i for i in _ends(repeat, sorting.gone, alone) if (i + 1) % every == 0]:
+            idle = [one for one in idle if one is not repeat]
+        sorting.ask(repeat, asked)
+    sorting.refusals += [Refusal(one.name, one.name, _idle(one, every, alone)) for one in idle]
 
 
 def candidates(
