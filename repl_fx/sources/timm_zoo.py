@@ -24,16 +24,7 @@ def build(request: Request) -> Built:
         The model with two images of its default size, or of that of the data.
     """
     timm = import_zoo("timm", request.spec)
-    if not timm.is_model(request.name):
-        raise SourceError(f"timm has no model {request.name!r}{close_matches(request.name, timm.list_models())}")
-    name, _, tag = request.name.partition(".")
-    tags = timm.models.get_arch_pretrained_cfgs(name)
-    if tag and request.name not in tags:
-        raise BadInput(f"timm has no weights {tag!r} of {name}{close_matches(request.name, tags)}")
-    known = bool(timm.models.is_model_pretrained(request.name))
-    if request.pretrained and not known:
-        close = close_matches(request.name, timm.list_models(pretrained=True))
-        raise BadInput(f"timm has no weights of {request.name}{close}; leave out --pretrained (pretrained=True)")
+    known = _has_weights(timm, request)
     pretrained = request.pretrained and request.weights
     config = timm.models.get_pretrained_cfg(request.name, allow_unregistered=True)
     fitted = _fitted(config, request)
@@ -55,6 +46,21 @@ def build(request: Request) -> Built:
         pretrained=known,
         preprocessing=of_timm(model, request.name) if pretrained else None,
     )
+
+
+def _has_weights(timm: Any, request: Request) -> bool:
+    """Tell whether timm has weights of a model; a model, or weights asked for, that it does not have are refused."""
+    if not timm.is_model(request.name):
+        raise SourceError(f"timm has no model {request.name!r}{close_matches(request.name, timm.list_models())}")
+    name, _, tag = request.name.partition(".")
+    tags = timm.models.get_arch_pretrained_cfgs(name)
+    if tag and request.name not in tags:
+        raise BadInput(f"timm has no weights {tag!r} of {name}{close_matches(request.name, tags)}")
+    known = bool(timm.models.is_model_pretrained(request.name))
+    if request.pretrained and not known:
+        close = close_matches(request.name, timm.list_models(pretrained=True))
+        raise BadInput(f"timm has no weights of {request.name}{close}; leave out --pretrained (pretrained=True)")
+    return known
 
 
 def _fitted(config: Any, request: Request) -> dict[str, Any]:
