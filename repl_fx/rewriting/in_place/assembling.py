@@ -18,12 +18,12 @@ from repl_fx.rewriting.in_place.cutting import Cut
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, is_one_number, parting
 from repl_fx.rewriting.in_place.placing import ModulePlace, NotInPlace, place_of, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
-from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock, SwappedBlock
+from repl_fx.rewriting.in_place.surrogate_block import StandIn, SurrogateBlock, SwappedBlock
 from repl_fx.rewriting.in_place.wrapped_forward import CheckpointedForward
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.module_calls import is_noted
 from repl_fx.tracing.other_sizes import other_sizes_of
-from repl_fx.tracing.parts.capture_parts import assemble, graphs_in, qualified_name
+from repl_fx.tracing.parts.capture_parts import CapturedParts, assemble, graphs_in, qualified_name
 from repl_fx.tracing.parts.part_repeats import ModelRepeats, PartRepeats
 
 
@@ -148,22 +148,15 @@ def put_in_place(
         judged: tells which surrogates run their graph; None where costs alone are asked for.
         checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
-    captured, inputs = found.captured, found.captured.inputs
+    captured = found.captured
     made, own = _put(found, plan, graphs, set())
     if judged is not None and made.model is not None:
-        by_graph = judged.of(captured.source, made.model, own, inputs)
+        by_graph = judged.of(captured.source, made.model, own, captured.inputs)
         made, _ = _put(found, plan, graphs, by_graph) if by_graph else (made, own)
     if made.model is None:
         return made
-    if module is not None:
-        other = other_sizes_of(captured.parts[0].graph_module, captured.source, inputs) if captured.whole else None
-        # What is cut out of the graph asks for the mode where the graph does.
-        own_code = any(isinstance(one, SwappedBlock) for one in made.model.modules())
-        masked = other is not None and any(map(is_one_number, inputs.tensors))
-        more = [([inputs], training) for training, wanted in ((False, masked), (True, own_code)) if wanted]
-        trials = [([*filter(None, [other]), inputs], False), *more]
-        if differs := parting(made.model, module, *trials, source=captured.source):
-            return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
+    if module is not None and (differs := _difference(made.model, module, captured)):
+        return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
     if checkpoint_blocks:
         _checkpoint_kept_(made.model, found, {replacement.block for replacement in plan.replacements})
     complete_(made.model)
@@ -180,6 +173,18 @@ def _checkpoint_kept_(model: nn.Module, found: ModelRepeats, gone: Set[str]) -> 
             # One around half of a block may be a surrogate's.
             if is_noted(module) and not isinstance(module, SurrogateBlock):
                 CheckpointedForward.put_on(module)
+
+
+def _difference(model: nn.Module, rewritten: nn.Module, captured: CapturedParts) -> str:
+    """Say how a model in place differs from the rewritten one; empty where it does not, to the bit."""
+    inputs = captured.inputs
+    other = other_sizes_of(captured.parts[0].graph_module, captured.source, inputs) if captured.whole else None
+    # What is cut out of the graph asks for the mode where the graph does.
+    own_code = any(isinstance(one, SwappedBlock) for one in model.modules())
+    masked = other is not None and any(map(is_one_number, inputs.tensors))
+    more = [([inputs], training) for training, wanted in ((False, masked), (True, own_code)) if wanted]
+    trials = [([*filter(None, [other]), inputs], False), *more]
+    return parting(model, rewritten, *trials, source=captured.source)
 
 
 def _put(
@@ -222,14 +227,18 @@ def _put(
         return InPlace(None, tuple(refusals), open=open_), {}
     model = assemble(source, blocks)
     for block in blocks.values():
-        stand_in = block._stand_in
-        stand_in.around = (model,)
-        for layer in stand_in.borrowed:
-            watch(model.get_submodule(layer.kept.path), layer.kept)
-        if stand_in.neighbour is not None:
-            path, _, form = stand_in.neighbour
-            model.get_submodule(path).register_forward_hook(form)
+        _connect_(block._stand_in, model)
     return InPlace(model, (), prefixes, by_graph=by_graph), own
+
+
+def _connect_(stand_in: StandIn, model: nn.Module) -> None:
+    """Let a surrogate find the model around it, and watch the modules whose results it reads."""
+    stand_in.around = (model,)
+    for layer in stand_in.borrowed:
+        watch(model.get_submodule(layer.kept.path), layer.kept)
+    if stand_in.neighbour is not None:
+        path, _, form = stand_in.neighbour
+        model.get_submodule(path).register_forward_hook(form)
 
 
 def _require_watched(cuts: Sequence[Cut], part: PartRepeats, places: Sequence[ModulePlace]) -> None:

@@ -136,12 +136,7 @@ class Cut:
             self.inside |= {node for node in gm.graph.nodes if self.path in module_stack(node)}
         self.reads_stream_alone = all(traits.reads_stream_alone for traits in self.traits)
         self._require_not_skipped()
-        # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
-        noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes.values())
-        self.swaps = all(traits.keeps_nodes for traits in self.traits) and noted and own_code
-        # What is computed again in the backward pass finds no values in the place of parameters.
-        self.swaps &= not any(_checkpoints(self._source(path)) for path in place.paths)
-        self.swaps &= place.is_added or not row
+        self.swaps = own_code and (place.is_added or not row) and self._can_swap(nodes.values())
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
@@ -151,6 +146,14 @@ class Cut:
         self.elsewhere: dict[str, fx.Node] = {}
         self.arguments: dict[fx.Node, Argument] = {}
         self.borrowed: dict[fx.Node, BorrowedAttention] = {}
+
+    def _can_swap(self, nodes: Iterable[Collection[fx.Node]]) -> bool:
+        """Tell whether each block, with its nodes here, can go on with other values in the place of its parameters."""
+        # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
+        noted = all(any(STANDS_FOR.of(node) for node in own) for own in nodes)
+        # What is computed again in the backward pass finds no values in the place of parameters.
+        again = any(_checkpoints(self._source(path)) for path in self.place.paths)
+        return all(traits.keeps_nodes for traits in self.traits) and noted and not again
 
     def _require_not_skipped(self) -> None:
         """Refuse a surrogate that the model's own loop would skip with the block, where the graph does not."""
