@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.running.example_inputs import ExampleInputs
@@ -115,14 +116,10 @@ def load_source(
     notes = built.notes
     if not isinstance(weights, bool):
         notes = (*notes, *load_weights_(built.model, weights))
-    own = given = ExampleInputs(built.args, built.kwargs)
-    if purpose is not None and purpose.inputs is not None and input_shape is None:
-        given = as_given(built.model, own, purpose.inputs)
-    inputs = given.map(lambda tensor: tensor.to(target))
-    of_data = names_no_file(spec) or given is not own
-    if purpose is not None and input_shape is None and of_data and inputs.batch > 1:
-        # Those of the data, which are not known when the source is built again.
-        input_shape = written_shapes(inputs, inputs.batch)
+    inputs = ExampleInputs(built.args, built.kwargs)
+    if purpose is not None and input_shape is None:
+        inputs, input_shape = _for_data(spec, built.model, inputs, purpose)
+    inputs = inputs.map(lambda tensor: tensor.to(target))
     return Source(
         spec=spec,
         model=built.model.to(target),
@@ -140,6 +137,13 @@ def load_source(
         weights=Path(weights).absolute() if isinstance(weights, str | os.PathLike) else None,
         preprocessing=built.preprocessing,
     )
+
+
+def _for_data(spec: str, model: nn.Module, own: ExampleInputs, purpose: Purpose) -> tuple[ExampleInputs, str | None]:
+    """The inputs that a model gets for data, and their shapes where those are not known when it is built again."""
+    given = own if purpose.inputs is None else as_given(model, own, purpose.inputs)
+    of_data = names_no_file(spec) or given is not own
+    return given, written_shapes(given, given.batch) if of_data and given.batch > 1 else None
 
 
 def tokenizer_of(spec: str, *, trust_remote_code: bool = False) -> Any:
