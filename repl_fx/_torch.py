@@ -239,8 +239,8 @@ def conversions_passed() -> Iterator[None]:
         yield
 
 
-def hand_on_node(source: Tensor, target: Tensor) -> None:
-    """Let a tensor be, in the trace that is going on, what another one is."""
+def hand_on_node(source: Any, target: Any) -> None:
+    """Let a tensor, or a size, be in the trace that is going on what another one is."""
     mode: Any = get_proxy_mode()
     set_proxy_slot(target, mode.tracer, get_proxy_slot(source, mode.tracer))
 
@@ -840,7 +840,7 @@ def multiples_written() -> Iterator[None]:
             and isinstance(quotient, functions.IntTrueDiv)
             and quotient.args[1].is_Integer
         ):
-            return _size_as(_rounded_up(*quotient.args), size, size.node.hint)
+            return _written(size, _rounded_up(*quotient.args))
         return size
 
     def rest(size: torch.SymInt, other: Any) -> Any:
@@ -854,7 +854,7 @@ def multiples_written() -> Iterator[None]:
             number = -inner.args[0]
         elif not number.could_extract_minus_sign():
             return left
-        return _size_as(number + other * _rounded_up(-number, other), left, left.node.hint)
+        return _written(left, number + other * _rounded_up(-number, other))
 
     def largest(size: torch.SymInt, other: Any) -> Any:
         bounds = _bounds(size.node.expr) if isinstance(other, int) else None
@@ -867,7 +867,7 @@ def multiples_written() -> Iterator[None]:
             total = own_sum(size, other)
             for left, whole in ((size, other), (other, size)):
                 if _is_rest(left) and isinstance(whole, torch.SymInt) and left.node.expr.args == (whole.node.expr, 2):
-                    return _size_as(2 * _rounded_up(whole.node.expr, 2), total, total.node.hint)
+                    return _written(total, 2 * _rounded_up(whole.node.expr, 2))
             return total
 
         return add
@@ -886,9 +886,12 @@ def _is_rest(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and isinstance(size.node.expr, _RESTS)
 
 
-def _size_as(expression: Any, like: Any, hint: Any) -> Any:
-    """A size of an expression, in the trace that another size is of."""
-    return symbolic_number(torch.SymInt, like.node.shape_env, expression, hint, None)
+def _written(size: Any, expression: Any) -> Any:
+    """A size by another expression for it; a graph computes it as before."""
+    made = symbolic_number(torch.SymInt, size.node.shape_env, expression, size.node.hint, None)
+    if get_proxy_mode() is not None:
+        hand_on_node(size, made)
+    return made
 
 
 def _bounds(expression: Any) -> tuple[int, int] | None:
@@ -926,9 +929,11 @@ def view_sizes(shape: Sequence[int | torch.SymInt], count: int | torch.SymInt) -
         quotients = [part for part in sympy.Mul.make_args(product) if _is_quotient(part)]
         exact = product.xreplace({part: part.args[0] / part.args[1] for part in quotients})
         if quotients and sympy.expand(exact - _expression(count)) == 0:
-            symbolic = next(size for size in shape if isinstance(size, torch.SymInt))
+            symbolic: Any = next(size for size in shape if isinstance(size, torch.SymInt))
             for part in quotients:
-                torch._check(_size_as(functions.Mod(*part.args), symbolic, 0) == 0)
+                torch._check(
+                    symbolic_number(torch.SymInt, symbolic.node.shape_env, functions.Mod(*part.args), 0, None) == 0
+                )
     return infer_size(tuple(shape), count)  # type: ignore[arg-type]
 
 

@@ -187,7 +187,7 @@ class CapturedModule(PlainGraphModule):
 
     def _is_offloaded(self) -> bool:
         """Tell whether accelerate has put a hook on the graph, or on the first module that a tensor is read of."""
-        owner = next((str(n.target).rpartition(".")[0] for n in self.graph.find_nodes(op="get_attr")), "")
+        owner = next((str(n.target).rpartition(".")[0] for n in self.graph.find_nodes(op="get_attr", sort=False)), "")
         return "_hf_hook" in vars(self) or has_attribute(self, f"{owner}._hf_hook".lstrip("."))
 
     def _require_values(self, args: Any, kwargs: Any, error: RuntimeError | None = None) -> None:
