@@ -39,7 +39,13 @@ from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, set_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
-from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc, free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import (
+    DimConstraints,
+    RuntimeAssert,
+    ShapeEnv,
+    ValueRangesSLoc,
+    free_unbacked_symbols,
+)
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 from torch.jit._fuser import optimized_execution
@@ -131,9 +137,10 @@ def import_dynamo() -> None:
 def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]]) -> Iterator[None]:
     """For a while, have traces leave out what costs time and nobody here reads.
 
-    These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, and the
-    cache of fake results: where alike calls are traced once, most of what it looks up is not there, and with symbolic
-    sizes looking up takes as long as computing.
+    These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, the
+    solutions of conditions on sizes, by which torch.export advises those who name sizes, and the cache of fake results:
+    where alike calls are traced once, most of what it looks up is not there, and with symbolic sizes looking up takes
+    as long as computing.
 
     Args:
         fakes: for an operator that torch puts together of others, a function of the arguments that returns results of
@@ -146,6 +153,7 @@ def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]]) -> Iterator[Non
         patch.object(_traceback, "_extract_symbolized_tb", _frames),
         patch.object(FakeTensorMode, "from_tensor", _unwatched(FakeTensorMode.from_tensor)),
         patch.object(proxy_tensor, "track_tensor_tree", _unwatched(proxy_tensor.track_tensor_tree)),
+        patch.object(DimConstraints, "solve", lambda constraints: None),
         patch.dict(known, {operator: _fake(operator, result) for operator, result in fakes.items()}),
         config.patch(fake_tensor_cache_enabled=False),
     ):
@@ -905,7 +913,7 @@ def _bounds(expression: Any) -> tuple[int, int] | None:
 
 
 def _rounded_up(size: Any, step: int) -> Any:
-    """How often a step fits into a size, rounded up; of one that is so rounded itself, as one quotient."""
+    """The number of steps that a size takes, rounded up; of one that is so rounded itself, as one quotient."""
     less, whole = (size + step - 1).as_coeff_Add()
     if _is_quotient(whole):
         return functions.FloorDiv(whole.args[0] + less * whole.args[1], whole.args[1] * step)
@@ -929,11 +937,9 @@ def view_sizes(shape: Sequence[int | torch.SymInt], count: int | torch.SymInt) -
         quotients = [part for part in sympy.Mul.make_args(product) if _is_quotient(part)]
         exact = product.xreplace({part: part.args[0] / part.args[1] for part in quotients})
         if quotients and sympy.expand(exact - _expression(count)) == 0:
-            symbolic: Any = next(size for size in shape if isinstance(size, torch.SymInt))
+            sizes: Any = next(size.node.shape_env for size in shape if isinstance(size, torch.SymInt))
             for part in quotients:
-                torch._check(
-                    symbolic_number(torch.SymInt, symbolic.node.shape_env, functions.Mod(*part.args), 0, None) == 0
-                )
+                torch._check(symbolic_number(torch.SymInt, sizes, functions.Mod(*part.args), None, None) == 0)
     return infer_size(tuple(shape), count)  # type: ignore[arg-type]
 
 

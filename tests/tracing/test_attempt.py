@@ -65,3 +65,13 @@ def test_a_layer_may_be_converted_to_what_it_is(convert: Callable[[nn.Module, Te
 def test_a_layer_may_not_be_converted_to_another_precision() -> None:
     with pytest.raises(CaptureError, match="swap BatchNorm1d"):
         capture(Converts(lambda layer, x: layer.double()), (torch.randn(3, 4).double(),))
+
+
+def test_conditions_on_sizes_are_not_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(constraints: object) -> None:
+        raise NotImplementedError("The inequality, 14 - 14*(((x/2)//8)) < 0, cannot be solved")
+
+    # As it does for VOLO.
+    monkeypatch.setattr("torch.fx.experimental.symbolic_shapes.DimConstraints.solve", fail)
+    gm = capture(nn.Conv2d(1, 2, 3), (torch.randn(2, 1, 8, 8),))
+    assert gm(torch.randn(1, 1, 9, 5)).shape == (1, 2, 7, 3)
