@@ -18,7 +18,15 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, fx, nn
 
 from repl_fx import __version__
-from repl_fx._torch import any_lengths, any_names, decomposed_by, quiet_tracing, translations_kept
+from repl_fx._torch import (
+    any_lengths,
+    any_names,
+    decomposed_by,
+    lean_tracing,
+    multiples_written,
+    quiet_tracing,
+    translations_kept,
+)
 from repl_fx.arguments import require_module, require_path
 from repl_fx.environment.files import replacing, writing
 from repl_fx.errors import BadInput, CaptureError, ExportError, ForeignError, OutputError, first_line, foreign_code
@@ -39,6 +47,7 @@ from repl_fx.running.opaque_outputs import equal_leaves
 from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
+from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.parts.capture_parts import CapturedParts, computes_as_source, graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
@@ -198,7 +207,10 @@ def _convert(
         try:
             # The next attempt may well succeed.
             quietly = quiet_tracing()
-            with foreign_code(), quietly, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose):
+            with (
+                foreign_code(), quietly, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose),
+                lean_tracing(FAKES), multiples_written(),
+            ):  # fmt: skip
                 program = torch.onnx.export(
                     FlatModule(source, inputs, alike),
                     tensors,
