@@ -907,8 +907,12 @@ def _bounds(expression: Any) -> tuple[int, int] | None:
     for part in sympy.Add.make_args(expression):
         step, quotient = part.as_coeff_Mul()
         added, size = (step * quotient - expression).as_coeff_Add()
-        if _is_quotient(quotient) and step.is_Integer and step > 1 and quotient == _rounded_up(size, step):
-            return int(-added), int(step - 1 - added)
+        if not _is_quotient(quotient) or not step.is_Integer or step < 2:
+            continue
+        # The size may have a number added itself.
+        own = next((own for own in range(step) if quotient == _rounded_up(size + own, step)), None)
+        if own is not None:
+            return int(own - added), int(own - added + step - 1)
     return None
 
 
