@@ -939,7 +939,7 @@ def view_sizes(shape: Sequence[int | torch.SymInt], count: int | torch.SymInt) -
     if all(not isinstance(size, int) or size >= 0 for size in shape):
         product = sympy.Mul(*map(_expression, shape))
         quotients = [part for part in sympy.Mul.make_args(product) if _is_quotient(part)]
-        exact = product.xreplace({part: part.args[0] / part.args[1] for part in quotients})
+        exact = _without_rests(product, quotients)
         if quotients and sympy.expand(exact - _expression(count)) == 0:
             sizes: Any = next(size.node.shape_env for size in shape if isinstance(size, torch.SymInt))
             for part in quotients:
@@ -949,6 +949,11 @@ def view_sizes(shape: Sequence[int | torch.SymInt], count: int | torch.SymInt) -
 
 def _is_quotient(expression: Any) -> bool:
     return isinstance(expression, functions.FloorDiv) and bool(expression.args[1].is_Integer)
+
+
+def _without_rests(expression: Any, quotients: Iterable[Any]) -> Any:
+    """An expression in which some quotients are not rounded."""
+    return expression.xreplace({part: part.args[0] / part.args[1] for part in quotients})
 
 
 def _expression(size: int | torch.SymInt) -> Any:
@@ -962,13 +967,9 @@ def whole_number(number: torch.SymFloat) -> torch.SymInt | None:
     """
     sizes, expression, value, _ = expression_of(number)
     exact = expression.replace(functions.ToFloat, lambda size: size)
-    exact = exact.xreplace(
-        {
-            part: part.args[0] / part.args[1]
-            for part in exact.atoms(functions.FloorDiv)
-            if sizes.replace(functions.Mod(*part.args)) in sizes.divisible
-        }
-    )
+    quotients = exact.atoms(functions.FloorDiv)
+    divided = (part for part in quotients if sizes.replace(functions.Mod(*part.args)) in sizes.divisible)
+    exact = _without_rests(exact, divided)
     for quotient in (functions.IntTrueDiv, functions.FloatTrueDiv):
         exact = exact.replace(quotient, lambda over, under: over / under)
     exact = sympy.cancel(exact.replace(lambda part: part.is_Float, sympy.Rational))

@@ -194,7 +194,7 @@ class CapturedModule(PlainGraphModule):
         """Refuse a call on values in which a tensor that the graph reads has none; its own are loaded by its hook."""
         read = [str(node.target) for node in self.graph.find_nodes(op="get_attr")]
         empty = (name for name in read if (error or "." in name) and getattr(attribute(self, name), "is_meta", False))
-        if (name := next(empty, None)) and not any(tensor.is_meta for tensor in _tensors((args, kwargs))):
+        if (name := next(empty, None)) and not any(tensor.is_meta for tensor in tensors_in((args, kwargs))):
             raise CallRefused(
                 f"the graph of {type(self).__name__} reads {name} outside of its layer, where it has no values; where "
                 "a library offloads it, use the model in place (result.model)"
@@ -214,7 +214,7 @@ class CapturedModule(PlainGraphModule):
         """A floating type of parameters or inputs of which no value of the trace is; None where there is none."""
         traced = {value.dtype for node in self.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
         now = dict.fromkeys(
-            value.dtype for value in (*self.parameters(), *_tensors(inputs)) if value.is_floating_point()
+            value.dtype for value in (*self.parameters(), *tensors_in(inputs)) if value.is_floating_point()
         )
         return next((dtype for dtype in now if dtype not in traced), None)
 
@@ -234,10 +234,6 @@ class CapturedModule(PlainGraphModule):
         super().train(mode)
         keep_pinned(self, self.meta.get("pinned", {}))
         return self
-
-
-def _tensors(inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def keep_pinned(module: nn.Module, pinned: Mapping[str, bool]) -> None:
