@@ -12,7 +12,7 @@ import logging
 import sys
 import traceback
 import warnings
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from copy import copy
 from dataclasses import fields
 from functools import lru_cache, partial
@@ -134,17 +134,17 @@ def import_dynamo() -> None:
 
 
 @contextmanager
-def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]]) -> Iterator[None]:
+def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]], *, solved: bool) -> Iterator[None]:
     """For a while, have traces leave out what costs time and nobody here reads.
 
-    These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, the
-    solutions of conditions on sizes, by which torch.export advises those who name sizes, and the cache of fake results:
-    where alike calls are traced once, most of what it looks up is not there, and with symbolic sizes looking up takes
-    as long as computing.
+    These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, and the
+    cache of fake results: where alike calls are traced once, most of what it looks up is not there, and with symbolic
+    sizes looking up takes as long as computing.
 
     Args:
         fakes: for an operator that torch puts together of others, a function of the arguments that returns results of
             the right kind where sizes are symbolic, or None where torch is to find them.
+        solved: solve the conditions on sizes, where sympy can, so that an export fails which two of them contradict.
     """
     config: Any = importlib.import_module("torch._dynamo.config")
     known: Any = fake_impls.get_fast_op_impls()
@@ -153,11 +153,21 @@ def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]]) -> Iterator[Non
         patch.object(_traceback, "_extract_symbolized_tb", _frames),
         patch.object(FakeTensorMode, "from_tensor", _unwatched(FakeTensorMode.from_tensor)),
         patch.object(proxy_tensor, "track_tensor_tree", _unwatched(proxy_tensor.track_tensor_tree)),
-        patch.object(DimConstraints, "solve", lambda constraints: None),
+        patch.object(DimConstraints, "solve", _attempted(DimConstraints.solve) if solved else lambda conditions: None),
         patch.dict(known, {operator: _fake(operator, result) for operator, result in fakes.items()}),
         config.patch(fake_tensor_cache_enabled=False),
     ):
         yield
+
+
+def _attempted(solve: Callable[[DimConstraints], None]) -> Callable[[DimConstraints], None]:
+    """Have conditions on sizes solved where sympy can; of some with several quotients it cannot tell."""
+
+    def attempt(conditions: DimConstraints) -> None:
+        with suppress(NotImplementedError):
+            solve(conditions)
+
+    return attempt
 
 
 def _unwatched(look: Callable[..., Any]) -> Callable[..., Any]:

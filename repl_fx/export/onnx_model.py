@@ -209,7 +209,7 @@ def _convert(
             quietly = quiet_tracing()
             with (
                 foreign_code(), quietly, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose),
-                lean_tracing(FAKES), multiples_written(),
+                lean_tracing(FAKES, solved=True), multiples_written(),
             ):  # fmt: skip
                 program = torch.onnx.export(
                     FlatModule(source, inputs, alike),

@@ -164,7 +164,7 @@ class Attempt:
             conversions_passed(),
             no_tensor_hooks(self.calls.is_running),
             quiet_tracing(),
-            lean_tracing(FAKES),
+            lean_tracing(FAKES, solved=False),
             autocast_cache_as_outside(),
             any_names(),
             _spelled_out(self.model, kwargs, self.calls, self.assigned),

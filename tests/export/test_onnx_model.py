@@ -496,6 +496,17 @@ def test_inputs_do_not_have_one_batch_where_it_would_be_fixed(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_conditions_on_sizes_that_cannot_be_solved_stop_no_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(conditions: object) -> None:
+        raise NotImplementedError("The inequality, 14 - 14*(((x/2)//8)) < 0, cannot be solved")
+
+    monkeypatch.setattr("torch.fx.experimental.symbolic_shapes.DimConstraints.solve", fail)
+    exported = Exported(nn.Conv2d(1, 2, 3), tmp_path / "m.onnx", (torch.randn(2, 1, 8, 8),))
+    assert [isinstance(size, str) for size in shape_of(onnx.load(exported.path).graph.input[0])] == [1, 0, 1, 1]
+
+
 def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:
     class Filters(nn.Module):
         def __init__(self) -> None:
