@@ -15,10 +15,13 @@ from torch import Tensor, fx
 
 from repl_fx._torch import example_of, fixed_size, has_example
 from repl_fx.graph.runtime import SizeCheck, check_shape
+from repl_fx.graph.size_limits import Limit, limits_of
 
 # Arguments that hold keys and values of earlier tokens, (batch, heads, length, features).
 _CACHE = re.compile(r"(^|_)(past|cache)")
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
+# Numbers that sizes are not multiplied with.
+_COMPARED = re.compile(r"\b\d+\b(?!\s*\*)")
 _DIRECTORIES = re.compile(r"\(at (.*[/\\])?")
 # The reason why a dimension is fixed that the user wants so.
 ASKED = ", as asked"
@@ -238,14 +241,28 @@ def limits_by_axis(graph: fx.Graph, names: Mapping[str, Sequence[str]]) -> dict[
     Args:
         names: those of the dimensions of each input.
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    tensors = tensor_inputs(graph)
+    known: list[Limit] = []
+    examples: dict[str, int | None] = {}
     for check, inputs in checks_by_name(graph):
         if check.alike:
             continue
-        called = {symbol: names[inputs[number]][dim] for symbol, number, dim in check.sizes}
-        words = _in_words(check.condition, called)
-        for name in dict.fromkeys(called.values()):
-            found.setdefault(name, {}).setdefault(short_place(check.place), []).append(words)
+        called = {}
+        for symbol, number, dim in check.sizes:
+            called[symbol] = name = names[inputs[number]][dim]
+            size = tensors[inputs[number]].meta["val"].shape[dim]
+            examples[name] = example_of(size) if has_example(size) else None
+        numbers = max(map(int, _COMPARED.findall(check.condition)), default=0)
+        known.append(
+            Limit(with_names(check.condition, called), tuple(dict.fromkeys(called.values())), check.place, numbers)
+        )
+    sizes = {name: size for name, size in examples.items() if size is not None}
+    if len(sizes) == len(examples):
+        known, _ = limits_of(known, sizes)
+    found: dict[str, dict[str, list[str]]] = {}
+    for limit in known:
+        for name in limit.names:
+            found.setdefault(name, {}).setdefault(short_place(limit.place), []).append(_in_words(limit))
     return {name: [_shortened(words) + place for place, words in places.items()] for name, places in found.items()}
 
 
@@ -264,6 +281,8 @@ def _shortened(words: Sequence[str]) -> str:
 
 _FORMS = (
     (re.compile(r"\(?\w+ % (\d+)\)? == 0"), "a multiple of {}"),
+    (re.compile(r"\(?\w+ % (\d+)\)? != 0"), "no multiple of {}"),
+    (re.compile(r"\(?-\w+ % (\d+)\)? <= (\d+)"), "a multiple of {} or up to {} less"),
     (re.compile(r"\w+ >= (\d+)"), "at least {}"),
     (re.compile(r"\w+ <= (\d+)"), "at most {}"),
     (re.compile(r"\w+ > (\d+)"), "more than {}"),
@@ -273,9 +292,9 @@ _FORMS = (
 _BEGINNINGS = tuple(words.split("{}")[0] for _, words in _FORMS)
 
 
-def _in_words(condition: str, called: Mapping[str, str]) -> str:
-    if len(called) == 1:
+def _in_words(limit: Limit) -> str:
+    if len(limit.names) == 1:
         for form, words in _FORMS:
-            if match := form.fullmatch(condition):
-                return words.format(match[1])
-    return with_names(condition, called)
+            if match := form.fullmatch(limit.condition):
+                return words.format(*match.groups())
+    return limit.condition

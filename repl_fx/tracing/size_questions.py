@@ -41,9 +41,9 @@ from repl_fx._torch import (
 from repl_fx.errors import Untraceable
 from repl_fx.graph.axes import size_checks, with_names
 from repl_fx.graph.runtime import SizeCheck
+from repl_fx.graph.size_limits import Limit, limits_of, those_beside
 from repl_fx.passes.driver import Result
 from repl_fx.tracing.asking import first_argument, is_machinery, is_models_code, line_of, module_of, outwards
-from repl_fx.tracing.size_limits import Limit, limits_of
 
 # Characters of different expressions of sizes in one trace. Networks of which all sizes can be known write up to
 # 35,000, and a trace takes the longer the more there are.
@@ -194,9 +194,12 @@ class SizeQuestions:
                 else:
                     decided.setdefault(condition, held)
         try:
-            rules, pinned = limits_of(limits, examples, {name: self.places[name][0] for name in examples})
-            self.found = [(limit, None) for limit in (*rules, *equal)]
-            self.found += [(Limit.of(condition, held.place), held) for condition, held in decided.items()]
+            known = [Limit.of(condition, place) for condition, place in limits.items()]
+            rules, pinned = limits_of(known, examples, {name: self.places[name][0] for name in examples})
+            ways = [(Limit.of(condition, held.place), held) for condition, held in decided.items()]
+            # Where the code goes one way for such sizes alone, others are refused for that.
+            rules = those_beside(rules, [way for way, _ in ways], examples)
+            self.found = [*((limit, None) for limit in (*rules, *equal)), *ways]
         except ValueError as problem:
             raise Untraceable(str(problem)) from problem
         for name in pinned:

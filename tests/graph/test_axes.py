@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.graph.axes import InputSizes, captured_axes, dimensions_of, is_called, name_dims
+from repl_fx.errors import BadInput
+from repl_fx.graph.axes import InputSizes, captured_axes, dimensions_of, is_called, name_dims, size_checks
 from repl_fx.tracing.capture import capture
 
 
@@ -75,6 +78,33 @@ def test_the_sizes_that_a_graph_takes_have_the_lines_that_need_them() -> None:
     height = next(axis for axis in captured_axes(gm) if axis.name == "height")
     assert all(is_called(height, [name]) for name in ("height", "x.height", "x.2"))
     assert not is_called(height, ["width", "y.height", "x.3", "y.2"])
+
+
+class Folded(nn.Module):
+    """Reads patches of two by two, and resizes what does not divide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=8, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.stem(x)
+        height = math.ceil(y.shape[2] / 2) * 2
+        if height != y.shape[2]:
+            y = nn.functional.interpolate(y, (height, y.shape[3]))
+        return y.reshape(y.shape[0], 4, height // 2, 2, -1).transpose(2, 3)
+
+
+def test_several_conditions_on_a_size_are_put_in_the_words_of_one() -> None:
+    gm = capture(Folded(), (torch.randn(2, 3, 64, 64),))
+    line = Folded.forward.__code__.co_firstlineno + 3
+    height = f"height a multiple of 16 or up to 7 less (test_axes.py, line {line})"
+    assert list(map(str, dimensions_of(gm))) == ["batch any", height, "width any"]
+    # Not that the model takes no others.
+    assert not any(check.limit for _, check in size_checks(gm.graph))
+    assert gm(torch.randn(1, 3, 41, 9)).shape == Folded()(torch.randn(1, 3, 41, 9)).shape
+    with pytest.raises(BadInput, match="the model goes another way"):
+        gm(torch.randn(2, 3, 72, 64))
 
 
 def test_dimensions_that_weights_fix_are_left_out_unless_they_could_vary() -> None:

@@ -67,22 +67,18 @@ class Limit:
 
 
 def limits_of(
-    conditions: Mapping[Any, str], examples: Mapping[str, int], owners: Mapping[str, int]
+    known: Sequence[Limit], examples: Mapping[str, int], owners: Mapping[str, int] | None = None
 ) -> tuple[list[Limit], list[str]]:
     """Put conditions as rules of one size each, where they come to that.
 
     Args:
-        conditions: on symbols, each with the place that needs it.
-        examples: the sizes of the example inputs, by the names of their symbols; all conditions hold for them.
-        owners: the numbers of the tensors that the sizes are of.
+        known: the conditions.
+        examples: the sizes of the example inputs, by name; all conditions hold for them.
+        owners: the numbers of the tensors that the sizes are of, where sizes that could be few others are to be fixed.
 
     Returns:
-        The rules; and the names of sizes that can be no other, the rest being as in the example.
-
-    Raises:
-        ValueError: a condition that Python has no words for.
+        The rules, then the conditions that come to none; and the names of sizes to fix.
     """
-    known = [Limit.of(condition, place) for condition, place in conditions.items()]
     rules: list[Limit] = []
     irregular: set[str] = set()
     pinned: list[str] = []
@@ -91,13 +87,14 @@ def limits_of(
         if not concerned:
             continue
         taken = _taken(name, concerned, examples)
-        tensors = {owners[other] for condition in concerned for other in condition.names}
+        tensors = {owners[other] for condition in concerned for other in condition.names} if owners else ()
         # Sizes that a rounded quotient makes one (224 to 239 pixels are 14 patches of 16) are of no use as more.
         if taken and taken[-1] < _ONE * taken[0] and len(tensors) == 1:
             pinned.append(name)
             continue
         found = _rules(name, taken, concerned, examples)
-        if found is None or not _alone(name, taken, concerned, examples):
+        tried = all(2 * condition.largest <= _MOST_TRIED for condition in concerned)
+        if found is None or not tried or not _alone(name, taken, concerned, examples):
             irregular.add(name)
         else:
             rules += found
@@ -109,6 +106,13 @@ def limits_of(
         ):
             kept.append(condition)
     return rules + kept, pinned
+
+
+def those_beside(rules: Sequence[Limit], conditions: Sequence[Limit], examples: Mapping[str, int]) -> list[Limit]:
+    """Those of some rules that do not follow from conditions, as far as these come to rules themselves."""
+    given = [rule for rule in limits_of(conditions, examples)[0] if len(rule.names) == 1]
+    drawn = random.Random(0)
+    return [rule for rule in rules if not given or not _follows(rule, given, (), examples, drawn)]
 
 
 def _taken(name: str, conditions: Sequence[Limit], examples: Mapping[str, int]) -> Sequence[int]:
@@ -138,24 +142,65 @@ def _rules(
 ) -> list[Limit] | None:
     """The rules for one size that may have those `taken`; None where these are irregular."""
     found: list[Limit] = []
-    if len(taken) < 2:
-        return None
-    step = math.gcd(*(later - size for size, later in itertools.pairwise(taken)))
-    if list(taken) != list(range(taken[0], taken[-1] + 1, step)):
+    gaps = _gaps(taken)
+    period, first, length = _pattern(sorted({*taken, *gaps}))
+    if not length:
         return None
 
     def add(code: str, outside: int) -> None:
         failing = _failing(name, outside, conditions, examples)
         found.append(Limit(code, (name,), "" if failing is None else failing.place))
 
-    rest = taken[0] % step
-    if step > 1:
-        add(f"{name} % {step} == {rest}", taken[0] + 1)
-    if taken[0] > max(step, 1):
-        add(f"{name} >= {taken[0]}", taken[0] - step)
-    if _failing(name, taken[-1] + step, conditions, examples) is not None:
-        add(f"{name} <= {taken[-1]}", taken[-1] + step)
+    last = (first + length - 1) % period
+    if period > 1 and length == 1:
+        add(f"{name} % {period} == {last}", first + 1)
+    elif period > 1 and last == 0:
+        add(f"-{name} % {period} <= {length - 1}", first + length)
+    elif period > 1:
+        add(f"({name} - {first}) % {period} < {length}", first + length)
+    if gaps:
+        add(f"{name} % {gaps.step} != 0", gaps[0])
+    before, after = (
+        next(
+            size
+            for size in itertools.count(edge, step)
+            if (size - first) % period < length and (not gaps or size % gaps.step)
+        )
+        for edge, step in ((taken[0] - 1, -1), (taken[-1] + 1, 1))
+    )
+    if before > 0:
+        add(f"{name} >= {taken[0]}", before)
+    if _failing(name, after, conditions, examples) is not None:
+        add(f"{name} <= {taken[-1]}", after)
     return found
+
+
+def _gaps(taken: Sequence[int]) -> range:
+    """The multiples of a number that are missing among sizes of one step, between their ends; none where others are."""
+    step = math.gcd(*(later - size for size, later in itertools.pairwise(taken)))
+    missing = sorted(set(range(taken[0], taken[-1], step)) - set(taken)) if step else []
+    if len(missing) < 2:
+        return range(0)
+    gaps = range(missing[0], missing[-1] + 1, missing[1] - missing[0])
+    return gaps if missing == list(gaps) and missing[0] % gaps.step == 0 else range(0)
+
+
+def _pattern(taken: Sequence[int]) -> tuple[int, int, int]:
+    """Sizes that come in runs as their period, the first of a whole run, and how long it is; 0 where they do not.
+
+    The first run and the last one may be cut short.
+    """
+    if len(taken) < 2:
+        return 1, 0, 0
+    starts = [0, *(at for at in range(1, len(taken)) if taken[at] != taken[at - 1] + 1)]
+    if len(starts) == 1:
+        return 1, taken[0], 1
+    whole = int(len(starts) > 2)
+    first = taken[starts[whole]]
+    period = taken[starts[whole + 1]] - first
+    length = starts[whole + 1] - starts[whole]
+    same = [size for size in range(taken[0], taken[-1] + 1) if (size - first) % period < length]
+    return period, first, length if same == list(taken) else 0
 
 
 def _follows(
