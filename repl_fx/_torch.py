@@ -27,7 +27,6 @@ import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch._decomp import decomposition_table
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
@@ -35,7 +34,7 @@ from torch._prims_common import infer_size
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import BackwardCFunction
-from torch.fx import _symbolic_trace
+from torch.fx import _symbolic_trace, proxy
 from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, set_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
@@ -45,11 +44,11 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     ValueRangesSLoc,
     free_unbacked_symbols,
+    uninteresting_files,
 )
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 from torch.jit._fuser import optimized_execution
-from torch.utils import _traceback
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy import functions
 from torch.utils._sympy.functions import Max
@@ -150,11 +149,11 @@ def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]], *, solved: bool
     known: Any = fake_impls.get_fast_op_impls()
     with (
         patch.object(proxy_tensor, "_extract_tensor_metadata", lambda *args, **kwargs: None),
-        patch.object(_traceback, "_extract_symbolized_tb", _frames),
+        patch.object(proxy, "CapturedTraceback", _Stack),
         patch.object(FakeTensorMode, "from_tensor", _unwatched(FakeTensorMode.from_tensor)),
         patch.object(proxy_tensor, "track_tensor_tree", _unwatched(proxy_tensor.track_tensor_tree)),
         patch.object(DimConstraints, "solve", _attempted(DimConstraints.solve) if solved else lambda conditions: None),
-        patch.dict(known, {operator: _fake(operator, result) for operator, result in fakes.items()}),
+        patch.dict(known, {operator: _fake(operator, result, known) for operator, result in fakes.items()}),
         config.patch(fake_tensor_cache_enabled=False),
     ):
         yield
@@ -182,24 +181,52 @@ def _unwatched(look: Callable[..., Any]) -> Callable[..., Any]:
     return unwatched
 
 
-def _fake(operator: OpOverload, result: Callable[..., Any]) -> Callable[..., Any]:
-    torchs = decomposition_table.get(operator, operator.decompose)
+def _fake(operator: OpOverload, result: Callable[..., Any], fakes: dict[OpOverload, Any]) -> Callable[..., Any]:
+    """A function of fake tensors by which torch runs an operator: what is known of its results, or else torch's own."""
+    torchs = fakes.get(operator)
 
     def fake(mode: FakeTensorMode, *args: Any, **kwargs: Any) -> Any:
         with mode:
             known = result(*args, **kwargs)
-            return torchs(*args, **kwargs) if known is None else known
+            if known is not None:
+                return known
+            if torchs is None:
+                with patch.dict(fakes):
+                    del fakes[operator]
+                    return operator(*args, **kwargs)
+        return torchs(mode, *args, **kwargs)
 
     return fake
 
 
-def _frames(captured: Sequence[Mapping[str, Any]], skip: int) -> traceback.StackSummary:
-    """The frames of a stack, innermost last. The code of a line is read when it is asked for."""
-    frames = (
-        traceback.FrameSummary(frame["filename"], frame["line"], frame["name"], lookup_line=False)
-        for frame in reversed(captured[skip:])
-    )
-    return traceback.StackSummary(frames)
+class _Stack:
+    """The stack of frames that makes a node, innermost last, as far as torch keeps it: from the model's forward on.
+
+    The frames outside of that, which are as many, and those of torch's files that it leaves out anyway have no summary.
+    """
+
+    def __init__(self, frame: FrameType | None) -> None:
+        left_out = uninteresting_files()
+        frames: list[FrameType] = []
+        within = 0
+        while frame is not None:
+            is_forward = frame.f_code.co_name == "forward"
+            if is_forward or frame.f_code.co_filename not in left_out:
+                frames.append(frame)
+            if is_forward:
+                within = len(frames)
+            frame = frame.f_back
+        self._calls = [(seen.f_code.co_filename, seen.f_lineno, seen.f_code.co_name) for seen in frames[:within]]
+
+    @staticmethod
+    def extract() -> _Stack:
+        """The stack of who calls."""
+        return _Stack(sys._getframe(1))
+
+    def summary(self) -> traceback.StackSummary:
+        """Summaries of the frames. The code of a line is read when it is asked for."""
+        frames = (traceback.FrameSummary(*call, lookup_line=False) for call in reversed(self._calls))
+        return traceback.StackSummary(frames)
 
 
 @contextmanager

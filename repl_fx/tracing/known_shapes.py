@@ -64,6 +64,86 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
     return None
 
 
+def arithmetic_result(one: Any, other: Any, **settings: Any) -> Tensor | None:
+    """The kind of tensor that a sum, a difference, a product or a quotient of floats is; None for ones that ask."""
+    if not isinstance(one, Tensor) or not one.is_floating_point():
+        return None
+    if isinstance(other, (int, float)):
+        return like(one) if _is_dense(one) else None
+    if not isinstance(other, Tensor) or other.dtype is not one.dtype or other.device != one.device:
+        return None
+    if one.ndim == other.ndim and all(map(_same_size, (*one.shape, *one.stride()), (*other.shape, *other.stride()))):
+        return like(one) if _is_dense(one) else None
+    large, small = (one, other) if one.ndim >= other.ndim else (other, one)
+    pairs = zip(large.shape[large.ndim - small.ndim :], small.shape, strict=True)
+    fits = all(_same_size(wide, size) or _same_size(size, 1) for wide, size in pairs)
+    return like(large) if fits and all(_is_packed(given, range(given.ndim)) for given in (large, small)) else None
+
+
+def elementwise_result(given: Tensor, *settings: Any, **named: Any) -> Tensor | None:
+    """The kind of tensor that a function of each element returns."""
+    return like(given) if given.is_floating_point() and _is_dense(given) else None
+
+
+def softmax_result(given: Tensor, dim: int, *settings: Any, **named: Any) -> Tensor | None:
+    """The kind of tensor that `aten._softmax` returns without another dtype."""
+    is_other = any(setting not in (None, False) for setting in (*settings, *named.values()))
+    return None if is_other or not _is_packed(given, range(given.ndim)) else elementwise_result(given)
+
+
+def product_result(one: Tensor, other: Tensor) -> Tensor | None:
+    """The kind of tensor that a product of matrices is, or one of as many."""
+    fits = _of_one_dtype(one, [other]) and _same_size(one.shape[-1], other.shape[-2])
+    if not fits or not all(map(_same_size, one.shape[:-2], other.shape[:-2])):
+        return None
+    return torch.empty((*one.shape[:-1], other.shape[-1]), dtype=one.dtype, device=one.device)
+
+
+def affine_result(bias: Tensor, one: Tensor, other: Tensor, **settings: Any) -> Tensor | None:
+    """The kind of tensor that `aten.addmm` returns."""
+    fits = _of_one_dtype(bias, [one]) and _ends_in(other, bias.shape[-1:]) and bias.ndim == 1
+    return product_result(one, other) if fits else None
+
+
+def joined_result(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
+    """The kind of tensor that `aten.cat` returns."""
+    first = tensors[0]
+    dim %= max(first.ndim, 1)
+    for given in tensors:
+        others = zip(given.shape, first.shape, strict=False)
+        alike = all(at == dim or _same_size(*sizes) for at, sizes in enumerate(others))
+        if given.ndim != first.ndim or given.dtype is not first.dtype or given.device != first.device or not alike:
+            return None
+        if given.ndim < 2 or not _is_packed(given, range(given.ndim)):
+            return None
+    length: Any = sum(given.shape[dim] for given in tensors)
+    sizes = (*first.shape[:dim], length, *first.shape[dim + 1 :])
+    return torch.empty(sizes, dtype=first.dtype, device=first.device)
+
+
+def convolution_result(
+    given: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    *settings: Any,
+) -> Tensor | None:  # fmt: skip
+    """The kind of tensor that `aten.convolution` returns of channels that come first."""
+    plain = not transposed and given.ndim == weight.ndim and _of_one_dtype(given, (weight, bias))
+    if not plain or not all(_is_packed(tensor, range(tensor.ndim)) for tensor in (given, weight)):
+        return None
+    if not all(isinstance(size, int) and size for size in (given.shape[1], *weight.shape)):
+        return None
+    strides, paddings, dilations = (
+        list(values) * (given.ndim - 2 if len(values) == 1 else 1) for values in (stride, padding, dilation)
+    )
+    spatial = zip(given.shape[2:], weight.shape[2:], strides, paddings, dilations, strict=True)
+    lengths = [
+        (size + 2 * padded - apart * (kernel - 1) - 1) // step + 1 for size, kernel, step, padded, apart in spatial
+    ]
+    # As torch asks.
+    for length in lengths:
+        torch._check(length > 0)
+    return torch.empty((given.shape[0], weight.shape[0], *lengths), dtype=given.dtype, device=given.device)
+
+
 def layer_norm_result(
     given: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, *settings: Any
 ) -> Tensor | None:
@@ -93,6 +173,23 @@ def batch_norm_results(
         return None
     size = given.shape[1] if training else 0
     return like(given), given.new_empty(size), given.new_empty(size)
+
+
+def layer_norm_results(
+    given: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The kinds of tensors that `aten.native_layer_norm` returns."""
+    result = layer_norm_result(given, shape, weight, bias) if given.dtype in _WHOLE else None
+    if result is None:
+        return None
+    sizes = (*given.shape[: given.ndim - len(shape)], *(1 for _ in shape))
+    return result, given.new_empty(sizes), given.new_empty(sizes)
+
+
+def _inference_norm_results(
+    given: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    return batch_norm_results(given, weight, bias, mean, variance, training=False)
 
 
 def group_norm_results(
@@ -143,13 +240,25 @@ def _view_steps(given: Tensor, sizes: Sequence[Any]) -> list[Any] | None:
     return None if left else steps[::-1]
 
 
+_ATEN = torch.ops.aten
 # By operator, for `lean_tracing`.
 FAKES: Mapping[OpOverload, Callable[..., Any]] = {
-    torch.ops.aten.view.default: view_result,
-    torch.ops.aten._unsafe_view.default: view_result,
-    torch.ops.aten.layer_norm.default: layer_norm_result,
-    torch.ops.aten.native_batch_norm.default: batch_norm_results,
-    torch.ops.aten.native_group_norm.default: group_norm_results,
+    _ATEN.view.default: view_result,
+    _ATEN._unsafe_view.default: view_result,
+    _ATEN.layer_norm.default: layer_norm_result,
+    _ATEN.native_layer_norm.default: layer_norm_results,
+    _ATEN.native_batch_norm.default: batch_norm_results,
+    _ATEN._native_batch_norm_legit.default: batch_norm_results,
+    _ATEN._native_batch_norm_legit_no_training.default: _inference_norm_results,
+    _ATEN.native_group_norm.default: group_norm_results,
+    _ATEN.convolution.default: convolution_result,
+    _ATEN.cat.default: joined_result,
+    _ATEN.addmm.default: affine_result,
+    _ATEN._softmax.default: softmax_result,
+    _ATEN._safe_softmax.default: softmax_result,
+    **dict.fromkeys((_ATEN.mm.default, _ATEN.bmm.default), product_result),
+    **{getattr(_ATEN, name).Tensor: arithmetic_result for name in ("add", "sub", "mul", "div")},
+    **{getattr(_ATEN, name).default: elementwise_result for name in ("relu", "gelu", "silu", "sigmoid", "tanh")},
 }
 
 

@@ -18,6 +18,8 @@ from repl_fx.running.without_values import WithoutValues, same_results
 
 # Products that take as long to compute as a node on shapes alone, on one core.
 _PER_NODE = 25_000_000
+# How much longer than in a product of matrices one takes in a convolution.
+_CONVOLUTION = 4
 
 
 class SideBySide:
@@ -96,7 +98,10 @@ def is_long_to_run(gm: fx.GraphModule) -> bool:
 
 
 def products_of(gm: fx.GraphModule) -> int:
-    """Estimate how many products of weights and values a graph computes, at the sizes of its example."""
+    """Estimate how many products of weights and values a graph computes, at the sizes of its example.
+
+    Those of convolutions count as products of matrices that take as long.
+    """
     found = 0
     for node in gm.graph.nodes:
         made: Any = node.meta.get("val")
@@ -110,5 +115,9 @@ def products_of(gm: fx.GraphModule) -> int:
             matrices = [w.shape for w in weights if isinstance(w, Tensor) and w.ndim > 1]
             # Some layers keep their weights the other way round.
             wide = [next((size for size in w[:2] if size in sizes), max(w)) for w in matrices]
-            found += sum(math.prod((*sizes, *w)) // size for w, size in zip(matrices, wide, strict=True) if size)
+            found += sum(
+                math.prod((*sizes, *w)) // size * (_CONVOLUTION if len(w) > 2 else 1)
+                for w, size in zip(matrices, wide, strict=True)
+                if size
+            )
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
@@ -61,6 +61,15 @@ NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (PICTURE, WEIGHT, WEIGHT, WEIGHT, WEIGHT, True, 0.1, 1e-5),
     ),
     "batch norm, evaluation": (aten.native_batch_norm.default, (PICTURE, None, None, WEIGHT, WEIGHT, False, 0.1, 1e-5)),
+    "batch norm that says what it changes": (
+        aten._native_batch_norm_legit.default,
+        (PICTURE, WEIGHT, WEIGHT, WEIGHT, WEIGHT, False, 0.1, 1e-5),
+    ),
+    "batch norm for inference": (
+        aten._native_batch_norm_legit_no_training.default,
+        (PICTURE, WEIGHT, WEIGHT, WEIGHT, WEIGHT, 0.1, 1e-5),
+    ),
+    "layer norm with its figures": (aten.native_layer_norm.default, (PICTURE, [5, 4], None, None, 1e-5)),
     "group norm": (aten.native_group_norm.default, (PICTURE, WEIGHT, None, 2, 8, 20, 4, 1e-5)),
 }
 OTHER_NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -120,3 +129,92 @@ def test_the_kind_of_a_view_is_that_of_the_kernel(data: st.DataObject) -> None:
         kinds = [(t.shape, t.stride(), t.storage_offset(), t.data_ptr()) for t in (known, made)]
         assert kinds[0] == kinds[1]
     assert known is not None or 1 in x.shape
+
+
+SIZES = st.sampled_from([1, 2, 3, 5])
+BINARY = tuple(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div"))
+UNARY = tuple(getattr(aten, name).default for name in ("relu", "gelu", "silu", "sigmoid", "tanh"))
+
+
+@st.composite
+def tensors(draw: st.DrawFn, sizes: st.SearchStrategy[list[int]]) -> Tensor:
+    """A tensor as it is made, or one of which the dimensions are in another order, or have gaps."""
+    shape = draw(sizes)
+    order = draw(st.sampled_from([range(len(shape)), range(len(shape)), draw(st.permutations(range(len(shape))))]))
+    made = torch.rand([shape[dim] for dim in order]).permute(list(map(list(order).index, range(len(shape)))))
+    kept = draw(st.sampled_from([slice(None), slice(None), slice(None, None, 2)]))
+    return made[..., kept].to(draw(st.sampled_from([torch.float32, torch.float32, torch.float64, torch.int64])))
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[Any, tuple[Any, ...]]:
+    """An operator and arguments, most of which it takes."""
+    operator = draw(st.sampled_from([operator for operator in FAKES if operator not in ONES_OF_THEIR_OWN]))
+    x = draw(tensors(st.lists(SIZES, min_size=2, max_size=4)))
+    if operator in BINARY:
+        number = draw(st.sampled_from([2, 0.5]))
+        few = st.lists(SIZES, min_size=1, max_size=4)
+        return operator, (x, draw(st.sampled_from([number, x + 1, torch.rand(x.shape[1:]), draw(tensors(few))])))
+    if operator in UNARY:
+        return operator, (x,)
+    if operator in (aten._softmax.default, aten._safe_softmax.default):
+        return operator, (x, draw(st.integers(-2, 1)), *[False] * (operator is aten._softmax.default))
+    if operator is aten.cat.default:
+        dim = draw(st.integers(-2, 1))
+        shape = [draw(SIZES) if at == dim % x.ndim else size for at, size in enumerate(x.shape)]
+        return operator, ([x, draw(tensors(st.just(shape))), x], dim)
+    n, k, m = draw(SIZES), draw(SIZES), draw(SIZES)
+    one, other = draw(tensors(st.just([n, k]))), draw(tensors(st.just([k, m])))
+    if operator is aten.bmm.default:
+        return operator, (one[None].expand(3, -1, -1), other[None].repeat(3, 1, 1))
+    return operator, (one, other) if operator is aten.mm.default else (draw(tensors(st.just([m]))), one, other)
+
+
+VIEWS = aten.view.default, aten._unsafe_view.default
+ONES_OF_THEIR_OWN = {*VIEWS, aten.convolution.default, *(operator for operator, _ in NORMS.values())}
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(calls())
+def test_the_kinds_of_results_are_those_of_the_kernels(call: tuple[Any, tuple[Any, ...]]) -> None:
+    operator, arguments = call
+    known = FAKES[operator](*arguments)
+    if known is not None:
+        made = operator(*arguments)
+        assert (known.shape, known.stride(), known.dtype) == (made.shape, made.stride(), made.dtype)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_the_kind_of_a_convolution_is_that_of_the_kernel(data: st.DataObject) -> None:
+    dims, groups = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1, 2]))
+    kernel, step, padded, apart = (
+        data.draw(st.lists(st.integers(least, 3), min_size=dims, max_size=dims)) for least in (1, 1, 0, 1)
+    )
+    x = torch.randn(2, 2 * groups, *(data.draw(st.integers(1, 9)) for _ in range(dims)))
+    if dims == 2 and data.draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(4, 2, *kernel)
+    bias = data.draw(st.sampled_from([None, WEIGHT[:4]]))
+    arguments = (x, weight, bias, step, padded, apart, False, [0] * dims, groups)
+    try:
+        made = aten.convolution.default(*arguments)
+    except RuntimeError:
+        if x.is_contiguous():
+            with pytest.raises(RuntimeError):
+                FAKES[aten.convolution.default](*arguments)
+        return
+    known = FAKES[aten.convolution.default](*arguments)
+    if known is not None:
+        assert (known.shape, known.stride(), known.dtype) == (made.shape, made.stride(), made.dtype)
+    assert known is not None or not x.is_contiguous()
+
+
+def test_calls_with_results_of_other_kinds_are_left_to_torch() -> None:
+    x, integers = torch.rand(2, 3), torch.ones(2, 3, dtype=torch.int64)
+    assert FAKES[aten.add.Tensor](x, torch.rand(2, 2)) is None and FAKES[aten.add.Tensor](x, x.double()) is None
+    assert FAKES[aten.cat.default]([PICTURE.contiguous(memory_format=torch.channels_last)]) is None
+    assert FAKES[aten.div.Tensor](integers, 2) is None and FAKES[aten.mul.Tensor](integers, 0.5) is None
+    assert FAKES[aten.mm.default](x, x) is None and FAKES[aten.addmm.default](x, x, x.T) is None
+    assert FAKES[aten.cat.default]([x, x.T]) is None and FAKES[aten.cat.default]([x, x.double()]) is None
+    assert FAKES[aten._softmax.default](x.half(), 1, True) is None

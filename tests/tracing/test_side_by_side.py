@@ -61,7 +61,7 @@ def test_values_are_computed_where_shapes_leave_it_open(
 def test_the_products_of_a_graph() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 5))
     gm = capture(model, (torch.randn(2, 3, 8, 8),))
-    assert products_of(gm) == 2 * 36 * 8 * 27 + 2 * 288 * 5
+    assert products_of(gm) == 4 * 2 * 36 * 8 * 27 + 2 * 288 * 5
 
 
 def test_the_products_with_weights_the_other_way_round() -> None:
