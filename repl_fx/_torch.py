@@ -445,6 +445,28 @@ def decomposed_by(decompose: Callable[..., Any]) -> AbstractContextManager[Any]:
     return patch.object(passes, "decompose_with_registry", partial(decompose, passes.decompose_with_registry))
 
 
+def results_known() -> AbstractContextManager[Any]:
+    """For a while, have torch.onnx read the results of calls from the graph as it makes their dtypes alike.
+
+    It runs the whole program for them: a quarter of an export.
+    """
+    promotion = importlib.import_module("torch.onnx._internal.fx.passes.type_promotion")
+    interpreter = promotion._TypePromotionInterpreter
+    run = interpreter.run_node
+
+    def run_node(running: Any, node: fx.Node) -> Any:
+        if node.op != "call_function" or "val" not in node.meta:
+            return run(running, node)
+        rule = promotion.get_type_promotion_rule(node, running.type_promotion_table)
+        if rule is not None:
+            with running._set_current_node(node):
+                # Notes the result of a call that comes to take others.
+                running._maybe_promote_node(node, rule)
+        return node.meta["val"]
+
+    return patch.object(interpreter, "run_node", run_node)
+
+
 @lru_cache
 def _once(read: Callable[..., _Value], **options: Any) -> _Value:
     return read(**options)

@@ -11,14 +11,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from repl_fx import _torch
-from repl_fx._torch import FakeTensorMode, OperatorsRun, ShapeEnv, any_names, may_not_raise, translations_kept
+from repl_fx._torch import (
+    FakeTensorMode,
+    OperatorsRun,
+    ShapeEnv,
+    any_names,
+    may_not_raise,
+    results_known,
+    translations_kept,
+)
 
 
 def test_the_paths_of_the_calls_around_a_node() -> None:
@@ -76,6 +84,31 @@ def test_translations_of_operators_are_read_once_a_process(monkeypatch: pytest.M
     assert read.call_count == 2
     registry.from_torchlib()
     assert read.call_count == 3
+
+
+class Mixed(nn.Module):
+    def forward(self, x: Tensor, ids: Tensor) -> Any:
+        return x.relu() * 2 + ids, ids / 2 + x.shape[0], torch.where(x > 0, x, ids).relu(), x.half() ** ids
+
+
+def test_dtypes_are_made_alike_by_results_that_are_known() -> None:
+    passes: Any = importlib.import_module("torch.onnx._internal.exporter._fx_passes")
+    relu, free = torch.ops.aten.relu.default, ({0: torch.export.Dim.DYNAMIC},) * 2
+
+    def made_alike() -> tuple[list[Any], list[Any]]:
+        program = torch.export.export(Mixed(), (torch.ones(3), torch.arange(3)), dynamic_shapes=free, strict=False)
+        own = fx.Interpreter.call_function
+        with patch.object(fx.Interpreter, "call_function", autospec=True, side_effect=own) as run:
+            passes.insert_type_promotion_nodes(program.graph_module)
+        nodes = [(node.name, node.target, node.args, str(node.meta.get("val"))) for node in program.graph.nodes]
+        return [tuple(map(str, node)) for node in nodes], [call.args[1] for call in run.call_args_list]
+
+    nodes, every = made_alike()
+    with results_known():
+        assert made_alike()[0] == nodes
+        made = made_alike()[1]
+    assert every.count(relu) == 2 and relu not in made and 0 < len(made) < len(every)
+    assert made_alike()[1] == every
 
 
 def test_calls_of_autograd_functions_are_replaced_for_a_while() -> None:

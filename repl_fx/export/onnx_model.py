@@ -25,6 +25,7 @@ from repl_fx._torch import (
     lean_tracing,
     multiples_written,
     quiet_tracing,
+    results_known,
     translations_kept,
 )
 from repl_fx.arguments import require_module, require_path
@@ -209,7 +210,7 @@ def _convert(
             quietly = quiet_tracing()
             with (
                 foreign_code(), quietly, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose),
-                lean_tracing(FAKES, solved=True), multiples_written(),
+                results_known(), lean_tracing(FAKES, solved=True), multiples_written(),
             ):  # fmt: skip
                 program = torch.onnx.export(
                     FlatModule(source, inputs, alike),
