@@ -162,6 +162,16 @@ def _pieces(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) 
     return aten.split.Tensor, (given["self"], -(-size // given["chunks"]), given["dim"]), {}
 
 
+def _differences(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
+    """Values less those before them, once; transformers tells packed sequences apart by those of positions."""
+    if given["n"] != 1 or node.meta["val"].dtype == torch.bool:
+        return None
+    dim, pieces = given["dim"], [given[name] for name in ("prepend", "self", "append") if given[name] is not None]
+    values = _called(node, aten.cat.default, pieces, dim) if len(pieces) > 1 else pieces[0]
+    later, earlier = (_called(node, aten.slice.Tensor, values, dim, *ends) for ends in ((1,), (0, -1)))
+    return aten.sub.Tensor, (later, earlier), {}
+
+
 def _like_another(target: OpOverload) -> _Rule:
     return lambda node, given, known: (target, (given["self"], _sizes(node, given["other"], known)), {})
 
@@ -170,6 +180,7 @@ _WRITTEN: Mapping[Any, _Rule] = {
     **dict.fromkeys((aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other), _cast),
     aten.batch_norm.default: _normalised,
     aten.chunk.default: _pieces,
+    aten.diff.default: _differences,
     aten.dropout.default: _passing,
     aten.expand_as.default: _like_another(aten.expand.default),
     aten.feature_dropout.default: _passing,

@@ -69,6 +69,8 @@ def _relu_of_a_sum(net: _Does, x: Tensor) -> Tensor:
         lambda net, x: torch.min(x[:, :1].expand_as(x).reshape_as(x.t()), torch.max(x.t(), -x.t())),
         lambda net, x: torch.cat([part * number for number, part in enumerate(x.view(-1, 6).chunk(4, -1))], 1),
         lambda net, x: torch.cat([part.contiguous().t() for part in x.view(-1, 6).split(2, 1)]).narrow(0, 1, 2),
+        lambda net, x: x.diff(dim=0).sum() + x.diff(prepend=x[:, :1], append=x.long()),
+        lambda net, x: (x.long() // 1).diff(n=1, dim=-1, append=x[:, 1:].long()),
     ],
 )
 def test_no_other_trace_is_needed(function: Any, retraced: list[bool], tmp_path: Path) -> None:
@@ -115,6 +117,8 @@ def _a_part_of_it_is_written(net: _Does, x: Tensor) -> Tensor:
         lambda net, x: x.masked_fill_(x > 0, 2.0) + x,
         lambda net, x: torch.complex(x, x).abs(),
         lambda net, x: x.view(-1, 2, 3).diagonal(0, 1, 2) * 2,
+        lambda net, x: x.diff(n=2),
+        lambda net, x: (x > 0).diff(prepend=x[:, :1] > 1),
     ],
 )
 def test_what_is_not_written_otherwise_is_traced_as_ever(function: Any, retraced: list[bool], tmp_path: Path) -> None:
