@@ -298,26 +298,19 @@ def plain_export(
 
 def rewrite(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], now: Callable[[], float] = time.perf_counter
-) -> tuple[float, Stopwatch, dict[str, Any]]:
-    """Seconds of one transform, whole and in parts, and what it found."""
+) -> tuple[float, Stopwatch, repl_fx.TransformResult]:
+    """Seconds of one transform, whole and in parts, and its result."""
     with stopwatch(now) as watch:
         begin = now()
         result = repl_fx.transform(model, args, kwargs)
         whole = now() - begin
-    facts = {
-        "nodes": len(result.captured.graph.nodes),
-        "tracer": result.captured.meta["capture"].tracer,
-        "repeats": [f"{len(repeat)} in {repeat.name}" for repeat in result.repeats],
-        "replaced": len(result.plan.replacements),
-    }
-    return whole, watch, facts
+    return whole, watch, result
 
 
 def load_seconds(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], now: Callable[[], float] = time.perf_counter
+    result: repl_fx.TransformResult, model: nn.Module, now: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
     """Seconds of `repl_fx.load` into a model, by whether the artifact holds graphs or has the model traced."""
-    result = repl_fx.transform(model, args, kwargs)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("stored", "traced"):
@@ -346,22 +339,29 @@ def measure(name: str, runs: int, clock: str) -> dict[str, Any]:
         model, args, kwargs = case.build()
     memory["built"] = peak_memory()
     rows: list[Run] = []
-    facts: dict[str, Any] = {}
     for number in range(runs):
         plain = whole = 0.0
         watch = Stopwatch(now)
+        # The memory of one is not that of the next.
+        result: Any = None
         for part in ("plain", "repl-fx") if number % 2 == 0 else ("repl-fx", "plain"):
             _clear_caches()
             if part == "plain":
                 plain = plain_export(model, args, kwargs, now)
                 memory.setdefault("exported", peak_memory())
             else:
-                whole, watch, facts = rewrite(model, args, kwargs, now)
+                whole, watch, result = rewrite(model, args, kwargs, now)
         rows.append(Run(plain, whole, watch.inclusive.get(EXPORT, 0.0), _rows(whole, watch)))
         print(f"{name}: run {number + 1} of {runs}", file=sys.stderr)
     memory["all"] = peak_memory()
+    facts = {
+        "nodes": len(result.captured.graph.nodes),
+        "tracer": result.captured.meta["capture"].tracer,
+        "repeats": [f"{len(repeat)} in {repeat.name}" for repeat in result.repeats],
+        "replaced": len(result.plan.replacements),
+    }
     if case.device != "meta":
-        facts["load"] = load_seconds(model, args, kwargs, now)
+        facts["load"] = load_seconds(result, model, now)
     facts["exports"] = watch.calls.get(EXPORT, 0)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     return {

@@ -1,6 +1,6 @@
 r"""Weights to compress: the network of `examples/digits.py`, trained by a plain PyTorch loop on loaders of one's own.
 
-python examples/trained_digits.py digits.safetensors
+python examples/trained_digits.py digits.safetensors    # and a number of epochs, in place of 8
 repl-fx compress examples/digits.py --weights digits.safetensors --data examples/trained_digits.py:data \
         --budget flops=0.7 --heal -o small
 """
@@ -61,4 +61,4 @@ def main(file: Path, epochs: int = 8) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
