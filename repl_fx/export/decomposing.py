@@ -115,7 +115,7 @@ def _write_otherwise(node: Any, known: dict[str, fx.Node]) -> None:
 
 def _passing(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
     """A dropout, where it drops nothing."""
-    return (aten.alias.default, (given["input"],), {}) if given["train"] is False else None
+    return (aten.alias.default, node.args[:1], {}) if given["train"] is False else None
 
 
 def _cast(node: fx.Node, given: Mapping[str, Any], known: dict[str, fx.Node]) -> _Call | None:
@@ -177,13 +177,13 @@ def _like_another(target: OpOverload) -> _Rule:
 
 
 _WRITTEN: Mapping[Any, _Rule] = {
+    **dict.fromkeys((aten.dropout.default, aten.dropout_.default), _passing),
+    **dict.fromkeys((aten.feature_dropout.default, aten.feature_dropout_.default), _passing),
     **dict.fromkeys((aten.to.device, aten.to.dtype, aten.to.dtype_layout, aten.to.other), _cast),
     aten.batch_norm.default: _normalised,
     aten.chunk.default: _pieces,
     aten.diff.default: _differences,
-    aten.dropout.default: _passing,
     aten.expand_as.default: _like_another(aten.expand.default),
-    aten.feature_dropout.default: _passing,
     aten.flatten.using_ints: _flat,
     aten.scaled_dot_product_attention.default: _attended,
     aten.reshape_as.default: _like_another(aten.reshape.default),

@@ -62,6 +62,8 @@ def _relu_of_a_sum(net: _Does, x: Tensor) -> Tensor:
         lambda net, x: F.linear(x, torch.ones(6, 6)).mul_(2).add_(x, alpha=3),
         lambda net, x: F.hardswish(net.norm(x), inplace=True),
         lambda net, x: F.dropout(x, 0.5, net.training) + 1,
+        lambda net, x: F.dropout(net.norm(x), 0.5, net.training, inplace=True) + 1,
+        lambda net, x: F.dropout2d((x * 2)[:, :, None, None], 0.5, net.training, inplace=True) + 1,
         lambda net, x: (x.to(torch.float64) * x.to(torch.float32)).to(dtype=torch.float16),
         lambda net, x: x.flatten() + x.reshape(-1),
         lambda net, x: x.view(-1, 2, 3)[:, :, None].flatten(1, -2).flatten(-3, 0),
@@ -99,6 +101,12 @@ def _what_it_is_a_view_of_is_read(net: _Does, x: Tensor) -> Tensor:
     return y + 0
 
 
+def _what_is_the_same_is_written(net: _Does, x: Tensor) -> Tensor:
+    y = x * 2
+    F.dropout(y, 0.5, False, inplace=True).add_(1)
+    return y + 0
+
+
 def _a_part_of_it_is_written(net: _Does, x: Tensor) -> Tensor:
     y = x * 2
     y[:, 0].zero_()
@@ -111,6 +119,7 @@ def _a_part_of_it_is_written(net: _Does, x: Tensor) -> Tensor:
         _view_of_it_is_read,
         _it_is_read_by_another_name,
         _what_it_is_a_view_of_is_read,
+        _what_is_the_same_is_written,
         _a_part_of_it_is_written,
         lambda net, x: (x.double() * 1).add_(1) + (x * 1).add_(x.double()),
         lambda net, x: F.batch_norm(x, None, None, training=True),
