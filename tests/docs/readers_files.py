@@ -88,7 +88,7 @@ class ReadersFiles:
         self._hub: dict[str, Callable[[Path], None]] = {
             "ORG/NAME": _decoder("LlamaForCausalLM"),
             "ORG/LLAMA": _decoder("LlamaForCausalLM"),
-            "ORG/GEMMA3": _decoder("Gemma3ForCausalLM"),
+            "ORG/GEMMA3": _decoder("Gemma3ForCausalLM", num_hidden_layers=3),
         }
 
     @cached_property
@@ -207,9 +207,9 @@ def _transformers(name: str) -> Callable[[Path], None]:
     return lambda path: save_transformers(path.parent if path.suffix else path, name)
 
 
-def _decoder(name: str) -> Callable[[Path], None]:
+def _decoder(name: str, **sizes: int) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        save_transformers(path, name)
+        save_transformers(path, name, **sizes)
         save_tokenizer(path, [_SENTENCE])
 
     return write
