@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ import torch
 import repl_fx
 from repl_fx.training.processes import ALONE, Disagreement, ending_together, join, require_devices
 from repl_fx.training.train_config import TrainConfig
-from tests.training.two_processes import ROOT, ended, started
+from tests.training.forks import Forks, Request
+from tests.training.two_processes import environments
 
 CPU = TrainConfig(device="cpu")
 
@@ -47,31 +51,32 @@ if __name__ == "__main__":
 """
 
 
-def _ended(first: str, other: str) -> list[tuple[int, str, str]]:
-    """Exit code and output of each of two processes that are started from elsewhere."""
-    return ended(started(["-c", _SCRIPT.format(first=first, other=other)]), limit=60)
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """What processes are copies of."""
+    with Forks() as forks:
+        yield forks
 
 
-def _ended_here(directory: Path, first: str, other: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit code and output of a command that starts two processes."""
+def _script(directory: Path, first: str, other: str, before: str = "") -> str:
     script = directory / "script.py"
-    script.write_text(_SCRIPT.format(first=first, other=other))
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    return done.returncode, done.stdout, done.stderr
+    script.write_text(before + _SCRIPT.format(first=first, other=other))
+    return str(script)
 
 
 _SAME = "group.agree({'plans': ['a', 'b']})"
 
 
 @pytest.mark.slow
-def test_all_end_when_all_is_written() -> None:
-    assert [(code, out.strip()) for code, out, _ in _ended(_SAME, _SAME)] == [(0, "all is written"), (0, "")]
+def test_all_end_when_all_is_written(forks: Forks, tmp_path: Path) -> None:
+    found = forks.ended(Request(_script(tmp_path, _SAME, _SAME), environments=environments()))
+    assert [(code, out.strip()) for code, out, _ in found] == [(0, "all is written"), (0, "")]
 
 
 @pytest.mark.slow
-def test_processes_that_would_not_train_the_same_end_with_one_line() -> None:
-    found = _ended(_SAME, "group.agree({'plans': ['a', 'c']})")
+def test_processes_that_would_not_train_the_same_end_with_one_line(forks: Forks, tmp_path: Path) -> None:
+    script = _script(tmp_path, _SAME, "group.agree({'plans': ['a', 'c']})")
+    found = forks.ended(Request(script, environments=environments()))
     assert [code for code, _, _ in found] == [2, 2]
     lines = [line for _, _, errors in found for line in errors.splitlines() if "error:" in line]
     assert len(lines) == 1 and lines[0] in found[0][2]
@@ -80,19 +85,19 @@ def test_processes_that_would_not_train_the_same_end_with_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["dist.barrier()", "time.sleep(60)", "raise ReplFxError('no such file')"])
-def test_an_error_in_one_process_ends_the_other_one(tmp_path: Path, first: str) -> None:
+def test_an_error_in_one_process_ends_the_other_one(forks: Forks, tmp_path: Path, first: str) -> None:
     begin = time.monotonic()
     # Where both fail, one of them tells.
-    found = _ended_here(tmp_path, first, "time.sleep(0.2); raise ReplFxError('no such file')")
+    found = forks.ended(Request(_script(tmp_path, first, "time.sleep(0.2); raise ReplFxError('no such file')")))
     assert time.monotonic() - begin < 40
     where = "" if "raise" in first else "process 1 of 2: "
-    assert found == (2, "", f"error: {where}no such file\n")
+    assert found == [(2, "", f"error: {where}no such file\n")]
 
 
 @pytest.mark.slow
-def test_an_error_in_the_first_process_ends_the_other_one(tmp_path: Path) -> None:
-    found = _ended_here(tmp_path, "raise ReplFxError('no such file')", "dist.barrier()")
-    assert found == (2, "", "error: no such file\n")
+def test_an_error_in_the_first_process_ends_the_other_one(forks: Forks, tmp_path: Path) -> None:
+    script = _script(tmp_path, "raise ReplFxError('no such file')", "dist.barrier()")
+    assert forks.ended(Request(script, spawned=True)) == [(2, "", "error: no such file\n")]
 
 
 @pytest.mark.slow
@@ -100,38 +105,39 @@ def test_an_error_in_the_first_process_ends_the_other_one(tmp_path: Path) -> Non
     ("number", "line"),
     [("SIGKILL", "was ended by SIGKILL; there may be too little memory"), ("SIGTERM", "was ended by SIGTERM")],
 )
-def test_a_process_that_was_ended_by_a_signal_is_a_line(tmp_path: Path, number: str, line: str) -> None:
-    found = _ended_here(tmp_path, "dist.barrier()", f"os.kill(os.getpid(), signal.{number}); time.sleep(60)")
-    assert found == (2, "", f"error: process 1 of 2 {line}\n")
+def test_a_process_that_was_ended_by_a_signal_is_a_line(forks: Forks, tmp_path: Path, number: str, line: str) -> None:
+    script = _script(tmp_path, "dist.barrier()", f"os.kill(os.getpid(), signal.{number}); time.sleep(60)")
+    assert forks.ended(Request(script)) == [(2, "", f"error: process 1 of 2 {line}\n")]
 
 
 @pytest.mark.slow
-def test_processes_that_are_interrupted_as_they_begin_end_in_silence(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
+def test_processes_that_are_interrupted_as_they_begin_end_in_silence(forks: Forks, tmp_path: Path) -> None:
     # What a process imports first is this script. Interrupts are ignored in what is started with &, such as tests.
     heard = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     press = "if __name__ != '__main__': os.kill(os.getpid(), signal.SIGINT)\n"
-    script.write_text(heard + press + _SCRIPT.format(first="pass", other="pass"))
-    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    script = _script(tmp_path, "pass", "pass", before=heard + press)
+    assert forks.ended(Request(script, spawned=True)) == [(130, "", "")]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is told to its children on Linux alone")
 @pytest.mark.parametrize("ignored", [False, True])
-def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path, ignored: bool) -> None:
+def test_processes_do_not_outlive_the_one_that_started_them(forks: Forks, tmp_path: Path, ignored: bool) -> None:
     """Interrupts are ignored in what a script starts with &."""
-    script, seen = tmp_path / "script.py", tmp_path / "seen"
+    seen = tmp_path / "seen"
     seen.mkdir()
     # By no destructor, such as that of an open file: what interrupts Python inside of one is lost.
     said = f"dist.barrier(); os.mkdir({str(seen)!r} + f'/{{os.getpid()}}'); time.sleep(600)"
-    script.write_text(_SCRIPT.format(first=said, other=said))
-    command = ["sh", "-c", f"trap {chr(39) * 2 if ignored else '-'} INT; exec {sys.executable} {script}"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+    script = _script(tmp_path, said, said)
+    (running,) = forks.start(Request(script, spawned=True, uninterrupted=ignored))
+    try:
+        limit = time.monotonic() + 50
         while len(list(seen.iterdir())) < 2:
             time.sleep(0.1)
-            assert running.poll() is None
-        running.kill()
+            assert time.monotonic() < limit, (tmp_path / "0.err").read_text()
+    finally:
+        os.kill(running, signal.SIGKILL)
+        assert forks.codes() == [-signal.SIGKILL]
     limit = time.monotonic() + 60
     for process in (int(one.name) for one in seen.iterdir()):
         while Path(f"/proc/{process}/stat").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split():
@@ -140,8 +146,9 @@ def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path, igno
 
 
 @pytest.mark.slow
-def test_processes_write_where_they_are_told(tmp_path: Path) -> None:
-    assert _ended_here(tmp_path, "pass", "pass", "2") == (0, "", "all is written\n")
+def test_processes_write_where_they_are_told(forks: Forks, tmp_path: Path) -> None:
+    request = Request(_script(tmp_path, "pass", "pass"), ("2",), spawned=True)
+    assert forks.ended(request) == [(0, "", "all is written\n")]
 
 
 _KILLED_ONCE = """

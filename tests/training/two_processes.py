@@ -112,23 +112,30 @@ def trajectory(directory: Path) -> dict[str, list[float]]:
     return found
 
 
-def started(arguments: Sequence[str], *, count: int = PROCESSES, **more: str) -> list[subprocess.Popen[str]]:
-    """Processes that run a command of Python's, as torchrun would start them."""
+def environments(*, count: int = PROCESSES, **more: str) -> list[dict[str, str]]:
+    """What torchrun sets in the environment of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), **more}
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **shared}
+    return [
+        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} for rank in range(count)
+    ]
+
+
+def started(arguments: Sequence[str], *, count: int = PROCESSES, **more: str) -> list[subprocess.Popen[str]]:
+    """Processes that run a command of Python's, as torchrun would start them."""
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return [
         subprocess.Popen(
             [sys.executable, *arguments],
             cwd=ROOT,
-            env={**own, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
+            env={**shared, **own},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(count)
+        for own in environments(count=count, **more)
     ]
 
 
