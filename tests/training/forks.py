@@ -5,6 +5,7 @@ a line of JSON on stdin, with the fields of a `Request`  ->  on stdout the ids o
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -19,12 +20,9 @@ from pathlib import Path
 
 from torch.multiprocessing.spawn import start_processes
 
-import repl_fx.cli.group  # noqa: F401
 from repl_fx.training import processes
 
 ROOT = Path(__file__).parents[2]
-# Seconds that a process has.
-LIMIT = 60
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Request:
         environments: what each process has in its environment beside what this one has.
         spawned: whether processes that the script starts import all anew, as they do for users; else they are forked.
         uninterrupted: whether interrupts are ignored, as in what a shell starts with &.
+        limit: seconds that a process has.
     """
 
     script: str
@@ -44,14 +43,19 @@ class Request:
     environments: Sequence[Mapping[str, str]] = ({},)
     spawned: bool = False
     uninterrupted: bool = False
+    limit: int = 60
 
 
 class Forks(AbstractContextManager["Forks"]):
-    """The process of which all are copies."""
+    """The process of which all are copies.
 
-    def __init__(self) -> None:
+    Args:
+        modules: that it imports.
+    """
+
+    def __init__(self, *modules: str) -> None:
         # Without a module, as scripts are started.
-        command = [sys.executable, "-c", "from tests.training.forks import main; main()"]
+        command = [sys.executable, "-c", "from tests.training.forks import main; main()", *modules]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self._original = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -98,7 +102,7 @@ def _started(request: Request, number: int) -> int:
 
 
 def _run(request: Request, number: int) -> int:
-    signal.alarm(LIMIT)
+    signal.alarm(request.limit)
     signal.signal(signal.SIGINT, signal.SIG_IGN if request.uninterrupted else signal.default_int_handler)
     place = Path(request.script).parent
     for descriptor, path in enumerate((Path(os.devnull), place / f"{number}.out", place / f"{number}.err")):
@@ -116,6 +120,8 @@ def _run(request: Request, number: int) -> int:
 
 def main() -> None:
     """Answer requests until there are no more."""
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     for line in sys.stdin:
         request = Request(**json.loads(line))
         started = [_started(request, number) for number in range(len(request.environments))]

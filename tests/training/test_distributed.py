@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,12 @@ from repl_fx.training.distributed import facts, fingerprint, require_possible, u
 from repl_fx.training.processes import Processes
 from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE
 from repl_fx.training.train_config import TrainConfig
+from tests.training.forks import Forks, Request
 from tests.training.runs import Net, pictures
-from tests.training.two_processes import CASES, SHARDED, ended, rewritten, started, trained, trajectory
+from tests.training.two_processes import CASES, SHARDED, environments, rewritten, trained, trajectory
+
+# What a run imports when it begins.
+LIBRARIES = ("pytorch_lightning", "torch._dynamo", "torch.distributed.fsdp", "torchmetrics")
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +32,33 @@ def models() -> dict[str, nn.Module]:
 
 
 @pytest.fixture(scope="module")
-def sharded(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def forks() -> Iterator[Forks]:
+    """What processes are copies of."""
+    with Forks("tests.training.two_processes", *LIBRARIES) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="module")
+def sharded(forks: Forks, models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of sharded runs of two processes."""
     directory = tmp_path_factory.mktemp("together")
     torch.save(models, directory / "models.pt")
-    _train(directory, SHARDED)
+    _train(forks, directory, SHARDED)
     return directory
 
 
 @pytest.fixture(scope="module")
-def together(sharded: Path) -> Path:
+def together(forks: Forks, sharded: Path) -> Path:
     """The directory of all runs of two processes."""
-    _train(sharded, *(case for case in CASES if case != SHARDED))
+    _train(forks, sharded, *(case for case in CASES if case != SHARDED))
     return sharded
 
 
-def _train(directory: Path, *cases: str) -> None:
-    for code, _, errors in ended(started(["-m", "tests.training.two_processes", str(directory), *cases])):
+def _train(forks: Forks, directory: Path, *cases: str) -> None:
+    script = directory / "script.py"
+    script.write_text("import runpy; runpy.run_module('tests.training.two_processes', run_name='__main__')")
+    request = Request(str(script), (str(directory), *cases), environments(), limit=540)
+    for code, _, errors in forks.ended(request):
         assert code == 0, errors[-3000:]
 
 

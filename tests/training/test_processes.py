@@ -54,7 +54,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
     """What processes are copies of."""
-    with Forks() as forks:
+    with Forks("repl_fx.cli.group") as forks:
         yield forks
 
 

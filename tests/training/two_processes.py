@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -34,7 +32,6 @@ from repl_fx.training.train_config import TrainConfig
 from tests.nets import TokenNet
 from tests.surrogates.nets import GRID
 
-ROOT = Path(__file__).parents[2]
 PROCESSES = 2
 # 24 steps, and an evaluation whose last batch has one row for two processes.
 LONG = TrainConfig(
@@ -112,43 +109,14 @@ def trajectory(directory: Path) -> dict[str, list[float]]:
     return found
 
 
-def environments(*, count: int = PROCESSES, **more: str) -> list[dict[str, str]]:
+def environments() -> list[dict[str, str]]:
     """What torchrun sets in the environment of each process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), **more}
-    return [
-        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} for rank in range(count)
-    ]
-
-
-def started(arguments: Sequence[str], *, count: int = PROCESSES, **more: str) -> list[subprocess.Popen[str]]:
-    """Processes that run a command of Python's, as torchrun would start them."""
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env={**shared, **own},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for own in environments(count=count, **more)
-    ]
-
-
-def ended(running: Sequence[subprocess.Popen[str]], limit: float = 540) -> list[tuple[int, str, str]]:
-    """The exit codes of processes, and what they wrote to stdout and stderr."""
-    try:
-        said = [process.communicate(timeout=limit) for process in running]
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
-    return [(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
+    size = str(PROCESSES)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(PROCESSES)]
 
 
 def main(directory: Path, cases: Sequence[str]) -> None:

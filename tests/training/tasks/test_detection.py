@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.training.tasks.detection import Detection
+from tests.training.forks import Forks, Request
 from tests.training.runs import Net, Spots
-from tests.training.two_processes import ended, started
+from tests.training.two_processes import environments
 
 BOX, FAR = [2.0, 2, 6, 8], [10.0, 10, 16, 18]
 PICTURE = torch.zeros(3, 20, 20)
@@ -82,11 +84,14 @@ def _masked(found: dict[str, Tensor], value: float = 1.0) -> dict[str, Tensor]:
     return {**found, "masks": masks if value < 1 else masks[:, 0].to(torch.uint8)}
 
 
-def test_figures_are_those_of_the_pictures_of_all_processes_however_many_each_has() -> None:
+def test_figures_are_those_of_the_pictures_of_all_processes_however_many_each_has(tmp_path: Path) -> None:
     pairs = [(_masked(_found(BOX), 0.6), _masked(_target(box))) for box in (BOX, FAR, BOX)]
     three = list(_figures(*pairs).values())
     assert 0 < three[0] < 1
-    said = ended(started(["-c", _PROCESS]), 120)
+    script = tmp_path / "script.py"
+    script.write_text(_PROCESS)
+    with Forks(__name__) as forks:
+        said = forks.ended(Request(str(script), environments=environments()))
     assert [(code, out) for code, out, _ in said] == [(0, f"{three}\n{[1.0] * 4}\n")] * 2, said
 
 
