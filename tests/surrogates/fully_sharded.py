@@ -1,12 +1,16 @@
-"""A process of several that train networks under FSDP2.
+"""Processes that train networks under FSDP2 together.
 
-python -m tests.surrogates.fully_sharded DIRECTORY RANK PROCESSES
+python -m tests.surrogates.fully_sharded DIRECTORY PROCESSES
 
     DIRECTORY/tasks.pt  a list of `Task` -> DIRECTORY/outcomes_RANK.pt, by name, the fields of an `Outcome` or an error
+
+They are copies of one, for imports and the reading of the tasks are half of the work of each.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -126,12 +130,11 @@ def _whole(tensor: Tensor) -> Tensor:
     return made
 
 
-def main(directory: Path, rank: int, processes: int) -> None:
-    """Run the tasks of a directory, and write what comes out."""
-    torch.set_num_threads(1)
+def _process(rank: int, directory: Path, tasks: Sequence[Task], processes: int) -> None:
+    """Run tasks as one of the processes, and write what comes out."""
     dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=processes)
     outcomes: dict[str, Any] = {}
-    for task in torch.load(directory / "tasks.pt", weights_only=False):
+    for task in tasks:
         try:
             _shard(task, processes)
             outcomes[task.name] = vars(trained(task, [rank], processes, _whole))
@@ -142,5 +145,18 @@ def main(directory: Path, rank: int, processes: int) -> None:
     dist.destroy_process_group()
 
 
+def main(directory: Path, processes: int) -> None:
+    """Run the tasks of a directory in several processes."""
+    # Copies have no threads of a pool.
+    torch.set_num_threads(1)
+    # What optimizers import when they are made.
+    importlib.import_module("torch._dynamo")
+    tasks = torch.load(directory / "tasks.pt", weights_only=False)
+    # Searches for reference cycles would copy every page.
+    gc.freeze()
+    untyped: Any = torch.multiprocessing
+    untyped.start_processes(_process, (directory, tasks, processes), processes, start_method="fork")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

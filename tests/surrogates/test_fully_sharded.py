@@ -200,25 +200,10 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tu
     tasks = [*map(_task, _CASES), *map(_task_in_place, _IN_PLACE), *map(_stand_in, _STAND_INS)]
     refused = _stays_gathered()
     torch.save([*tasks, refused], directory / "tasks.pt")
-    command = [sys.executable, "-m", "tests.surrogates.fully_sharded", str(directory)]
+    command = [sys.executable, "-m", "tests.surrogates.fully_sharded", str(directory), str(PROCESSES)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    running = [
-        subprocess.Popen(
-            [*command, str(rank), str(PROCESSES)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0] * PROCESSES, errors[0][-3000:]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     found = [torch.load(directory / f"outcomes_{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
     for made in found:
         assert "leave shared_synthesis out" in made.pop("refused")
