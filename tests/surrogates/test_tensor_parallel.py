@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,11 @@ def test_each_process_has_the_gradients_of_one_alone(tmp_path: Path) -> None:
     as_after_training(result.graph_module)
     assert result.in_place.model is not None
     wanted = _gradients(copy.deepcopy(result.model), x)
+    # Both are copies of a process that has imported what they need.
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.tensor.parallel"])
     untyped: Any = torch.multiprocessing
-    untyped.spawn(_process, (tmp_path, copy.deepcopy(result.model), x), PROCESSES)
+    given = tmp_path, copy.deepcopy(result.model), x
+    untyped.start_processes(_process, given, PROCESSES, start_method="forkserver")
     for rank in range(PROCESSES):
         found = torch.load(tmp_path / f"gradients_{rank}.pt")
         assert found.keys() == wanted.keys()
