@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -28,8 +27,11 @@ import os, signal, sys, time
 import torch.distributed as dist
 from repl_fx.cli.group import stopping
 from repl_fx.errors import ReplFxError
+from repl_fx.training import processes
 from repl_fx.training.train_config import TrainConfig
 from repl_fx.training.processes import Ended, ending_together, join
+# Half of the time that others are given, in which nothing happens here.
+processes._GRACE = 1.5
 def main():
     try:
         with stopping(), ending_together():
@@ -54,7 +56,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
     """What processes are copies of."""
-    with Forks("repl_fx.cli.group") as forks:
+    with Forks("repl_fx.cli.group", "torch.distributed.run") as forks:
         yield forks
 
 
@@ -129,7 +131,7 @@ def test_processes_do_not_outlive_the_one_that_started_them(forks: Forks, tmp_pa
     # By no destructor, such as that of an open file: what interrupts Python inside of one is lost.
     said = f"dist.barrier(); os.mkdir({str(seen)!r} + f'/{{os.getpid()}}'); time.sleep(600)"
     script = _script(tmp_path, said, said)
-    (running,) = forks.start(Request(script, spawned=True, uninterrupted=ignored))
+    (running,) = forks.start(Request(script, spawned=not ignored, uninterrupted=ignored))
     try:
         limit = time.monotonic() + 50
         while len(list(seen.iterdir())) < 2:
@@ -168,12 +170,13 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_processes_that_torchrun_starts_again_meet_again(tmp_path: Path) -> None:
+def test_processes_that_torchrun_starts_again_meet_again(forks: Forks, tmp_path: Path) -> None:
     (tmp_path / "killed_once.py").write_text(_KILLED_ONCE)
+    script = tmp_path / "torchrun.py"
+    script.write_text(f"import os, torch.distributed.run as torchrun; os.chdir({str(tmp_path)!r}); torchrun.main()")
     restarted = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "killed_once.py")
-    command = [sys.executable, "-m", "torch.distributed.run", *restarted]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ((code, _, errors),) = forks.ended(Request(str(script), restarted, limit=300))
+    assert code == 0, errors
     assert sorted(path.name for path in tmp_path.glob("met_*")) == ["met_again_0", "met_again_1"]
 
 
