@@ -566,7 +566,7 @@ def tidy_size(size: int | torch.SymInt) -> int | torch.SymInt:
         lambda part: isinstance(part, Max) and sympy.S.One in part.args and len(part.args) == 2,
         lambda part: next(one for one in part.args if one != sympy.S.One),
     )
-    tidy: torch.SymInt = symbolic_number(torch.SymInt, sizes, expression, example_of(size), None)
+    tidy: torch.SymInt = symbolic_number(torch.SymInt, sizes, expression, size.node.hint, None)
     return tidy
 
 

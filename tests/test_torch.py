@@ -23,8 +23,10 @@ from repl_fx._torch import (
     OperatorsRun,
     ShapeEnv,
     any_names,
+    has_example,
     may_not_raise,
     results_known,
+    tidy_size,
     translations_kept,
 )
 
@@ -194,6 +196,13 @@ def test_sizes_that_may_vary_have_an_example_and_no_fixed_size() -> None:
     assert str(again) == str(rows * 2)
     with pytest.raises(TypeError, match="is no expression of sizes"):
         _torch.expression_of(SimpleNamespace(node=None))
+
+
+def test_steps_of_sizes_that_depend_on_values_are_written_without_bounds() -> None:
+    counted = ShapeEnv().create_unbacked_symint()
+    step: Any = torch.sym_max(counted, 1) * 8
+    tidy: Any = tidy_size(step)
+    assert not has_example(tidy) and tidy.node.expr == 8 * counted.node.expr != step.node.expr
 
 
 def test_operators_are_seen_before_they_run() -> None:
