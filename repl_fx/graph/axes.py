@@ -20,8 +20,6 @@ from repl_fx.graph.size_limits import Limit, limits_of
 # Arguments that hold keys and values of earlier tokens, (batch, heads, length, features).
 _CACHE = re.compile(r"(^|_)(past|cache)")
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
-# Numbers that sizes are not multiplied with.
-_COMPARED = re.compile(r"\b\d+\b(?!\s*\*)")
 _DIRECTORIES = re.compile(r"\(at (.*[/\\])?")
 # The reason why a dimension is fixed that the user wants so.
 ASKED = ", as asked"
@@ -252,10 +250,7 @@ def limits_by_axis(graph: fx.Graph, names: Mapping[str, Sequence[str]]) -> dict[
             called[symbol] = name = names[inputs[number]][dim]
             size = tensors[inputs[number]].meta["val"].shape[dim]
             examples[name] = example_of(size) if has_example(size) else None
-        numbers = max(map(int, _COMPARED.findall(check.condition)), default=0)
-        known.append(
-            Limit(with_names(check.condition, called), tuple(dict.fromkeys(called.values())), check.place, numbers)
-        )
+        known.append(Limit(with_names(check.condition, called), tuple(dict.fromkeys(called.values())), check.place))
     sizes = {name: size for name, size in examples.items() if size is not None}
     if len(sizes) == len(examples):
         known, _ = limits_of(known, sizes)

@@ -9,6 +9,7 @@ tried one by one, up to twice the largest number in the conditions.
 
 from __future__ import annotations
 
+import ast
 import itertools
 import math
 import random
@@ -16,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-
-from sympy import preorder_traversal
 
 from repl_fx._torch import code_of
 from repl_fx.graph.runtime import truth_of
@@ -37,13 +36,11 @@ class Limit:
         condition: in the names of the sizes.
         names: those of the sizes in it.
         place: the line of the model that needs it, as the end of a phrase.
-        largest: of the numbers in it, where it is one of an operator or of the model's code.
     """
 
     condition: str
     names: tuple[str, ...]
     place: str
-    largest: int = 0
 
     @classmethod
     def of(cls, condition: Any, place: str) -> Limit:
@@ -52,10 +49,26 @@ class Limit:
         Raises:
             ValueError: Python has none for it.
         """
+        return cls(code_of(condition), tuple(sorted(map(str, condition.free_symbols))), place)
+
+    @cached_property
+    def largest(self) -> int:
+        """The largest size that its numbers tell of: in `(n + 24) // 28 > 3` the quotient's times the other one's."""
+        parts = list(ast.walk(ast.parse(self.condition, mode="eval")))
+        operations = [part for part in parts if isinstance(part, ast.BinOp)]
         # A number that sizes are multiplied with is no size that they could come to.
-        parts = (part for part in preorder_traversal(condition) if not part.is_Mul)
-        largest = max((abs(int(number)) for part in parts for number in part.args if number.is_Integer), default=0)
-        return cls(code_of(condition), tuple(sorted(map(str, condition.free_symbols))), place, largest)
+        factors = {side for part in operations if isinstance(part.op, ast.Mult) for side in (part.left, part.right)}
+        divided = {inner for part in operations if isinstance(part.op, ast.FloorDiv) for inner in ast.walk(part)}
+        numbers = {
+            part: abs(part.value)
+            for part in parts
+            if isinstance(part, ast.Constant) and isinstance(part.value, int) and part not in factors
+        }
+        inside, outside = (
+            max((number for part, number in numbers.items() if (part in divided) is within), default=1)
+            for within in (True, False)
+        )
+        return max(inside, 1) * max(outside, 1)
 
     @cached_property
     def _truth(self) -> Callable[..., bool]:
