@@ -141,8 +141,8 @@ def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]], *, solved: bool
     sizes looking up takes as long as computing.
 
     Args:
-        fakes: for an operator that torch puts together of others, a function of the arguments that returns results of
-            the right kind where sizes are symbolic, or None where torch is to find them.
+        fakes: for an operator, a function of the arguments that returns results of the right kind where sizes are
+            symbolic, or None where torch is to find them.
         solved: solve the conditions on sizes, where sympy can, so that an export fails which two of them contradict.
     """
     config: Any = importlib.import_module("torch._dynamo.config")

@@ -3,8 +3,9 @@
     before   2*(x.shape[2] // 2) == x.shape[2];   2*(x.shape[2] // 2) + 2 >= 3;   4*(x.shape[2] // 4) == …
     after    x.shape[2] % 4 == 0;   x.shape[2] >= 4
 
-The model itself stops where a condition does not hold, so that a rule need not be proven for each number: sizes are
-tried one by one, up to twice the largest number in the conditions.
+A rule need not be proven for each number, as the model itself stops where a condition does not hold, or a graph goes on
+checking the condition and the rule is its words alone: sizes are tried one by one, up to twice the largest one that the
+conditions tell of.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _ONE = 1.5
 
 @dataclass(frozen=True)
 class Limit:
-    """A condition on sizes that a model itself insists on.
+    """A condition on sizes: of a model that stops where it does not hold, or of a graph that is of one way alone.
 
     Attributes:
         condition: in the names of the sizes.
