@@ -66,10 +66,10 @@ class Limit:
             if isinstance(part, ast.Constant) and isinstance(part.value, int) and part not in factors
         }
         inside, outside = (
-            max((number for part, number in numbers.items() if (part in divided) is within), default=1)
+            max([1, *(number for part, number in numbers.items() if (part in divided) is within)])
             for within in (True, False)
         )
-        return max(inside, 1) * max(outside, 1)
+        return inside * outside
 
     @cached_property
     def _truth(self) -> Callable[..., bool]:
@@ -107,8 +107,7 @@ def limits_of(
             pinned.append(name)
             continue
         found = _rules(name, taken, concerned, examples)
-        tried = all(2 * condition.largest <= _MOST_TRIED for condition in concerned)
-        if found is None or not tried or not _alone(name, taken, concerned, examples):
+        if found is None or not _alone(name, taken, concerned, examples):
             irregular.add(name)
         else:
             rules += found
@@ -154,11 +153,11 @@ def _failing(name: str, size: int, conditions: Sequence[Limit], examples: Mappin
 def _rules(
     name: str, taken: Sequence[int], conditions: Sequence[Limit], examples: Mapping[str, int]
 ) -> list[Limit] | None:
-    """The rules for one size that may have those `taken`; None where these are irregular."""
+    """The rules for one size that may have those `taken`; None where these are irregular, or not all that tell."""
     found: list[Limit] = []
     gaps = _gaps(taken)
     period, first, length = _pattern(sorted({*taken, *gaps}))
-    if not length:
+    if not length or any(2 * condition.largest > _MOST_TRIED for condition in conditions):
         return None
 
     def add(code: str, outside: int) -> None:

@@ -49,7 +49,7 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
     if kind in _ELEMENTWISE:
         if kind is nn.Identity or getattr(layer, "inplace", False):
             return given
-        return like(given) if _is_dense(given) else None
+        return elementwise_result(given)
     if kind in _BATCH_NORMS:
         layer._check_input_dim(given)
         state = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
@@ -58,7 +58,7 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
     if kind is nn.LayerNorm:
         return layer_norm_result(given, layer.normalized_shape, layer.weight, layer.bias)
     if kind is nn.Linear:
-        if not _ends_in(given, (layer.in_features,)) or not _is_packed(given, range(given.ndim)):
+        if not _ends_in(given, (layer.in_features,)) or not _is_packed(given):
             return None
         return torch.empty((*given.shape[:-1], layer.out_features), dtype=given.dtype, device=given.device)
     return None
@@ -66,18 +66,18 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
 
 def arithmetic_result(one: Any, other: Any, **settings: Any) -> Tensor | None:
     """The kind of tensor that a sum, a difference, a product or a quotient of floats is; None for ones that ask."""
-    if not isinstance(one, Tensor) or not one.is_floating_point():
+    if not isinstance(one, Tensor):
         return None
     if isinstance(other, (int, float)):
-        return like(one) if _is_dense(one) else None
-    if not isinstance(other, Tensor) or other.dtype is not one.dtype or other.device != one.device:
+        return elementwise_result(one)
+    if not isinstance(other, Tensor) or not _of_one_dtype(one, [other]) or other.device != one.device:
         return None
     if one.ndim == other.ndim and all(map(_same_size, (*one.shape, *one.stride()), (*other.shape, *other.stride()))):
-        return like(one) if _is_dense(one) else None
+        return elementwise_result(one)
     large, small = (one, other) if one.ndim >= other.ndim else (other, one)
     pairs = zip(large.shape[large.ndim - small.ndim :], small.shape, strict=True)
     fits = all(_same_size(wide, size) or _same_size(size, 1) for wide, size in pairs)
-    return like(large) if fits and all(_is_packed(given, range(given.ndim)) for given in (large, small)) else None
+    return like(large) if fits and _is_packed(large) and _is_packed(small) else None
 
 
 def elementwise_result(given: Tensor, *settings: Any, **named: Any) -> Tensor | None:
@@ -88,7 +88,7 @@ def elementwise_result(given: Tensor, *settings: Any, **named: Any) -> Tensor | 
 def softmax_result(given: Tensor, dim: int, *settings: Any, **named: Any) -> Tensor | None:
     """The kind of tensor that `aten._softmax` returns without another dtype."""
     is_other = any(setting not in (None, False) for setting in (*settings, *named.values()))
-    return None if is_other or not _is_packed(given, range(given.ndim)) else elementwise_result(given)
+    return None if is_other or not _is_packed(given) else elementwise_result(given)
 
 
 def product_result(one: Tensor, other: Tensor) -> Tensor | None:
@@ -114,7 +114,7 @@ def joined_result(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
         alike = all(at == dim or _same_size(*sizes) for at, sizes in enumerate(others))
         if given.ndim != first.ndim or given.dtype is not first.dtype or given.device != first.device or not alike:
             return None
-        if given.ndim < 2 or not _is_packed(given, range(given.ndim)):
+        if given.ndim < 2 or not _is_packed(given):
             return None
     length: Any = sum(given.shape[dim] for given in tensors)
     sizes = (*first.shape[:dim], length, *first.shape[dim + 1 :])
@@ -127,7 +127,7 @@ def convolution_result(
 ) -> Tensor | None:  # fmt: skip
     """The kind of tensor that `aten.convolution` returns of channels that come first."""
     plain = not transposed and given.ndim == weight.ndim and _of_one_dtype(given, (weight, bias))
-    if not plain or not all(_is_packed(tensor, range(tensor.ndim)) for tensor in (given, weight)):
+    if not plain or not all(map(_is_packed, (given, weight))):
         return None
     if not all(isinstance(size, int) and size for size in (given.shape[1], *weight.shape)):
         return None
@@ -199,7 +199,7 @@ def group_norm_results(
     state = [tensor for tensor in (weight, bias) if tensor is not None]
     if given.dtype not in _WHOLE or not _of_one_dtype(given, state):
         return None
-    if not _is_packed(given, range(given.ndim)) or isinstance(channels, torch.SymInt):
+    if not _is_packed(given) or isinstance(channels, torch.SymInt):
         return None
     if channels % groups or any(tuple(tensor.shape) != (channels,) for tensor in state):
         return None
@@ -276,10 +276,10 @@ def _is_dense(tensor: Tensor) -> bool:
     return any(len(order) == tensor.ndim and _is_packed(tensor, order) for order in orders)
 
 
-def _is_packed(tensor: Tensor, order: Sequence[int]) -> bool:
-    """Tell whether the elements lie side by side, in an order of the dimensions, outermost first."""
+def _is_packed(tensor: Tensor, order: Sequence[int] | None = None) -> bool:
+    """Tell whether the elements lie side by side, in an order of the dimensions, outermost first; their own if None."""
     step: Any = 1
-    for dim in reversed(order):
+    for dim in reversed(range(tensor.ndim) if order is None else order):
         if not _same_size(tidy_size(tensor.stride(dim)), step):
             return False
         step = step * tensor.shape[dim]
