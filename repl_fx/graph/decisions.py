@@ -12,6 +12,7 @@ between, so that a skipped layer draws no random numbers, changes no statistics 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -180,7 +181,9 @@ def jump_over(graph: fx.Graph) -> Callable[[list[str]], list[str]] | None:
 
 def line_of(lines: list[str], name: str) -> int:
     """The place of the line of code that gives a node of this name its value."""
-    return next(place for place, line in enumerate(lines) if line.lstrip().startswith(f"{name} = "))
+    # `print_readable` writes types behind names.
+    given = re.compile(rf"\s*{name}(: [^=]*)? = ")
+    return next(place for place, line in enumerate(lines) if given.match(line))
 
 
 def indented(lines: list[str]) -> list[str]:

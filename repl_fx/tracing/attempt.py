@@ -41,14 +41,15 @@ from repl_fx._torch import (
     quiet_tracing,
 )
 from repl_fx.config import stamp_calls
-from repl_fx.errors import ForeignError, foreign_code, one_line
+from repl_fx.errors import ForeignError, Untraceable, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import traced_constant
 from repl_fx.running.meanwhile import attributes_set, forward_replaced, set_by
 from repl_fx.running.opaque_outputs import equal_leaves, open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_attributes import DataAttributes
-from repl_fx.tracing.data_dependent import DataDependentBranches, Place, recorded
+from repl_fx.tracing.data_dependent import DECISION, DataDependentBranches, Place, recorded
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.layouts import Layouts
@@ -86,6 +87,8 @@ class Learned:
             fails.
         worded: the code makes text of sizes that stay free.
         numbers: sizes are plain numbers where the code has no other use for them.
+        compiling: the answer to whether the model is compiled.
+        straight: the forward is not traced where its inputs decide its way, once it has asked `compiling`.
         compared: where the forward takes numbers out of tensors that it compares.
         survived: the answers to questions of which the model does not survive the other, by who asks.
         stopped: the exception that such another answer led to.
@@ -105,6 +108,8 @@ class Learned:
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
     worded: bool = False
     numbers: bool = False
+    compiling: Told = field(default_factory=lambda: Told("is_compiling", None))
+    straight: bool = False
     compared: set[Place] = field(default_factory=set)
     survived: dict[Place, bool] = field(default_factory=dict)
     stopped: ForeignError | None = None
@@ -229,6 +234,8 @@ class Attempt:
         elif self.unaware and is_bounded(program):
             learned.aware = True
         elif self.branches.asked and not learned.decides:
+            if learned.straight and learned.compiling.asked and _decided_by_inputs(program):
+                raise Untraceable("its inputs decide which way the forward goes")
             learned.decides = True
         elif learned.whole_numbers is not None and self.questions.whole.keys() - learned.whole_numbers.keys():
             learned.whole_numbers.update(self.questions.whole)
@@ -246,6 +253,13 @@ def _pinned(program: ExportedProgram, questions: SizeQuestions) -> set[tuple[int
     inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
     tensors = [(given, value.shape) for name, given in inputs if isinstance(value := traced.get(str(name)), Tensor)]
     return {(id(tensors[number][0]), dim) for number, dim in questions.settle([shape for _, shape in tensors])}
+
+
+def _decided_by_inputs(program: ExportedProgram) -> bool:
+    """Tell whether the forward of a program decides by its inputs, and not at random alone."""
+    nodes = program.graph.nodes
+    read = leading_to(digraph(nodes), (node for node in nodes if node.target is DECISION))
+    return any(node.name in program.graph_signature.user_inputs for node in read)
 
 
 def _hooked(model: nn.Module, hooks: Mapping[int, Any], args: Any, kwargs: Any, results: Any) -> Any:

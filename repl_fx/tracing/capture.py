@@ -204,41 +204,72 @@ def _trace_by(
     model: nn.Module,
     bound: BoundInputs,
     obstacles: tuple[str, ...],
-    wanted_fixed: Sequence[str],
-    *,
-    told: bool | None = None,
+    fixed: Sequence[str],
 ) -> CapturedModule:
-    """The graph by one tracer; `told` is whether the model is told that it is compiled; None for torch's answer."""
-    inputs, compiling, asked = bound.inputs, Told("is_compiling", told), Settings()
-    traces = _traced(tracer, model, bound, compiling, asked)
+    """The graph by one tracer.
+
+    A model that asks whether it is compiled is told that it is not, and so goes the way of a run. Where inputs decide
+    that way, or it cannot be traced, the way for compilers stands for it, if that computes the same.
+    """
+    inputs = bound.inputs
+    graph_of = partial(_graph_of, tracer, model, bound, obstacles, fixed)
+    running, compiling = Told("is_compiling", False), Told("is_compiling", None)
+    try:
+        return graph_of(running, straight=True)
+    except (Untraceable, ForeignError):
+        if not running.asked:
+            raise
+    gm = graph_of(compiling)
+    if device_of(model, inputs).type == "meta":
+        return gm
+    alike = computes_alike(gm, model, inputs)
+    other = other_sizes_of(gm, model, inputs) if alike else None
+    if alike and (other is None or stops_alike(gm, model, other)):
+        return gm
+    try:
+        run = graph_of(running)
+    except (Untraceable, ForeignError):
+        if alike:
+            return gm
+        raise
+    if computes_alike(run, model, inputs):
+        return run
+    raise Untraceable(
+        f"the forward asks torch.compiler.is_compiling(), and a trace goes another way than a run (at {running.asked})"
+    )
+
+
+def _graph_of(
+    tracer: _NamedTracer,
+    model: nn.Module,
+    bound: BoundInputs,
+    obstacles: tuple[str, ...],
+    fixed: Sequence[str],
+    compiling: Told,
+    *,
+    straight: bool = False,
+) -> CapturedModule:
+    """The graph of the way that a model goes with an answer to whether it is compiled; see `Learned.straight`."""
+    inputs, asked = bound.inputs, Settings()
+    traces = _traced(
+        tracer, model, bound, Learned(numbers=tracer.numbers, compiling=compiling, straight=straight), asked
+    )
     for training, changed in traces.changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, tracer.name, obstacles, mark=source_mark(model).digest)
-    gm = _assembled(model, inputs, info, traces, wanted_fixed)
+    gm = _assembled(model, inputs, info, traces, fixed)
     has_values = device_of(model, inputs).type != "meta"
     # Asked only where something makes it doubtful, as it runs both.
     alike = cache(lambda: has_values and computes_alike(gm, model, inputs))
     if traces.learned.stopped and has_values and not alike():
         raise traces.learned.stopped
     if traces.learned.worded and not tracer.numbers and not (alike() and _alike_at_other_sizes(gm, model, inputs)):
-        return _trace_by(replace(tracer, numbers=True), model, bound, obstacles, wanted_fixed, told=told)
+        numbers = replace(tracer, numbers=True)
+        return _graph_of(numbers, model, bound, obstacles, fixed, compiling, straight=straight)
     # Most classes with a `__call__` of their own repeat its signature alone.
     if has_own_call(type(model)) and not alike():
         raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")
-    if compiling.asked and has_values:
-        other = other_sizes_of(gm, model, inputs) if alike() and told is None else None
-        if told is None and not (alike() and (other is None or stops_alike(gm, model, other))):
-            try:
-                return _trace_by(tracer, model, bound, obstacles, wanted_fixed, told=False)
-            except Untraceable:
-                if not alike():
-                    raise
-        elif not alike():
-            raise Untraceable(
-                f"the forward asks torch.compiler.is_compiling(), and a trace goes another way than a run "
-                f"(at {compiling.asked})"
-            )
     if asked:
         run_passes(gm, partial(require_settings_, model=model, inputs=inputs, asked=asked))
     return gm
@@ -265,9 +296,9 @@ class _Traces:
     changes: dict[bool, StateChanges] = field(default_factory=dict)
 
 
-def _traced(tracer: _NamedTracer, model: nn.Module, bound: BoundInputs, compiling: Told, asked: Settings) -> _Traces:
+def _traced(tracer: _NamedTracer, model: nn.Module, bound: BoundInputs, learned: Learned, asked: Settings) -> _Traces:
     """Trace a model in both modes, or in one where the other would have the same trace."""
-    traces = _Traces(Learned(numbers=tracer.numbers))
+    traces = _Traces(learned)
     device = device_of(model, bound.inputs)
     for training in (False, True):
         tell(f"{tracer.name}, {'training' if training else 'evaluation'} mode")
@@ -290,7 +321,7 @@ def _traced(tracer: _NamedTracer, model: nn.Module, bound: BoundInputs, compilin
                     hooks_followed(model),
                     changes_noted(model) as changes[training],
                     settings_asked(asked),
-                    compiling.answered(),
+                    learned.compiling.answered(),
                 ):
                     traces.graphs[training] = tracer.trace(model, bound, traces.learned)
             traces.pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})

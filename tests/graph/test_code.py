@@ -104,3 +104,22 @@ def test_an_error_in_a_surrogate_ends_its_regions(as_graph: bool) -> None:
     with pytest.raises(IndexError):
         variant(torch.full((2, 8), 5.0))
     assert not torch.is_autocast_enabled("cpu")
+
+
+class _Skips(nn.Module):
+    """Skips a layer at random while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.rand([]) < 0.5:
+            return x
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def test_code_is_printed_with_types(captured: fx.GraphModule) -> None:
+    assert captured.print_readable(print_output=False).count("except BaseException:") == 2
+    printed = repl_fx.capture(_Skips(), (torch.ones(2, 4),)).print_readable(print_output=False)
+    assert "if skip_layer:" in printed and "choose: " in printed

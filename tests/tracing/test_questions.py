@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.tracing.capture import capture
+from repl_fx.tracing.questions import computes_alike
 
 
 class Asks(nn.Module):
@@ -196,6 +198,53 @@ def test_a_model_that_asks_whether_it_is_compiled_is_captured_as_it_runs() -> No
     model = Times(lambda: torch.compiler.is_compiling())
     assert torch.equal(capture(model, (x,))(x), 3 * x)
     assert not torch.compiler.is_compiling()
+
+
+class SkipsMask(nn.Module):
+    """Leaves out a mask that hides nothing, but where it is compiled."""
+
+    def __init__(self, asks_values: bool) -> None:
+        super().__init__()
+        self.asks_values = asks_values
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not self.asks_values or not bool(mask.all()):
+            x = x * mask
+        return x * 1.0
+
+
+@pytest.mark.parametrize("asks_values", [False, True])
+def test_the_way_for_compilers_is_compared_where_values_decide_that_of_a_run(asks_values: bool) -> None:
+    x, mask = torch.randn(3, 4), torch.ones(3, 4)
+    with patch("repl_fx.tracing.capture.computes_alike", wraps=computes_alike) as compared:
+        gm = capture(SkipsMask(asks_values), (x, mask))
+    assert compared.called is asks_values
+    assert torch.equal(gm(x, mask * 0), x * 0)
+
+
+class Draws(nn.Module):
+    """Skips a layer at random while it trains, and asks whether it is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            raise RuntimeError("not for compilers")
+        if self.training and torch.rand([]) < 0.5:
+            return x
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+def test_a_way_that_is_drawn_is_not_traced_for_compilers() -> None:
+    model, x = Draws(), torch.randn(3, 4)
+    gm = capture(model, (x,))
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected = model(x)
+        torch.manual_seed(seed)
+        assert torch.equal(gm(x), expected)
 
 
 class Strict(nn.Module):
