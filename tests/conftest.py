@@ -40,6 +40,11 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Look at everything again last of all: libraries in C++ tell at the end of a process what nobody freed."""
+    config.add_cleanup(gc.unfreeze)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let `tests/attack` run for longer than the default suite has time for."""
     parser.addoption("--attack-minutes", type=float, default=0.0, help="judge further random networks for this long")
@@ -105,11 +110,6 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(700, 10, 60)
     if "torch._export.utils" in sys.modules:
         _list_composite_operators_once()
-
-
-def pytest_unconfigure() -> None:
-    """Look at everything again: libraries in C++ tell at the end of a process what nobody freed."""
-    gc.unfreeze()
 
 
 def _list_composite_operators_once() -> None:

@@ -77,9 +77,9 @@ def kept_bytes(module: nn.Module, loss: Callable[[nn.Module], Tensor]) -> int:
 
 
 def clear_memory(device: torch.device) -> None:
-    """Give back what nobody holds."""
-    gc.collect()
+    """Give back the memory of a GPU that nobody holds; that of the host is given back as it is freed."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 
