@@ -40,6 +40,7 @@ from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, file_
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.graph.axes import Axis, InputSizes, captured_axes, limits_by_axis, name_dims, with_names
 from repl_fx.graph.grouping import grouped
+from repl_fx.graph.known_shapes import FAKES
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
@@ -48,7 +49,6 @@ from repl_fx.running.opaque_outputs import equal_leaves
 from repl_fx.running.untouched import device_of, in_mode, no_autocast, untouched
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
-from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.parts.capture_parts import CapturedParts, computes_as_source, graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.

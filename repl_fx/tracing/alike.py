@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import FakeTensor, is_unbacked, memory_of, pytree
+from repl_fx.graph.known_shapes import metadata
 from repl_fx.running.holders import CONTAINERS, OWN_ATTRIBUTES, attributes_of
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.attributes_aside import AttributesAside
-from repl_fx.tracing.known_shapes import metadata
 from repl_fx.tracing.leaf_calls import attention_kernels, held_by
 from repl_fx.tracing.leaves import is_leaf
 

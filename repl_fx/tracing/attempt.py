@@ -45,13 +45,13 @@ from repl_fx.errors import ForeignError, Untraceable, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import traced_constant
+from repl_fx.graph.known_shapes import FAKES
 from repl_fx.running.meanwhile import attributes_set, forward_replaced, set_by
 from repl_fx.running.opaque_outputs import equal_leaves, open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.data_attributes import DataAttributes
 from repl_fx.tracing.data_dependent import DECISION, DataDependentBranches, Place, recorded
 from repl_fx.tracing.hooks import no_tensor_hooks
-from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.layouts import Layouts
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
 from repl_fx.tracing.leaves import has_own_call

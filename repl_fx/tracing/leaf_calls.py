@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from repl_fx._torch import OperatorsRun, any_lengths, autograd_calls, calls_replaced, define_operator, pytree, tidy_size
 from repl_fx.errors import Untraceable
+from repl_fx.graph.known_shapes import known_result, like, metadata
 from repl_fx.running.alone import is_bystander
 from repl_fx.running.meanwhile import attributes_set
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks
-from repl_fx.tracing.known_shapes import known_result, like, metadata
 from repl_fx.tracing.leaves import is_leaf
 
 # Modules that may stand aside.

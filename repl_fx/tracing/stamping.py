@@ -36,6 +36,7 @@ from repl_fx._torch import (
     traced_node,
 )
 from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundaries, note_boundary
+from repl_fx.graph.known_shapes import like
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import PythonState
 from repl_fx.tracing.alike import (
@@ -54,7 +55,6 @@ from repl_fx.tracing.alike import (
 )
 from repl_fx.tracing.attributes_aside import PAST_LOOKUP, AttributesAside
 from repl_fx.tracing.data_dependent import DataDependentBranches
-from repl_fx.tracing.known_shapes import like
 from repl_fx.tracing.leaf_calls import LeafCalls, held_by
 
 _BEGIN = define_operator(

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import answers_of_the_example, enable_python_dispatcher, fake_like
+from repl_fx._torch import OperatorsRun, answers_of_the_example, enable_python_dispatcher, fake_like
 from repl_fx.finding.blocks import Block
 from repl_fx.finding.branches import Split, split_branches
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import attribute, called_module, share_tensors
+from repl_fx.graph.known_shapes import known_or_run
 from repl_fx.plan import Refusal
 from repl_fx.running.hushed import hushed
 
@@ -196,7 +197,8 @@ class Site:
         mode = self.graph_module.meta.get("fake_mode")
         # Composite operators cannot take symbolic sizes in C++; in Python they can.
         symbolic, free = enable_python_dispatcher(), answers_of_the_example(mode)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), free, symbolic, mode or nullcontext():
+        known = OperatorsRun(known_or_run) if mode else nullcontext()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), free, symbolic, mode or nullcontext(), known:
             return function(*values[0], **values[1])
 
     def call_on_fakes(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock, patch
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx._torch import fixed_size
 from repl_fx.finding.find_repeats import find_repeats
+from repl_fx.graph.known_shapes import FAKES
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
@@ -109,3 +112,8 @@ def test_a_match_that_depends_on_a_size_that_varies_is_refused_and_the_size_stay
     # What an operator asks of its arguments is not remembered either.
     assert site.value_of(lambda x: x.new_zeros(int(x.shape[0])), site.input).shape == (2,)
     assert fixed_size(size) is None
+    # Results that are known are not run for.
+    rule = Mock(wraps=FAKES[torch.ops.aten.add.Tensor])
+    with patch.dict("repl_fx.graph.known_shapes.FAKES", {torch.ops.aten.add.Tensor: rule}):
+        assert site.value_of(torch.add, site.input, site.input).shape == site.input.meta["val"].shape
+    rule.assert_called_once()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.tracing.known_shapes import FAKES, known_result
+from repl_fx.graph.known_shapes import FAKES, known_result
 
 aten = torch.ops.aten
 PICTURE = torch.randn(2, 8, 5, 4)
@@ -71,6 +71,10 @@ NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "layer norm with its figures": (aten.native_layer_norm.default, (PICTURE, [5, 4], None, None, 1e-5)),
     "group norm": (aten.native_group_norm.default, (PICTURE, WEIGHT, None, 2, 8, 20, 4, 1e-5)),
+    "group norm, channels last": (
+        aten.native_group_norm.default,
+        (PICTURE.contiguous(memory_format=torch.channels_last), None, None, 2, 8, 20, 4, 1e-5),
+    ),
 }
 OTHER_NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "another width": (aten.layer_norm.default, (torch.randn(2, 5, 7), [8])),
@@ -83,10 +87,7 @@ OTHER_NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (PICTURE[:, :7].clone(), WEIGHT, None, None, None, True, 0.1, 0),
     ),
     "groups that do not fit": (aten.native_group_norm.default, (PICTURE, None, None, 2, 8, 20, 3, 1e-5)),
-    "channels last": (
-        aten.native_group_norm.default,
-        (PICTURE.contiguous(memory_format=torch.channels_last), None, None, 2, 8, 20, 4, 1e-5),
-    ),
+    "group norm with gaps": (aten.native_group_norm.default, (PICTURE[:, :, ::2], None, None, 2, 8, 12, 4, 1e-5)),
 }
 
 
@@ -192,8 +193,8 @@ def test_the_kind_of_a_convolution_is_that_of_the_kernel(data: st.DataObject) ->
         data.draw(st.lists(st.integers(least, 3), min_size=dims, max_size=dims)) for least in (1, 1, 0, 1)
     )
     x = torch.randn(2, 2 * groups, *(data.draw(st.integers(1, 9)) for _ in range(dims)))
-    if dims == 2 and data.draw(st.booleans()):
-        x = x.contiguous(memory_format=torch.channels_last)
+    if dims == 2 and (order := data.draw(st.sampled_from(["", "channels last", "width first"]))):
+        x = x.contiguous(memory_format=torch.channels_last) if order == "channels last" else x.mT.contiguous().mT
     weight = torch.randn(4, 2, *kernel)
     bias = data.draw(st.sampled_from([None, WEIGHT[:4]]))
     arguments = (x, weight, bias, step, padded, apart, False, [0] * dims, groups)
@@ -207,7 +208,23 @@ def test_the_kind_of_a_convolution_is_that_of_the_kernel(data: st.DataObject) ->
     known = FAKES[aten.convolution.default](*arguments)
     if known is not None:
         assert (known.shape, known.stride(), known.dtype) == (made.shape, made.stride(), made.dtype)
-    assert known is not None or not x.is_contiguous()
+    assert known is not None or (dims == 2 and (1 in x.shape or order == "width first"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_the_kind_of_a_sum_of_tensors_of_one_shape_is_that_of_the_kernel(data: st.DataObject) -> None:
+    shape = data.draw(st.lists(st.sampled_from([2, 3, 5]), min_size=2, max_size=4))
+    packed = torch.rand(shape)
+    some = torch.rand(shape[0], 2 * shape[1], *shape[2:])[:, : shape[1]]
+    overlapping = torch.rand(2 * packed.numel()).as_strided(shape, (1, *packed.stride()[1:]))
+    turned = torch.rand(shape[::-1]).permute(*reversed(range(len(shape))))
+    other = data.draw(st.sampled_from([some, overlapping, turned]))
+    for pair in (packed, other), (other, packed):
+        known, made = FAKES[aten.add.Tensor](*pair), torch.add(*pair)
+        if known is not None:
+            assert (known.shape, known.stride(), known.dtype) == (made.shape, made.stride(), made.dtype)
+        assert known is not None or other is not some
 
 
 def test_calls_with_results_of_other_kinds_are_left_to_torch() -> None:

@@ -8,13 +8,14 @@ the sizes that were asked for, which torch would write as quotients of the other
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import OpOverload, are_equal, is_unbacked, tidy_size, view_sizes
+from repl_fx._torch import OpOverload, are_equal, example_of, has_example, is_unbacked, tidy_size, view_sizes
 
 # Their result has the sizes and strides of their argument; a kernel that changes in place hands out that itself.
 _ELEMENTWISE = frozenset(
@@ -75,9 +76,11 @@ def arithmetic_result(one: Any, other: Any, **settings: Any) -> Tensor | None:
     if one.ndim == other.ndim and all(map(_same_size, (*one.shape, *one.stride()), (*other.shape, *other.stride()))):
         return elementwise_result(one)
     large, small = (one, other) if one.ndim >= other.ndim else (other, one)
+    if one.ndim == other.ndim and _is_packed(other) and all(map(_same_size, one.shape, other.shape)):
+        large, small = other, one
     pairs = zip(large.shape[large.ndim - small.ndim :], small.shape, strict=True)
     fits = all(_same_size(wide, size) or _same_size(size, 1) for wide, size in pairs)
-    return like(large) if fits and _is_packed(large) and _is_packed(small) else None
+    return like(large) if fits and _is_packed(large) and (_is_packed(small) or _is_spaced(small)) else None
 
 
 def elementwise_result(given: Tensor, *settings: Any, **named: Any) -> Tensor | None:
@@ -125,10 +128,17 @@ def convolution_result(
     given: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
     *settings: Any,
 ) -> Tensor | None:  # fmt: skip
-    """The kind of tensor that `aten.convolution` returns of channels that come first."""
+    """The kind of tensor that `aten.convolution` returns."""
     plain = not transposed and given.ndim == weight.ndim and _of_one_dtype(given, (weight, bias))
-    if not plain or not all(map(_is_packed, (given, weight))):
+    if not plain or not _is_packed(weight):
         return None
+    layout = torch.contiguous_format
+    if not _is_packed(given):
+        # Where channels come last, other devices, dtypes and numbers of dimensions have kernels of either kind.
+        known = given.ndim == 4 and given.dtype is torch.float32 and given.device.type == "cpu"
+        if not known or not _is_packed(given, _CHANNELS_LAST[4]):
+            return None
+        layout = torch.channels_last
     if not all(isinstance(size, int) and size for size in (given.shape[1], *weight.shape)):
         return None
     strides, paddings, dilations = (
@@ -141,7 +151,8 @@ def convolution_result(
     # As torch asks.
     for length in lengths:
         torch._check(length > 0)
-    return torch.empty((given.shape[0], weight.shape[0], *lengths), dtype=given.dtype, device=given.device)
+    sizes = (given.shape[0], weight.shape[0], *lengths)
+    return torch.empty(sizes, dtype=given.dtype, device=given.device, memory_format=layout)
 
 
 def layer_norm_result(
@@ -199,7 +210,7 @@ def group_norm_results(
     state = [tensor for tensor in (weight, bias) if tensor is not None]
     if given.dtype not in _WHOLE or not _of_one_dtype(given, state):
         return None
-    if not _is_packed(given) or isinstance(channels, torch.SymInt):
+    if not _is_dense(given) or isinstance(channels, torch.SymInt):
         return None
     if channels % groups or any(tuple(tensor.shape) != (channels,) for tensor in state):
         return None
@@ -241,7 +252,7 @@ def _view_steps(given: Tensor, sizes: Sequence[Any]) -> list[Any] | None:
 
 
 _ATEN = torch.ops.aten
-# By operator, for `lean_tracing`.
+# By operator, for `lean_tracing` and `known_or_run`.
 FAKES: Mapping[OpOverload, Callable[..., Any]] = {
     _ATEN.view.default: view_result,
     _ATEN._unsafe_view.default: view_result,
@@ -260,6 +271,13 @@ FAKES: Mapping[OpOverload, Callable[..., Any]] = {
     **{getattr(_ATEN, name).Tensor: arithmetic_result for name in ("add", "sub", "mul", "div")},
     **{getattr(_ATEN, name).default: elementwise_result for name in ("relu", "gelu", "silu", "sigmoid", "tanh")},
 }
+
+
+def known_or_run(operator: OpOverload, args: Any, kwargs: Any) -> Any:
+    """The result of an operator for fake arguments, which runs where its result is not known."""
+    rule = FAKES.get(operator)
+    known = None if rule is None else rule(*args, **kwargs)
+    return operator(*args, **kwargs) if known is None else known
 
 
 def _of_one_dtype(given: Tensor, others: Iterable[Tensor | None]) -> bool:
@@ -284,6 +302,16 @@ def _is_packed(tensor: Tensor, order: Sequence[int] | None = None) -> bool:
             return False
         step = step * tensor.shape[dim]
     return True
+
+
+def _is_spaced(tensor: Tensor) -> bool:
+    """Tell whether the elements lie side by side but for gaps along the first dimension, as in some of the channels."""
+    if tensor.ndim < 2 or not _is_packed(tensor, range(1, tensor.ndim)):
+        return False
+    row, step = math.prod(tensor.shape[1:]), tidy_size(tensor.stride(0))
+    if not has_example(row) or not has_example(step) or not example_of(row):
+        return False
+    return _same_size(step, example_of(step) // example_of(row) * row)
 
 
 def _same_size(one: Any, other: Any) -> bool:
