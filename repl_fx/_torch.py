@@ -32,7 +32,7 @@ from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._prims_common import infer_size
 from torch._subclasses import fake_impls
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.autograd.function import BackwardCFunction
 from torch.fx import _symbolic_trace, proxy
 from torch.fx.experimental import proxy_tensor
@@ -688,6 +688,30 @@ def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:
     """A fake tensor of a mode, that says it is on `device`, from one on the meta device."""
     fake: Tensor = FakeTensor(mode, meta, device)
     return fake
+
+
+def empty_beside(
+    given: Tensor,
+    sizes: Sequence[int | torch.SymInt],
+    steps: Sequence[int | torch.SymInt] | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """An empty tensor of the dtype and device of another one: a fake beside a fake, made without a dispatch.
+
+    Args:
+        given: the other tensor.
+        sizes: of the empty tensor.
+        steps: its strides; None for those of `layout`.
+        layout: the memory format.
+    """
+    made: Callable[..., Tensor] = torch.empty if steps is None else torch.empty_strided
+    settings: dict[str, Any] = {"dtype": given.dtype} | ({"memory_format": layout} if steps is None else {})
+    arguments = (sizes,) if steps is None else (sizes, steps)
+    if not isinstance(given, FakeTensor):
+        return made(*arguments, **settings, device=given.device)
+    with torch._C.DisableTorchFunction(), in_kernel_invocation_manager(given.fake_mode):
+        meta = made(*arguments, **settings, device="meta")
+    return fake_of(given.fake_mode, meta, given.fake_device)
 
 
 def fake_like(mode: Any, tensor: Tensor) -> Tensor:

@@ -10,12 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import OpOverload, are_equal, example_of, has_example, is_unbacked, tidy_size, view_sizes
+from repl_fx._torch import (
+    OpOverload,
+    are_equal,
+    empty_beside,
+    example_of,
+    has_example,
+    is_unbacked,
+    tidy_size,
+    view_sizes,
+)
 
 # Their result has the sizes and strides of their argument; a kernel that changes in place hands out that itself.
 _ELEMENTWISE = frozenset(
@@ -23,6 +33,7 @@ _ELEMENTWISE = frozenset(
     | {nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Dropout, nn.Identity}
 )
 _BATCH_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d})
+_CONVOLUTIONS = frozenset({nn.Conv1d, nn.Conv2d, nn.Conv3d})
 _WHOLE = frozenset({torch.float32, torch.float64})
 _CHANNELS_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
@@ -30,7 +41,7 @@ _CHANNELS_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 def like(tensor: Tensor) -> Tensor:
     """A tensor of the same sizes, strides, dtype and device."""
     steps = [tidy_size(step) for step in tensor.stride()]
-    return torch.empty_strided(tensor.size(), steps, dtype=tensor.dtype, device=tensor.device)
+    return empty_beside(tensor, tensor.size(), steps)
 
 
 def metadata(tensor: Tensor) -> tuple[Any, ...]:
@@ -56,12 +67,15 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
         state = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
         results = batch_norm_results(given, *state, training=False)
         return results and results[0]
+    if kind in _CONVOLUTIONS and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        settings = layer.stride, layer.padding, layer.dilation, False, layer.output_padding, layer.groups
+        return convolution_result(given, layer.weight, layer.bias, *settings)
     if kind is nn.LayerNorm:
         return layer_norm_result(given, layer.normalized_shape, layer.weight, layer.bias)
     if kind is nn.Linear:
         if not _ends_in(given, (layer.in_features,)) or not _is_packed(given):
             return None
-        return torch.empty((*given.shape[:-1], layer.out_features), dtype=given.dtype, device=given.device)
+        return empty_beside(given, (*given.shape[:-1], layer.out_features))
     return None
 
 
@@ -91,27 +105,33 @@ def elementwise_result(given: Tensor, *settings: Any, **named: Any) -> Tensor | 
 def softmax_result(given: Tensor, dim: int, *settings: Any, **named: Any) -> Tensor | None:
     """The kind of tensor that `aten._softmax` returns without another dtype."""
     is_other = any(setting not in (None, False) for setting in (*settings, *named.values()))
-    return None if is_other or not _is_packed(given) else elementwise_result(given)
+    return None if is_other or not _has_dim(given, dim) or not _is_packed(given) else elementwise_result(given)
 
 
-def product_result(one: Tensor, other: Tensor) -> Tensor | None:
-    """The kind of tensor that a product of matrices is, or one of as many."""
-    fits = _of_one_dtype(one, [other]) and _same_size(one.shape[-1], other.shape[-2])
-    if not fits or not all(map(_same_size, one.shape[:-2], other.shape[:-2])):
+def product_result(one: Tensor, other: Tensor, *, dims: int = 2) -> Tensor | None:
+    """The kind of tensor that a product of matrices is, or with three dimensions products of as many."""
+    fits = _of_one_dtype(one, [other]) and one.ndim == other.ndim == dims
+    if (
+        not fits
+        or not _same_size(one.shape[-1], other.shape[-2])
+        or not all(map(_same_size, one.shape[:-2], other.shape[:-2]))
+    ):
         return None
-    return torch.empty((*one.shape[:-1], other.shape[-1]), dtype=one.dtype, device=one.device)
+    return empty_beside(one, (*one.shape[:-1], other.shape[-1]))
 
 
 def affine_result(bias: Tensor, one: Tensor, other: Tensor, **settings: Any) -> Tensor | None:
     """The kind of tensor that `aten.addmm` returns."""
-    fits = _of_one_dtype(bias, [one]) and _ends_in(other, bias.shape[-1:]) and bias.ndim == 1
+    fits = bias.ndim == 1 and _of_one_dtype(bias, [one]) and _ends_in(other, bias.shape)
     return product_result(one, other) if fits else None
 
 
 def joined_result(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     """The kind of tensor that `aten.cat` returns."""
     first = tensors[0]
-    dim %= max(first.ndim, 1)
+    if not _has_dim(first, dim):
+        return None
+    dim %= first.ndim
     for given in tensors:
         others = zip(given.shape, first.shape, strict=False)
         alike = all(at == dim or _same_size(*sizes) for at, sizes in enumerate(others))
@@ -121,12 +141,12 @@ def joined_result(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
             return None
     length: Any = sum(given.shape[dim] for given in tensors)
     sizes = (*first.shape[:dim], length, *first.shape[dim + 1 :])
-    return torch.empty(sizes, dtype=first.dtype, device=first.device)
+    return empty_beside(first, sizes)
 
 
 def convolution_result(
     given: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, transposed: bool,
-    *settings: Any,
+    out_padding: Any, groups: int,
 ) -> Tensor | None:  # fmt: skip
     """The kind of tensor that `aten.convolution` returns."""
     plain = not transposed and given.ndim == weight.ndim and _of_one_dtype(given, (weight, bias))
@@ -141,6 +161,10 @@ def convolution_result(
         layout = torch.channels_last
     if not all(isinstance(size, int) and size for size in (given.shape[1], *weight.shape)):
         return None
+    if given.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None
     strides, paddings, dilations = (
         list(values) * (given.ndim - 2 if len(values) == 1 else 1) for values in (stride, padding, dilation)
     )
@@ -152,7 +176,7 @@ def convolution_result(
     for length in lengths:
         torch._check(length > 0)
     sizes = (given.shape[0], weight.shape[0], *lengths)
-    return torch.empty(sizes, dtype=given.dtype, device=given.device, memory_format=layout)
+    return empty_beside(given, sizes, layout=layout)
 
 
 def layer_norm_result(
@@ -163,7 +187,7 @@ def layer_norm_result(
     fits = _ends_in(given, shape) and all(tuple(tensor.shape) == tuple(shape) for tensor in parameters)
     if not fits or not _of_one_dtype(given, parameters):
         return None
-    return torch.empty(given.shape, dtype=given.dtype, device=given.device)
+    return empty_beside(given, given.shape)
 
 
 def batch_norm_results(
@@ -183,7 +207,7 @@ def batch_norm_results(
     if not all(tensor.ndim == 1 and _same_size(tensor.shape[0], given.shape[1]) for tensor in state):
         return None
     size = given.shape[1] if training else 0
-    return like(given), given.new_empty(size), given.new_empty(size)
+    return like(given), empty_beside(given, (size,)), empty_beside(given, (size,))
 
 
 def layer_norm_results(
@@ -194,7 +218,7 @@ def layer_norm_results(
     if result is None:
         return None
     sizes = (*given.shape[: given.ndim - len(shape)], *(1 for _ in shape))
-    return result, given.new_empty(sizes), given.new_empty(sizes)
+    return result, empty_beside(given, sizes), empty_beside(given, sizes)
 
 
 def _inference_norm_results(
@@ -214,7 +238,7 @@ def group_norm_results(
         return None
     if channels % groups or any(tuple(tensor.shape) != (channels,) for tensor in state):
         return None
-    return like(given), given.new_empty((n, groups)), given.new_empty((n, groups))
+    return like(given), empty_beside(given, (n, groups)), empty_beside(given, (n, groups))
 
 
 def view_result(given: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor | None:
@@ -267,7 +291,8 @@ FAKES: Mapping[OpOverload, Callable[..., Any]] = {
     _ATEN.addmm.default: affine_result,
     _ATEN._softmax.default: softmax_result,
     _ATEN._safe_softmax.default: softmax_result,
-    **dict.fromkeys((_ATEN.mm.default, _ATEN.bmm.default), product_result),
+    _ATEN.mm.default: product_result,
+    _ATEN.bmm.default: partial(product_result, dims=3),
     **{getattr(_ATEN, name).Tensor: arithmetic_result for name in ("add", "sub", "mul", "div")},
     **{getattr(_ATEN, name).default: elementwise_result for name in ("relu", "gelu", "silu", "sigmoid", "tanh")},
 }
@@ -283,6 +308,10 @@ def known_or_run(operator: OpOverload, args: Any, kwargs: Any) -> Any:
 def _of_one_dtype(given: Tensor, others: Iterable[Tensor | None]) -> bool:
     """Tell whether a tensor is of floating point, and the others that there are have its dtype."""
     return given.is_floating_point() and all(other is None or other.dtype is given.dtype for other in others)
+
+
+def _has_dim(tensor: Tensor, dim: int) -> bool:
+    return -tensor.ndim <= dim < tensor.ndim
 
 
 def _ends_in(tensor: Tensor, shape: Sequence[int]) -> bool:
