@@ -111,11 +111,7 @@ def softmax_result(given: Tensor, dim: int, *settings: Any, **named: Any) -> Ten
 def product_result(one: Tensor, other: Tensor, *, dims: int = 2) -> Tensor | None:
     """The kind of tensor that a product of matrices is, or with three dimensions products of as many."""
     fits = _of_one_dtype(one, [other]) and one.ndim == other.ndim == dims
-    if (
-        not fits
-        or not _same_size(one.shape[-1], other.shape[-2])
-        or not all(map(_same_size, one.shape[:-2], other.shape[:-2]))
-    ):
+    if not fits or not all(map(_same_size, (*one.shape[:-2], one.shape[-1]), other.shape[:-1])):
         return None
     return empty_beside(one, (*one.shape[:-1], other.shape[-1]))
 
