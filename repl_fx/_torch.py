@@ -704,13 +704,16 @@ def empty_beside(
         steps: its strides; None for those of `layout`.
         layout: the memory format.
     """
-    made: Callable[..., Tensor] = torch.empty if steps is None else torch.empty_strided
-    settings: dict[str, Any] = {"dtype": given.dtype} | ({"memory_format": layout} if steps is None else {})
-    arguments = (sizes,) if steps is None else (sizes, steps)
+
+    def empty(device: torch.device | str) -> Tensor:
+        if steps is None:
+            return torch.empty(sizes, dtype=given.dtype, device=device, memory_format=layout)
+        return torch.empty_strided(sizes, steps, dtype=given.dtype, device=device)
+
     if not isinstance(given, FakeTensor):
-        return made(*arguments, **settings, device=given.device)
+        return empty(given.device)
     with torch._C.DisableTorchFunction(), in_kernel_invocation_manager(given.fake_mode):
-        meta = made(*arguments, **settings, device="meta")
+        meta = empty("meta")
     return fake_of(given.fake_mode, meta, given.fake_device)
 
 

@@ -89,9 +89,8 @@ def arithmetic_result(one: Any, other: Any, **settings: Any) -> Tensor | None:
         return None
     if one.ndim == other.ndim and all(map(_same_size, (*one.shape, *one.stride()), (*other.shape, *other.stride()))):
         return elementwise_result(one)
-    large, small = (one, other) if one.ndim >= other.ndim else (other, one)
-    if one.ndim == other.ndim and _is_packed(other) and all(map(_same_size, one.shape, other.shape)):
-        large, small = other, one
+    is_first = one.ndim > other.ndim or (one.ndim == other.ndim and _is_packed(one))
+    large, small = (one, other) if is_first else (other, one)
     pairs = zip(large.shape[large.ndim - small.ndim :], small.shape, strict=True)
     fits = all(_same_size(wide, size) or _same_size(size, 1) for wide, size in pairs)
     return like(large) if fits and _is_packed(large) and (_is_packed(small) or _is_spaced(small)) else None
@@ -146,20 +145,8 @@ def convolution_result(
 ) -> Tensor | None:  # fmt: skip
     """The kind of tensor that `aten.convolution` returns."""
     plain = not transposed and given.ndim == weight.ndim and _of_one_dtype(given, (weight, bias))
-    if not plain or not _is_packed(weight):
-        return None
-    layout = torch.contiguous_format
-    if not _is_packed(given):
-        # Where channels come last, other devices, dtypes and numbers of dimensions have kernels of either kind.
-        known = given.ndim == 4 and given.dtype is torch.float32 and given.device.type == "cpu"
-        if not known or not _is_packed(given, _CHANNELS_LAST[4]):
-            return None
-        layout = torch.channels_last
-    if not all(isinstance(size, int) and size for size in (given.shape[1], *weight.shape)):
-        return None
-    if given.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-        return None
-    if bias is not None and bias.shape != weight.shape[:1]:
+    layout = _layout_of_convolved(given) if plain and _is_packed(weight) else None
+    if layout is None or not _has_channels(given, weight, bias, groups):
         return None
     strides, paddings, dilations = (
         list(values) * (given.ndim - 2 if len(values) == 1 else 1) for values in (stride, padding, dilation)
@@ -173,6 +160,23 @@ def convolution_result(
         torch._check(length > 0)
     sizes = (given.shape[0], weight.shape[0], *lengths)
     return empty_beside(given, sizes, layout=layout)
+
+
+def _layout_of_convolved(given: Tensor) -> torch.memory_format | None:
+    """The memory format of the result of a convolution; None where it is not known."""
+    if _is_packed(given):
+        return torch.contiguous_format
+    # Where channels come last, other devices, dtypes and numbers of dimensions have kernels of either kind.
+    known = given.ndim == 4 and given.dtype is torch.float32 and given.device.type == "cpu"
+    return torch.channels_last if known and _is_packed(given, _CHANNELS_LAST[4]) else None
+
+
+def _has_channels(given: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
+    """Tell whether a convolution's weight and bias are for the channels of its argument, all of them numbers."""
+    if not all(isinstance(size, int) and size for size in (given.shape[1], *weight.shape)):
+        return False
+    fits = given.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
+    return fits and (bias is None or bias.shape == weight.shape[:1])
 
 
 def layer_norm_result(

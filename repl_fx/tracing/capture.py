@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import FakeTensor, example_of, fixed_size, forget_tensors, has_example, pytree
+from repl_fx._torch import FakeTensor, empty_beside, example_of, fixed_size, forget_tensors, has_example, pytree
 from repl_fx.arguments import require_module, require_number
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
@@ -388,8 +388,7 @@ def _settle_sizes_(graph: fx.Graph) -> None:
         known = [size if (number := fixed_size(size)) is None else number for size in numbers]
         if all(map(operator.is_, numbers, known)):
             return value
-        with value.fake_mode:
-            return torch.empty_strided(known[: value.ndim], known[value.ndim :], dtype=value.dtype, device=value.device)
+        return empty_beside(value, known[: value.ndim], known[value.ndim :])
 
     for node in graph.nodes:
         if "val" in node.meta:
