@@ -217,7 +217,7 @@ def test_the_kind_of_a_convolution_is_that_of_the_kernel(data: st.DataObject) ->
     x = torch.randn(2, channels, *(data.draw(st.integers(1, 9)) for _ in range(dims)))
     if dims == 2 and (order := data.draw(st.sampled_from(["", "channels last", "width first"]))):
         x = x.contiguous(memory_format=torch.channels_last) if order == "channels last" else x.mT.contiguous().mT
-    weight = torch.randn(4, 2, *kernel)
+    weight = torch.randn(data.draw(st.sampled_from([4, 4, 4, 3])), 2, *kernel)
     bias = data.draw(st.sampled_from([None, WEIGHT[:4], WEIGHT[:4], WEIGHT[:3]]))
     arguments = (x, weight, bias, step, padded, apart, False, [0] * dims, groups)
     try:
