@@ -30,7 +30,7 @@ from repl_fx.graph.state import parameter_count
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.meanwhile import attributes_set
 from repl_fx.running.untouched import device_of, no_autocast, ordinary_attention, own_randomness, untouched
-from repl_fx.tracing.capture import widen_batch
+from repl_fx.tracing.capture import widen_batch, widened
 from repl_fx.tracing.parts.capture_parts import Part
 
 Measured = TypeVar("Measured")
@@ -98,14 +98,14 @@ def measure_costs(
         args, kwargs: example inputs.
         training: whether to measure a step of training, too; without it what autograd keeps is None.
     """
-    given = widen_batch(gm, ExampleInputs.of(args, kwargs))
-    known = given.batch, parameter_count(gm), _weight_bytes(gm)
+    given = ExampleInputs.of(args, kwargs)
+    measures: list[Callable[[nn.Module, ExampleInputs], Any]] = [_flops, _saved_bytes] if training else [_flops]
+    known = parameter_count(gm), _weight_bytes(gm)
     try:
-        flops = _measured(gm, given, _flops)
-        kept = _measured(gm, given, _saved_bytes) if training else (None, None)
+        taken, (flops, *kept) = _measured(gm, given, *measures)
     except ForeignError as problem:
-        return Costs(*known, None, None, None, unknown=str(problem))
-    return Costs(*known, flops, *kept)
+        return Costs(widen_batch(gm, given).batch, *known, None, None, None, unknown=str(problem))
+    return Costs(taken.batch, *known, flops, *(kept[0] if kept else (None, None)))
 
 
 def measure_form(model: nn.Module, graphs: nn.Module, parts: Sequence[Part], *, training: bool = True) -> Costs:
@@ -133,27 +133,42 @@ def measure_parts(module: nn.Module, parts: Sequence[Part], *, training: bool = 
     )
 
 
-def _measured(gm: nn.Module, given: ExampleInputs, measure: Callable[[Any, ExampleInputs], Measured]) -> Measured:
-    """The costs of a module on shapes alone; of a graph that has to have values, on these inputs.
+def _measured(
+    gm: nn.Module, given: ExampleInputs, *measures: Callable[[Any, ExampleInputs], Any]
+) -> tuple[ExampleInputs, list[Any]]:
+    """The costs of a module on shapes alone, or those of a graph that has to have values on these.
+
+    Returns:
+        The inputs, of a wider batch where the module takes that, as `widen_batch` gives them; and what each of the
+        measures, which take a copy of the module and of the inputs, has returned.
 
     Raises:
         ForeignError: whatever the module raised.
     """
     is_graph = isinstance(gm, fx.GraphModule)
     needs_values = is_graph and device_of(gm, given).type != "meta"
-    # Code of the user's own may keep what it makes, such as a table in an `lru_cache`, which has no values here.
-    left = nullcontext() if is_graph else untouched(gm)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     # In a caller's `inference_mode` nothing would be kept, and other things under its autocast.
     with torch.inference_mode(False), no_autocast(device_of(gm, given)):
-        try:
-            with left, _copied(gm, given, fake) as (module, inputs), foreign_code():
-                return measure(module, inputs)
-        except ForeignError:
-            if not needs_values:
-                raise
-        with _copied(gm, given, None) as (module, inputs), foreign_code():
-            return measure(module, inputs)
+        for inputs in dict.fromkeys((widened(given), given)):
+            try:
+                return inputs, [_on_shapes(gm, inputs, measure) for measure in measures]
+            except ForeignError:
+                if inputs is given and not needs_values:
+                    raise
+        inputs = widen_batch(gm, given)
+        values = []
+        for measure in measures:
+            with _copied(gm, inputs, None) as (module, own), foreign_code():
+                values.append(measure(module, own))
+        return inputs, values
+
+
+def _on_shapes(gm: nn.Module, given: ExampleInputs, measure: Callable[[Any, ExampleInputs], Measured]) -> Measured:
+    # Code of the user's own may keep what it makes, such as a table in an `lru_cache`, which has no values here.
+    left = nullcontext() if isinstance(gm, fx.GraphModule) else untouched(gm)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with left, _copied(gm, given, fake) as (module, inputs), foreign_code():
+        return measure(module, inputs)
 
 
 def _total(numbers: Iterable[int | None]) -> int | None:
@@ -246,10 +261,11 @@ def _by_node(
 
     try:
         # The copy's nodes have the names of the graph's.
-        return _measured(gm, widen_batch(gm, inputs), raised)
+        _, (by_node,) = _measured(gm, inputs, raised)
     except ForeignError:
         # `measure_costs` reports what the model's code raised.
         return None
+    return dict(by_node)
 
 
 @contextmanager

@@ -146,7 +146,7 @@ def trace_widened(
 
     What that asks of the model is asked of the trace: the model runs where it cannot be traced with a wider batch.
     """
-    wider = _widened(inputs)
+    wider = widened(inputs)
     try:
         return trace_by_first(tracers, model, wider, fixed), wider
     except CaptureError:
@@ -425,19 +425,20 @@ def widen_batch(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     torch.export takes a dimension of size 1 for a constant. A first dimension need not be a batch: where the model
     runs on the inputs as they are and not on wider ones, they stay as they are.
     """
-    return inputs if _widened(inputs) is inputs else _as_run(model, inputs)[0]
+    return inputs if widened(inputs) is inputs else _as_run(model, inputs)[0]
 
 
 def _as_run(model: nn.Module, inputs: ExampleInputs) -> tuple[ExampleInputs, Exception | None]:
     """Example inputs, of a wider batch where the model takes that or takes neither, and why it does not run on them."""
-    wider = _widened(inputs)
+    wider = widened(inputs)
     problem = outcome_of(model, wider, training=False).problem
     if problem is None or wider is inputs or outcome_of(model, inputs, training=False).problem is not None:
         return wider, problem
     return inputs, None
 
 
-def _widened(inputs: ExampleInputs) -> ExampleInputs:
+def widened(inputs: ExampleInputs) -> ExampleInputs:
+    """Inputs of batch 1, repeated to batch 2, where every tensor among them has it; others as they are."""
     if not inputs.tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in inputs.tensors):
         return inputs
     return inputs.map(lambda tensor: torch.cat([tensor, tensor]))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx._torch import FakeTensor
 from repl_fx.costs.counted import flops_by_node, kept_by_node, measure_costs
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import kept_in_a_run
@@ -228,8 +229,30 @@ def test_state_that_is_no_tensor_weighs_nothing() -> None:
     assert (costs.weight_bytes, costs.flops) == (4 * 20, 2 * 2 * 16)
 
 
-def test_a_batch_of_one_is_widened() -> None:
-    assert measure_costs(nn.Linear(5, 7), (torch.randn(1, 5),)).batch == 2
+class _PrintingBatches(nn.Module):
+    """Prints the batches that it computes, as other traces of a run are removed; takes one `batch` alone, if given."""
+
+    def __init__(self, batch: int | None = None) -> None:
+        super().__init__()
+        self.only, self.linear = batch, nn.Linear(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.only is not None and x.shape[0] != self.only:
+            raise ValueError(f"a batch of {self.only}")
+        if not isinstance(x, FakeTensor):
+            print("computed", x.shape[0])
+        out: Tensor = self.linear(x)
+        return out
+
+
+@pytest.mark.parametrize(("only", "counted"), [(None, 2), (1, 1)])
+def test_a_batch_of_one_is_widened_where_the_model_takes_that(
+    only: int | None, counted: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = measure_costs(_PrintingBatches(only), (torch.randn(1, 5),))
+
+    assert (costs.batch, costs.flops) == (counted, counted * 2 * 5 * 7)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_meta_model_of_any_size_costs_nothing_to_measure() -> None:
