@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx._torch import example_of
+from repl_fx._torch import OpOverload, example_of
 from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.decisions import Condition, is_choice, is_random, pick
 from repl_fx.graph.runtime import SizeCheck, check_condition, check_layout
@@ -57,8 +57,8 @@ def _lower(graph: fx.Graph) -> list[str]:
             node.kwargs = {**node.kwargs, **settings}
         elif node.target is check_condition:
             _withhold(graph, node, _truth if node.args[1] else _untruth)
-        elif node.target is check_layout:
-            # Tensors of ONNX have no strides.
+        elif node.target is check_layout or _converts_nothing(node):
+            # Tensors of ONNX have no strides, and those that are complex no alias.
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif isinstance(node.target, SizeCheck):
@@ -114,6 +114,12 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         settings: dict[str, Any] = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
         zeros = settings.get("mode", "constant") == "constant" and not settings.get("value")
         return (complex_pad, {}) if zeros else None
+    is_complex = isinstance(given, Tensor) and given.is_complex() and not _has_complex(node.args[1:])
+    if is_complex and isinstance(node.target, OpOverload):
+        if str(node.target.overloadpacket) in _OF_PARTS:
+            return of_parts(node.target), {}
+        if name in _SUMS and isinstance(node.args[1], int | float):
+            return with_real_part(node.target), {}
     if name == "aten.istft.default":
         settings = inspect.signature(istft).bind(*node.args, **node.kwargs).arguments
         return None if settings.get("return_complex") else (istft, {})
@@ -121,6 +127,18 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
     if at_start and isinstance(given, Tensor) and (order := _order_in_memory(given)):
         return strided, {"order": order}
     return (_LOWERED[name], {}) if name in _LOWERED else None
+
+
+def _converts_nothing(node: fx.Node) -> bool:
+    """Tell whether a node converts a complex tensor to the kind that it has, as `freqs_cis.to(h.device)` does."""
+    given = node.all_input_nodes[0].meta.get("val") if str(node.target).startswith("aten.to.") else None
+    alike = isinstance(given, Tensor) and given.is_complex() and given.dtype == node.meta["val"].dtype
+    return alike and not node.kwargs.get("copy")
+
+
+def _has_complex(arguments: Sequence[Any]) -> bool:
+    values = (argument.meta.get("val") if isinstance(argument, fx.Node) else argument for argument in arguments)
+    return any(value.is_complex() if isinstance(value, Tensor) else isinstance(value, complex) for value in values)
 
 
 def _cuts_a_computed_size(node: fx.Node) -> bool:
@@ -276,6 +294,33 @@ def istft(
     return signal if length is None else torch.nn.functional.pad(signal, [0, length - (end - begin)])
 
 
+def of_parts(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator on both parts of complex numbers, such as a choice of rows; the exporter has it for real ones."""
+
+    def parted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        real, imaginary = (operator(part, *args, **kwargs) for part in (tensor.real, tensor.imag))
+        if isinstance(real, Tensor):
+            return torch.complex(real, imaginary)
+        return [torch.complex(*both) for both in zip(real, imaginary, strict=True)]
+
+    return parted
+
+
+def with_real_part(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A sum of complex numbers and one real number; onnxscript takes no constant that is complex."""
+
+    def changed(tensor: Tensor, number: float, **settings: Any) -> Tensor:
+        return torch.complex(operator(tensor.real, number, **settings), tensor.imag)
+
+    return changed
+
+
+_SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
+_CHOICES = ("unsqueeze", "expand", "repeat", "repeat_interleave", "select", "index", "index_select", "gather")
+# Operators that do the same with both parts of complex numbers, but for those with other complex numbers.
+_OF_PARTS = {
+    f"aten.{name}" for name in (*_CHOICES, "split", "split_with_sizes", "chunk", "unbind", "detach", "mul", "div")
+}
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.angle.default": angle,

@@ -300,6 +300,11 @@ FLOATS: Cases = {
         torch.view_as_complex(x.reshape(3, 2, 2)) * torch.view_as_complex(x.reshape(3, 2, 2))
     ),
     "cabs": lambda x: torch.complex(x, x).abs(),
+    "cparts": lambda x: _spectrum(x, lambda z: z.to(z.device)[:, None].expand(-1, 2, -1).repeat(2, 1, 1)[:, 1] * 2 + 1),
+    "crows": lambda x: _spectrum(
+        x, lambda z: torch.split(z[torch.tensor([2, 0])], 2, -1)[1].index_select(0, x[:2, 0].long() * 0)
+    ),
+    "cdiv": lambda x: _spectrum(x, lambda z: (z - 2) / (z.chunk(2, -1)[0].repeat_interleave(2, 1) + 7)),
     "polar": lambda x: torch.view_as_real(torch.polar(x.abs(), x)),
     "fft": lambda x: torch.view_as_real(torch.fft.fft(x)),
     "rfft": lambda x: torch.fft.rfft(x).abs(),
@@ -312,6 +317,12 @@ FLOATS: Cases = {
     "atan0": lambda x: torch.atan2(x * 0, x.flip(1) * 0 - 1),
     "scmean_in": lambda x: torch.ones(3, 4).scatter_reduce(1, torch.zeros(3, 4, dtype=torch.long), x, "mean"),
 }
+
+
+def _spectrum(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a function makes of complex numbers, in real ones."""
+    return torch.view_as_real(function(torch.complex(x, x + 1)))
+
 
 INTEGERS: Cases = {
     "div": lambda n: n / 2,

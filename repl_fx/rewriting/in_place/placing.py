@@ -22,6 +22,7 @@ from torch import fx
 from repl_fx._torch import module_stack
 from repl_fx.finding.blocks import Block
 from repl_fx.graph.boundaries import at_boundaries
+from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.notes import STANDS_FOR
 from repl_fx.graph.roles import ADDITIONS
@@ -85,7 +86,9 @@ def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
     # A list of modules is called by nobody.
     if block.module_path in module_stack(block.nodes[0]):
         return (str(block.module_path),)
-    stacks = [module_stack(node) for node in sorted(block.nodes) if is_tensor(node)]
+    # A loop may make the same of a mask for each of its blocks, such as `mask == 0`, before it calls them.
+    streamed = reached_from(digraph([*block.inputs, *sorted(block.nodes)]), block.inputs)
+    stacks = [module_stack(node) for node in sorted(block.nodes) if is_tensor(node) and node in streamed]
     around = tuple(path for path in stacks[0] if all(path in stack for stack in stacks))
     repeat = next(repeat for repeat in part.inside if block in repeat.blocks)
     nodes = (node for other in repeat.blocks if other is not block for node in other.nodes)

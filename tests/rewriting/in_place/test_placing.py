@@ -212,6 +212,32 @@ def test_each_module_of_a_kept_row_is_computed_again() -> None:
     assert kept(again.model) == ["layers.0", "layers.4", "layers.5"]
 
 
+class _Masked(nn.Module):
+    """Makes the same mask in front of each layer, where the trace sees it as the first of the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=mask == 0)
+        return x
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "linear"])
+def test_what_a_loop_makes_of_a_mask_before_it_calls_a_block_is_not_its_surrogates(surrogate: str) -> None:
+    mask = torch.ones(2, X.shape[1], dtype=torch.int64)
+    result = repl_fx.transform(_Masked(), (X, mask), surrogate=surrogate)
+    assert [type(layer).__name__ for layer in result.model.get_submodule("layers").children()].count(
+        "TransformerEncoderLayerSurrogate"
+    ) == len(result.plan.replacements)
+    mask[1, 3:] = 0
+    for model in (result.model, result.module):
+        model.eval()
+    assert torch.equal(result.model(X, mask), result.module(X, mask))
+
+
 class _Dropping(Pair):
     def forward(self, x: Tensor, scale: float = 1.0) -> Any:
         return x + self.drop(self.mlp(x)) * scale
