@@ -843,6 +843,12 @@ def memory_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors lie in one piece of memory; those of other layouts lie in several, which is not told."""
+    plain = all(tensor.layout is torch.strided and not tensor.is_meta for tensor in (one, other))
+    return plain and memory_of(one) == memory_of(other)
+
+
 def move_hooks(source: Tensor, target: Tensor) -> None:
     """Register on one tensor the hooks on the gradients of another."""
     untyped: Any = target

@@ -19,6 +19,7 @@ settings. A process has each of these once: `alone` lets one thread at a time ch
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -39,12 +40,13 @@ from repl_fx._torch import (
     optimized_execution,
     pytree,
     quiet_tracing,
+    shares_memory,
 )
 from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, Untraceable, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.bridge import digraph, leading_to
-from repl_fx.graph.captured import traced_constant
+from repl_fx.graph.captured import is_traced_constant, memory_of, traced_constant, writes_in_place
 from repl_fx.graph.known_shapes import FAKES
 from repl_fx.running.meanwhile import attributes_set, forward_replaced, set_by
 from repl_fx.running.opaque_outputs import equal_leaves, open_objects
@@ -77,6 +79,8 @@ class Learned:
 
     Attributes:
         tensors: those that a trace itself made (`torch.tensor(…)` in a forward).
+        read: all that one of these stands for, as equal ones are one constant, by its name.
+        written: the names of those that a forward writes into.
         involved: why inner sizes, such as those of pictures, are not asked for; empty where they are.
         decides: the forward goes its way by values or at random, so that several traces have to be joined.
         inlined: leaves that cannot stand aside.
@@ -99,6 +103,8 @@ class Learned:
     """
 
     tensors: list[Tensor] = field(default_factory=list)
+    read: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    written: set[str] = field(default_factory=set)
     involved: str = ""
     decides: bool = False
     inlined: set[Callee] = field(default_factory=set)
@@ -120,11 +126,29 @@ class Learned:
 
     def name(self, tensor: Tensor) -> str:
         """The attribute name of a constant; an equal one that is known already is used again."""
-        for index, known in enumerate(self.tensors):
-            if known is tensor or (not tensor.is_meta and equal_leaves(known, tensor)):
-                return traced_constant(index)
-        self.tensors.append(tensor)
-        return traced_constant(len(self.tensors) - 1)
+        alike = (t is tensor or (not tensor.is_meta and equal_leaves(t, tensor)) for t in self.tensors)
+        index = next((index for index, is_alike in enumerate(alike) if is_alike), len(self.tensors))
+        if index == len(self.tensors):
+            self.tensors.append(tensor)
+        self.read[traced_constant(index)].append(tensor)
+        return traced_constant(index)
+
+    def require_written_alone(self, graph: fx.Graph) -> None:
+        """Refuse that a forward writes into a tensor of its own where the graph has the same for another one.
+
+        Raises:
+            Untraceable: such as a second cache of zeros, or a view of what is written.
+        """
+        writes = (memory_of(node) for node in graph.nodes if writes_in_place(node))
+        self.written |= {str(node.target) for node in writes if is_traced_constant(str(node.target))}
+        for name in self.written:
+            own = self.read[name][0]
+            others = [t for one, read in self.read.items() for t in read if one == name or shares_memory(t, own)]
+            if any(other is not own for other in others):
+                raise Untraceable(
+                    f"the forward writes into a tensor {list(own.shape)} that is no buffer, beside another that holds "
+                    "the same or shares its memory, and a graph does not keep the two apart; register them as buffers"
+                )
 
 
 class Attempt:

@@ -95,6 +95,7 @@ def lift_modules(program: ExportedProgram, attempt: Attempt, inputs: BoundInputs
     lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
     put_numbers_(lifter.graph)
     drop_dead(lifter.graph)
+    attempt.learned.require_written_alone(lifter.graph)
     _complete_paths_(lifter.graph, attempt.model)
     return lifter.graph
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.errors import CaptureError, Untraceable
 from repl_fx.graph.captured import attribute
 from repl_fx.graph.runtime import check_shape, enter_grad_mode, leaf_call_operator, restore_grad_mode
 from repl_fx.graph.signature import bind_arguments
@@ -74,6 +76,49 @@ def test_constants_are_shared_when_equal() -> None:
     assert learned.name(torch.ones(1, 2)) != first
     assert learned.name(torch.zeros(2)) != first
     assert len(learned.tensors) == 4
+
+
+class Caches(nn.Module):
+    """Writes into tensors that are no buffers: one of zeros, and, as told, another of zeros or a view of it."""
+
+    def __init__(self, second: str) -> None:
+        super().__init__()
+        self.first, self.second = torch.zeros(2, 3), second
+        if second == "equal":
+            self.other = torch.zeros(2, 3)
+        elif second == "view":
+            self.other = self.first[:1]
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.first.copy_(x.detach())
+        if self.second == "equal":
+            self.other.copy_(x.detach() + 1)
+        return self.layer(x) * self.first + (self.other if self.second else 0)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("second", ["equal", "view"])
+def test_a_constant_that_is_written_is_refused_beside_one_that_is_equal_or_shares_its_memory(second: str) -> None:
+    with pytest.raises(CaptureError, match=r"writes into a tensor \[2, 3\] that is no buffer"):
+        repl_fx.capture(Caches(second), (torch.randn(2, 3),))
+
+
+def test_a_constant_that_is_written_alone_is_the_graphs_own() -> None:
+    model, x = Caches(""), torch.randn(2, 3)
+    gm = repl_fx.capture(model, (x,))
+    for given in (x, -x):
+        assert torch.equal(gm(given), model(given))
+
+
+def test_a_constant_that_is_written_in_one_mode_is_refused_where_the_other_has_one_for_two() -> None:
+    learned, first, second = Learned(), torch.zeros(2), torch.zeros(2)
+    graph = fx.Graph()
+    read = graph.get_attr(learned.name(first))
+    assert learned.name(second) == read.target
+    learned.require_written_alone(graph)
+    graph.call_function(torch.ops.aten.copy_.default, (read, read))
+    with pytest.raises(Untraceable, match="no buffer"):
+        learned.require_written_alone(graph)
 
 
 class ByName(nn.Module):
