@@ -72,7 +72,7 @@ NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 # Those names of torch that others import from here.
 __all__ = [
     "FakeTensor", "FakeTensorMode", "HigherOrderOperator", "OpOverload", "ShapeEnv", "ValueRanges",
-    "enable_python_dispatcher", "optimized_execution", "pytree",
+    "enable_python_dispatcher", "pytree",
 ]  # fmt: skip
 
 # Graphs ask for sizes by an operator of which torch has no rule for `torch.vmap`, and whose number `torch.jit.trace`
@@ -730,6 +730,20 @@ def forget_tensors(mode: Any) -> None:
     It has weak references to them, and a tensor with one cannot be swapped (`torch.utils.swap_tensors`).
     """
     mode.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
+
+
+@contextmanager
+def scripts_as_written() -> Iterator[None]:
+    """Run functions of TorchScript operator by operator, and forget how they ran before.
+
+    One that ran a few times computes on detached values, whose gradients it makes by itself; a first run of one asks
+    for the sizes of its arguments, to be faster on them.
+    """
+    units: Any = torch.jit._state._python_cu
+    for function in units.get_functions():
+        function._debug_flush_compilation_cache()
+    with optimized_execution(False):
+        yield
 
 
 class OperatorsRun(TorchDispatchMode):

@@ -37,9 +37,9 @@ from repl_fx._torch import (
     fixed_size,
     lean_tracing,
     multiples_written,
-    optimized_execution,
     pytree,
     quiet_tracing,
+    scripts_as_written,
     shares_memory,
 )
 from repl_fx.config import stamp_calls
@@ -201,8 +201,7 @@ class Attempt:
             lengths_symbolic(),
             multiples_written(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
-            # A scripted function asks for the sizes of what it is called with first, to be faster on them.
-            optimized_execution(False),
+            scripts_as_written(),
             recorded(self.branches, Layouts(self.calls), SizeTensors(), *outside),
             self.exporting.answered(),
             foreign_code(),

@@ -42,20 +42,26 @@ def _gate(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def test_a_function_of_torch_script_that_never_ran_fixes_no_sizes() -> None:
+@pytest.mark.parametrize("runs", [0, 5])
+def test_functions_of_torch_script_fix_no_sizes_and_keep_gradients(runs: int) -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.mix, self.gate = nn.Linear(4, 4), torch.jit.script(_gate)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.gate(self.mix(x))  # type: ignore[no-any-return]
+            return self.gate(self.mix(self.gate(self.mix(x))))  # type: ignore[no-any-return]
 
     model = Gated()
+    for _ in range(runs):
+        model(torch.randn(2, 9, 4)).sum().backward()
     gm = capture(model, (torch.randn(2, 9, 4),))
     assert info_of(gm).dynamic == {"x": (0, 1)}
     other = torch.randn(3, 5, 4)
-    assert torch.equal(gm(other), model(other))
+    ours, theirs = gm(other), model(other)
+    assert torch.equal(ours, theirs)
+    gradients = (torch.autograd.grad(made.sum(), tuple(model.mix.parameters())) for made in (ours, theirs))
+    assert all(map(torch.allclose, *gradients))
 
 
 @pytest.mark.parametrize("whole", [True, False])

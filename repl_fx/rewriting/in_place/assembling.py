@@ -205,7 +205,7 @@ def _put(
                 own_code = by_graph.isdisjoint(map(named, place.paths))
                 cuts = [
                     Cut(graphs[part.path], part, place, source, own_code=own_code, path=path)
-                    for path in (place.paths if place.is_added else (None,))
+                    for path in (place.paths if place.is_apart else (None,))
                 ]
                 # The blocks are some that can have a surrogate in their place.
                 fits_others.update(replacement.block for replacement in replaced)

@@ -125,9 +125,9 @@ class Cut:
         }
         nodes = {block.name: {node for node in gm.graph.nodes if block_of(node) == block.name} for block in self.blocks}
         self.inside = set().union(*nodes.values())
-        row = place.is_added or len(place.paths) > 1
         for called in place.paths:
             self._only_call(called)
+        row = (place.is_added or len(place.paths) > 1) and not place.is_loose
         self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if row else {}
         self.sums = self._sums() if place.is_added else {}
         self.main = main_of(place.paths, self.inside, tuple(filter(None, self.sums)))
@@ -137,6 +137,8 @@ class Cut:
         self.reads_stream_alone = all(traits.reads_stream_alone for traits in self.traits)
         self._require_not_skipped()
         self.swaps = own_code and (place.is_added or not row) and self._can_swap(nodes.values())
+        if place.is_loose and not self.swaps:
+            raise NotInPlace("it is no call of a single module, and its surrogate does not run its own code")
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
@@ -170,7 +172,7 @@ class Cut:
         names = self._swapped(block) if swaps else {}
         leaves = () if swaps else tuple(self._leaf(number) for number in range(form.num_leaves))
         results = [*names.values(), *dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
-        added = self.place.is_added
+        added = self.place.is_apart
         if added and swaps and not names:
             # A module that the surrogate leaves as it was.
             return {}
@@ -340,8 +342,8 @@ class Cut:
             path = STANDS_FOR.of(node) if node in self.inside else None
             if path and path.startswith(f"{self.path}."):
                 swapped[path.removeprefix(f"{self.path}.")] = node
-            elif path and not self.place.is_added:
-                raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
+            elif path and not path.startswith(tuple(f"{place}." for place in self.place.paths)):
+                raise NotInPlace(f"it stands for {path}, which is outside of {' and '.join(self.place.paths)}")
         for name, node in swapped.items():
             owner, _, own = name.rpartition(".")
             module = block.get_submodule(owner)

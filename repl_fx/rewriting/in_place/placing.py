@@ -4,6 +4,7 @@
     x + attn(norm(x)) is, which is half of layers.0             a surrogate and the other half do in that of layers.0
     layers.4 and layers.5 are, one behind the other             a surrogate does in that of one; the other hands on
     x + attn(x) is, and the addition stands in a loop           a surrogate's branch does in that of attn
+    pool(layers.6(x)) is, and pool stands in a loop             layers.6 runs on parameters that a surrogate makes
 
 Of such a row, layers.4(x, mask) -> y and layers.5(y, mask) -> z, the first hands x on then, and the other computes z
 from it. Where the loop adds what each of a row returns to the stream, one returns what the surrogate adds to it, and
@@ -53,6 +54,12 @@ class ModulePlace:
     replacements: tuple[Replacement, ...]
     is_half: bool = False
     is_added: bool = False
+    is_loose: bool = False
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether each of the modules stands for its own part of a block."""
+        return self.is_added or self.is_loose
 
     def own(self, block: str) -> str:
         """The path, in the module, of the modules of a block's surrogate."""
@@ -63,9 +70,10 @@ class ModulePlace:
 
 def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
     """The places of the blocks of a part that a plan replaces, in the order of the plan."""
-    places = {r.block: place_of(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
-    added = {block for block, paths in places.items() if paths and adds_outside(part.blocks[block], paths)}
-    others = {block: paths for block, paths in places.items() if len(paths) == 1 and block not in added}
+    rows = {r.block: _placed(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
+    places, loose = {block: row[0] for block, row in rows.items()}, {block for block, row in rows.items() if row[1]}
+    added = {block for block, paths in places.items() if paths and adds_outside(part.blocks[block], paths)} - loose
+    others = {block: paths for block, paths in places.items() if len(paths) == 1 and block not in added | loose}
     halves = [paths[0] for block, paths in others.items() if part.blocks[block].module_path is None]
     found: dict[tuple[str, ...], ModulePlace] = {}
     for replacement in plan.replacements:
@@ -77,15 +85,21 @@ def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
         paths = (min(outer, key=len),) if outer else paths
         key = paths or ("", replacement.block)
         before = found[key].replacements if key in found else ()
-        found[key] = ModulePlace(paths, (*before, replacement), bool(outer), not outer and replacement.block in added)
+        kinds = (not outer and replacement.block in blocks for blocks in (added, loose))
+        found[key] = ModulePlace(paths, (*before, replacement), bool(outer), *kinds)
     yield from found.values()
 
 
 def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
     """The module that a block is; or the smallest one around it, without others of its repeat; or a row of modules."""
+    return _placed(part, block)[0]
+
+
+def _placed(part: PartRepeats, block: Block) -> tuple[tuple[str, ...], bool]:
+    """The place of a block, and whether the model does more outside of its modules than to add to the stream."""
     # A list of modules is called by nobody.
     if block.module_path in module_stack(block.nodes[0]):
-        return (str(block.module_path),)
+        return (str(block.module_path),), False
     # A loop may make the same of a mask for each of its blocks, such as `mask == 0`, before it calls them.
     streamed = reached_from(digraph([*block.inputs, *sorted(block.nodes)]), block.inputs)
     stacks = [module_stack(node) for node in sorted(block.nodes) if is_tensor(node) and node in streamed]
@@ -93,22 +107,25 @@ def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
     repeat = next(repeat for repeat in part.inside if block in repeat.blocks)
     nodes = (node for other in repeat.blocks if other is not block for node in other.nodes)
     if around and not any(around[-1] in module_stack(node) for node in nodes):
-        return around[-1:]
+        return around[-1:], False
     return _row(part, block, len(around), stacks)
 
 
-def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The modules, called one after another, that are all of a block; empty where there are no such ones.
+def _row(
+    part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str, ...]]
+) -> tuple[tuple[str, ...], bool]:
+    """The modules, called one after another, that are all of a block but for what the model does outside of them.
 
-    Outside of them may be the additions of what each returns to the stream.
+    Outside may be the additions of what each returns to the stream, or more. Empty where modules do other work, too.
     """
     paths = tuple(dict.fromkeys(stack[depth] for stack in stacks if len(stack) > depth))
     outside = sum(len(stack) <= depth for stack in stacks)
     sums = sums_of(part.graph_module.graph, block.output, block.input, paths) if outside else {}
-    if len(block.inputs) > 1 or (outside and not (block.keeps_size and outside == len(sums) and {*sums} == {*paths})):
-        return ()
     inside = (node for node in part.graph_module.graph.nodes if is_tensor(node) and node.op != "get_attr")
-    return () if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside) else paths
+    if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside):
+        return (), False
+    is_row = not outside or (block.keeps_size and outside == len(sums) and {*sums} == {*paths})
+    return paths, len(block.inputs) > 1 or not is_row
 
 
 def adds_outside(block: Block, paths: Sequence[str]) -> bool:

@@ -238,6 +238,27 @@ def test_what_a_loop_makes_of_a_mask_before_it_calls_a_block_is_not_its_surrogat
     assert torch.equal(result.model(X, mask), result.module(X, mask))
 
 
+class _Between(nn.Module):
+    """Does more between its layers than to call them: a scale in front, a squeeze behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Pair(True) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x * 2))
+        return x
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "narrow"])
+def test_a_layer_between_which_the_model_does_more_swaps_parameters_alone(surrogate: str, tmp_path: Path) -> None:
+    result = repl_fx.transform(_Between(), (X,), surrogate=surrogate)
+    (part,) = result.found
+    assert all(place.is_loose for place in places_of(part, result.plan))
+    _check_forms(result, _Between, tmp_path)
+
+
 class _Dropping(Pair):
     def forward(self, x: Tensor, scale: float = 1.0) -> Any:
         return x + self.drop(self.mlp(x)) * scale
@@ -438,6 +459,7 @@ class _SideBySide(_Loop):
         (_Scaled, "identity", "it is no call of a single module"),
         (_SideBySide, "identity", "layers.1.1 is not handed the stream"),
         (_LoopOfOne, "linear", "it is no sum with the stream"),
+        (_Between, "linear", "its surrogate does not run its own code"),
     ],
 )
 def test_what_a_loop_does_more_than_to_add_has_no_place(net: type[nn.Module], surrogate: str, reason: str) -> None:
