@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from repl_fx._torch import CodeKey, FakeTensor, any_names, code_key, fake_like, move_hooks, pytree
 from repl_fx.errors import BadInput, CallRefused, foreign_code, one_line
@@ -42,28 +43,42 @@ class PlainGraphModule(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Write the code of the graph; it jumps over layers that a step may skip, and errors end its regions."""
+        own: Any = type(self)
+        if not _holds_code(own):
+            # A class that somebody derived for it: called through that, code in both calls itself without an end.
+            self.__class__ = _code_class(own)
+            try:
+                return self.recompile()
+            finally:
+                self.__class__ = _derived(own, type(self))
         settle_decisions_(self.graph, has_effect)
         structure_code_(self.graph)
         with any_names():
             return super().recompile()
 
     def __copy__(self) -> Self:
-        result: Self = type(self).__new__(type(self))
-        result._become(dict(self.__getstate__()), copy.deepcopy(self._graph), type(self).__name__)
+        result: Self = _empty(_kind(self))
+        result._become(dict(PlainGraphModule.__getstate__(self)), copy.deepcopy(self._graph), type(self))
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        result: Self = type(self).__new__(type(self))
+        result: Self = _empty(_kind(self))
         memo[id(self)] = result
         # Notes about the graph (fake mode, capture report) are not changed in place, and a fake mode cannot be copied.
         memo[id(self.meta)] = {
             name: copy.deepcopy(note, memo) if name == "attributes" else note for name, note in self.meta.items()
         }
-        state = {name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()}
-        result._become(state, copy.deepcopy(self._graph, memo), type(self).__name__)
+        # A class that `torch.nn.utils.parametrize` derived refuses to be pickled, and can be copied.
+        state = {name: copy.deepcopy(value, memo) for name, value in PlainGraphModule.__getstate__(self).items()}
+        result._become(state, copy.deepcopy(self._graph, memo), type(self))
         for hook in self._deepcopy_hooks:
             hook(result)
         return result
+
+    def __reduce_package__(self, exporter: Any) -> tuple[Any, ...]:
+        # torch.package asks for this, of classes too, which go by name; fx's own is the code alone, as its pickle.
+        _, (kind,), state = self.__reduce__()
+        return _unpackaged, (kind.__module__, kind.__qualname__, state)
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled call is the process's own, and the code is written anew.
@@ -85,18 +100,28 @@ class PlainGraphModule(fx.GraphModule):
         self._become(attributes, graph.make(), name)
         share_views_(self, views)
 
-    def _become(self, state: dict[str, Any], graph: fx.Graph, name: str) -> None:
+    def _become(self, state: dict[str, Any], graph: fx.Graph, like: type | str) -> None:
+        """Take a state and a graph; `like` is the class of the module that they are of, or its name."""
         nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
         # Each graph module has a class of its own.
-        type(self).__name__ = name
+        type(self).__name__ = like if isinstance(like, str) else _code_class(like).__name__
         self._graph = graph
         graph.owning_module = self
         self.recompile()
+        if not isinstance(like, str):
+            self.__class__ = _derived(like, type(self))
 
 
-def _empty(kind: type[PlainGraphModule]) -> PlainGraphModule:
+def _empty(kind: Any) -> Any:
     """A graph module whose state is about to be set."""
     return kind.__new__(kind)
+
+
+def _unpackaged(importer: Any, module: str, kind: str, state: Any) -> PlainGraphModule:
+    """A graph module out of a package of torch.package."""
+    made: PlainGraphModule = _empty(attribute(importer.import_module(module), kind))
+    made.__setstate__(state)
+    return made
 
 
 class AlikeGraphModule(PlainGraphModule):
@@ -108,7 +133,6 @@ class AlikeGraphModule(PlainGraphModule):
     def recompile(self) -> Any:
         """Write the code of the graph, and take the class of the modules that have the same."""
         if not _holds_code(type(self)):
-            # A class that somebody else derived for it.
             return super().recompile()
         # A class of its own to write into: that of now may be the class of others.
         kind: Any = _kind(self)
@@ -126,8 +150,23 @@ _ALIKE: WeakValueDictionary[tuple[type, str, CodeKey], type] = WeakValueDictiona
 
 
 def _kind(gm: fx.GraphModule) -> type[fx.GraphModule]:
-    """The class of a graph module, without that which holds the code of its graph."""
-    return next(kind for kind in type(gm).__mro__ if not _holds_code(kind))
+    """The class of a graph module, without that which holds the code of its graph, and those derived from that."""
+    return next(kind for kind in _code_class(type(gm)).__mro__ if not _holds_code(kind))
+
+
+def _code_class(kind: type) -> type:
+    """The class that holds the code of graph modules of a class: that itself, or the one that it is derived from."""
+    return next(one for one in kind.__mro__ if _holds_code(one))
+
+
+def _derived(kind: Any, code: type) -> Any:
+    """A class like `kind`, derived from `code`, which holds the code of a graph."""
+    if _holds_code(kind):
+        return code
+    if not issubclass(kind, fx.GraphModule) or _code_class(kind) is code:
+        return kind
+    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(kind)(kind.__name__, tuple(_derived(base, code) for base in kind.__bases__), own)
 
 
 def _holds_code(kind: type) -> bool:
@@ -423,12 +462,15 @@ def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
     Where it is not `compiled`, the copy has no code until `recompile()` or its first call.
     """
     root = _with_shared_children(container_of(gm), {})
-    result = CapturedModule(root, copy.deepcopy(gm.graph), type(gm).__name__, compiled=compiled)
+    result = CapturedModule(root, copy.deepcopy(gm.graph), _code_class(type(gm)).__name__, compiled=compiled)
+    if parametrize.is_parametrized(gm):
+        # Its own parameters are properties of the class that was derived for it.
+        result.__class__ = _derived(type(gm), type(result))
     result.meta = copy.copy(gm.meta)
     return result
 
 
-def attribute(root: nn.Module, path: str) -> Any:
+def attribute(root: Any, path: str) -> Any:
     """The module, tensor or attribute at a dotted path.
 
     Raises:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 from torchmetrics import Accuracy
 
 import repl_fx
@@ -138,11 +139,51 @@ def test_a_class_that_somebody_derived_stays() -> None:
     one, other = (AlikeGraphModule(nn.Module(), _negation()) for _ in range(2))
     one.__class__ = derived = type("Derived", (type(one),), {})
     next(node for node in one.graph.nodes if node.op == "call_function").target = torch.exp
+    other.__class__ = derived
+    x = torch.ones(2)
     one.recompile()
-    assert type(one) is derived
-    assert torch.equal(one.forward(torch.ones(2)), torch.ones(2).exp()) and torch.equal(
-        other(torch.ones(2)), -torch.ones(2)
-    )
+    assert type(one).__name__ == "Derived" and torch.equal(one(x), x.exp())
+    assert type(other) is derived and torch.equal(other(x), -x)
+    for way in (copy.copy, copy.deepcopy):
+        twin = way(one)
+        assert type(twin).__name__ == "Derived" and torch.equal(twin(x), x.exp())
+
+
+class _Shifted(nn.Module):
+    """A model with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.fc = nn.Parameter(torch.randn(8)), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shifted: Tensor = self.fc(x + self.shift)
+        return shifted
+
+
+class _Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * 2
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+def test_a_graph_whose_own_parameter_is_parametrised_is_copied_and_folded() -> None:
+    x = torch.randn(2, 8)
+    module = capture(_Shifted(), (x,))
+    before = module(x)
+    parametrize.register_parametrization(module, "shift", _Doubled())
+    copies = [copy.deepcopy(module), copy.copy(module), copy_graph(module), copy_graph(module, compiled=False)]
+    for twin in copies:
+        assert torch.equal(twin(x), before)
+    assert torch.equal(repl_fx.fold(module.eval())(x), before)
+    own = copies[0]
+    with torch.no_grad():
+        own.get_parameter("parametrizations.shift.original").zero_()
+    parametrize.remove_parametrizations(own, "shift")
+    assert not own.get_parameter("shift").any() and not torch.equal(own(x), before)
+    assert parametrize.is_parametrized(module) and torch.equal(module(x), before)
 
 
 def test_shared_copies_keep_their_kind() -> None:

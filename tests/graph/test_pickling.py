@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import PH
+from torch.package.package_exporter import PackageExporter
+from torch.package.package_importer import PackageImporter
 from torch.utils import _pytree as pytree
 
 import repl_fx
@@ -502,6 +504,21 @@ def test_a_class_that_was_made_for_one_module_is_refused() -> None:
     module.__class__ = type("FSDPNet", (type(module),), {})
     with pytest.raises(pickle.PicklingError, match="Sequential has become a FSDPNet, a class that was made for it"):
         pickle.dumps(module)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_graphs_go_into_a_package_of_torch() -> None:
+    x = torch.randn(2, 8)
+    blocks = nn.Sequential(*(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(4)))
+    module = repl_fx.transform(blocks, (x,), surrogate="blend").graph_module
+    file = io.BytesIO()
+    with PackageExporter(file) as exporter:
+        exporter.extern("**")
+        exporter.save_pickle("models", "net.pkl", {"one": module, "same": module})
+    file.seek(0)
+    read = PackageImporter(file).load_pickle("models", "net.pkl")
+    assert read["one"] is read["same"] and torch.equal(read["one"](x), module(x))
+    assert torch.equal(repl_fx.fold(read["one"].eval())(x), repl_fx.fold(module.eval())(x))
 
 
 def test_an_operator_of_a_library_that_is_not_imported_is_named() -> None:
