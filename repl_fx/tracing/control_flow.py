@@ -421,7 +421,10 @@ def _segments(graph: fx.Graph) -> list[list[fx.Node]]:
 def _key(node: fx.Node) -> tuple[Any, ...]:
     """The key by which nodes of two traces pair; an output may hold fewer values where layers were skipped."""
     key = node_key(node)
-    return key[:-1] if isinstance(node.target, PackOutput) else key
+    if isinstance(node.target, PackOutput):
+        operation, target, where, _how_many, keywords = key
+        return (operation, target, where, keywords)
+    return key
 
 
 def _flat(value: Any) -> list[Any]:

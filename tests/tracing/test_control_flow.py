@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
 
 import repl_fx
 from repl_fx.graph.decisions import is_choice, is_decision, is_random
@@ -84,6 +85,37 @@ def test_lengths_are_free_beside_layers_that_training_skips_where_these_take_any
     # Where all of them are left out, the source takes any length.
     with pytest.raises(repl_fx.BadInput, match=r"captured as \[any, 8\]"):
         gm.train()(torch.randn(3, 13))
+
+
+class Remembers(nn.Module):
+    """Returns what the layers that ran have made, by their numbers, as a decoder returns its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> BaseModelOutput:
+        made = {}
+        for number, layer in enumerate(self.layers):
+            if not (self.training and torch.rand([]) < 0.5):
+                made[f"layer_{number}"] = layer(x)
+                x = x + made[f"layer_{number}"].relu()
+        return BaseModelOutput(last_hidden_state=x, hidden_states=made)
+
+
+def test_an_output_class_may_hold_values_of_layers_that_training_skips() -> None:
+    torch.manual_seed(0)
+    model = Remembers()
+    x = torch.randn(3, 4)
+    gm = repl_fx.capture(model, (x,))
+    for seed in range(8):
+        ours, theirs = (seeded_call(m, seed, x) for m in (gm.train(), model.train()))
+        assert type(ours) is BaseModelOutput
+        assert torch.equal(ours.last_hidden_state, theirs.last_hidden_state)
+        made = {name: value for name, value in ours.hidden_states.items() if value is not None}
+        assert made.keys() == theirs.hidden_states.keys()
+        assert all(torch.equal(value, theirs.hidden_states[name]) for name, value in made.items())
+    assert torch.equal(gm.eval()(x).hidden_states["layer_1"], model.eval()(x).hidden_states["layer_1"])
 
 
 class Cleans(nn.Module):
