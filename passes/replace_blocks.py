@@ -165,7 +165,9 @@ def _replace(
     # What something behind the block reads stays, with the nodes that write into what it reads; and of a block whose
     # nodes stay what nothing reads, which is there for the state that it changes.
     alive = set(nodes)
-    writes = {rewriting.copy_of(node) for node in block.nodes if surrogate.traits.keeps_nodes and not node.users}
+    # A call on other values that is made in a node's place has its effects.
+    unused = (node for node in block.nodes if surrogate.traits.keeps_nodes and not node.users)
+    writes = {copied for node in unused if (copied := rewriting.copy_of(node)) is rewriting.now(node)}
     read = [node for node in nodes if not node.users.keys() <= alive or node in writes]
     left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])

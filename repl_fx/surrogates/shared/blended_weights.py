@@ -112,7 +112,7 @@ def find_weights(site: Site) -> tuple[BlendedWeight, ...]:
     }
     found = []
     for path in dict.fromkeys(site.block.parameters):
-        if not matrix_like(site.tensor(path)) or path.rpartition(".")[0] in norms:
+        if not matrix_like(site.tensor(path)) or path.rpartition(".")[0] in norms or path in site.idle_parameters:
             continue
         others = site.counterpart_parameters(path)
         for other in others:

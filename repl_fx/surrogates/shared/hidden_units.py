@@ -82,7 +82,7 @@ def find_hidden_units(site: Site) -> list[HiddenUnits]:
     for node in site.block.nodes:
         linear = linear_operator_of(site.graph_module, node)
         known = (n for units in found for n in (*units.between, *(entry.node for entry in units.entries)))
-        if linear is None or node in known:
+        if linear is None or node in known or linear.weight in site.idle_parameters:
             continue
         try:
             found.append(_UnitSearch(site, linear).units)
@@ -303,6 +303,8 @@ class _UnitSearch:
         node = linear.node
         if linear.weight is None or (linear.groups > 1 and not depthwise):
             raise Unfit(f"{node.name} is of a kind whose weight cannot lose rows or columns", node)
+        if linear.weight in self.site.idle_parameters:
+            raise Unfit(f"nothing reads the result of {node.name}", node)
         module = called_module(self.gm, node)
         if getattr(module, "padding_mode", "zeros") != "zeros":
             raise Unfit(f"{node.name} does not pad with zeros", node)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,8 @@ from repl_fx._torch import OperatorsRun, answers_of_the_example, enable_python_d
 from repl_fx.finding.blocks import Block
 from repl_fx.finding.branches import Split, split_branches
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
-from repl_fx.graph.captured import attribute, called_module, share_tensors
+from repl_fx.graph.bridge import digraph_with_writes, leading_to
+from repl_fx.graph.captured import attribute, called_module, has_effect, share_tensors
 from repl_fx.graph.known_shapes import known_or_run
 from repl_fx.plan import Refusal
 from repl_fx.running.hushed import hushed
@@ -172,6 +173,28 @@ class Site:
             if node.op in _CALLS and node.users and all(user in inside or user in found for user in node.users):
                 found.add(node)
         return frozenset(found)
+
+    @cached_property
+    def idle_parameters(self) -> frozenset[str]:
+        """The block's parameters that only calls read whose results nothing reads.
+
+        A graph keeps such calls of modules, for what they may do besides.
+        """
+        nodes = {*self.block.nodes, *self.weight_nodes}
+        if all(node.users for node in nodes):
+            return frozenset()
+        ends = {*self.block.outputs, *self.block.side_outputs}
+        ends.update(node for node in nodes if node.op == "call_function" and has_effect(node))
+        live = leading_to(digraph_with_writes(nodes), ends)
+        return self._parameters_of(nodes - live) - self._parameters_of(live)
+
+    def _parameters_of(self, nodes: Collection[fx.Node]) -> frozenset[str]:
+        """The paths of the parameters that nodes read themselves."""
+        read = {str(feeder.target) for node in nodes for feeder in node.all_input_nodes if feeder.op == "get_attr"}
+        for node in nodes:
+            if (module := called_module(self.graph_module, node)) is not None:
+                read.update(f"{node.target}.{name}" for name, _ in module.named_parameters(remove_duplicate=False))
+        return frozenset(read)
 
     def tensor(self, path: str) -> Tensor:
         """A parameter or buffer of the graph."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest.mock import Mock, patch
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +41,52 @@ class _Dropping(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.5, self.training)
+
+
+class _Idle(nn.Module):
+    """A residual block that calls layers besides, whose results nothing reads; one of them reads hidden units.
+
+    Args:
+        idle: whether the calls are made.
+        inside: whether the first of them is given hidden units.
+        again: whether one is a call of a layer that is read elsewhere.
+    """
+
+    def __init__(self, *, idle: bool, inside: bool = False, again: bool = False) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.key, self.value = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.idle, self.inside, self.again = idle, inside, again
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc1(x).relu()
+        if self.idle:
+            self.value(self.key(hidden if self.inside else x).relu())
+            if self.again:
+                self.fc2(x)
+        made: Tensor = x + self.fc2(hidden)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "again"), [("blend", False), ("blend", True), ("coarse", True), ("narrow", False)]
+)
+def test_layers_whose_results_nothing_reads_change_no_surrogate(surrogate: str, again: bool) -> None:
+    x = torch.randn(2, 8, 16, 16)
+    results = []
+    for idle in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(_Idle(idle=idle, again=again) for _ in range(3)))
+        results.append(repl_fx.transform(model, (x,), blocks=["1"], surrogate=surrogate))
+    for result in results:
+        assert torch.equal(result.model(x), result.graph_module(x))
+    assert torch.equal(results[0].model(x), results[1].model(x))
+
+
+def test_units_that_a_layer_reads_for_nothing_stay() -> None:
+    model = nn.Sequential(*(_Idle(idle=True, inside=True) for _ in range(3)))
+    with pytest.raises(repl_fx.NothingToReplace, match=r"nothing reads the result of _1_key"):
+        repl_fx.transform(model, (torch.randn(2, 8, 16, 16),), surrogate="narrow")
 
 
 def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
