@@ -110,6 +110,10 @@ def calls_seen(modules: Mapping[str, nn.Module], see: Callable[[str, ExampleInpu
         yield
 
 
+# Of these a graph has its own: a model of transformers asks for its kernels as it is trained or evaluated.
+_OWN = ("forward", "train", "eval")
+
+
 @contextmanager
 def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None]:
     """Note calls, by this thread, of methods on modules of a model that are not being called at that moment.
@@ -124,13 +128,13 @@ def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None
         # Called for every call of a function: what is no method of these modules must be passed over at once.
         if event != "call" or frame.f_code not in names or (path := paths.get(id(first_argument(frame)))) is None:
             return
-        forwards = (caller for caller in outwards(frame.f_back) if caller.f_code.co_name == "forward")
-        running = {paths.get(id(first_argument(caller))) for caller in forwards}
+        replaced = (caller for caller in outwards(frame.f_back) if caller.f_code.co_name in _OWN)
+        running = {paths.get(id(first_argument(caller))) for caller in replaced}
         steps = path.split(".") if path else []
         for depth in range(1, len(steps) + 1):
             around = ".".join(steps[:depth])
             called = ".".join([*steps[depth:], names[frame.f_code]])
-            # From inside, the graph has what the method did.
+            # From inside, the graph has what the method did, or need not do it.
             if around not in running and called not in found.setdefault(around, []):
                 found[around].append(called)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -117,3 +117,25 @@ def test_methods_that_code_around_a_module_calls() -> None:
         model(torch.randn(3, 2))
     assert found == {"second": ["0.scaled", "0.width"], "second.0": ["scaled", "width"]}
     assert sys.getprofile() is before
+
+
+def test_methods_that_a_module_calls_as_its_mode_is_set_are_its_own() -> None:
+    class Moody(Asked):
+        def train(self, mode: bool = True) -> Self:
+            assert self.width
+            return super().train(mode)
+
+    class Outer(Moody):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Sequential(Moody()), Moody()
+
+        def train(self, mode: bool = True) -> Self:
+            # A graph in the place of the second would have none.
+            assert self.second.width
+            return super().train(mode)
+
+    found: dict[str, list[str]] = {}
+    with methods_seen(model := Outer(), found):
+        model.eval().train()
+    assert found == {"second": ["width"]}
