@@ -195,7 +195,8 @@ def _gaps(taken: Sequence[int]) -> range:
     if len(missing) < 2:
         return range(0)
     gaps = range(missing[0], missing[-1] + 1, missing[1] - missing[0])
-    return gaps if missing == list(gaps) and missing[0] % gaps.step == 0 else range(0)
+    # Sizes that are missing in a row are no multiples of more than their step: of all sizes none would be left.
+    return gaps if missing == list(gaps) and missing[0] % gaps.step == 0 and gaps.step > step else range(0)
 
 
 def _pattern(taken: Sequence[int]) -> tuple[int, int, int]:

@@ -76,6 +76,15 @@ def test_multiples_that_are_left_out_are_one_rule() -> None:
     ]
 
 
+def test_sizes_that_are_missing_in_a_row_are_no_multiples() -> None:
+    assert _one("n // 8 % 2 == 0 and n >= 32 and n <= 55", 32) == ["(n - 32) % 16 < 8", "n >= 32", "n <= 55"]
+    assert _one("n % 4 == 0 and n // 8 % 4 > 1 and n < 80", 16) == [
+        "n % 4 == 0",
+        "n // 8 % 4 > 1",
+        "n < 80",
+    ]
+
+
 def test_a_number_of_quotients_is_that_of_as_many_sizes() -> None:
     assert _one("n // 64 <= 8", 100) == ["n <= 575"]
     assert _one("7*((24 + n) // 28) < 280", 224) == ["n <= 1095"]
