@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repl_fx.training.compression.stages import CompressionState
 from tests.caches import Caches, save_tokenizer, save_transformers
 from tests.cli.results import document
 
@@ -45,11 +47,20 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "PICTURES"
 
 
-def _original(run: Run, *arguments: object) -> dict[str, str]:
-    """The original's figures, as the command prints them."""
-    result = run("compress", *arguments, *FEW)
-    assert result.exit_code == 0, result.output
-    return {name: f"{value:.4f}" for name, value in document(result.stdout)["figures"]["original"].items()}
+def _rounded(figures: Mapping[str, float]) -> dict[str, str]:
+    return {name: f"{value:.4f}" for name, value in figures.items()}
+
+
+def _original(run: Run, place: Path, *arguments: object) -> dict[str, str]:
+    """The original's figures, of a command that is interrupted as soon as it has them."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with patch("repl_fx.fitting.compression.transform", interrupt):
+        result = run("compress", *arguments, "-o", place, *FEW)
+    assert result.exit_code == 130, result.output
+    return _rounded(CompressionState(place).figures()["original"])
 
 
 def _of_pictures(model: nn.Module, folder: Path, prepare: Callable[[Any], Tensor]) -> dict[str, str]:
@@ -72,7 +83,7 @@ def test_a_model_of_timm_with_its_transforms(run: Run, caches: Caches, pictures:
     timm = pytest.importorskip("timm")
     caches.add_timm("test_vit.r160_in1k", GAIN)
     found = _original(
-        run, "timm:test_vit.r160_in1k", "--pretrained", "--data", f"folder:{pictures}", "-o", tmp_path / "small"
+        run, tmp_path / "small", "timm:test_vit.r160_in1k", "--pretrained", "--data", f"folder:{pictures}"
     )
     model = timm.create_model("test_vit.r160_in1k", pretrained=True)
     prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
@@ -85,8 +96,8 @@ def test_a_model_of_torchvision_with_the_transforms_of_its_weights(
     models = pytest.importorskip("torchvision.models")
     caches.add_torchvision("mobilenet_v3_small.IMAGENET1K_V1", GAIN)
     found = _original(
-        *(run, "torchvision:mobilenet_v3_small.IMAGENET1K_V1", "--pretrained"),
-        *("--data", f"folder:{pictures}", "-o", tmp_path / "small"),
+        *(run, tmp_path / "small", "torchvision:mobilenet_v3_small.IMAGENET1K_V1"),
+        *("--pretrained", "--data", f"folder:{pictures}"),
     )
     weights = models.MobileNet_V3_Small_Weights.IMAGENET1K_V1
     model = models.mobilenet_v3_small(weights=weights)
@@ -104,7 +115,7 @@ def test_an_image_classifier_of_transformers_with_its_processor(
         transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(path)
 
     caches.add("ORG/VIT", write)
-    found = _original(run, "hf:ORG/VIT", "--data", f"folder:{pictures}", "-o", tmp_path / "small")
+    found = _original(run, tmp_path / "small", "hf:ORG/VIT", "--data", f"folder:{pictures}")
     model = transformers.AutoModelForImageClassification.from_pretrained("ORG/VIT")
     processor = transformers.AutoImageProcessor.from_pretrained("ORG/VIT")
 
@@ -144,7 +155,7 @@ def test_a_text_classifier_with_its_tokenizer(
     caches.add("ORG/BERT", write)
     monkeypatch.chdir(tmp_path)
     Path("data.py").write_text(LOADERS.format(text=TEXT))
-    found = _original(run, "hf:ORG/BERT", "--data", "data.py:loaders", "-o", "small")
+    found = _original(run, Path("small"), "hf:ORG/BERT", "--data", "data.py:loaders")
     model = transformers.AutoModelForSequenceClassification.from_pretrained("ORG/BERT").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained("ORG/BERT")
     texts = [(TEXT * (1 + number % 3))[number:] for number in range(12, 24)]
@@ -165,7 +176,14 @@ def test_a_language_model_with_its_tokenizer(
     caches.add("ORG/LLAMA", write)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(TEXT * 60)
-    found = _original(run, "hf:ORG/LLAMA", "--data", f"text:{corpus}", "--context", "32", "-o", tmp_path / "small")
+    # To the end, where the figures are printed.
+    done = run(
+        "compress", "hf:ORG/LLAMA", "--data", f"text:{corpus}", "--context", "32", "-o", tmp_path / "small", *FEW
+    )
+    assert done.exit_code == 0, done.output
+    figures = document(done.stdout)["figures"]["original"]
+    assert figures == CompressionState(tmp_path / "small").figures()["original"]
+    found = _rounded(figures)
     model = transformers.AutoModelForCausalLM.from_pretrained("ORG/LLAMA").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained("ORG/LLAMA")
     held_out = corpus.read_bytes()[-round((corpus.stat().st_size + 1) * 0.1) + 1 :]
