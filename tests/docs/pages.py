@@ -6,7 +6,7 @@ itself.
 
     ```python                   runs, in the namespace of the page
     ```python title="net.py"    is written to that file, in the directory of the page
-    ```sh                       runs: commands of repl-fx, and `python FILE`, in this process
+    ```sh                       runs: commands of repl-fx, and `python FILE`, in this process or copies of one
     ```text title="Output"      lines that the block before has to have printed, in this order; … stands for anything
 
 A comment before a block says how it runs:
@@ -27,11 +27,11 @@ import json
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFenced
 from repl_fx.cli import app
 from tests.captures import traced_alone
 from tests.docs.readers_files import ReadersFiles, run_command
+from tests.training.forks import LIBRARIES, Forks, Request
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -72,6 +73,7 @@ class PageRun:
     Args:
         directory: an empty one, which has to be the working directory.
         files: makes what a reader brings along.
+        at_end: to be closed behind the last block.
     """
 
     directory: Path
@@ -81,6 +83,7 @@ class PageRun:
     commands: int = 0
     not_run: int = 0
     written: list[str] = field(default_factory=list)
+    at_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def blocks_of(self, page: Path) -> Iterator[Example]:
         """The blocks and markers of a page, to be evaluated in order."""
@@ -142,10 +145,8 @@ class PageRun:
     def _run(self, command: list[str]) -> str:
         self.commands += 1
         self.files.bring(command)
-        several = {"repl-fx": "repl_fx", "torchrun": "torch.distributed.run"}.get(command[0], "")
-        if command[0] == "torchrun" or (several and "--devices" in command):
-            words = [sys.executable, "-m", several, *command[1:]]
-            return subprocess.run(words, check=True, text=True, capture_output=True).stdout
+        if command[0] == "torchrun" or (command[0] == "repl-fx" and "--devices" in command):
+            return self._run_several(command)
         if command[0] == "repl-fx":
             arguments, file = _split(command[1:], ">")
             done = run_command(arguments)
@@ -168,6 +169,23 @@ class PageRun:
             except SystemExit as ended:
                 assert not ended.code, shlex.join(command)
         return printed.getvalue()
+
+    def _run_several(self, command: list[str]) -> str:
+        """What a command prints that starts others: in a copy of a process that has imported what all of them do."""
+        module = {"repl-fx": "repl_fx", "torchrun": "torch.distributed.run"}[command[0]]
+        # Beside it is what is printed.
+        script = self.directory.parent / "several" / "script.py"
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(
+            f"import os, runpy; os.chdir({str(self.directory)!r}); runpy.run_module({module!r}, run_name='__main__')"
+        )
+        ((code, out, err),) = self._forks.ended(Request(str(script), command[1:], limit=300))
+        assert code == 0, f"{shlex.join(command)}\n{err}"
+        return out
+
+    @cached_property
+    def _forks(self) -> Forks:
+        return self.at_end.enter_context(Forks("repl_fx.cli.group", "torch.distributed.run", *LIBRARIES))
 
     def _file(self, name: str) -> str:
         """A file of the page, or of the repository."""

@@ -17,8 +17,9 @@ def run_page(page: Path, directory: Path, patches: pytest.MonkeyPatch) -> PageRu
     directory.mkdir(exist_ok=True)
     patches.chdir(directory)
     run = PageRun(directory, ReadersFiles(directory, patches))
-    for block in run.blocks_of(page):
-        block.evaluate()
+    with run.at_end:
+        for block in run.blocks_of(page):
+            block.evaluate()
     return run
 
 

@@ -23,6 +23,8 @@ from torch.multiprocessing.spawn import start_processes
 from repl_fx.training import processes
 
 ROOT = Path(__file__).parents[2]
+# What a run of training imports when it begins.
+LIBRARIES = ("pytorch_lightning", "torch._dynamo", "torch.distributed.fsdp", "torchmetrics")
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,9 @@ from repl_fx.training.distributed import facts, fingerprint, require_possible, u
 from repl_fx.training.processes import Processes
 from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE
 from repl_fx.training.train_config import TrainConfig
-from tests.training.forks import Forks, Request
+from tests.training.forks import LIBRARIES, Forks, Request
 from tests.training.runs import Net, pictures
 from tests.training.two_processes import CASES, SHARDED, environments, rewritten, trained, trajectory
-
-# What a run imports when it begins.
-LIBRARIES = ("pytorch_lightning", "torch._dynamo", "torch.distributed.fsdp", "torchmetrics")
 
 
 @pytest.fixture(scope="module")
