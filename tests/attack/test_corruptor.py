@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 import repl_fx
-from repl_fx.export import verifying
+from repl_fx.export import onnx_model, verifying
 from repl_fx.export.onnx_model import export_program
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.attack import corruptor
@@ -20,17 +20,18 @@ from tests.attack.corruptor import FAULTS, Counts, apart, corrupt, run_corruptor
 
 @pytest.mark.slow
 def test_faulty_files_are_found_and_clean_ones_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The networks stay as they are: one export of each is what all of its files are compared with.
-    programs: dict[tuple[int, int | None], Any] = {}
+    # The networks stay as they are: one export of each is what all of its files are compared with, the first its own.
+    programs: list[tuple[nn.Module, Any]] = []
 
     def exported_once(module: nn.Module, given: ExampleInputs, opset: int | None = None) -> Any:
-        key = id(module), opset
-        if key not in programs:
-            # With the module, whose id would go to another one else.
-            programs[key] = module, export_program(module, given, opset)
-        return programs[key][1]
+        for known, program in programs:
+            if known is module and opset == program.model.opset_imports[""]:
+                return program
+        programs.append((module, export_program(module, given, opset)))
+        return programs[-1][1]
 
-    monkeypatch.setattr(verifying, "export_program", exported_once)
+    for place in (onnx_model, verifying):
+        monkeypatch.setattr(place, "export_program", exported_once)
     counts = run_corruptor(0, 36, clean=1)
     assert counts.wrong == [], str(counts)
     assert counts.faulty >= 18 and counts.found == counts.faulty and counts.clean == 1
