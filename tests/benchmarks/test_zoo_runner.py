@@ -330,7 +330,7 @@ def _compressed(build: Callable[[], Any], place: Path) -> Record:
 @pytest.mark.slow
 def test_a_model_is_scored_planned_and_fitted_with_random_data(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    record = _compressed(lambda: (TokenNet(depth=5), (torch.randn(2, 6, 16),), {}), tmp_path / "tokens")
+    record = _compressed(lambda: (TokenNet(depth=3), (torch.randn(2, 6, 16),), {}), tmp_path / "tokens")
     assert record.passed == list(COMPRESSING) and record.removed > 0.005 * record.parameters
     nothing = _compressed(lambda: (Net(), (torch.randn(2, 4),), {}), tmp_path / "net")
     assert nothing.nothing_repeats and nothing.failed is None and nothing.passed == []
@@ -342,7 +342,7 @@ def test_a_part_of_a_compression_that_fails_is_named(tmp_path: Path, monkeypatch
         raise repl_fx.BadInput("nothing in the result was fitted")
 
     monkeypatch.setattr(repl_fx, "fit", refuse)
-    record = _compressed(lambda: (TokenNet(depth=5), (torch.randn(2, 6, 16),), {}), tmp_path / "tokens")
+    record = _compressed(lambda: (TokenNet(depth=3), (torch.randn(2, 6, 16),), {}), tmp_path / "tokens")
     assert (record.failed, record.passed) == ("fitted", list(COMPRESSING[:3]))
     assert record.reason == "BadInput: nothing in the result was fitted"
 
@@ -378,11 +378,11 @@ def test_a_process_that_is_forked_sets_its_threads_before_a_backward_pass_does(m
 
 
 class Short(nn.Module):
-    """Five blocks for up to nine tokens, and nothing for more."""
+    """Three blocks for up to nine tokens, and nothing for more."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens = TokenNet(depth=5)
+        self.tokens = TokenNet(depth=3)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] > 9:
