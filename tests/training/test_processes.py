@@ -99,7 +99,7 @@ def test_an_error_in_one_process_ends_the_other_one(forks: Forks, tmp_path: Path
 @pytest.mark.slow
 def test_an_error_in_the_first_process_ends_the_other_one(forks: Forks, tmp_path: Path) -> None:
     script = _script(tmp_path, "raise ReplFxError('no such file')", "dist.barrier()")
-    assert forks.ended(Request(script, spawned=True)) == [(2, "", "error: no such file\n")]
+    assert forks.ended(Request(script)) == [(2, "", "error: no such file\n")]
 
 
 @pytest.mark.slow
