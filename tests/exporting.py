@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import in_mode
 
 if TYPE_CHECKING:
     from repl_fx.export import Verification
@@ -39,7 +40,10 @@ class Exported:
 
         self.module, self.path = module, path
         self._given = ExampleInputs.of(args, kwargs)
-        program = export_program(as_graph(module, self._given), self._given, opset)
+        # In evaluation, as it is verified, so that both have one trace.
+        with in_mode(module, False):
+            graph = as_graph(module, self._given)
+        program = export_program(graph, self._given, opset)
         write_program(program, path)
         self._fresh = program.model
         self._state = self._versions()
