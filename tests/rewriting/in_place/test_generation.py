@@ -22,7 +22,7 @@ _NAMED = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size":
 
 def _gpt2() -> tuple[nn.Module, dict[str, Any]]:
     config = transformers.GPT2Config(n_embd=16, n_head=2, n_layer=3, n_positions=64, **_NAMED)
-    return transformers.GPT2LMHeadModel(config), {"input_ids": _TOKENS}
+    return transformers.GPT2LMHeadModel(config), {"input_ids": _TOKENS, "use_cache": True}
 
 
 def _llama() -> tuple[nn.Module, dict[str, Any]]:
@@ -86,9 +86,9 @@ def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
 @pytest.mark.parametrize("surrogate", ["auto", "linear"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_cache_that_evaluation_alone_hands_to_a_block_is_filled_around_it(surrogate: str) -> None:
-    # In training Mamba has none.
+    # In training Mamba has none. Its layers go through a text position by position, which a short one has few of.
     config = transformers.MambaConfig(hidden_size=16, state_size=4, num_hidden_layers=4, **_NAMED)
-    result = repl_fx.transform(transformers.MambaForCausalLM(config).eval(), (_TOKENS,), surrogate=surrogate)
+    result = repl_fx.transform(transformers.MambaForCausalLM(config).eval(), (_TOKENS[:, :3],), surrogate=surrogate)
     assert not result.in_place.refusals
     model: Any = result.model.eval()
     as_after_training(model)
@@ -213,6 +213,7 @@ def test_a_cache_that_another_model_filled_is_refused() -> None:
 def test_the_cache_changes_nothing_in_what_auto_takes() -> None:
     torch.manual_seed(0)
     source, inputs = _gpt2()
+    source.eval()
     chosen = [repl_fx.transform(source, (), {**inputs, "use_cache": use}).plan.replacements for use in (True, False)]
     assert chosen[0] == chosen[1]
 
@@ -232,7 +233,7 @@ def test_a_model_that_is_converted_afterwards_generates() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "surrogate", "block"),
-    [(8, "bottleneck", "model.layers.3-4"), (8, "blend", "model.layers.3-4"), (6, "bottleneck", "model.layers.1")],
+    [(8, "bottleneck", "model.layers.3-4"), (8, "blend", "model.layers.3-4"), (4, "bottleneck", "model.layers.1")],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_graph_is_no_place_for_attention_with_a_cache(layers: int, surrogate: str, block: str) -> None:
