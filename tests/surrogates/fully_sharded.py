@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 import repl_fx
 from repl_fx.errors import BadInput, WeightsChanged
 
-EVALUATED = 2  # Before this step it is evaluated, and at the end.
+EVALUATED = 1  # Before this step it is evaluated, and at the end.
 
 
 @dataclass

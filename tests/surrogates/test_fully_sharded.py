@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import Attention, ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
-from tests.surrogates.fully_sharded import EVALUATED, Outcome, Task, trained
+from tests.surrogates.fully_sharded import Outcome, Task, trained
 from tests.surrogates.nets import GRID, Patches, Scaled
 from tests.surrogates.stand_ins import KINDS, with_stand_in
 
@@ -160,9 +160,15 @@ def _task_in_place(case: str) -> Task:
 
 
 @functools.cache
-def _rewritten(net: str, surrogate: str) -> tuple[repl_fx.TransformResult, Tensor]:
+def _net(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    model, x = NETS[net]()
+    return NETS[name]()
+
+
+@functools.cache
+def _rewritten(net: str, surrogate: str) -> tuple[repl_fx.TransformResult, Tensor]:
+    # One model, so that one capture serves for all of its surrogates.
+    model, x = _net(net)
     result = rewritten(model, x, surrogate)
     as_after_training(result.graph_module)
     return result, x
@@ -171,8 +177,10 @@ def _rewritten(net: str, surrogate: str) -> tuple[repl_fx.TransformResult, Tenso
 def _of(
     case: str, module: nn.Module, units: tuple[str, ...], x: Tensor, half: bool, mesh: tuple[int, int] | None = None
 ) -> Task:
-    # Two on either side of the evaluation.
-    batches = torch.randn(2 * EVALUATED, 2 * PROCESSES, *x.shape[1:])
+    # One on either side of the evaluation; the examples are the same, so that a smaller loss is that of better weights,
+    # and each process has those of the other in the second.
+    first = torch.randn(2 * PROCESSES, *x.shape[1:])
+    batches = torch.stack([first, first.flip(0)])
     return Task(case, module if half else module.double(), units, batches if half else batches.double(), half, mesh)
 
 
