@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -81,7 +81,7 @@ def _made(net: nn.Module, x: Tensor) -> tuple[Any, dict[str, Tensor], dict[str, 
 @pytest.fixture(scope="module")
 def expected() -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
     torch.manual_seed(0)
-    return _made(TokenNet(depth=5), tokens())
+    return _made(TokenNet(depth=3), tokens())
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_what_the_caller_has_set_changes_nothing(
     surroundings: str, expected: tuple[Any, dict[str, Tensor], dict[str, Tensor]]
 ) -> None:
     torch.manual_seed(0)
-    net, x = TokenNet(depth=5), tokens()
+    net, x = TokenNet(depth=3), tokens()
     with _SURROUNDINGS[surroundings]():
         plan, *states = _made(net, x)
     assert plan == expected[0]
@@ -122,9 +122,16 @@ def _hooked() -> Iterator[None]:
 def test_what_a_graph_cannot_have_is_refused(
     surroundings: Callable[[], AbstractContextManager[Any]], line: str
 ) -> None:
-    net, x = TokenNet(depth=5), tokens()
+    net, x = TokenNet(depth=3), tokens()
     with surroundings(), pytest.raises(repl_fx.ReplFxError, match=line):
         repl_fx.transform(net, (x,), every=2)
+
+
+@cache
+def _subject(form: str) -> tuple[Any, Tensor]:
+    """A captured network or a rewritten one, which refused work does not change, and its input."""
+    net, x = TokenNet(depth=3), tokens()
+    return repl_fx.capture(net, (x,)) if form == "captured" else repl_fx.transform(net, (x,), every=2), x
 
 
 @pytest.mark.parametrize(
@@ -136,8 +143,7 @@ def test_what_learns_from_data_is_refused_without_gradients_or_values(
 ) -> None:
     if work in ("train", "heal"):
         pytest.importorskip("pytorch_lightning")
-    net, x = TokenNet(depth=5), tokens()
-    subject = repl_fx.capture(net, (x,)) if work == "score_blocks" else repl_fx.transform(net, (x,), every=2)
+    subject, x = _subject("captured" if work == "score_blocks" else "rewritten")
     batches = [(x, torch.zeros(len(x), dtype=torch.int64)) for _ in range(4)]
     given: dict[str, Any] = {"train": (batches, batches), "heal": (batches, batches)}
     with surroundings(), pytest.raises(repl_fx.BadInput, match="call repl-fx outside of it"):
@@ -148,7 +154,7 @@ def test_what_learns_from_data_is_refused_without_gradients_or_values(
 @pytest.mark.parametrize("surrogate", ["auto", "bottleneck"])
 def test_a_model_without_values_is_rewritten_where_it_is_made_as_elsewhere(surrogate: str) -> None:
     with torch.device("meta"):
-        inside = repl_fx.transform(TokenNet(depth=5), (tokens(),), every=2, surrogate=surrogate)
-    outside = repl_fx.transform(TokenNet(depth=5).to("meta"), (tokens().to("meta"),), every=2, surrogate=surrogate)
+        inside = repl_fx.transform(TokenNet(depth=3), (tokens(),), every=2, surrogate=surrogate)
+    outside = repl_fx.transform(TokenNet(depth=3).to("meta"), (tokens().to("meta"),), every=2, surrogate=surrogate)
     assert inside.plan == outside.plan
     assert all(parameter.is_meta for parameter in inside.model.parameters())
