@@ -40,6 +40,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, s
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import (
     DimConstraints,
+    GuardOnDataDependentSymNode,
     RuntimeAssert,
     ShapeEnv,
     ValueRangesSLoc,
@@ -432,6 +433,14 @@ def translations_kept() -> AbstractContextManager[Any]:
         return made
 
     return patch.object(registry, "from_torchlib", staticmethod(from_torchlib))
+
+
+def asks_for_values(problem: BaseException) -> bool:
+    """Tell whether a trace stopped at a condition on values of tensors alone, and on no size of an input."""
+    cause: BaseException | None = problem
+    while cause is not None and not isinstance(cause, GuardOnDataDependentSymNode):
+        cause = cause.__cause__
+    return cause is not None and cause.cond.free_symbols == set(free_unbacked_symbols(cause.cond))
 
 
 def is_composite(operator: OpOverload) -> bool:

@@ -21,6 +21,7 @@ from repl_fx import __version__
 from repl_fx._torch import (
     any_lengths,
     any_names,
+    asks_for_values,
     decomposed_by,
     lean_tracing,
     multiples_written,
@@ -203,7 +204,10 @@ def _convert(
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
-    for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
+    left = list(_ladder(tensors, *_known_dims(source, inputs.names)))
+    fewest = left[-1][0]
+    while left:
+        dims, alike = left.pop(0)
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
             # The next attempt may well succeed.
@@ -229,6 +233,9 @@ def _convert(
                 optimize_(program.model)
         except ForeignError as failed:
             failure = failure or failed.problem
+            if asks_for_values(failed.problem):
+                # No size tells a value; the fewest dynamic ones may bound it.
+                left = [attempt for attempt in left if attempt[0] == fewest != dims]
             continue
         if any(dim == 0 and _is_fixed(program, number) for group in alike for number, dim in group):
             continue

@@ -388,6 +388,21 @@ def test_graphs_of_attempts_that_failed_are_not_printed(tmp_path: Path, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
+def test_values_that_code_asks_for_are_asked_of_all_sizes_and_of_the_fewest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts, export = [], torch.onnx.export
+
+    def counted(*args: Any, **options: Any) -> Any:
+        attempts.append(options["dynamic_shapes"])
+        return export(*args, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", counted)
+    with pytest.raises(ExportError, match=r"torch\.export refuses it: Could not guard"):
+        export_onnx(ByValue(8, 8), tmp_path / "m.onnx", (torch.randn(2, 5, 8),))
+    assert len(attempts) == 2 and attempts[0] != attempts[1]
+
+
 def test_a_batch_the_model_insists_on_stays_static(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
