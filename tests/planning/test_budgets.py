@@ -277,12 +277,12 @@ def test_a_block_that_cannot_go_by_one_of_several_surrogates_goes_by_another(mon
 def test_too_many_plans_to_choose_from_among_several_surrogates_are_those_of_the_next_form(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert {one for one, _ in ways(of_trained(0.62)).values()} == {"linear", "narrow"}
+    assert {one for one, _ in ways(shared_of_trained(0.63)).values()} == {"linear", "narrow"}
     monkeypatch.setattr(knapsack, "LARGEST", 12)
-    assert {one for one, _ in ways(of_trained(0.62)).values()} <= {"linear", "identity"}
+    assert {one for one, _ in ways(of_trained(0.63)).values()} <= {"linear", "identity"}
     monkeypatch.setattr(knapsack, "LARGEST", 8)
     with pytest.raises(NoPlan, match="plans to choose from under a budget of params"):
-        of_trained(0.62)
+        of_trained(0.63)
 
 
 def test_savings_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,14 +373,14 @@ def test_a_budget_is_called_reached_where_the_spread_tells(name: str) -> None:
 def test_a_memory_budget_is_that_of_the_model_in_place() -> None:
     torch.manual_seed(0)
     pictures = torch.zeros(2, 3, 8, 8)
-    result = repl_fx.transform(ConvNet(depth=9), (pictures,), surrogate="slim", budget={"memory": 0.9}, check=False)
+    result = repl_fx.transform(ConvNet(depth=5), (pictures,), surrogate="slim", budget={"memory": 0.93}, check=False)
     assert result.in_place.model is not None
     before, after = (kept_in_a_run(model, pictures) for model in (result.captured_parts.source, result.model))
     costs = result.costs()
     assert [one.kept_bytes for one in costs] == [before, after]
     # The graph writes into the stream, and keeps less.
     assert kept_in_a_run(result.module, pictures) < after
-    assert result.plan.expected["memory"] == (costs[1].activation_bytes or 0) / before <= 0.9
+    assert result.plan.expected["memory"] == (costs[1].activation_bytes or 0) / before <= 0.93
 
 
 class Looped(nn.Module):

@@ -21,7 +21,7 @@ from repl_fx.rewriting.in_place.restoring import restored_state
 from repl_fx.surrogates.narrow import Narrow, NarrowConfig
 from repl_fx.tracing.parts.capture_parts import CapturedParts
 from tests.export.running import run
-from tests.nets import TokenNet, TransformerBlock, tokens
+from tests.nets import MlpNet, TokenNet, TransformerBlock, tokens
 from tests.surrogates.nets import CHANNELS, NETS, Diffusion, HeadsBlock, InPlace, Residual, Scaled
 
 HIDDEN = 24
@@ -463,7 +463,7 @@ def test_the_first_block_goes_by_name_and_by_another_surrogate_it_does_not() -> 
 
 @pytest.mark.slow
 def test_a_budget_takes_the_most_units_that_it_allows() -> None:
-    gm = repl_fx.capture(TokenNet(depth=5), (tokens(),))
+    gm = repl_fx.capture(MlpNet(depth=5), (tokens(),))
     planned = functools.partial(repl_fx.make_plan, gm, repl_fx.find_repeats(gm), surrogate="narrow")
     shares = []
     for budget in (0.95, 0.85, 0.75):
