@@ -52,6 +52,14 @@ def _in_place(kind: str, surrogate: str) -> Any:
     return rewritten
 
 
+@cache
+def _captured(kind: str, surrogate: str) -> tuple[Any, tuple[Any, ...], Any]:
+    """A decoder, its inputs and its graph, which no test changes."""
+    decoder = repl_fx.CachedDecoder(_in_place(kind, surrogate))
+    args = decoder.inputs(IDS)
+    return decoder, args, repl_fx.capture(decoder, args)
+
+
 def _greedy(file: Path, ids: Tensor, steps: int) -> Tensor:
     """Tokens by ONNX Runtime, from an empty cache on."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -81,10 +89,8 @@ def test_onnx_runtime_generates_what_the_model_in_place_generates(
     kind: str, surrogate: str, layers: str, tmp_path: Path
 ) -> None:
     model = _in_place(kind, surrogate)
-    decoder = repl_fx.CachedDecoder(model)
-    args = decoder.inputs(IDS)
+    _, args, gm = _captured(kind, surrogate)
     assert list(args[2]) == list(layers)
-    gm = repl_fx.capture(decoder, args)
     exported = Exported(gm, tmp_path / "decoder.onnx", args)
     check = exported.verify()
     assert check, check.summary()
@@ -94,12 +100,12 @@ def test_onnx_runtime_generates_what_the_model_in_place_generates(
 
 @pytest.mark.slow
 def test_a_graph_is_right_at_other_lengths_and_with_padding_in_front() -> None:
-    decoder = repl_fx.CachedDecoder(_in_place("llama", "reuse")).eval()
-    gm = repl_fx.capture(decoder, decoder.inputs(IDS))
+    shared, args, captured = _captured("llama", "reuse")
+    decoder, gm = (copy.deepcopy(module).eval() for module in (shared, captured))
     for length, new in ((7, 1), (4, 3)):
         past = {
             layer: {name: torch.cat([value] * 2, 2)[:, :, :length] for name, value in kept.items()}
-            for layer, kept in decoder.inputs(IDS)[2].items()
+            for layer, kept in args[2].items()
         }
         mask = torch.ones(2, length + new, dtype=torch.long)
         mask[0, :2] = 0
