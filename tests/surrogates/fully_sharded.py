@@ -80,7 +80,7 @@ def trained(task: Task, parts: Sequence[int], processes: int, whole: Callable[[T
         whole: gives a parameter or its gradient with all its values.
     """
     module, outcome = task.module.train(), Outcome()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.07, momentum=0.9)
     for step, batch in enumerate(task.batches):
         if step == EVALUATED:
             outcome.evaluated.append(_evaluated(module, task.batches[0]))
