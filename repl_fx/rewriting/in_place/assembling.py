@@ -109,8 +109,8 @@ class InPlace:
 
     @property
     def reason(self) -> str:
-        """The first refusal in words: the block and the reason."""
-        return f"{self.refusals[0].block}: {self.refusals[0].reason}"
+        """The first refusal in words: the block and the reason; empty where there is none."""
+        return "".join(f"{refusal.block}: {refusal.reason}" for refusal in self.refusals[:1])
 
 
 def parted_in(module: nn.Module, given: Mapping[str, Tensor]) -> tuple[str, str] | None:

@@ -255,7 +255,7 @@ class _Between(nn.Module):
 def test_a_layer_between_which_the_model_does_more_swaps_parameters_alone(surrogate: str, tmp_path: Path) -> None:
     result = repl_fx.transform(_Between(), (X,), surrogate=surrogate)
     (part,) = result.found
-    assert all(place.is_loose for place in places_of(part, result.plan))
+    assert all(place.is_loose for place in places_of(part, result.plan)) and result.in_place.reason == ""
     _check_forms(result, _Between, tmp_path)
 
 
