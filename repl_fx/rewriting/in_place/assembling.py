@@ -14,7 +14,7 @@ from repl_fx.graph.grouping import grouped
 from repl_fx.graph.state import named_tensors, used_by, with_prefix
 from repl_fx.plan import Plan, Refusal
 from repl_fx.rewriting.in_place.attention_calls import watch
-from repl_fx.rewriting.in_place.cutting import Cut
+from repl_fx.rewriting.in_place.cutting import Cut, paths_to_cut
 from repl_fx.rewriting.in_place.judging import Judged, OwnCode, is_one_number, parting
 from repl_fx.rewriting.in_place.placing import ModulePlace, NotInPlace, place_of, places_of
 from repl_fx.rewriting.in_place.pretrained import complete_
@@ -202,10 +202,13 @@ def _put(
         for place in places:
             named, replaced = partial(qualified_name, part.path), place.replacements
             try:
+                if place.is_apart:
+                    # Whether the blocks have a place is told by what the surrogate does.
+                    fits_others.update(replacement.block for replacement in replaced)
                 own_code = by_graph.isdisjoint(map(named, place.paths))
                 cuts = [
                     Cut(graphs[part.path], part, place, source, own_code=own_code, path=path)
-                    for path in (place.paths if place.is_apart else (None,))
+                    for path in paths_to_cut(graphs[part.path], part, place)
                 ]
                 # The blocks are some that can have a surrogate in their place.
                 fits_others.update(replacement.block for replacement in replaced)

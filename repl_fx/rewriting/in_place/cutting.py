@@ -81,6 +81,15 @@ _CHECKPOINTS = {"checkpoint", "checkpoint_sequential"}
 _OWN_OF_LAYER = 5
 
 
+def paths_to_cut(gm: fx.GraphModule, part: PartRepeats, place: ModulePlace) -> tuple[str | None, ...]:
+    """The modules of a place that get a surrogate each; None for one that stands for the whole of it."""
+    if not place.is_loose:
+        return place.paths if place.is_added else (None,)
+    blocks = {part.blocks[replacement.block].name for replacement in place.replacements}
+    stood = [path for node in gm.graph.nodes if (path := STANDS_FOR.of(node)) is not None and block_of(node) in blocks]
+    return tuple(path for path in place.paths if any(one.startswith(f"{path}.") for one in stood)) or place.paths[:1]
+
+
 class Cut:
     """The surrogates of one place, cut out of a graph, with what of the module is around them.
 
@@ -125,7 +134,8 @@ class Cut:
         }
         nodes = {block.name: {node for node in gm.graph.nodes if block_of(node) == block.name} for block in self.blocks}
         self.inside = set().union(*nodes.values())
-        for called in place.paths:
+        # Of a loose row, layers that stay as they are need not be modules around layers.
+        for called in () if place.is_loose else place.paths:
             self._only_call(called)
         row = (place.is_added or len(place.paths) > 1) and not place.is_loose
         self.ways = ways_of(part.graph_module.graph, self.blocks[0], place.paths) if row else {}

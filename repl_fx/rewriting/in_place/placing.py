@@ -125,7 +125,7 @@ def _row(
     if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside):
         return (), False
     is_row = not outside or (block.keeps_size and outside == len(sums) and {*sums} == {*paths})
-    return paths, len(block.inputs) > 1 or not is_row
+    return paths, bool(paths) and (len(block.inputs) > 1 or not is_row)
 
 
 def adds_outside(block: Block, paths: Sequence[str]) -> bool:

@@ -259,6 +259,29 @@ def test_a_layer_between_which_the_model_does_more_swaps_parameters_alone(surrog
     _check_forms(result, _Between, tmp_path)
 
 
+class _Normed(_Between):
+    """Calls layers of torch between its own, in the loop itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + torch.relu(norm(layer(x)))
+        return x
+
+
+def test_layers_of_torch_around_a_block_stay_as_they_are_and_auto_takes_what_has_a_place(tmp_path: Path) -> None:
+    result = repl_fx.transform(_Normed(), (X,), surrogate="auto")
+    (part,) = result.found
+    (place,) = places_of(part, result.plan)
+    assert place.is_loose and len(place.paths) == 2
+    assert "has no place" in result.plan.replacements[0].why
+    assert type(result.model.get_submodule(place.paths[1])) is nn.LayerNorm
+    _check_forms(result, _Normed, tmp_path)
+
+
 class _Dropping(Pair):
     def forward(self, x: Tensor, scale: float = 1.0) -> Any:
         return x + self.drop(self.mlp(x)) * scale
