@@ -97,6 +97,7 @@ class DataDependentBranches:
         self.taken: dict[str, Place] = {}
         self.asked: list[Comparison | None] = []
         self.given: list[tuple[Place, bool]] = []
+        self._stated: Tensor | None = None
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
         self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
 
@@ -104,6 +105,9 @@ class DataDependentBranches:
         """Answer for tensors that have no value."""
         # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
         truth = func is Tensor.__bool__ or (func is Tensor.item and args[0].dtype is torch.bool)
+        if truth and args[0] is self._stated:
+            run(torch._assert_async, args[:1], {})
+            return True
         if truth and has_no_value(args[0]):
             return self.decide(args[0], None)
         if func is torch._assert and has_no_value(args[0]):
@@ -118,9 +122,9 @@ class DataDependentBranches:
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks {_ASKED_OF_INPUTS[func]}, which its input decides")
         if getattr(func, "__name__", "") == "_is_all_true" and has_no_value(args[0]):
-            # `torch._check_tensor_all` states the truth of its condition, and asks nothing.
-            run(torch._assert_async, (run(Tensor.all, args, kwargs),), {})
-            return np.True_
+            # `torch._check_tensor_all` and torch.distributions state the truth of their condition, and ask nothing.
+            self._stated = run(Tensor.all, args, kwargs)
+            return self._stated
         return run(func, args, kwargs)
 
     def decide(self, condition: Tensor | None, comparison: Comparison | None) -> bool:

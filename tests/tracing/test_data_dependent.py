@@ -20,7 +20,7 @@ from numpy.random import default_rng
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.errors import Untraceable
+from repl_fx.errors import BadInput, Untraceable
 from repl_fx.running.alone import alone
 from repl_fx.tracing.data_dependent import DECISION, DataDependentBranches, recorded
 from tests.nets import seeded_call
@@ -91,6 +91,32 @@ def test_a_check_of_a_tensor_is_no_question() -> None:
     branches = DataDependentBranches([True], {}, lambda: False)
     assert "aten.add.Tensor" in _trace(States(), branches)
     assert branches.asked == [None]
+
+
+class Samples(nn.Module):
+    """Makes distributions of values, whose arguments torch checks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = torch.distributions.Normal(self.layer(x), x.square())
+        kind = torch.distributions.Categorical(logits=self.layer(x))
+        sample = kind.sample()  # type: ignore[no-untyped-call]
+        return drawn.log_prob(x), kind.log_prob(sample)  # type: ignore[no-untyped-call]
+
+
+def test_distributions_are_followed_and_what_they_check_is_checked() -> None:
+    model, x = Samples(), torch.rand(3, 4) + 1
+    gm = repl_fx.capture(model, (x,))
+    for given in (x, torch.rand(5, 4) + 1):
+        both = [seeded_call(module, 0, given) for module in (gm, model)]
+        assert all(map(torch.equal, *both))
+    with pytest.raises(ValueError, match="scale"):
+        model(x * 0)
+    with pytest.raises(BadInput, match="a condition of the model"):
+        gm(x * 0)
 
 
 class Compares(nn.Module):
