@@ -110,16 +110,9 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return None
     if name in ("aten.chunk.default", "aten.split.Tensor") and _cuts_a_computed_size(node):
         return pieces, {"count": len(node.meta["val"]), "equal": name == "aten.chunk.default"}
-    if name == "aten.pad.default" and isinstance(given, Tensor) and given.is_complex():
-        settings: dict[str, Any] = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
-        zeros = settings.get("mode", "constant") == "constant" and not settings.get("value")
-        return (complex_pad, {}) if zeros else None
-    is_complex = isinstance(given, Tensor) and given.is_complex() and not _has_complex(node.args[1:])
-    if is_complex and isinstance(node.target, OpOverload):
-        if str(node.target.overloadpacket) in _OF_PARTS:
-            return of_parts(node.target), {}
-        if name in _SUMS and isinstance(node.args[1], int | float):
-            return with_real_part(node.target), {}
+    is_complex = isinstance(given, Tensor) and given.is_complex()
+    if is_complex and isinstance(node.target, OpOverload) and (function := _of_complex(node, node.target)):
+        return function, {}
     if name == "aten.istft.default":
         settings = inspect.signature(istft).bind(*node.args, **node.kwargs).arguments
         return None if settings.get("return_complex") else (istft, {})
@@ -127,6 +120,20 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
     if at_start and isinstance(given, Tensor) and (order := _order_in_memory(given)):
         return strided, {"order": order}
     return (_LOWERED[name], {}) if name in _LOWERED else None
+
+
+def _of_complex(node: fx.Node, operator: OpOverload) -> Callable[..., Any] | None:
+    """The function that stands in for an operator on complex numbers; None where it stays."""
+    name = str(operator)
+    if name == "aten.pad.default":
+        settings: dict[str, Any] = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
+        zeros = settings.get("mode", "constant") == "constant" and not settings.get("value")
+        return complex_pad if zeros else None
+    if _has_complex(node.args[1:]):
+        return None
+    if str(operator.overloadpacket) in _OF_PARTS:
+        return of_parts(operator)
+    return with_real_part(operator) if name in _SUMS and isinstance(node.args[1], int | float) else None
 
 
 def _converts_nothing(node: fx.Node) -> bool:

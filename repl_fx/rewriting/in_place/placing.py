@@ -58,7 +58,7 @@ class ModulePlace:
 
     @property
     def is_apart(self) -> bool:
-        """Whether each of the modules stands for its own part of a block."""
+        """Tell whether each of the modules stands for its own part of a block."""
         return self.is_added or self.is_loose
 
     def own(self, block: str) -> str:
