@@ -445,8 +445,13 @@ def test_a_loop_adds_one_branch_of_each_block(surrogate: str) -> None:
     torch.testing.assert_close(ours[1], gradients)
 
 
-@pytest.mark.parametrize("net", [_Net, _Loop])
-@pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow"])
+@pytest.mark.parametrize(
+    ("surrogate", "net"),
+    [
+        *((surrogate, net) for surrogate in ("identity", "blend", "narrow") for net in (_Net, _Loop)),
+        *(("blend", _Normed), ("narrow", _Normed)),
+    ],
+)
 def test_blocks_are_whole_again(surrogate: str, net: type[nn.Module]) -> None:
     result = repl_fx.transform(net().eval(), (X,), surrogate=surrogate)
     with torch.no_grad():
@@ -454,6 +459,7 @@ def test_blocks_are_whole_again(surrogate: str, net: type[nn.Module]) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=0.01)
     whole = net().eval()
     whole.load_state_dict(restored_state(result.found, result.model, result.plan))
+    assert isinstance(result.model, net)
     torch.testing.assert_close(whole(X), result.model.eval()(X))
 
 
