@@ -107,7 +107,9 @@ class Samples(nn.Module):
         return drawn.log_prob(x), kind.log_prob(sample)  # type: ignore[no-untyped-call]
 
 
-def test_distributions_are_followed_and_what_they_check_is_checked() -> None:
+def test_distributions_are_followed_and_what_they_check_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first torch.compile of a process switches it off.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     model, x = Samples(), torch.rand(3, 4) + 1
     gm = repl_fx.capture(model, (x,))
     for given in (x, torch.rand(5, 4) + 1):
