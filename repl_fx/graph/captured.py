@@ -119,7 +119,7 @@ def _empty(kind: Any) -> Any:
 
 def _unpackaged(importer: Any, module: str, kind: str, state: Any) -> PlainGraphModule:
     """A graph module out of a package of torch.package."""
-    made: PlainGraphModule = _empty(attribute(importer.import_module(module), kind))
+    made: PlainGraphModule = _empty(operator.attrgetter(kind)(importer.import_module(module)))
     made.__setstate__(state)
     return made
 
@@ -470,7 +470,7 @@ def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
     return result
 
 
-def attribute(root: Any, path: str) -> Any:
+def attribute(root: nn.Module, path: str) -> Any:
     """The module, tensor or attribute at a dotted path.
 
     Raises:

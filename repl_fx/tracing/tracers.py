@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import ForeignError, Untraceable
+from repl_fx.graph.captured import traced_constant
 from repl_fx.graph.decisions import Comparison
 from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.untouched import as_now
@@ -77,7 +78,7 @@ def trace_by_export(
 
     def example(condition: fx.Node) -> bool | None:
         values = dict(inputs.arguments)
-        values.update((learned.name(tensor), tensor) for tensor in list(learned.tensors))
+        values.update((traced_constant(index), tensor) for index, tensor in enumerate(learned.tensors))
         return truth_for(condition, values) if whole else None
 
     try:

@@ -203,7 +203,7 @@ def _put(
             named, replaced = partial(qualified_name, part.path), place.replacements
             try:
                 if place.is_apart:
-                    # Whether the blocks have a place is told by what the surrogate does.
+                    # Another surrogate may fit where this one does not run the code of the block.
                     fits_others.update(replacement.block for replacement in replaced)
                 own_code = by_graph.isdisjoint(map(named, place.paths))
                 cuts = [

@@ -99,7 +99,7 @@ class Cut:
         place: the module, and the blocks with their surrogates.
         source: the model that the graph is of, or is a part of.
         own_code: whether the module's own code may run, where the surrogates swap parameters alone.
-        path: the module, where what each of several returns is added to the stream outside of them.
+        path: the module, where each of several stands for its own part of a block.
 
     Attributes:
         most: where parameters are swapped for others of other sizes, the largest size of those of the block; else 0.

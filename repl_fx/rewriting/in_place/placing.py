@@ -15,7 +15,7 @@ What of a module is no block runs as the graph has it: its layers are called, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
@@ -48,10 +48,11 @@ class ModulePlace:
         replacements: of the blocks.
         is_half: whether the module does more than its replaced blocks, so that the rest is the graph's.
         is_added: whether what each module returns is added to the stream outside of it.
+        is_loose: whether the model does more outside of them, so that surrogates can swap parameters of theirs alone.
     """
 
     paths: tuple[str, ...]
-    replacements: tuple[Replacement, ...]
+    replacements: tuple[Replacement, ...] = ()
     is_half: bool = False
     is_added: bool = False
     is_loose: bool = False
@@ -70,36 +71,31 @@ class ModulePlace:
 
 def places_of(part: PartRepeats, plan: Plan) -> Iterator[ModulePlace]:
     """The places of the blocks of a part that a plan replaces, in the order of the plan."""
-    rows = {r.block: _placed(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
-    places, loose = {block: row[0] for block, row in rows.items()}, {block for block, row in rows.items() if row[1]}
-    added = {block for block, paths in places.items() if paths and adds_outside(part.blocks[block], paths)} - loose
-    others = {block: paths for block, paths in places.items() if len(paths) == 1 and block not in added | loose}
-    halves = [paths[0] for block, paths in others.items() if part.blocks[block].module_path is None]
+    alone = {r.block: _placed(part, part.blocks[r.block]) for r in plan.replacements if r.block in part.blocks}
+    single = {block: place.paths[0] for block, place in alone.items() if len(place.paths) == 1 and not place.is_apart}
+    halves = [path for block, path in single.items() if part.blocks[block].module_path is None]
     found: dict[tuple[str, ...], ModulePlace] = {}
     for replacement in plan.replacements:
-        if replacement.block not in places:
+        if (place := alone.get(replacement.block)) is None:
             continue
-        paths = places[replacement.block]
         # One within another, where the outer one is a graph and does not call it.
-        outer = [place for place in halves if paths and f"{paths[0]}.".startswith(f"{place}.")]
-        paths = (min(outer, key=len),) if outer else paths
-        key = paths or ("", replacement.block)
-        before = found[key].replacements if key in found else ()
-        kinds = (not outer and replacement.block in blocks for blocks in (added, loose))
-        found[key] = ModulePlace(paths, (*before, replacement), bool(outer), *kinds)
+        outer = [path for path in halves if place.paths and f"{place.paths[0]}.".startswith(f"{path}.")]
+        place = ModulePlace((min(outer, key=len),), is_half=True) if outer else place
+        key = place.paths or ("", replacement.block)
+        found[key] = replace(place, replacements=(*found.get(key, place).replacements, replacement))
     yield from found.values()
 
 
 def place_of(part: PartRepeats, block: Block) -> tuple[str, ...]:
     """The module that a block is; or the smallest one around it, without others of its repeat; or a row of modules."""
-    return _placed(part, block)[0]
+    return _placed(part, block).paths
 
 
-def _placed(part: PartRepeats, block: Block) -> tuple[tuple[str, ...], bool]:
-    """The place of a block, and whether the model does more outside of its modules than to add to the stream."""
+def _placed(part: PartRepeats, block: Block) -> ModulePlace:
+    """The place of a block, as if it were replaced alone."""
     # A list of modules is called by nobody.
     if block.module_path in module_stack(block.nodes[0]):
-        return (str(block.module_path),), False
+        return ModulePlace((str(block.module_path),))
     # A loop may make the same of a mask for each of its blocks, such as `mask == 0`, before it calls them.
     streamed = reached_from(digraph([*block.inputs, *sorted(block.nodes)]), block.inputs)
     stacks = [module_stack(node) for node in sorted(block.nodes) if is_tensor(node) and node in streamed]
@@ -107,13 +103,11 @@ def _placed(part: PartRepeats, block: Block) -> tuple[tuple[str, ...], bool]:
     repeat = next(repeat for repeat in part.inside if block in repeat.blocks)
     nodes = (node for other in repeat.blocks if other is not block for node in other.nodes)
     if around and not any(around[-1] in module_stack(node) for node in nodes):
-        return around[-1:], False
+        return ModulePlace(around[-1:])
     return _row(part, block, len(around), stacks)
 
 
-def _row(
-    part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str, ...]]
-) -> tuple[tuple[str, ...], bool]:
+def _row(part: PartRepeats, block: Block, depth: int, stacks: Sequence[tuple[str, ...]]) -> ModulePlace:
     """The modules, called one after another, that are all of a block but for what the model does outside of them.
 
     Outside may be the additions of what each returns to the stream, or more. Empty where modules do other work, too.
@@ -123,9 +117,10 @@ def _row(
     sums = sums_of(part.graph_module.graph, block.output, block.input, paths) if outside else {}
     inside = (node for node in part.graph_module.graph.nodes if is_tensor(node) and node.op != "get_attr")
     if any(not {*paths}.isdisjoint(module_stack(n)) and n not in block.node_set for n in inside):
-        return (), False
+        return ModulePlace(())
     is_row = not outside or (block.keeps_size and outside == len(sums) and {*sums} == {*paths})
-    return paths, bool(paths) and (len(block.inputs) > 1 or not is_row)
+    is_loose = bool(paths) and (len(block.inputs) > 1 or not is_row)
+    return ModulePlace(paths, is_added=bool(paths) and not is_loose and adds_outside(block, paths), is_loose=is_loose)
 
 
 def adds_outside(block: Block, paths: Sequence[str]) -> bool:
