@@ -104,6 +104,8 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return _truth if node.target.skips_when else _untruth, {}
     if (node.target is pick or is_choice(node)) and isinstance(node.args[0], fx.Node) and not is_random(node.args[0]):
         return _where, {}
+    if node.target is torch.linspace:
+        return evenly_spaced, {}
     name = str(node.target)
     given = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
     if name == "aten.scaled_dot_product_attention.default" and (not isinstance(given, Tensor) or given.ndim == 4):
@@ -196,6 +198,28 @@ def pieces(tensor: Tensor, size: int, dim: int = 0, *, count: int, equal: bool) 
 def subtracted_from(tensor: Tensor, scalar: Any, alpha: Any = 1) -> Tensor:
     """`scalar - alpha * tensor`; the exporter has no overload for a whole tensor and a floating scalar."""
     return torch.add(torch.neg(tensor if alpha == 1 else torch.mul(tensor, alpha)), scalar)
+
+
+def evenly_spaced(
+    start: float, end: float, steps: int, *, dtype: torch.dtype | None = None, device: Any = None
+) -> Tensor:
+    """`torch.linspace`, whose operator has no symbolic number of steps; both halves are counted from their own end."""
+    first, last, behind = (torch.scalar_tensor(n, dtype=torch.float64, device=device) for n in (start, end, steps - 1))
+    number = torch.arange(steps, dtype=torch.float64, device=device)
+    step = (last - first) / behind.clamp(min=1)
+    spaced = torch.where(number < (behind + 1) / 2, first + step * number, last - step * (behind - number))
+    return spaced.to(dtype or torch.get_default_dtype())
+
+
+def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """`functional.affine_grid` with the places of pixels counted by `evenly_spaced`; a single one is in the middle."""
+    lines = []
+    for n in size[2:]:
+        end: Any = torch.sym_min(n - 1, 1) if align_corners else (n - 1) / n
+        lines.append(evenly_spaced(-end, end, n, dtype=theta.dtype, device=theta.device))
+    places = torch.meshgrid(*lines, indexing="ij")
+    flat = torch.stack([*reversed(places), torch.ones_like(places[0])], -1).flatten(0, -2)
+    return (flat @ theta.mT).view(size[0], *size[2:], len(places))
 
 
 def of_one_kind(clamp: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -330,6 +354,7 @@ _OF_PARTS = {
 }
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
+    "aten.affine_grid_generator.default": affine_grid,
     "aten.angle.default": angle,
     "aten.clamp.default": of_one_kind(torch.clamp),
     "aten.clamp_.default": of_one_kind(torch.clamp_),

@@ -241,6 +241,13 @@ def group_norm_results(
     return like(given), empty_beside(given, (n, groups)), empty_beside(given, (n, groups))
 
 
+def grid_result(theta: Tensor, size: Sequence[int | torch.SymInt], align_corners: bool) -> Tensor | None:
+    """The result of `aten.affine_grid_generator`, which torch makes by operators that fix the sizes."""
+    batch, _, *sizes = size
+    fits = theta.shape == (batch, len(sizes), len(sizes) + 1)
+    return empty_beside(theta, (batch, *sizes, len(sizes))) if fits else None
+
+
 def view_result(given: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor | None:
     """The kind of tensor that `aten.view` returns."""
     if any(is_unbacked(size) or _same_size(size, 0) for size in (*shape, *given.shape)):
@@ -278,6 +285,7 @@ def _view_steps(given: Tensor, sizes: Sequence[Any]) -> list[Any] | None:
 _ATEN = torch.ops.aten
 # By operator, for `lean_tracing` and `known_or_run`.
 FAKES: Mapping[OpOverload, Callable[..., Any]] = {
+    _ATEN.affine_grid_generator.default: grid_result,
     _ATEN.view.default: view_result,
     _ATEN._unsafe_view.default: view_result,
     _ATEN.layer_norm.default: layer_norm_result,

@@ -74,7 +74,7 @@ _OPERATORS = (
     "and_", "or_", "xor", "not_", "invert", "getitem", "is_", "is_not",
 )  # fmt: skip
 _OF_SIZES = (
-    "sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite", "sym_sum", "_sym_sqrt",
+    "sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite", "sym_sum", "_sym_sqrt", "linspace",
 )  # fmt: skip
 _OF_NUMBERS = ("floor", "ceil", "trunc", "sqrt")
 _DRAWS: tuple[Callable[..., Any], ...] = (random.random, random.uniform, random.randint)

@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.export.lowering import attention, grouped_matmul, istft, lower_, pieces, subtracted_from
+from repl_fx.export.lowering import (
+    affine_grid,
+    attention,
+    evenly_spaced,
+    grouped_matmul,
+    istft,
+    lower_,
+    pieces,
+    subtracted_from,
+)
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import flatten_inputs
 from repl_fx.graph.decisions import Condition, choose
@@ -28,6 +37,35 @@ def test_a_subtraction_from_a_number() -> None:
     x = torch.randn(3)
     assert torch.equal(subtracted_from(x, 1.5), torch.rsub(x, 1.5))
     assert torch.equal(subtracted_from(x, 1.5, 2), torch.rsub(x, 1.5, alpha=2))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 100])
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.float16])
+def test_evenly_spaced_numbers(steps: int, dtype: torch.dtype | None) -> None:
+    for start, end in ((0, 1), (0.5, steps - 0.5), (3, -7)):
+        wanted = torch.linspace(start, end, steps, dtype=dtype)
+        torch.testing.assert_close(evenly_spaced(start, end, steps, dtype=dtype), wanted, rtol=3e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 5, 8), (2, 3, 2, 4), (2, 1, 3, 4, 5)])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_grids_of_affine_maps(size: tuple[int, ...], align_corners: bool) -> None:
+    theta = torch.randn(2, len(size) - 2, len(size) - 1)
+    wanted = F.affine_grid(theta, list(size), align_corners=align_corners)
+    torch.testing.assert_close(affine_grid(theta, size, align_corners), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_places_of_pixels_are_exported_with_free_sizes(tmp_path: Path) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            theta = x.mean((1, 2, 3)).view(-1, 1, 1) * torch.eye(2, 3)
+            grid = F.affine_grid(theta, list(x.size()), align_corners=False)
+            turned = F.grid_sample(x, grid, align_corners=False)
+            return turned + torch.linspace(0.5, x.shape[2] - 0.5, x.shape[2])[:, None]
+
+    exported = Exported(repl_fx.capture(Turned(), (x := torch.randn(2, 3, 5, 4),)), tmp_path / "m.onnx", (x,))
+    check = exported.verify((torch.randn(3, 3, 7, 6),))
+    assert check and not check.skipped
 
 
 def test_clamps_between_a_whole_and_a_floating_bound(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         aten.native_group_norm.default,
         (PICTURE.contiguous(memory_format=torch.channels_last), None, None, 2, 8, 20, 4, 1e-5),
     ),
+    "affine grid": (aten.affine_grid_generator.default, (torch.randn(2, 2, 3), [2, 3, 5, 4], False)),
+    "affine grid of volumes": (aten.affine_grid_generator.default, (torch.randn(2, 3, 4), [2, 3, 5, 4, 6], True)),
 }
 OTHER_NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "another width": (aten.layer_norm.default, (torch.randn(2, 5, 7), [8])),
@@ -104,6 +106,8 @@ OTHER_NORMS: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (PICTURE[:, :7].clone(), WEIGHT, None, None, None, True, 0.1, 0),
     ),
     "groups that do not fit": (aten.native_group_norm.default, (PICTURE, None, None, 2, 8, 20, 3, 1e-5)),
+    "another affine map": (aten.affine_grid_generator.default, (torch.randn(2, 3, 4), [2, 3, 5, 4], False)),
+    "another batch of maps": (aten.affine_grid_generator.default, (torch.randn(3, 2, 3), [2, 3, 5, 4], False)),
     "group norm with gaps": (aten.native_group_norm.default, (PICTURE[:, :, ::2], None, None, 2, 8, 12, 4, 1e-5)),
 }
 
