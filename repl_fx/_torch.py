@@ -31,7 +31,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._prims_common import infer_size
-from torch._subclasses import fake_impls
+from torch._subclasses import fake_impls, fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.autograd.function import BackwardCFunction
 from torch.fx import _symbolic_trace, proxy
@@ -135,7 +135,7 @@ def import_dynamo() -> None:
 
 @contextmanager
 def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]], *, solved: bool) -> Iterator[None]:
-    """For a while, have traces leave out what costs time and nobody here reads.
+    """For a while, have traces leave out what costs time and nobody here reads, and write sizes shortly.
 
     These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, and the
     cache of fake results: where alike calls are traced once, most of what it looks up is not there, and with symbolic
@@ -156,6 +156,7 @@ def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]], *, solved: bool
         patch.object(DimConstraints, "solve", _attempted(DimConstraints.solve) if solved else lambda conditions: None),
         patch.dict(known, {operator: _fake(operator, result, known) for operator, result in fakes.items()}),
         config.patch(fake_tensor_cache_enabled=False),
+        _multiples_written(),
     ):
         yield
 
@@ -508,6 +509,13 @@ def any_lengths() -> Iterator[None]:
             stack.enter_context(patch.dict(layer.py_kernels, kernels))
             stack.callback(layer._dispatch_cache.clear)
             layer._dispatch_cache.clear()
+        yield
+
+
+@contextmanager
+def small_tensors_known() -> Iterator[None]:
+    """Let a trace know the numbers in small tensors that a forward makes of numbers; torch has it know single ones."""
+    with patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", 64), patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 64):
         yield
 
 
@@ -945,7 +953,7 @@ def symbolic_number(kind: type, sizes: ShapeEnv, expression: Any, hint: Any, con
 
 
 @contextmanager
-def multiples_written() -> Iterator[None]:
+def _multiples_written() -> Iterator[None]:
     """For a while, write sizes that code pads up to a multiple (`n + (8 - n % 8) % 8`) as that: `8*((n + 7)//8)`.
 
     They are the same numbers for all sizes (in floats, as of `math.ceil(n / 8)`, for those below 2**53); but torch sees

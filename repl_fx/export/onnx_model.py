@@ -24,7 +24,6 @@ from repl_fx._torch import (
     asks_for_values,
     decomposed_by,
     lean_tracing,
-    multiples_written,
     quiet_tracing,
     results_known,
     translations_kept,
@@ -214,7 +213,7 @@ def _convert(
             quietly = quiet_tracing()
             with (
                 foreign_code(), quietly, any_names(), any_lengths(), translations_kept(), decomposed_by(decompose),
-                results_known(), lean_tracing(FAKES, solved=True), multiples_written(),
+                results_known(), lean_tracing(FAKES, solved=True),
             ):  # fmt: skip
                 program = torch.onnx.export(
                     FlatModule(source, inputs, alike),

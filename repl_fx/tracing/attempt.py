@@ -36,11 +36,11 @@ from repl_fx._torch import (
     conversions_passed,
     fixed_size,
     lean_tracing,
-    multiples_written,
     pytree,
     quiet_tracing,
     scripts_as_written,
     shares_memory,
+    small_tensors_known,
 )
 from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, Untraceable, foreign_code, one_line
@@ -193,13 +193,13 @@ class Attempt:
             conversions_passed(),
             no_tensor_hooks(self.calls.is_running),
             quiet_tracing(),
+            small_tensors_known(),
             lean_tracing(FAKES, solved=False),
             autocast_cache_as_outside(),
             any_names(),
             _spelled_out(self.model, kwargs, self.calls, self.assigned),
             self.questions.noted(),
             lengths_symbolic(),
-            multiples_written(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
             scripts_as_written(),
             recorded(self.branches, Layouts(self.calls), SizeTensors(), *outside),

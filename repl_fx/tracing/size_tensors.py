@@ -40,10 +40,11 @@ LINSPACE = define_operator(
 
 
 class SizeTensors:
-    """Tells a trace the numbers in tensors of one whole number that were computed from sizes alone."""
+    """Tells a trace the numbers in tensors of one whole number that were computed from sizes alone, and of ranges."""
 
     def __init__(self) -> None:
-        # Each tensor with its version and number. They are kept, so that no other tensor gets their identity.
+        # Each tensor with its version and its number, or the range of its numbers. They are kept, so that no other
+        # tensor gets their identity.
         self._known: dict[int, tuple[Tensor, int, Any]] = {}
 
     def watch(self, func: Any, args: Any, kwargs: Any, run: Run) -> Any:
@@ -63,13 +64,22 @@ class SizeTensors:
             raise Untraceable(
                 "a size that went through a tensor becomes a plain number, and a graph would repeat that of the trace"
             )
-        if not isinstance(result, Tensor) or result.ndim or result.dtype is not torch.int64 or not has_no_value(result):
+        if func is Tensor.unbind and isinstance(counted := self._noted(args[0]), range):
+            for one, number in zip(result, counted, strict=True):
+                self._note(one, number)
+        if not isinstance(result, Tensor) or result.dtype is not torch.int64 or not has_no_value(result):
             return result
-        number = self._number(getattr(func, "__name__", ""), args, kwargs)
+        if func is torch.arange and all(type(bound) is int for bound in args):
+            self._note(result, range(*args))
+        number = None if result.ndim else self._number(getattr(func, "__name__", ""), args, kwargs)
         if number is not None:
-            set_item(result, number)
-            self._known[id(result)] = result, result._version, number
+            self._note(result, number)
         return result
+
+    def _note(self, tensor: Tensor, number: Any) -> None:
+        if not tensor.ndim:
+            set_item(tensor, number)
+        self._known[id(tensor)] = tensor, tensor._version, number
 
     def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of a function on known numbers; None where it is another function or a number is not known."""
@@ -103,10 +113,12 @@ class SizeTensors:
         return slice(*(end if number is None else number for end, number in numbers))
 
     def _operand(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            known, version, number = self._known.get(id(value), (None, 0, None))
-            return number if known is value and known._version == version else None
-        return value if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool) else None
+        number = self._noted(value) if isinstance(value, Tensor) else value
+        return number if isinstance(number, (int, torch.SymInt)) and not isinstance(number, bool) else None
+
+    def _noted(self, tensor: Tensor) -> Any:
+        known, version, number = self._known.get(id(tensor), (None, 0, None))
+        return number if known is tensor and known._version == version else None
 
 
 def _is_of_free_steps(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

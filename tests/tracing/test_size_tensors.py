@@ -132,3 +132,32 @@ def test_evenly_spaced_numbers_and_grids_as_many_as_a_size_says() -> None:
 def test_evenly_spaced_numbers_that_torch_alone_can_make_fix_the_size() -> None:
     gm = repl_fx.capture(Places(requires_grad=True), (torch.randn(2, 3, 8, 6),))
     assert gm.meta["capture"].dynamic == {"x": (0, 3)}
+
+
+class Pieces(nn.Module):
+    """Takes numbers out of tensors that it makes of plain ones."""
+
+    def __init__(self, pieces: Any) -> None:
+        super().__init__()
+        self.pieces = pieces
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([piece.mean(1) for piece in torch.split(x, self.pieces(), 1)])
+
+
+def _products() -> list[int]:
+    return [int(rows * columns) for rows, columns in torch.tensor([[2, 2], [1, 2]])]
+
+
+def _written() -> list[int]:
+    counted = torch.arange(1, 4)
+    counted[0] = 3
+    return [*counted.tolist()[:2], 1]
+
+
+@pytest.mark.parametrize("pieces", [lambda: torch.arange(1, 4).tolist(), _products, _written])
+def test_numbers_of_small_tensors_that_a_forward_makes_are_known(pieces: Any) -> None:
+    model = Pieces(pieces)
+    gm = repl_fx.capture(model, (torch.randn(2, 6, 4),))
+    x = torch.randn(3, 6, 4)
+    assert torch.equal(gm(x), model(x))
