@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
 from repl_fx._torch import OpOverload, example_of
 from repl_fx.graph.captured import is_tensor
@@ -104,8 +105,8 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return _truth if node.target.skips_when else _untruth, {}
     if (node.target is pick or is_choice(node)) and isinstance(node.args[0], fx.Node) and not is_random(node.args[0]):
         return _where, {}
-    if node.target is torch.linspace:
-        return evenly_spaced, {}
+    if not isinstance(node.target, str) and node.target in _OF_SIZES:
+        return _OF_SIZES[node.target], {}
     name = str(node.target)
     given = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
     if name == "aten.scaled_dot_product_attention.default" and (not isinstance(given, Tensor) or given.ndim == 4):
@@ -220,6 +221,16 @@ def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tens
     places = torch.meshgrid(*lines, indexing="ij")
     flat = torch.stack([*reversed(places), torch.ones_like(places[0])], -1).flatten(0, -2)
     return (flat @ theta.mT).view(size[0], *size[2:], len(places))
+
+
+def mean_of_all(tensor: Tensor, kernel: Sequence[int]) -> Tensor:
+    """An average pool over all that there is along the last dimensions."""
+    return tensor.mean(list(range(-len(kernel), 0)), keepdim=True)
+
+
+def largest_of_all(tensor: Tensor, kernel: Sequence[int]) -> Tensor:
+    """A max pool over all that there is along the last dimensions."""
+    return tensor.amax(list(range(-len(kernel), 0)), keepdim=True)
 
 
 def of_one_kind(clamp: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -351,6 +362,12 @@ _CHOICES = ("unsqueeze", "expand", "repeat", "repeat_interleave", "select", "ind
 # Operators that do the same with both parts of complex numbers, but for those with other complex numbers.
 _OF_PARTS = {
     f"aten.{name}" for name in (*_CHOICES, "split", "split_with_sizes", "chunk", "unbind", "detach", "mul", "div")
+}
+# Functions of sizes that are no operators.
+_OF_SIZES: dict[Any, Callable[..., Any]] = {
+    torch.linspace: evenly_spaced,
+    **dict.fromkeys((torch.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d), mean_of_all),
+    **dict.fromkeys((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), largest_of_all),
 }
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {

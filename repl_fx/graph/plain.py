@@ -29,6 +29,7 @@ import numpy as np
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from repl_fx._torch import (
     EXPRESSIONS,
@@ -75,6 +76,7 @@ _OPERATORS = (
 )  # fmt: skip
 _OF_SIZES = (
     "sym_max", "sym_min", "sym_int", "sym_float", "sym_not", "sym_ite", "sym_sum", "_sym_sqrt", "linspace",
+    "avg_pool1d", "max_pool1d", "max_pool2d", "max_pool3d",
 )  # fmt: skip
 _OF_NUMBERS = ("floor", "ceil", "trunc", "sqrt")
 _DRAWS: tuple[Callable[..., Any], ...] = (random.random, random.uniform, random.randint)
@@ -85,6 +87,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{f"decisions.{name}": getattr(decisions, name) for name in ("choose", "pick")},
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS},
     **{f"torch.{name}": getattr(torch, name) for name in _OF_SIZES if hasattr(torch, name)},
+    **{f"functional.{name}": getattr(functional, name) for name in ("avg_pool2d", "avg_pool3d")},
     **{f"math.{name}": getattr(math, name) for name in _OF_NUMBERS},
     **{f"builtins.{function.__name__}": function for function in _PYTHONS},
     **{f"random.{function.__name__}": function for function in _DRAWS},

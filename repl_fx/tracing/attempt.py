@@ -63,6 +63,7 @@ from repl_fx.tracing.parameters_outside import ParametersOutside
 from repl_fx.tracing.questions import Told, autocast_cache_as_outside, is_bounded
 from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
+from repl_fx.tracing.sizes_kept import SizesKept
 from repl_fx.tracing.stamping import Stamps
 
 _unlike: ContextVar[str] = ContextVar("unlike", default="")
@@ -202,7 +203,7 @@ class Attempt:
             lengths_symbolic(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
             scripts_as_written(),
-            recorded(self.branches, Layouts(self.calls), SizeTensors(), *outside),
+            recorded(self.branches, Layouts(self.calls), SizeTensors(), SizesKept(), *outside),
             self.exporting.answered(),
             foreign_code(),
         ):

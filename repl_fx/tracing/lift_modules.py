@@ -49,7 +49,7 @@ from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import LAYOUT_ASKED, is_stand_in
 from repl_fx.tracing.parameters_outside import require_own
 from repl_fx.tracing.size_questions import add_checks
-from repl_fx.tracing.size_tensors import LINSPACE
+from repl_fx.tracing.sizes_kept import called
 from repl_fx.tracing.stamping import CallCopies
 
 aten = torch.ops.aten
@@ -214,8 +214,8 @@ class _Lifter:
             self.env[source] = checked
             return
         else:
-            target = torch.linspace if node.target is LINSPACE else node.target
-            self.env[node] = self.emit("call_function", target, self.value(node.args), self.value(node.kwargs), node)
+            target, args, kwargs = called(node)
+            self.env[node] = self.emit("call_function", target, self.value(args), self.value(kwargs), node)
         self.keep_boundaries(node)
 
     def keep_boundaries(self, node: fx.Node) -> None:

@@ -6,9 +6,6 @@ trace is told so.
 
     before   div = aten.div(size, 4, trunc) -> item -> view(x, [n, item, 4])       of unknown size
     after    floordiv = size // 4 -> view(x, [n, floordiv, 4])
-
-torch's operator for `torch.linspace` takes the number of its steps as plain numbers alone, which a trace would fix; the
-graph calls the function.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from repl_fx._torch import define_operator, fixed_size, has_no_value, set_item
+from repl_fx._torch import fixed_size, has_no_value, set_item
 from repl_fx.errors import Untraceable
 from repl_fx.tracing.functions_watched import Run
 
@@ -29,14 +26,6 @@ _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {"add": operator.add, "su
 _DIVISIONS = frozenset({"div", "divide", "floor_divide", "floordiv"})
 _NBYTES = vars(torch._C.TensorBase)["nbytes"].__get__
 _MADE_FROM_ONE = frozenset({"tensor", "scalar_tensor", "as_tensor"})
-_SPACED = frozenset({"start", "end", "steps", "dtype", "device"})
-
-# The operator that stands for `torch.linspace` of a symbolic number of steps in a traced graph; no finished graph has
-# it.
-LINSPACE = define_operator(
-    "linspace(Scalar start, Scalar end, SymInt steps, *, ScalarType? dtype=None, Device? device=None) -> Tensor",
-    lambda start, end, steps, dtype=None, device=None: torch.empty(steps, dtype=dtype, device=device),
-)
 
 
 class SizeTensors:
@@ -55,8 +44,6 @@ class SizeTensors:
         elif func == _NBYTES:
             # torch's own has to return a number.
             return args[0].numel() * args[0].element_size()
-        elif func is torch.linspace and _is_of_free_steps(args, kwargs):
-            func = LINSPACE
         result = run(func, args, kwargs)
         # What has just become a number of Python's, unless the trace has fixed the sizes it came from.
         number = self._operand(args[0]) if func in (Tensor.__int__, Tensor.__index__) else None
@@ -119,10 +106,3 @@ class SizeTensors:
     def _noted(self, tensor: Tensor) -> Any:
         known, version, number = self._known.get(id(tensor), (None, 0, None))
         return number if known is tensor and known._version == version else None
-
-
-def _is_of_free_steps(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether `LINSPACE` stands for a call of `torch.linspace`."""
-    given = {**dict(zip(("start", "end", "steps"), args, strict=False)), **kwargs}
-    is_free = isinstance(given["steps"], torch.SymInt) and fixed_size(given["steps"]) is None
-    return is_free and given.keys() <= _SPACED and not any(isinstance(value, Tensor) for value in given.values())

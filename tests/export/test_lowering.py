@@ -55,13 +55,14 @@ def test_grids_of_affine_maps(size: tuple[int, ...], align_corners: bool) -> Non
     torch.testing.assert_close(affine_grid(theta, size, align_corners), wanted, rtol=1e-6, atol=1e-6)
 
 
-def test_places_of_pixels_are_exported_with_free_sizes(tmp_path: Path) -> None:
+def test_functions_of_sizes_are_exported_with_free_sizes(tmp_path: Path) -> None:
     class Turned(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             theta = x.mean((1, 2, 3)).view(-1, 1, 1) * torch.eye(2, 3)
             grid = F.affine_grid(theta, list(x.size()), align_corners=False)
             turned = F.grid_sample(x, grid, align_corners=False)
-            return turned + torch.linspace(0.5, x.shape[2] - 0.5, x.shape[2])[:, None]
+            pooled = F.avg_pool2d(x, x.shape[2:]) + F.max_pool1d(x.flatten(2), x.flatten(2).shape[2])[..., None]
+            return turned + torch.linspace(0.5, x.shape[2] - 0.5, x.shape[2])[:, None] + pooled
 
     exported = Exported(repl_fx.capture(Turned(), (x := torch.randn(2, 3, 5, 4),)), tmp_path / "m.onnx", (x,))
     check = exported.verify((torch.randn(3, 3, 7, 6),))

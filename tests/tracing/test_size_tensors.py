@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import repl_fx
 
@@ -100,38 +99,6 @@ def test_the_bytes_of_a_tensor_are_those_of_each_call() -> None:
     assert gm.meta["capture"].dynamic == {"x": (0, 1)}
     for x in (torch.ones(4, 3), torch.ones(5, 2)):
         assert torch.equal(gm(x), x * x.nbytes)
-
-
-class Places(nn.Module):
-    """Adds the places of the pixels, as models with reference points make them, and turns the picture."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__()
-        self.settings = settings
-        self.layer = nn.Conv2d(3, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h, w = x.shape[-2:]
-        rows = torch.linspace(0.5, h - 0.5, h, device=x.device, **self.settings)
-        columns = torch.linspace(start=-1, end=1, steps=w, dtype=torch.float64)
-        theta = torch.tensor([[0.6, -0.8, 0.1], [0.8, 0.6, 0.0]]).expand(x.shape[0], 2, 3)
-        grid = functional.affine_grid(theta, list(x.size()), align_corners=False)
-        turned = functional.grid_sample(self.layer(x), grid, align_corners=False)
-        return turned + rows[:, None] / h + columns
-
-
-def test_evenly_spaced_numbers_and_grids_as_many_as_a_size_says() -> None:
-    model = Places()
-    gm = repl_fx.capture(model, (torch.randn(2, 3, 8, 6),))
-    assert gm.meta["capture"].dynamic == {"x": (0, 2, 3)}
-    for height, width in ((8, 6), (5, 9), (1, 17)):
-        x = torch.randn(3, 3, height, width)
-        assert torch.equal(gm(x), model(x))
-
-
-def test_evenly_spaced_numbers_that_torch_alone_can_make_fix_the_size() -> None:
-    gm = repl_fx.capture(Places(requires_grad=True), (torch.randn(2, 3, 8, 6),))
-    assert gm.meta["capture"].dynamic == {"x": (0, 3)}
 
 
 class Pieces(nn.Module):
