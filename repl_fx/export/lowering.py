@@ -113,6 +113,8 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return None
     if name in ("aten.chunk.default", "aten.split.Tensor") and _cuts_a_computed_size(node):
         return pieces, {"count": len(node.meta["val"]), "equal": name == "aten.chunk.default"}
+    if str(getattr(node.target, "overloadpacket", "")) in _STACKS and isinstance(node.target, OpOverload):
+        return of_one_dtype(node.target, node.meta["val"].dtype), {}
     is_complex = isinstance(given, Tensor) and given.is_complex()
     if is_complex and isinstance(node.target, OpOverload) and (function := _of_complex(node, node.target)):
         return function, {}
@@ -244,6 +246,21 @@ def of_one_kind(clamp: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return clamped
 
 
+def power(base: Tensor, exponent: Tensor) -> Tensor:
+    """A power of the dtype that torch gives it: ONNX gives it that of the base."""
+    return torch.pow(base.to(torch.result_type(base, exponent)), exponent)
+
+
+def of_one_dtype(stack: OpOverload, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """An operator that stacks tensors, for any of them: ONNX stacks those of one dtype."""
+
+    def stacked(tensors: Sequence[Tensor], *args: Any) -> Tensor:
+        result: Tensor = stack([tensor.to(dtype) for tensor in tensors], *args)
+        return result
+
+    return stacked
+
+
 def attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *settings: Any, **named: Any
 ) -> Tensor:
@@ -357,6 +374,7 @@ def with_real_part(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return changed
 
 
+_STACKS = {f"aten.{name}" for name in ("stack", "hstack", "vstack", "dstack", "column_stack")}
 _SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
 _CHOICES = ("unsqueeze", "expand", "repeat", "repeat_interleave", "select", "index", "index_select", "gather")
 # Operators that do the same with both parts of complex numbers, but for those with other complex numbers.
@@ -377,6 +395,7 @@ _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.clamp_.default": of_one_kind(torch.clamp_),
     # As `torch.tensor(size)` has it on a view; the trace for the exporter refuses that.
     "aten.detach_.default": torch.detach,
+    "aten.pow.Tensor_Tensor": power,
     "aten.rsub.Scalar": subtracted_from,
     "aten.scaled_dot_product_attention.default": attention,
     "aten._grouped_mm.default": grouped_matmul,

@@ -69,6 +69,17 @@ def test_functions_of_sizes_are_exported_with_free_sizes(tmp_path: Path) -> None
     assert check and not check.skipped
 
 
+def test_tensors_of_several_dtypes(tmp_path: Path) -> None:
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
+            both = (x, codes)
+            stacked = torch.stack(both, 1), torch.hstack(both), torch.vstack(both), torch.dstack(both)
+            return *stacked, torch.column_stack([codes, codes.int(), x > 0]), codes**x
+
+    given = torch.randn(2, 3), torch.randint(0, 5, (2, 3))
+    assert Exported(repl_fx.capture(Mixed(), given), tmp_path / "m.onnx", given).verify()
+
+
 def test_clamps_between_a_whole_and_a_floating_bound(tmp_path: Path) -> None:
     class Clamps(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:
