@@ -116,6 +116,8 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
     if str(getattr(node.target, "overloadpacket", "")) in _STACKS and isinstance(node.target, OpOverload):
         return of_one_dtype(node.target, node.meta["val"].dtype), {}
     is_complex = isinstance(given, Tensor) and given.is_complex()
+    if isinstance(given, Tensor) and not is_complex and name in _TO_COMPLEX and _has_complex(node.args[1:]):
+        return _TO_COMPLEX[name], {}
     if is_complex and isinstance(node.target, OpOverload) and (function := _of_complex(node, node.target)):
         return function, {}
     if name == "aten.istft.default":
@@ -374,6 +376,22 @@ def with_real_part(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return changed
 
 
+def plus_complex(tensor: Tensor, other: Any) -> Tensor:
+    """The sum of real numbers and complex ones."""
+    real = tensor + other.real
+    return torch.complex(real, torch.as_tensor(other.imag, dtype=real.dtype).expand_as(real))
+
+
+def times_complex(tensor: Tensor, other: Any) -> Tensor:
+    """The product of real numbers and complex ones."""
+    return torch.complex(tensor * other.real, tensor * other.imag)
+
+
+_TO_COMPLEX: dict[str, Callable[..., Any]] = {
+    "aten.add.Tensor": plus_complex,
+    "aten.mul.Tensor": times_complex,
+    "aten.mul.Scalar": times_complex,
+}
 _STACKS = {f"aten.{name}" for name in ("stack", "hstack", "vstack", "dstack", "column_stack")}
 _SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
 _CHOICES = ("unsqueeze", "expand", "repeat", "repeat_interleave", "select", "index", "index_select", "gather")

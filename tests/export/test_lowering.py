@@ -151,6 +151,27 @@ def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> 
     assert Exported(gm, tmp_path / "m.onnx", (x,)).verify()
 
 
+class Vocoder(nn.Module):
+    """Makes a signal of its spectra's sizes and angles, as the head of Vocos does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, angle = self.head(x).transpose(1, 2).chunk(2, dim=1)
+        spectra = size.exp() * (torch.cos(angle) + 1j * torch.sin(angle))
+        signal: Tensor = torch.fft.irfft(spectra, 8, dim=1) * torch.hann_window(8)[None, :, None]
+        return signal
+
+
+@pytest.mark.slow
+def test_a_signal_that_is_made_of_sizes_and_angles_is_exported(tmp_path: Path) -> None:
+    x = torch.randn(2, 7, 6)
+    check = Exported(repl_fx.capture(Vocoder(), (x,)), tmp_path / "m.onnx", (x,)).verify()
+    assert check and not check.skipped
+
+
 @pytest.mark.parametrize(
     ("function", "lowered"),
     [
@@ -163,6 +184,10 @@ def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> 
         (lambda z: nn.functional.pad(z, [1, 2], value=1.0), False),
         (lambda z: nn.functional.pad(z, [1, 2], mode="circular"), False),
         (lambda z: nn.functional.pad(z.real, [1, 2]), False),
+        (lambda z: z.real * (z.imag.cos() + 1j * z.imag.sin()), True),
+        (lambda z: z.real[:, :1] + z, True),
+        (lambda z: z.real + (2 - 0.5j), True),
+        (lambda z: z.real * 2 + 1, False),
     ],
 )
 @pytest.mark.filterwarnings("ignore:A window was not provided")
