@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from torch import fx, nn
 
 from repl_fx.arguments import require_kind, require_module
-from repl_fx.display.progress import shown, tell
+from repl_fx.display.progress import shown, stage, tell
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.budgets import budget_among
@@ -101,7 +101,6 @@ def transform(
     require_known("transform", options)
     require_module("transform", model)
     given = ExampleInputs.of(args, kwargs)
-    stage = progress or tell
     if plan is not None:
         require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")
     else:
@@ -131,7 +130,7 @@ def transform(
             known = capture_parts(model, given.args, given.kwargs, fixed=before.fixed)
     form = Form(graph=graph, in_place=in_place, checkpoint_blocks=checkpoint_blocks)
     if plan is None:
-        result = rewrite(known, options, stage, form=form, check=check, finder=finder)
+        result = rewrite(known, options, form=form, check=check, finder=finder)
     else:
         result = rewrite_again(known, plan, stage, check=check)
     result = replace(result, graph=graph, checkpoint_blocks=checkpoint_blocks)
@@ -144,13 +143,12 @@ def transform(
 def rewrite(
     captured: CapturedParts,
     options: Options,
-    stage: Callable[[str], None] = tell,
     *,
     form: Form | None = None,
     check: bool = True,
     finder: str | Finder | None = None,
 ) -> TransformResult:
-    """Make a plan of options, and apply it; `stage` gets the name of each stage as it begins.
+    """Make a plan of options, and apply it.
 
     Args:
         form: that in which the model will be given, by which costs are counted and surrogates chosen.
@@ -186,12 +184,12 @@ def rewrite(
 def rewrite_again(
     captured: CapturedParts,
     plan: Plan,
-    stage: Callable[[str], None] = tell,
+    say: Callable[[str], None] = tell,
     *,
     check: bool = True,
     required: bool = True,
 ) -> TransformResult:
-    """Apply a plan that was made before.
+    """Apply a plan that was made before; `say` gets the name of each stage as it begins.
 
     A plan that replaces nothing gives the model as it was, where that is not refused: where `required` is false.
 
@@ -199,13 +197,13 @@ def rewrite_again(
         NothingToReplace, PlanMismatch: see `transform`.
     """
     with collection_paused():
-        stage("find repeats")
+        say("find repeats")
         found = find_again(captured, plan)
-        stage("plan")
+        say("plan")
         if required:
             require_replacements(found, plan)
         plan = without_policies(found, plan)
-        stage("replace")
+        say("replace")
         settling = Settling(found, plan.seed, check=check)
         settling.require(plan)
         return settling.result(plan)

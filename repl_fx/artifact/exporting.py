@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import onnx_ir as ir
 from repl_fx.artifact.changing import DirectoryChange, changing
 from repl_fx.artifact.places import BENCH, CHART, PROOF
 from repl_fx.artifact.store import Artifact
+from repl_fx.display.progress import stage
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.export import CachedDecoder, Verification, onnx_name
 from repl_fx.export.evaluating import captured_in_evaluation
@@ -58,7 +59,6 @@ def export_artifact(
     verify: bool = True,
     per_layer: bool = False,
     with_cache: bool = False,
-    progress: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, OnnxFile]:
     """Write the model of an artifact as ONNX, its surrogates folded, and verify the file.
 
@@ -73,7 +73,6 @@ def export_artifact(
         verify: whether to compare the files with PyTorch.
         per_layer: whether to compare inner values, too.
         with_cache: write a step of a decoder of transformers, with its cache as inputs and outputs.
-        progress: called with the name of each stage as it begins.
 
     Returns:
         The files, by the path of their part, which is empty for that of the whole model.
@@ -82,7 +81,7 @@ def export_artifact(
         BadInput: one file for a model that gives several, or a cache where no decoder is.
         ExportError, OutputError: see `export_onnx`.
     """
-    directory, parts = artifact.directory, _parts(artifact, with_cache, progress)
+    directory, parts = artifact.directory, _parts(artifact, with_cache)
     whole = [part.path for part in parts] == [""]
     if output is not None and not whole:
         paths = ", ".join(part.path for part in parts)
@@ -98,12 +97,12 @@ def export_artifact(
             # Files that the artifact had stay until all is written that takes their place.
             written = output or change.place / names[part.path]
             inputs = widen_batch(part.graph_module, part.inputs)
-            progress(f"export {part.path}".rstrip())
+            stage(f"export {part.path}".rstrip())
             program = export_program(part.graph_module, inputs, opset)
             write_program(program, written)
             proof = None
             if verify:
-                progress(f"verify {part.path}".rstrip())
+                stage(f"verify {part.path}".rstrip())
                 proof = verify_file(part.graph_module, written, inputs, per_layer=per_layer, fresh=program.model)
                 if proof:
                     digests[part.path] = digest_of(written)
@@ -114,7 +113,7 @@ def export_artifact(
             (change.place / PROOF).write_text(json.dumps(document, indent=2) + "\n")
         if not kept:
             return found
-        progress("save")
+        stage("save")
         # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
         exported = () if output is None else manifest.files.keys() - {PROOF}
         manifest = msgspec.structs.replace(manifest, verified=digests)
@@ -141,13 +140,13 @@ def digest_of(file: Path) -> str:
     return hashlib.sha256("".join(map(hash_file, (file, *sorted(data)))).encode()).hexdigest()
 
 
-def _parts(artifact: Artifact, with_cache: bool, progress: Callable[[str], None]) -> tuple[Part, ...]:
+def _parts(artifact: Artifact, with_cache: bool) -> tuple[Part, ...]:
     """The graphs to write: of the whole model, where it has one, else of the parts that were rewritten."""
     if with_cache:
-        progress("capture a step")
+        stage("capture a step")
         return (step_of(artifact),)
     if not artifact.result.captured_parts.whole:
-        progress("capture in evaluation mode")
+        stage("capture in evaluation mode")
         with suppress(CaptureError):
             return (captured_in_evaluation(artifact.module, artifact.inputs),)
     return artifact.result.parts

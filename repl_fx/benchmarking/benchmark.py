@@ -32,7 +32,7 @@ from repl_fx.benchmarking.results import (
     VariantRow,
 )
 from repl_fx.benchmarking.training import Sizes, Trainer, clear_memory, mean_squares, timed_steps
-from repl_fx.display.progress import shown, tell
+from repl_fx.display.progress import shown, stage
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, close_matches, foreign_code, one_line
 from repl_fx.export.tensors import at_batch, flatten_inputs
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
@@ -129,7 +129,7 @@ def bench(
     require_kind(settings, Settings, "bench takes for settings repl_fx.benchmarking.benchmark.Settings(…)")
     require_kind(inputs, ExampleInputs, "bench takes for inputs ExampleInputs.of(args, kwargs)")
     settings = replace(settings, **changed)
-    run = _BenchmarkRun(result, rewritten, inputs, settings, progress or tell)
+    run = _BenchmarkRun(result, rewritten, inputs, settings)
     with seeded(run.device, settings.seed):
         trained = run.training() if settings.training else ()
         inferred = run.inference() if settings.inference else ()
@@ -154,7 +154,6 @@ class _BenchmarkRun:
     model: nn.Module
     inputs: ExampleInputs
     settings: Settings
-    progress: Callable[[str], None]
 
     def __post_init__(self) -> None:
         self.device = usable_device(self.settings.device)
@@ -163,7 +162,7 @@ class _BenchmarkRun:
         self.unmade: dict[str, str] = {}
         # What does not fit should not cost the making of the variants.
         self._at(self.settings.batch)
-        self.progress("make the variants")
+        stage("make the variants")
         made = variants_of(self.result, self.model)
         self.names = tuple(made)
         for name, make in made.items():
@@ -182,13 +181,13 @@ class _BenchmarkRun:
             rows[name] = row = TrainingRow(name, self.batch, reason=self.unmade.get(name))
             if name in self.unmade:
                 continue
-            self.progress(f"train {name}")
+            stage(f"train {name}")
             row.form = self.variants[name].form
             trainer = self._attempt(row, partial(self._trainer, self.variants[name], inputs))
             if trainer is not None:
                 trainers[name], row.sizes = trainer
                 sizes[name] = row.sizes
-        self.progress("time steps of training")
+        stage("time steps of training")
         steps = timed_steps(
             trainers,
             sizes,
@@ -237,11 +236,11 @@ class _BenchmarkRun:
                 if name in self.unmade:
                     continue
                 row.form = self.variants[name].form if name in (ORIGINAL, UNFOLDED) else "folded graph"
-                self.progress(f"prepare {key}" + (f", batch {batch}" if batch else ""))
+                stage(f"prepare {key}" + (f", batch {batch}" if batch else ""))
                 call = self._attempt(row, partial(self._call, prepared[name], runtime, batch))
                 if call is not None:
                     turns[key] = partial(latency, call, self.device)
-        self.progress("time inference" + (f", batch {batch}" if batch else ""))
+        stage("time inference" + (f", batch {batch}" if batch else ""))
         counts: Any = {"rounds": self.settings.rounds, "warm_up": self.settings.warm_up}
         for times in interleaved(turns, **counts, attempt=lambda key, turn: self._attempt(rows[key], turn)):
             for key, seconds in times.items():

@@ -13,8 +13,6 @@ from repl_fx.cli.flags import File, SpecFlags, Switch
 from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from repl_fx import TransformResult
     from repl_fx.artifact import Artifact
 
@@ -80,16 +78,16 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
     terminal.stage("load")
     # Variants go to the device one after another.
     target = common.load_target(spec, flags, planned, device="cpu")
-    made = _rewritten(target, planned, flags.seed, terminal.stage)
+    made = _rewritten(target, planned, flags.seed)
     shape = None if isinstance(made, Artifact) else shape_at_batch(made.captured_parts, flags.batch or 0)
     if shape is not None:
         planned = planned.changed(input_shape=shape)
         target = common.load_target(spec, flags, planned, device="cpu")
-        made = _rewritten(target, planned, flags.seed, terminal.stage)
+        made = _rewritten(target, planned, flags.seed)
     artifact = target.artifact if flags.output is None else None
     # What cannot be written should not cost a measurement.
     with adding(artifact, BENCH, CHART) as place:
-        measured = bench(made, settings, inputs=target.inputs, progress=terminal.stage)
+        measured = bench(made, settings, inputs=target.inputs)
         replacements = [{"block": one.block, "surrogate": one.surrogate} for one in made.plan.replacements]
         document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
         document["notes"] = [*target.notes, *measured.notes]
@@ -111,13 +109,10 @@ def bench_command(terminal: common.Terminal, flags: BenchFlags, spec: common.Any
     terminal.document(document)
 
 
-def _rewritten(
-    target: common.Target, settings: PlanSettings, seed: int, progress: Callable[[str], None]
-) -> TransformResult | Artifact:
+def _rewritten(target: common.Target, settings: PlanSettings, seed: int) -> TransformResult | Artifact:
     """The transform of a target; the artifact, where it is one."""
     from repl_fx import transform
 
     if target.artifact is not None:
         return target.artifact
-    options: Any = {"seed": seed, "progress": progress, **settings.transform_options()}
-    return transform(target.module, target.inputs.args, target.inputs.kwargs, **options)
+    return transform(target.module, target.inputs.args, target.inputs.kwargs, seed=seed, **settings.transform_options())

@@ -190,7 +190,7 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         results = stack.enter_context(_results_alone(sys.stdout)) if as_json else sys.stdout
         terminal = Terminal(results, as_json, verbose, quiet, stack.enter_context(imports_passed_over()))
         try:
-            with _failing(terminal), stopping() as terminal.heed, telling(terminal.step):
+            with _failing(terminal), stopping() as terminal.heed, telling(terminal.step, terminal.stage):
                 _require_working_directory()
                 yield terminal
         except BrokenPipeError:

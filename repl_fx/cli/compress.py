@@ -38,7 +38,7 @@ def compress_command(terminal: common.Terminal, flags: RunFlags, spec: _Spec, **
         terminal.show(*(f"{kind}: {line}" for line in lines))
 
     asked = flags.some("config", "resume", "force", "trust_remote_code")
-    done = compress_source(RunRequest(spec, flags.output, given, progress=terminal.stage, **asked), note)
+    done = compress_source(RunRequest(spec, flags.output, given, **asked), note)
     cut = [blocks_table(msgspec.convert(done.blocks, list[BlockReport]))] if done.blocks else []
     terminal.show(*cut, budget_table(done.budget), *done.said, figures_table(done.figures))
     terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")

@@ -49,7 +49,7 @@ def export_command(terminal: common.Terminal, flags: ExportFlags, directory: com
     terminal.stage("load")
     artifact = load_artifact(directory, flags.model, trust_remote_code=flags.trust_remote_code)
     asked = flags.some("opset", "verify", "per_layer", "with_cache")
-    found = export_artifact(artifact, flags.output, **asked, progress=terminal.stage)
+    found = export_artifact(artifact, flags.output, **asked)
     whole = "" in found
     if not whole:
         terminal.show("captured in parts: each rewritten part is a file; the code around them has no ONNX form")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from repl_fx.cli import common
@@ -27,7 +26,6 @@ def heal_command(terminal: common.Terminal, flags: RunFlags, directory: common.D
 
     # A model that was not cut has nothing to heal.
     read_manifest(directory)
-    work = partial(heal_directory, progress=terminal.stage)
-    run, healed = in_a_run(terminal, flags, work, str(directory), given, defaults=settings_to_heal())
+    run, healed = in_a_run(terminal, flags, heal_directory, str(directory), given, defaults=settings_to_heal())
     known = {"steps": healed.trained.steps, "figures": healed.figures}
     show_run(terminal, run, [figures_table(healed.figures)], known)

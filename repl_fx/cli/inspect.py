@@ -217,7 +217,7 @@ def _shown_scores(
 
     changes = list(changes_of(data, config, training=False))
     terminal.show(*common.data_lines(changes))
-    options: Any = {"samples": flags.samples, "greedy": flags.greedy, "repeats": repeats, "progress": terminal.stage}
+    options: Any = {"samples": flags.samples, "greedy": flags.greedy, "repeats": repeats}
     found = score_on_data(captured, data, config, flags.score, **options)
     chart = terminal_charts.chart_of(figures.scores_figures(found, flags.score))
     terminal.show(str(found), tables.scores_table(found), chart)

@@ -87,7 +87,7 @@ def report_on(
     if model is None:
         terminal.stage("capture")
         model = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
-    return report(model, title=spec, notes=target.notes, progress=terminal.stage)
+    return report(model, title=spec, notes=target.notes)
 
 
 def name_of(spec: str) -> str:

@@ -34,9 +34,9 @@ def train_command(terminal: common.Terminal, flags: RunFlags, spec: common.AnySp
 
     def work(run: TrainingRun) -> tuple[list[Any], dict[str, Any]]:
         if run.config.compare or run.config.seeds > 1:
-            rows = train_side_by_side(run, terminal.stage)
+            rows = train_side_by_side(run)
             return [comparison_table(rows)], {"comparison": rows_document(rows)}
-        trained = train_directory(run, terminal.stage)
+        trained = train_directory(run)
         return trained.figures_lines, {"steps": trained.steps, "figures": trained.figures}
 
     run, (shown, known) = in_a_run(terminal, flags, work, spec, given)
@@ -63,10 +63,9 @@ def in_a_run(
     from repl_fx.training.processes import Ended, ending_together
 
     asked = flags.some("output", "config", "resume", "force", "model", "trust_remote_code")
-    asked |= {"progress": terminal.stage, "stdout": terminal.descriptor}
     try:
         with ending_together():
-            run = begin(RunRequest(spec, given=given, **asked, **more))
+            run = begin(RunRequest(spec, given=given, stdout=terminal.descriptor, **asked, **more))
             if run.processes.first:
                 terminal.show(*common.note_lines(run.notes), *common.data_lines(run.changes))
             with gone_where_refused(run):

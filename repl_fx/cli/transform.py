@@ -67,7 +67,7 @@ def transform_command(
     _require_values(flags)
     model = source.model, source.args, source.kwargs
     options |= flags.some("seed", "allow_nan", "check", "in_place")
-    transformed = partial(transform, *model, progress=terminal.stage, **options)
+    transformed = partial(transform, *model, **options)
     result, checked = transformed(), None
     if flags.check:
         terminal.stage("check the capture")

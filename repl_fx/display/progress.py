@@ -4,6 +4,8 @@
     def fit(…):
         tell("blocks.3", 2, 12)         fit: blocks.3  ━━━━━╸━━━━━  2/12  0:00:04
 
+A call of several stages names each (`stage`): to the `progress` of its caller, where there is one, else as a step.
+
 Nothing is written where `repl_fx.config.show_progress` says so, where stderr leads to a file or a pipe, and where a
 caller takes the stages itself (`progress=`). The command line listens, and shows steps in its own lines.
 """
@@ -28,8 +30,11 @@ Returned = TypeVar("Returned")
 
 # Takes a step: its name, and how many of how many such are done; None where that is not known.
 Listener: TypeAlias = Callable[[str, int, int | None], None]
+# Takes the name of a stage as it begins.
+Progress: TypeAlias = Callable[[str], None]
 # Of the call that runs in this thread; other threads have none.
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_progress: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 def tell(step: str, done: int = 0, total: int | None = None) -> None:
@@ -39,14 +44,25 @@ def tell(step: str, done: int = 0, total: int | None = None) -> None:
         listener(step, done, total)
 
 
+def stage(name: str) -> None:
+    """Say which stage begins, to whoever takes the stages of this call; a step where nobody does."""
+    (_progress.get() or tell)(name)
+
+
 @contextmanager
-def telling(listener: Listener) -> Iterator[None]:
-    """Let a listener take the steps of the calls inside, which show none then."""
-    token = _listener.set(listener)
+def telling(listener: Listener | None, progress: Progress | None = None) -> Iterator[None]:
+    """Let a listener take the steps of the calls inside, which show none then, and a function their stages."""
+    tokens = _listener.set(listener), _progress.set(progress)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _listener.reset(tokens[0])
+        _progress.reset(tokens[1])
+
+
+def stages_as_steps() -> AbstractContextManager[None]:
+    """Let the stages of the calls inside be steps of the stage of now."""
+    return telling(_listener.get())
 
 
 def shown(what: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
@@ -60,10 +76,13 @@ def shown(what: str) -> Callable[[Callable[Parameters, Returned]], Callable[Para
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
             from repl_fx.arguments import require_function
 
-            require_function("progress", kwargs.get("progress"))
-            if _listener.get() is not None:
+            progress: Any = kwargs.get("progress")
+            require_function("progress", progress)
+            around = _listener.get()
+            if around is not None and progress is None:
                 return function(*args, **kwargs)
-            with _showing(what, silent=kwargs.get("progress") is not None) as listener, telling(listener):
+            showing = _showing(what, silent=progress is not None) if around is None else nullcontext(around)
+            with showing as listener, telling(listener, progress):
                 return function(*args, **kwargs)
 
         return call

@@ -19,7 +19,7 @@ from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import Table
 from repl_fx.display.comparisons import budget_table, figures_lines, figures_table
 from repl_fx.display.html import Displayed
-from repl_fx.display.progress import shown, tell
+from repl_fx.display.progress import shown, stage
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.fitting.fitted import Fit
@@ -132,7 +132,6 @@ def compress(
     for name, function in (("evaluate", evaluate), ("loss", loss)):
         require_function(name, function)
     require_kind(score, str, "compress takes for score the name of one, such as 'influence'")
-    stage = progress or tell
     if not budget:
         raise BadInput("compress needs a budget, such as budget={'flops': 0.75}")
     source = copy_model(model) if captured is None else model
@@ -147,11 +146,11 @@ def compress(
         captured = capture_compared(source, inputs.args, inputs.kwargs)
     if scores is None:
         kinds: tuple[Kind, ...] = tuple(dict.fromkeys(("influence", "change", score)))
-        scores = score_blocks(captured, batches, loss=loss, kinds=kinds, progress=stage)
+        scores = score_blocks(captured, batches, loss=loss, kinds=kinds)
     figures = {} if evaluate is None else {"original": _figures(evaluate, source)}
     form: Any = {"graph": graph, "in_place": in_place, "checkpoint_blocks": checkpoint_blocks, "finder": finder}
     chosen = {"surrogate": "trained", **options, **scores.planning_options(score, options.get("ignore") or ())}
-    known: Any = {"captured": captured, "budget": budget, "progress": stage, **form, **chosen}
+    known: Any = {"captured": captured, "budget": budget, **form, **chosen}
     result = transform(source, inputs.args, inputs.kwargs, **known)
     stage("fit")
     fitted, unfitted = None, ""

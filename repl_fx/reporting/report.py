@@ -14,7 +14,7 @@ from torch import nn
 
 from repl_fx.arguments import require_items, require_kind, require_module, require_path
 from repl_fx.artifact.store import Artifact
-from repl_fx.display.progress import shown, tell
+from repl_fx.display.progress import shown, stage
 from repl_fx.environment.files import write_whole
 from repl_fx.errors import needing
 from repl_fx.fitting.compression import Compression
@@ -93,7 +93,6 @@ def report(
         from repl_fx.reporting.model_graph.model_document import document_of, document_of_artifact
     require_kind(title, str | None, "report takes for title a text")
     require_items("notes", notes, str, "a list of lines")
-    stage = progress or tell
     if isinstance(model, Artifact):
         stage("lay out")
         return Report(document_of_artifact(model, title or str(model.directory), notes))

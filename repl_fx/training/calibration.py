@@ -98,7 +98,6 @@ def score_on_data(
     samples: int,
     greedy: int = 0,
     repeats: Sequence[Repeat] | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
 ) -> Scores:
     """Score the blocks of a model on samples of a data set.
 
@@ -107,7 +106,7 @@ def score_on_data(
         data: see `read_data`.
         config: the settings.
         kind: of the score that is wanted besides influence and change.
-        samples, greedy, repeats, progress: see `calibration` and `score_blocks`.
+        samples, greedy, repeats: see `calibration` and `score_blocks`.
 
     Raises:
         BadInput: see `calibration` and `score_blocks`.
@@ -117,8 +116,7 @@ def score_on_data(
     kinds = tuple(one for one in KINDS if one in ("influence", "change", kind))
     # Without a loss the targets of a pair are left out.
     scored = batches if with_loss else lambda: (given for given, _ in batches())
-    asked: Any = {"kinds": kinds, "greedy": greedy, "repeats": repeats}
-    return score_blocks(captured, scored, loss=loss, progress=progress, **asked)
+    return score_blocks(captured, scored, loss=loss, kinds=kinds, greedy=greedy, repeats=repeats)
 
 
 def _loss(model: nn.Module, data: Data | UserData, config: TrainConfig, device: torch.device) -> Loss:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -17,7 +17,7 @@ from torch import nn
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
 from repl_fx.artifact.places import COMPARISON as COMPARISON, KEPT, LOGS, OTHERS as OTHERS
 from repl_fx.benchmarking.results import ORIGINAL, REWRITTEN
-from repl_fx.display.progress import tell
+from repl_fx.display.progress import stage, stages_as_steps
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, first_line
 from repl_fx.planning.settings import flag_of, given_among
@@ -112,7 +112,6 @@ class RunRequest:
         force: replace the artifact at `output`.
         model, trust_remote_code: see `load`.
         defaults: settings where none are given.
-        progress: called with the name of each stage as it begins.
         stdout: file descriptor where processes that this one starts write; its own by default.
     """
 
@@ -125,7 +124,6 @@ class RunRequest:
     model: str | None = None
     trust_remote_code: bool = False
     defaults: TrainConfig = field(default_factory=TrainConfig)
-    progress: Callable[[str], None] = tell
     stdout: int | None = None
 
     @property
@@ -233,18 +231,18 @@ def gone_where_refused(run: TrainingRun) -> Iterator[None]:
 
 def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes) -> TrainingRun:
     spec, model, trusted = request.spec, request.model, request.trust_remote_code
-    request.progress("load")
+    stage("load")
     loaded = load_artifact(spec, model, graph=config.graph, trust_remote_code=trusted)
     if not request.resume:
         require_schedule(config, loaded.result)
-    request.progress("load data")
+    stage("load data")
     made_of = loaded.manifest.model
     read = read_data(config, "" if made_of is None else made_of.spec, trust_remote_code=trusted)
     data = prepared(read, None if made_of is None else made_of.preprocessing, config)
     built = model or (None if made_of is None else made_of.spec)
     teacher = None
     if config.teacher is not None:
-        request.progress("build the original")
+        stage("build the original")
         weights = None if config.teacher == FROM_SPEC else Path(config.teacher)
         teacher = build_original(spec, model, weights, trusted)
     if request.output is not None and processes.first:
@@ -255,20 +253,20 @@ def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes)
 
 
 def _of_model(request: RunRequest, config: TrainConfig, processes: Processes) -> TrainingRun:
-    output, progress = request.output, request.progress
+    output = request.output
     assert output is not None
     # First, as the model is built for them.
-    progress("load data")
+    stage("load data")
     data = read_data(config, request.spec, trust_remote_code=request.trust_remote_code)
-    progress("load")
+    stage("load")
     models = Models(request.spec, config, request.trust_remote_code, purpose_of(data, config))
     source = models.source(config.seed)
     data = prepared(data, source.preprocessing, config)
-    result = models.transform(source, progress=progress)
+    result = models.transform(source)
     own = models.at_own_batch(result.captured_parts, batch_of(data, config))
     if own is not None:
         models, config, source = own, own.config, own.source(config.seed)
-        result = models.transform(source, progress=progress)
+        result = models.transform(source)
     require_schedule(config, result)
     source = replace(source, preprocessing=kept_preprocessing(source.preprocessing, data, config))
     # What is refused leaves nothing behind.
@@ -290,18 +288,18 @@ def _require_as_made(directory: str, config: TrainConfig) -> None:
         raise BadInput(f"{directory} has one set of weights; leave out --seeds, or give the model itself")
 
 
-def train_directory(run: TrainingRun, progress: Callable[[str], None] = tell) -> TrainingResult:
+def train_directory(run: TrainingRun) -> TrainingResult:
     """Train, and put the trained weights into the artifact; see `train`."""
-    options: Any = {"directory": run.directory, "resume": run.resume, "progress": progress}
-    trained = train(run.trainable, run.data, config=run.config, teacher=run.teacher, **options)
+    options: Any = {"config": run.config, "directory": run.directory, "resume": run.resume}
+    trained = train(run.trainable, run.data, teacher=run.teacher, **options)
     keep(run, trained.model)
     return trained
 
 
-def heal_directory(run: TrainingRun, progress: Callable[[str], None] = tell) -> Healed:
+def heal_directory(run: TrainingRun) -> Healed:
     """Heal, and put the healed weights into the artifact; see `heal`."""
-    options: Any = {"directory": run.directory, "resume": run.resume, "progress": progress}
-    healed = heal(run.trainable, run.data, original=run.teacher, config=run.config, **options)
+    options: Any = {"config": run.config, "directory": run.directory, "resume": run.resume}
+    healed = heal(run.trainable, run.data, original=run.teacher, **options)
     keep(run, healed.model)
     return healed
 
@@ -316,7 +314,7 @@ def keep(run: TrainingRun, model: nn.Module | None) -> None:
             kept.touch()
 
 
-def train_side_by_side(run: TrainingRun, progress: Callable[[str], None] = tell) -> tuple[VariantOutcome, ...]:
+def train_side_by_side(run: TrainingRun) -> tuple[VariantOutcome, ...]:
     """Train all variants of each seed in turn, from paired starts; the rewritten model of the first seed is `run`'s.
 
     A run that goes on skips those that are at their end. A model other than `run`'s own that cannot be made or
@@ -337,10 +335,11 @@ def train_side_by_side(run: TrainingRun, progress: Callable[[str], None] = tell)
     found: dict[str, list[TrainingResult]] = {variant: [] for variant in variants}
     reasons = dict.fromkeys(variants, "")
     for seed, variant in product(range(config.seed, config.seed + config.seeds), variants):
-        progress(f"train {variant}, seed {seed}")
+        stage(f"train {variant}, seed {seed}")
         own = (variant, seed) == (REWRITTEN, config.seed)
         try:
-            found[variant].append(_own(run) if own else _other(run, variant, seed))
+            with stages_as_steps():
+                found[variant].append(_own(run) if own else _other(run, variant, seed))
         except BadInput as problem:
             if own:
                 raise

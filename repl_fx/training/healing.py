@@ -22,7 +22,7 @@ from repl_fx.artifact.places import FIGURES as FIGURES, STATE
 from repl_fx.display.columns import Table
 from repl_fx.display.comparisons import figures_table
 from repl_fx.display.html import Displayed
-from repl_fx.display.progress import shown, tell
+from repl_fx.display.progress import shown, stage
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, needing
 from repl_fx.graph.captured import copy_model
@@ -107,17 +107,17 @@ def heal(
     if original is None:
         raise BadInput("heal learns from the model before the cut; give it with its weights: original=…")
     require_module("heal", original, name="original")
-    trained = {id(tensor) for tensor in cut.parameters()}
-    if any(id(tensor) in trained for tensor in original.parameters()):
+    shared = {id(tensor) for tensor in cut.parameters()}
+    if any(id(tensor) in shared for tensor in original.parameters()):
         original = copy_model(original)
     config = with_places(settings_for("heal", config or settings_to_heal(), data, settings), cut)
-    data, stage = data_of(data, config), progress or tell
+    data = data_of(data, config)
     before: list[dict[str, float]] = [{}, {}]
     if not resume and join(config).alone:
         stage("evaluate")
         before = [evaluate(one, data, config, original) for one in (original, cut)]
-    shared: Any = {"config": config, "directory": directory, "resume": resume, "progress": progress}
-    healed = Healed(before[0], before[1], train(model, data, teacher=original, **shared))
+    trained = train(model, data, teacher=original, config=config, directory=directory, resume=resume)
+    healed = Healed(before[0], before[1], trained)
     if directory is not None and healed.original:
         file = Path(directory) / STATE / FIGURES
         with writing(file):

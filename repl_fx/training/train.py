@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from repl_fx.arguments import require_kind, require_module, require_ordinary_tensors, require_path
-from repl_fx.display.progress import shown, tell
+from repl_fx.display.progress import shown, stage
 from repl_fx.errors import BadInput, needing
 from repl_fx.rewriting.result import HoldsResult, TransformResult, result_and_model
 from repl_fx.training.data.data_set import Data, UserData
@@ -75,7 +75,7 @@ def train(
     if resume and directory is None:
         raise BadInput("resume goes on with the run of a directory; give directory")
     given = data_of(data, config)
-    (progress or tell)("train")
+    stage("train")
     how: Any = {"resume": resume, "kept": directory is not None, "teacher": teacher}
     with TemporaryDirectory() if directory is None else nullcontext(directory) as place:
         if not config.is_scheduled:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -59,12 +58,10 @@ class Models:
         config = self.config if named == FROM_SPEC else self.config.changed(weights=named)
         return replace(self, config=config).source(config.seed).model
 
-    def transform(
-        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None
-    ) -> TransformResult:
+    def transform(self, source: Source, plan: Plan | None = None) -> TransformResult:
         """Rewrite a source as the settings say, or by a plan."""
         options = self.config.transform_options() | ({} if plan is None else {"plan": plan})
-        return transform(source.model, source.args, source.kwargs, progress=progress, seed=self.config.seed, **options)
+        return transform(source.model, source.args, source.kwargs, seed=self.config.seed, **options)
 
     def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:
         """A variant of the source of a seed.

@@ -14,6 +14,7 @@ import repl_fx
 from repl_fx.artifact import PROOF, adding, load_artifact
 from repl_fx.artifact.exporting import digest_of, export_artifact
 from repl_fx.artifact.manifest import read_manifest
+from repl_fx.display.progress import telling
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.nets import TokenNet
@@ -31,7 +32,8 @@ def place(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_file_and_its_proof_are_files_of_the_artifact(place: Path) -> None:
     stages: list[str] = []
-    found = export_artifact(load_artifact(place, TokenNet(depth=3)), progress=stages.append)
+    with telling(None, stages.append):
+        found = export_artifact(load_artifact(place, TokenNet(depth=3)))
     assert found[""].verification and found[""].file == place / "model.onnx"
     assert found[""].bytes == (place / "model.onnx").stat().st_size
     written = json.loads((place / PROOF).read_text())

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import repl_fx
 from repl_fx.display import progress
-from repl_fx.display.progress import shown, tell, telling
+from repl_fx.display.progress import shown, stage, stages_as_steps, tell, telling
 from tests.nets import TokenNet
 
 # See `tests.captures`.
@@ -85,6 +85,30 @@ def test_nothing_is_shown_where_none_was_asked_for(terminal: io.StringIO, monkey
         outer()
     assert steps == [("begin", 0, None), ("middle <b>", 1, 2)]
     assert terminal.getvalue() == ""
+
+
+@shown("staged")
+def staged(*, inside: bool = False, progress: Any = None) -> None:
+    stage("first")
+    if not inside:
+        staged(inside=True)
+        with stages_as_steps():
+            staged(inside=True)
+
+
+def test_stages_of_the_calls_inside_go_to_the_progress_of_the_outer_one() -> None:
+    stages: list[str] = []
+    steps: list[str] = []
+    staged(progress=stages.append)
+    assert stages == ["first", "first"]
+    with telling(lambda step, done, total: steps.append(step), stages.append):
+        staged(inside=True)
+        staged(inside=True, progress=lambda name: stages.append(f"own {name}"))
+        staged()
+    assert stages == [*["first"] * 3, "own first", "first", "first"] and steps == ["first"]
+    with telling(lambda step, done, total: steps.append(step)):
+        staged(inside=True)
+    assert steps == ["first", "first"] and progress._progress.get() is None
 
 
 def test_nothing_is_shown_where_stderr_is_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from repl_fx.arguments import (
     require_number,
     require_ordinary_tensors,
 )
-from repl_fx.display.progress import shown, tell
+from repl_fx.display.progress import shown, stage, tell
 from repl_fx.errors import BadInput, NothingToReplace, close_matches, first_line, foreign_code
 from repl_fx.finding.blocks import Repeat
 from repl_fx.graph.recording import watched
@@ -90,14 +90,13 @@ def score_blocks(
             f"greedy goes over the data again and again, and {in_words(batches)} can be gone over once; give a list, "
             "a DataLoader or a function that returns batches"
         )
-    stage = progress or tell
     stage("score blocks")
     scoring = _Scoring(found, asked, loss)
     with untouched(captured.source):
         for number, batch in enumerate(given, start=1):
             tell(f"batch {number}")
             scoring.add(batch)
-        order = scoring.greedy(given, greedy, stage)
+        order = scoring.greedy(given, greedy)
     return scoring.scores(order)
 
 
@@ -170,7 +169,7 @@ class _Scoring:
             own, gradients = gradients[: len(statistics.edges)], gradients[len(statistics.edges) :]
             statistics.add_gradients(own, batch.samples)
 
-    def greedy(self, batches: Batches, count: int, stage: Callable[[str], None]) -> dict[str, float]:
+    def greedy(self, batches: Batches, count: int) -> dict[str, float]:
         """The blocks that go one after the other, each with the mean loss behind it."""
         order: dict[str, float] = {}
         if self.alone is None:

@@ -20,6 +20,7 @@ from torch import nn
 from repl_fx.artifact import PROOF, load_artifact, require_free, save
 from repl_fx.artifact.exporting import OnnxFile, export_artifact
 from repl_fx.artifact.manifest import MANIFEST, read_manifest
+from repl_fx.display.progress import stage
 from repl_fx.display.shell import typed
 from repl_fx.errors import BadInput
 from repl_fx.fitting.compression import compress
@@ -83,7 +84,6 @@ class _CompressRun:
 
     Attributes:
         spec: of the model.
-        progress: called with the name of each stage as it begins.
         note: see `compress`.
     """
 
@@ -91,7 +91,6 @@ class _CompressRun:
     spec: str
     config: CompressConfig
     trust_remote_code: bool
-    progress: Callable[[str], None]
     note: Note
 
     @property
@@ -129,7 +128,7 @@ def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) 
 
 def _begun(request: RunRequest, note: Note) -> _CompressRun:
     spec, output, changes = request.spec, request.output, given_among(request.given)
-    known = request.trust_remote_code, request.progress, note
+    known = request.trust_remote_code, note
     if request.resume:
         if output is not None or changes or request.config is not None:
             raise BadInput(
@@ -159,16 +158,16 @@ def _begun(request: RunRequest, note: Note) -> _CompressRun:
 
 def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
-    run.progress("load data")
+    stage("load data")
     data = read_data(run.config, run.spec, trust_remote_code=run.trust_remote_code)
     require_loaders(data)
-    run.progress("load")
+    stage("load")
     models = Models(run.spec, run.config, run.trust_remote_code, purpose_of(data, run.config, trained=True))
     source = _on_device(models.source(run.config.seed), run.config)
     data = prepared(data, source.preprocessing, run.config)
     run.note("note", source.notes)
     run.note("data", changes_of(data, run.config, training=run.config.heal))
-    run.progress("capture")
+    stage("capture")
     captured = _captured(source, run.config)
     own = models.at_own_batch(captured, batch_of(data, run.config))
     if own is not None:
@@ -212,15 +211,15 @@ def _cut_captured(run: _CompressRun, source: Source, data: Data | UserData, capt
     if scores is None:
         blocks = config.planning_options().get("blocks") or ()
         found = find_in_parts(captured, by_options(captured, blocks, config.finder))
-        options: Any = {"samples": config.samples, "progress": run.progress, "repeats": found.own or None}
-        scores = score_on_data(captured, data, config, config.score, **options)
+        repeats = found.own or None
+        scores = score_on_data(captured, data, config, config.score, samples=config.samples, repeats=repeats)
         state.write_scores(scores)
 
     def figures(model: nn.Module) -> dict[str, float]:
         is_original = model is source.model
         if is_original and (known := state.figures().get("original")):
             return cast(dict[str, float], known)
-        run.progress(f"evaluate the {'original' if is_original else 'cut model'}")
+        stage(f"evaluate the {'original' if is_original else 'cut model'}")
         found = evaluate(model, data, config, source.model)
         if is_original:
             state.add(figures={"original": found})
@@ -228,8 +227,8 @@ def _cut_captured(run: _CompressRun, source: Source, data: Data | UserData, capt
         return found
 
     batches, _ = calibration(source.model, data, config, config.samples, with_loss=False)
-    options = {"args": source.args, "kwargs": source.kwargs, "captured": captured, "scores": scores}
-    options |= {"seed": config.seed, "score": config.score, "evaluate": figures, "progress": run.progress}
+    options: Any = {"args": source.args, "kwargs": source.kwargs, "captured": captured, "scores": scores}
+    options |= {"seed": config.seed, "score": config.score, "evaluate": figures}
     options |= {name: value for name, value in config.transform_options().items() if name not in ("plan", "fixed")}
     done = compress(source.model, lambda: (given for given, _ in batches()), **options)
     before, after = done.costs
@@ -267,8 +266,8 @@ def _heal(run: _CompressRun) -> None:
     directory = run.directory
     # A checkpoint may be that of another run, which this one takes the place of.
     begun = run.state.result().get("healing") and last_whole(directory / STATE / CHECKPOINT) is not None
-    options: Any = {"resume": bool(begun), "force": not begun, "progress": run.progress}
-    options |= {"defaults": run.config.healing(), "trust_remote_code": run.trust_remote_code}
+    options: Any = {"resume": bool(begun), "force": not begun, "trust_remote_code": run.trust_remote_code}
+    options["defaults"] = run.config.healing()
     training = begin_training(RunRequest(str(directory), None, {}, **options))
     # Between the stages, too: those before were of the data that the run began with.
     run.state.require_same_data(training.data)
@@ -276,11 +275,11 @@ def _heal(run: _CompressRun) -> None:
         discard_all(directory / STATE / CHECKPOINT)
         run.state.add(healing=True)
     training = replace(training, config=with_places(training.config, training.model))
-    trained = train_directory(training, run.progress)
+    trained = train_directory(training)
     run.state.add(figures={"healed": trained.figures})
 
 
 def _export(run: _CompressRun) -> dict[str, OnnxFile]:
-    run.progress("load")
+    stage("load")
     artifact = load_artifact(run.directory, trust_remote_code=run.trust_remote_code)
-    return export_artifact(artifact, progress=run.progress)
+    return export_artifact(artifact)
