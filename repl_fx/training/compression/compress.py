@@ -83,14 +83,13 @@ class _CompressRun:
     """A run, which knows how its model is built.
 
     Attributes:
-        spec: of the model.
-        note: see `compress`.
+        request: for it, of the model itself where it goes on, too.
+        note: see `compress_source`.
     """
 
     state: CompressionState
-    spec: str
+    request: RunRequest
     config: CompressConfig
-    trust_remote_code: bool
     note: Note
 
     @property
@@ -113,7 +112,7 @@ def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) 
     run = _begun(request, note)
     try:
         if not (request.resume and "cut" in run.state.figures()):
-            run = _cut(run, resume=request.resume)
+            run = _cut(run)
         if run.config.heal and "healed" not in run.state.figures():
             _heal(run)
         exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
@@ -128,7 +127,6 @@ def compress_source(request: RunRequest, note: Note = lambda kind, lines: None) 
 
 def _begun(request: RunRequest, note: Note) -> _CompressRun:
     spec, output, changes = request.spec, request.output, given_among(request.given)
-    known = request.trust_remote_code, note
     if request.resume:
         if output is not None or changes or request.config is not None:
             raise BadInput(
@@ -137,7 +135,7 @@ def _begun(request: RunRequest, note: Note) -> _CompressRun:
             )
         state = CompressionState(Path(spec))
         begun = state.settings()
-        return _CompressRun(state, begun.spec, begun.settings, *known)
+        return _CompressRun(state, replace(request, spec=begun.spec), begun.settings, note)
     if output is None:
         raise BadInput("no place to write to; give -o DIR")
     if request.is_artifact:
@@ -153,16 +151,17 @@ def _begun(request: RunRequest, note: Note) -> _CompressRun:
     if state.begun and not request.force:
         raise BadInput(f"{output} has a compression already; go on with --resume, or begin anew with --force")
     require_free(output, force=request.force)
-    return _CompressRun(state, spec, config, *known)
+    return _CompressRun(state, request, config, note)
 
 
-def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
+def _cut(run: _CompressRun) -> _CompressRun:
     """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
+    spec, resume, trusted = run.request.spec, run.request.resume, run.request.trust_remote_code
     stage("load data")
-    data = read_data(run.config, run.spec, trust_remote_code=run.trust_remote_code)
+    data = read_data(run.config, spec, trust_remote_code=trusted)
     require_loaders(data)
     stage("load")
-    models = Models(run.spec, run.config, run.trust_remote_code, purpose_of(data, run.config, trained=True))
+    models = Models(spec, run.config, trusted, purpose_of(data, run.config, trained=True))
     source = _on_device(models.source(run.config.seed), run.config)
     data = prepared(data, source.preprocessing, run.config)
     run.note("note", source.notes)
@@ -182,7 +181,7 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     if resume:
         run.state.require_same_data(data)
     else:
-        run.state.begin(run.spec, run.config, content_of(data))
+        run.state.begin(spec, run.config, content_of(data))
     try:
         _cut_captured(run, source, data, captured)
     except BadInput:
@@ -266,7 +265,7 @@ def _heal(run: _CompressRun) -> None:
     directory = run.directory
     # A checkpoint may be that of another run, which this one takes the place of.
     begun = run.state.result().get("healing") and last_whole(directory / STATE / CHECKPOINT) is not None
-    options: Any = {"resume": bool(begun), "force": not begun, "trust_remote_code": run.trust_remote_code}
+    options: Any = {"resume": bool(begun), "force": not begun, "trust_remote_code": run.request.trust_remote_code}
     options["defaults"] = run.config.healing()
     training = begin_training(RunRequest(str(directory), None, {}, **options))
     # Between the stages, too: those before were of the data that the run began with.
@@ -281,5 +280,5 @@ def _heal(run: _CompressRun) -> None:
 
 def _export(run: _CompressRun) -> dict[str, OnnxFile]:
     stage("load")
-    artifact = load_artifact(run.directory, trust_remote_code=run.trust_remote_code)
+    artifact = load_artifact(run.directory, trust_remote_code=run.request.trust_remote_code)
     return export_artifact(artifact)
