@@ -20,7 +20,6 @@ from repl_fx.export.tensors import flatten_inputs
 from repl_fx.running.example_inputs import ExampleInputs
 
 EAGER, COMPILED, ONNX = "eager", "compiled", "ONNX Runtime"
-RUNTIMES = (EAGER, COMPILED, ONNX)
 Call = Callable[[], object]
 
 
@@ -44,7 +43,7 @@ class Prepared:
         """One forward pass by a runtime.
 
         Args:
-            runtime: of `RUNTIMES`.
+            runtime: `EAGER`, `COMPILED` or `ONNX`.
             inputs: on the host; they are moved once, but for ONNX Runtime, which takes them from the host.
 
         Raises:

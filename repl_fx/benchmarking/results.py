@@ -89,7 +89,7 @@ class InferenceRow(VariantRow):
     """The inference of one variant by one runtime.
 
     Attributes:
-        runtime: of `repl_fx.benchmarking.inference.RUNTIMES`.
+        runtime: one of those of `repl_fx.benchmarking.inference`.
         seconds: of each call.
     """
 

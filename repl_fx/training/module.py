@@ -145,20 +145,6 @@ def optimizer_of(parameters: Iterable[nn.Parameter], config: TrainConfig) -> tor
     return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS)
 
 
-def user_module(spec: str, model: nn.Module) -> pl.LightningModule:
-    """Call the class of `file.py:CLASS`, or `Module` of `file.py`, with the model to train.
-
-    Raises:
-        BadInput: no such file or class, its code raises, or the result is no LightningModule that holds the model.
-    """
-    made, where, _ = called(spec, DEFAULT, model)
-    if not isinstance(made, pl.LightningModule):
-        raise BadInput(f"{where} made {in_words(made)}; give a LightningModule of the package pytorch_lightning")
-    if not any(module is model for module in made.modules()):
-        raise BadInput(f"{where} does not keep the model it is given; set it as an attribute of the LightningModule")
-    return made
-
-
 def module_of(
     model: nn.Module,
     data: Data | UserData,
@@ -183,7 +169,7 @@ def module_of(
             raise BadInput(
                 f"--teacher is for tasks that are known here; let {config.task} do it, and leave out --teacher"
             )
-        return _user_module(config.task, model, config, steps)
+        return user_module(config.task, model, config, steps)
     name = _task_name(data, config)
     # Of data that do not say how many classes there are, the model does.
     classes = data.classes if isinstance(data, Data) else 0
@@ -204,13 +190,23 @@ def module_of(
     return Training(model, task, config, steps, distillation, targets=targets)
 
 
-def _user_module(spec: str, model: nn.Module, config: TrainConfig, steps: int) -> pl.LightningModule:
-    module: Any = user_module(spec, model)
+def user_module(spec: str, model: nn.Module, config: TrainConfig, steps: int) -> pl.LightningModule:
+    """Call the class of `file.py:CLASS`, or `Module` of `file.py`, with the model to train.
+
+    Raises:
+        BadInput: no such file or class, its code raises, or the result is no LightningModule that holds the model, or
+            one that the settings do not go with.
+    """
+    module, where, _ = called(spec, DEFAULT, model)
+    if not isinstance(module, pl.LightningModule):
+        raise BadInput(f"{where} made {in_words(module)}; give a LightningModule of the package pytorch_lightning")
+    if not any(part is model for part in module.modules()):
+        raise BadInput(f"{where} does not keep the model it is given; set it as an attribute of the LightningModule")
     if not is_overridden("configure_optimizers", module, pl.LightningModule):
-        module.configure_optimizers = lambda: optimizers_of(module.parameters(), config, steps)
+        vars(module)["configure_optimizers"] = lambda: optimizers_of(module.parameters(), config, steps)
     if not module.automatic_optimization and (config.accumulate > 1 or config.clip):
         raise BadInput(f"{spec} steps its optimizers itself; give --accumulate 1 --clip 0, and do both in it")
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def _task_name(data: Data | UserData, config: TrainConfig) -> str:

@@ -44,11 +44,11 @@ def ask(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
 def test_the_names_are_those_of_the_registries() -> None:
     pytest.importorskip("pytorch_lightning")
     from repl_fx.training.data import known_data
-    from repl_fx.training.tasks import known_tasks
+    from repl_fx.training.data.data_set import TASKS as KNOWN_TASKS
 
     assert set(SURROGATES) == set(repl_fx.known_surrogates())
     assert [name.partition(":")[0] for name in DATA] == [name.partition(":")[0] for name in known_data()[:-1]]
-    assert known_tasks() == TASKS
+    assert KNOWN_TASKS == TASKS
 
 
 @pytest.mark.parametrize(

@@ -231,11 +231,11 @@ def test_a_run_of_a_users_module(file: str, tmp_path: Path, name: str) -> None:
 
 def test_what_is_no_module_for_the_model_is_a_line(file: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"mine\.py:Forgets does not keep the model it is given"):
-        user_module(f"{file}:Forgets", nn.Linear(2, 2))
+        user_module(f"{file}:Forgets", nn.Linear(2, 2), TrainConfig(), 1)
     with pytest.raises(BadInput, match=r"mine\.py:plain made a Linear; give a LightningModule"):
-        user_module(f"{file}:plain", nn.Linear(2, 2))
+        user_module(f"{file}:plain", nn.Linear(2, 2), TrainConfig(), 1)
     with pytest.raises(BadInput, match="has no function 'Other'"):
-        user_module(f"{file}:Other", nn.Linear(2, 2))
+        user_module(f"{file}:Other", nn.Linear(2, 2), TrainConfig(), 1)
     config = TrainConfig(task=f"{file}:Manual", batch_size=8, device="cpu")
     with pytest.raises(BadInput, match="steps its optimizers itself; give --accumulate 1 --clip 0"):
         train_once(Net(), pictures(), config, tmp_path / "run")

@@ -11,16 +11,11 @@ from repl_fx.training.tasks.language_modelling import LanguageModelling
 from repl_fx.training.tasks.semantic_segmentation import Segmentation
 from repl_fx.training.tasks.task import Batch, Task, logits_of
 
-__all__ = ["Batch", "Classification", "LanguageModelling", "Task", "known_tasks", "logits_of", "task_of"]
+__all__ = ["Batch", "Classification", "LanguageModelling", "Task", "logits_of", "task_of"]
 
 _TASKS: dict[str, Callable[[int], Task]] = {
     task.key: task for task in (Classification, LanguageModelling, Segmentation, Detection)
 }
-
-
-def known_tasks() -> tuple[str, ...]:
-    """The names of all tasks."""
-    return tuple(_TASKS)
 
 
 def task_of(name: str, classes: int) -> Task:
