@@ -216,7 +216,8 @@ class Bench:
             loss = float(trainer.step())
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss}")
-        row.take(Sizes.of(trainer, DRAWS if variant.blocks == STOCHASTIC.blocks else 1))
+        trainer.sizes = Sizes.of(trainer, DRAWS if variant.blocks == STOCHASTIC.blocks else 1)
+        row.take(trainer.sizes)
         trainer.unload()
         return trainer
 
@@ -235,7 +236,6 @@ class Bench:
         rows = {name: row for name in trainers if (row := group.row(name)) is not None}
         rounds = timed_steps(
             trainers,
-            {name: size for name, row in rows.items() if (size := row.sizes) is not None},
             Timer(self.device, self.clock),
             self.steps,
             warm_up=WARM_UP,

@@ -176,7 +176,6 @@ class _BenchmarkRun:
         inputs = self._at(self.batch).map(lambda tensor: tensor.to(self.device))
         rows: dict[str, TrainingRow] = {}
         trainers: dict[str, Trainer] = {}
-        sizes: dict[str, Sizes] = {}
         for name in (name for name in self.names if name != UNFOLDED):
             rows[name] = row = TrainingRow(name, self.batch, reason=self.unmade.get(name))
             if name in self.unmade:
@@ -185,12 +184,10 @@ class _BenchmarkRun:
             row.form = self.variants[name].form
             trainer = self._attempt(row, partial(self._trainer, self.variants[name], inputs))
             if trainer is not None:
-                trainers[name], row.sizes = trainer
-                sizes[name] = row.sizes
+                trainers[name], row.sizes = trainer, trainer.sizes
         stage("time steps of training")
         steps = timed_steps(
             trainers,
-            sizes,
             Timer(self.device),
             self.settings.rounds,
             warm_up=self.settings.warm_up,
@@ -201,16 +198,16 @@ class _BenchmarkRun:
                 rows[name].steps.append(seconds)
         return tuple(rows.values())
 
-    def _trainer(self, variant: Variant, inputs: ExampleInputs) -> tuple[Trainer, Sizes]:
+    def _trainer(self, variant: Variant, inputs: ExampleInputs) -> Trainer:
         clear_memory(self.device)
         trainer = Trainer(variant.module, mean_squares(inputs), self.device)
         trainer.module.train()
         trainer.load()
         for _ in range(max(1, self.settings.warm_up)):
             trainer.step()
-        sizes = Sizes.of(trainer)
+        trainer.sizes = Sizes.of(trainer)
         trainer.unload()
-        return trainer, sizes
+        return trainer
 
     def inference(self) -> tuple[InferenceRow, ...]:
         """Latencies at each batch size."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +112,9 @@ class Trainer:
         module: the module; a copy of it is trained, in the mode that it is in.
         loss: the forward pass, on inputs that are on the device. Parameters have the module's own precision.
         device: where it trains.
+
+    Attributes:
+        sizes: its memory; None where that was not measured.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, device: torch.device) -> None:
@@ -119,6 +122,7 @@ class Trainer:
         self.device = device
         self.loss = loss
         self.optimizer: torch.optim.Optimizer | None = None
+        self.sizes: Sizes | None = None
 
     def load(self) -> None:
         """Put the module on the device, with an optimizer that has not stepped."""
@@ -178,7 +182,6 @@ class Sizes:
 
 def timed_steps(
     trainers: Mapping[str, Trainer],
-    sizes: Mapping[str, Sizes],
     timer: Callable[[Callable[[Mark], object]], list[float]],
     rounds: int,
     *,
@@ -189,15 +192,15 @@ def timed_steps(
     """Time steps of trainers that take turns; see `interleaved`.
 
     Args:
-        trainers: by variant, on the host.
-        sizes: of each of them.
+        trainers: by variant, on the host, with their sizes.
         timer: a `Timer` of their device.
 
     Yields:
         For each round, the seconds of the parts of one step, by variant.
     """
     devices = {trainer.device for trainer in trainers.values()}
-    resident = all(_fit(sizes.values(), device) for device in devices)
+    sizes = [trainer.sizes for trainer in trainers.values() if trainer.sizes is not None]
+    resident = all(_fit(sizes, device) for device in devices)
     for device in devices:
         clear_memory(device)
 
@@ -217,11 +220,10 @@ def timed_steps(
     yield from interleaved(turns, rounds, warm_up=warm_up, attempt=attempt, over=over)
 
 
-def _fit(sizes: Iterable[Sizes], device: torch.device) -> bool:
+def _fit(sizes: Sequence[Sizes], device: torch.device) -> bool:
     """Tell whether all of some modules can stay on a device while one of them takes a step."""
     if device.type != "cuda":
         return True
-    each = list(sizes)
-    held = sum(_RESIDENT_BYTES * size.parameters for size in each)
-    peak = max((size.peak_bytes or 0 for size in each), default=0)
+    held = sum(_RESIDENT_BYTES * size.parameters for size in sizes)
+    peak = max((size.peak_bytes or 0 for size in sizes), default=0)
     return held + peak < _FREE_SHARE * torch.cuda.get_device_properties(device).total_memory

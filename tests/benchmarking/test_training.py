@@ -95,8 +95,7 @@ def _timed(monkeypatch: pytest.MonkeyPatch, fit: bool) -> tuple[list[dict[str, A
         except RuntimeError:
             failed.append(name)
 
-    sizes = dict.fromkeys(trainers, Sizes(67, 0, 0, None))
-    return list(timed_steps(trainers, sizes, Timer(CPU), 2, warm_up=1, attempt=attempt)), trainers, failed
+    return list(timed_steps(trainers, Timer(CPU), 2, warm_up=1, attempt=attempt)), trainers, failed
 
 
 @pytest.mark.parametrize("fit", [True, False])
