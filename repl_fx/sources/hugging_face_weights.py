@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from repl_fx.errors import SourceError
+from repl_fx.errors import SourceError, listed
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.sources.checkpoints.fitting import size_of, tied_names
 from repl_fx.sources.source import describe, package_code
@@ -26,7 +26,6 @@ from repl_fx.sources.source import describe, package_code
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files of weights that are left alone, in a directory that has none of those above.
 _OTHERS = ("pytorch_model*.bin", "*.safetensors", "*.gguf", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
-_SHOWN = 3
 # In place of the name of their file in the config beside weights of a model in place: it ends up in the one line with
 # which transformers refuses it, as it would make the weights of replaced blocks anew.
 REWRITTEN = "none, as repl-fx rewrote this model: load the directory with repl_fx.load"
@@ -63,7 +62,7 @@ def read_weights(directory: Path, config: Any) -> dict[str, Tensor] | None:
         raise SourceError(f"{file} cannot be read: {describe(error)}; copy the directory again") from error
     state = _read([*files, *heads])
     if gone := shards.keys() - state.keys():
-        raise SourceError(f"{file} names weights that its files do not hold: {_listed(gone)}")
+        raise SourceError(f"{file} names weights that its files do not hold: {listed(sorted(gone))}")
     return state
 
 
@@ -94,7 +93,7 @@ def why_random(config: Path, directory: Path | None) -> str:
     others = sorted({file.name for pattern in _OTHERS for file in directory.glob(pattern)})
     left = ""
     if others:
-        left = f"; {_listed(others)} {'is' if len(others) == 1 else 'are'} not read"
+        left = f"; {listed(others)} {'is' if len(others) == 1 else 'are'} not read"
         left += ", as it would be unpickled" * all(name.endswith(".bin") for name in others)
     return f"weights are random: {directory} has no {_WEIGHTS}{left}"
 
@@ -117,20 +116,20 @@ def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path) -> t
         shapes = [f"{name} is {size_of(there)} there and {size_of(here)} here" for name, there, here in mismatched]
         raise SourceError(
             f"{len(mismatched)} of the weights of {directory} do not fit {type(model).__name__}: "
-            f"{_listed(shapes, '; ')}; take the config that they were made with"
+            f"{listed(shapes, separator='; ')}; take the config that they were made with"
         )
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
     own = model.state_dict(keep_vars=True)
     if own.keys() <= missing:
         raise SourceError(
-            f"none of the weights of {directory} is in {type(model).__name__}: they are {_listed(state)}; "
-            f"its own are {_listed(own)}"
+            f"none of the weights of {directory} is in {type(model).__name__}: they are {listed(sorted(state))}; "
+            f"its own are {listed(sorted(own))}"
         )
     new = loaded.state_dict(keep_vars=True)
     if untied := {*tied_names(own).values()} - {*tied_names(new).values()}:
+        tied = listed(sorted(min(untied)), separator=" and ")
         raise SourceError(
-            f"{_listed(min(untied), ' and ')} are one tensor by config.json and differ in {directory}; "
-            "set tie_word_embeddings to false in it"
+            f"{tied} are one tensor by config.json and differ in {directory}; set tie_word_embeddings to false in it"
         )
     try:
         model.load_state_dict(new, assign=True)
@@ -138,17 +137,16 @@ def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path) -> t
         raise SourceError(f"the weights of {directory} make another model: {describe(error)}") from error
     notes = []
     if missing:
-        notes.append(f"{_weights(missing)} not in {directory}, so random: {_listed(missing)}")
+        notes.append(f"{_weights(missing)} not in {directory}, so random: {listed(sorted(missing))}")
     if unexpected:
         classes = [name for name in getattr(model.config, "architectures", None) or () if name != type(model).__name__]
         there = f" (it was saved from {', '.join(classes)})" if classes else ""
-        notes.append(
-            f"{_weights(unexpected)} in {directory}{there} but not in {type(model).__name__}: {_listed(unexpected)}"
-        )
+        lacking = f"not in {type(model).__name__}: {listed(sorted(unexpected))}"
+        notes.append(f"{_weights(unexpected)} in {directory}{there} but {lacking}")
     kinds = {dtype_name(t.dtype) for t in state.values() if t.is_floating_point()}
     kind = dtype_name(model.dtype)
     if kinds and kind not in kinds:
-        notes.append(f"weights are {_listed(kinds)} in {directory} and {kind} here, as the config says")
+        notes.append(f"weights are {listed(sorted(kinds))} in {directory} and {kind} here, as the config says")
     return tuple(notes)
 
 
@@ -190,9 +188,3 @@ def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: 
 
 def _weights(names: set[str]) -> str:
     return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
-
-
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    """The first names, and an ellipsis where there are more."""
-    first = sorted(names)
-    return separator.join([*first[:_SHOWN], *(["…"] if len(first) > _SHOWN else [])])
