@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 from repl_fx.benchmarking.results import REWRITTEN, at_batch
 from repl_fx.display.numbers import milliseconds, size, small
@@ -61,9 +61,9 @@ class Bars:
 class Curves:
     """Curves of one figure over the steps of runs."""
 
+    note: ClassVar[str] = ""
     title: str
     curves: Sequence[Curve]
-    note: str = ""
 
     @property
     def summary(self) -> str:
@@ -76,10 +76,10 @@ class Curves:
 class Errors:
     """Errors of inner values, in the order of execution."""
 
+    axis: ClassVar[str] = "max |difference| / scale"
+    note: ClassVar[str] = "on a logarithmic scale; 0 stands at its lower end"
     title: str
     layers: Sequence[Layer]
-    axis: str
-    note: str = "on a logarithmic scale; 0 stands at its lower end"
 
     @property
     def summary(self) -> str:

@@ -108,6 +108,11 @@ class _Side:
     plan: Plan
     manifest: Manifest | None
 
+    @property
+    def parameters(self) -> int | None:
+        """Those of the rewritten model."""
+        return None if self.manifest is None else self.manifest.parameters
+
 
 def compare(one: Path, other: Path) -> PlansDifference:
     """Compare two artifacts, two plans, or one with the other; no model is built.
@@ -133,7 +138,7 @@ def compare(one: Path, other: Path) -> PlansDifference:
         options=_changes(*(_flat(_options(side.plan)) for side in sides)),
         blocks=differences,
         alike=len(named) - len(differences),
-        parameters=(_parameters(sides[0]), _parameters(sides[1])),
+        parameters=(sides[0].parameters, sides[1].parameters),
         weights=_weights(*sides),
     )
 
@@ -192,10 +197,6 @@ def _flat(facts: Mapping[str, Any], around: str = "") -> dict[str, Any]:
 def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[ChangedFact, ...]:
     facts = ((name, one.get(name), other.get(name)) for name in dict.fromkeys((*one, *other)))
     return tuple(ChangedFact(name, first, second) for name, first, second in facts if first != second)
-
-
-def _parameters(side: _Side) -> int | None:
-    return None if side.manifest is None else side.manifest.parameters
 
 
 def _weights(one: _Side, other: _Side) -> WeightsDifference | None:

@@ -9,6 +9,7 @@ from itertools import accumulate, chain, groupby, pairwise
 import networkx
 
 from repl_fx.errors import needing
+from repl_fx.graph.grouping import grouped
 from repl_fx.reporting.model_graph.document import Box, Layout, Route
 
 _GAP, _BETWEEN_LAYERS, _MARGIN = 24, 36, 16
@@ -129,10 +130,8 @@ def _connected(
     graph.add_edges_from(edges)
     parts = list(map(sorted, networkx.connected_components(graph)))
     number = {box: k for k, part in enumerate(parts) for box in part}
-    own: list[list[tuple[int, int]]] = [[] for _ in parts]
-    for edge in edges:
-        own[number[edge[0]]].append(edge)
-    yield from zip(parts, own, strict=True)
+    own = grouped((number[edge[0]], edge) for edge in edges)
+    yield from ((part, own.get(k, [])) for k, part in enumerate(parts))
 
 
 def _without_overlaps(places: Sequence[tuple[int, float, int]]) -> list[float]:

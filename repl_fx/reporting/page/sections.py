@@ -175,8 +175,7 @@ def _verify(document: Document) -> Section | None:
         at = f"{check.part}: " if check.part else ""
         lines += [f"{at}{line}" for line in (check.summary, *check.failures)]
         if len(check.layers) > 1:
-            title = f"{at}Error of each layer, ONNX Runtime against PyTorch"
-            figures.append(Errors(title, check.layers, "max |difference| / scale"))
+            figures.append(Errors(f"{at}Error of each layer, ONNX Runtime against PyTorch", check.layers))
         outputs = [
             (
                 str(row["output"]),

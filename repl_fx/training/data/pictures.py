@@ -7,7 +7,6 @@ PATH/*.png, PATH/train/*.png, PATH/val/*.png    pictures without targets, to lea
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, first_line, foreign_code, one_line
+from repl_fx.graph.grouping import grouped
 from repl_fx.tracing.parts.origin import Preprocessing
 from repl_fx.training.data.data_set import Data, DataRequest
 from repl_fx.training.data.targets import NO_TARGET
@@ -150,12 +150,9 @@ def _found(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
 
 
 def _split(samples: Sequence[tuple[str, int]], top: Path, held_out: float) -> tuple[list[Any], list[Any]]:
-    by_class: dict[int, list[str]] = defaultdict(list)
-    for file, label in samples:
-        by_class[label].append(file)
     train: list[tuple[str, int]] = []
     test: list[tuple[str, int]] = []
-    for label, files in by_class.items():
+    for label, files in grouped((label, file) for file, label in samples).items():
         # By the path below the folder: the folder may be moved.
         names = {Path(file).relative_to(top).as_posix(): file for file in files}
         for part, chosen in zip((train, test), split_by_name(names, held_out), strict=True):

@@ -51,12 +51,12 @@ def test_curves_have_a_legend_only_where_there_are_several() -> None:
 
 def test_errors_of_zero_and_infinity_stay_on_the_scale() -> None:
     errors = [Layer("", "", 0.0, 0.0, True), Layer("", "", 1e-7, 1.0, True), Layer("", "", math.inf, 1.0, False)]
-    svg = draw(Errors("Errors", errors, "error"))
+    svg = draw(Errors("Errors", errors))
     assert "NaN" not in svg and "Infinity" not in svg
-    assert {"passes", "differs", "error"} <= set(_texts(svg))
-    assert "differs" not in _texts(draw(Errors("Errors", errors[:2], "error")))
+    assert {"passes", "differs", Errors.axis} <= set(_texts(svg))
+    assert "differs" not in _texts(draw(Errors("Errors", errors[:2])))
     # Nothing but zeros has a scale, too.
-    assert "NaN" not in draw(Errors("Errors", [errors[0]] * 2, "error"))
+    assert "NaN" not in draw(Errors("Errors", [errors[0]] * 2))
 
 
 def test_long_names_keep_their_end() -> None:
