@@ -165,8 +165,10 @@ class Benchmark(Displayed):
         }
 
     def displayed(self) -> list[str | Table]:
-        """The tables of training and inference, and the notes."""
-        return bench_parts(self.to_json())
+        """The machine, the tables of training and inference, and what is to be said of them."""
+        bench = self.to_json()
+        about, lines = bench["machine"], (*bench["notes"], *unmeasured_lines(bench), *unsettled_lines(bench))
+        return [*([in_a_line(dict(about))] if about else []), *bench_tables(bench), *lines]
 
     def _with_ratio(self, row: VariantRow) -> dict[str, Any]:
         return {**row.to_json(), "of_original": self.time_ratio(row), "settled": self.settled(row)}
@@ -189,12 +191,6 @@ def bench_tables(bench: _Measured) -> list[Table]:
         rows = [(batch, row["runtime"], row["variant"], *_times(row)) for batch, row in zip(at, inference, strict=True)]
         tables.append(Table("Inference", (*numbers("batch"), *words("runtime", "variant"), *_TIMES), rows))
     return tables
-
-
-def bench_parts(bench: _Measured) -> list[str | Table]:
-    """The machine, the tables, and what is to be said of them."""
-    about, lines = bench["machine"], (*bench["notes"], *unmeasured_lines(bench), *unsettled_lines(bench))
-    return [*([in_a_line(dict(about))] if about else []), *bench_tables(bench), *lines]
 
 
 def unmeasured_lines(bench: _Measured) -> list[str]:

@@ -20,7 +20,7 @@ def doctor_command(terminal: common.Terminal, flags: Flags) -> None:
     from repl_fx.environment.examination import examine
     from repl_fx.reporting.doctor_tables import doctor_lines
 
-    found = examine(terminal.stage)
+    found = examine()
     terminal.show(*doctor_lines(found))
     terminal.document(found.to_json())
     if found.problems:

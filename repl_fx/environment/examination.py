@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from repl_fx import __version__
 from repl_fx.config import check_passes
+from repl_fx.display.progress import stage
 from repl_fx.environment.machine import compiler, cpu_model, driver_version, memory_bytes, python_headers
 from repl_fx.environment.probes import Probe, probe
 from repl_fx.environment.requirements import OWN, Declared, Needed, declared, mend, modules_of, own_distribution, unmet
@@ -98,12 +99,8 @@ class Examination:
         }
 
 
-def examine(progress: Callable[[str], None] = lambda stage: None) -> Examination:
-    """Look at versions, packages, machine and settings; every package of the commands is imported, elsewhere.
-
-    Args:
-        progress: gets the name of each stage as it begins.
-    """
+def examine() -> Examination:
+    """Look at versions, packages, machine and settings; every package of the commands is imported, elsewhere."""
     own = own_distribution()
     known = None if own is None else declared(own)
     core, extras = (known.core, known.extras) if known else ((), ())
@@ -111,7 +108,7 @@ def examine(progress: Callable[[str], None] = lambda stage: None) -> Examination
     used = {str(needed) for extra in extras if extra.name not in _NOT_IMPORTED for needed in extra.packages}
     modules = {needed: modules_of(needed.name) for needed in (*core, *others.values())}
     wanted = [name for needed, names in modules.items() if needed in core or str(needed) in used for name in names]
-    probes = probe(wanted or ["torch"], progress)
+    probes = probe(wanted or ["torch"], stage)
     packages = tuple(_package(needed, needed in core, modules[needed], probes) for needed in modules)
     torch = probes.get("torch", Probe("it is missing"))
     providers = probes.get("onnxruntime", Probe()).facts.get("providers", ())

@@ -237,9 +237,9 @@ def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes)
         require_schedule(config, loaded.result)
     stage("load data")
     made_of = loaded.manifest.model
-    read = read_data(config, "" if made_of is None else made_of.spec, trust_remote_code=trusted)
-    data = prepared(read, None if made_of is None else made_of.preprocessing, config)
-    built = model or (None if made_of is None else made_of.spec)
+    built = model or (made_of.spec if made_of else "")
+    read = read_data(config, made_of.spec if made_of else "", trust_remote_code=trusted)
+    data = prepared(read, made_of.preprocessing if made_of else None, config)
     teacher = None
     if config.teacher is not None:
         stage("build the original")
@@ -248,7 +248,7 @@ def _of_artifact(request: RunRequest, config: TrainConfig, processes: Processes)
     if request.output is not None and processes.first:
         save(loaded.model, request.output, force=request.force)
     known = loaded.model, loaded.result, data, config, request.resume, processes
-    models = None if built is None else Models(built, config, trusted)
+    models = Models(built, config, trusted) if built else None
     return TrainingRun(request.output or Path(spec), *known, models=models, teacher=teacher)
 
 

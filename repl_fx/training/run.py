@@ -135,8 +135,6 @@ def train_once(
         OutputError: the directory cannot be written.
     """
     state = directory / STATE / folder
-    if phase is None and config.is_scheduled:
-        raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
     accelerator, processes = joined(config, resume=resume)
     before, resumed = _before(directory, state, None if phase else model, data, config) if resume else (None, None)
     sharding, speed = Sharding(model, config, processes), Speed(config.log_every)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +18,7 @@ from repl_fx.finding.blocks import Repeat
 from repl_fx.graph.captured import copy_graph
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.write_in_place import write_in_place_
+from repl_fx.reporting.documents import blocks_document
 from repl_fx.reporting.model_graph.document import (
     SCHEMA,
     BlockRow,
@@ -155,19 +155,15 @@ def _repeat_rows(repeats: Sequence[Repeat]) -> list[RepeatRow]:
 
 
 def _plan_table(result: TransformResult, before: Sequence[Graph], after: Sequence[Graph]) -> PlanTable:
-    plan = result.plan
-    settings = {one.block: dict(one.settings) for one in plan.replacements}
-    scores = with_origin(result)[1].scores
+    plan, scores = result.plan, with_origin(result)[1].scores
     sides = {"before": _block_groups(before), "after": _block_groups(after)}
     rows = []
-    for number, row in enumerate(result.report, start=1):
-        groups = {side: found[row.block] for side, found in sides.items() if row.block in found}
+    for known in blocks_document(result.report, plan):
+        groups = {side: found[known["block"]] for side, found in sides.items() if known["block"] in found}
         facts = {
-            **asdict(row),
-            "number": number,
-            "neighbours": row.made_from or (),
-            "settings": settings.get(row.block),
-            "score": scores.get(row.block),
+            **known,
+            "neighbours": known["made_from"] or (),
+            "score": scores.get(known["block"]),
             **{f"flops_{side}": group.flops for side, group in groups.items()},
             **{f"kept_{side}": group.kept for side, group in groups.items()},
         }
