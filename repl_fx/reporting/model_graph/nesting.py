@@ -247,12 +247,9 @@ def _settled(graph: fx.Graph, steps: Mapping[fx.Node, Steps | None]) -> dict[str
 
 def _shortened(steps: Mapping[fx.Node, Steps | None]) -> dict[fx.Node, Steps | None]:
     """The steps without modules that hold one other group and nothing else."""
-    below: dict[Steps, set[StepDown | None]] = {}
-    for way in {way for way in steps.values() if way is not None}:
-        for end in range(len(way)):
-            below.setdefault(way[:end], set()).add(way[end])
-        below.setdefault(way, set()).add(None)
-    alone = {way for way, found in below.items() if len(found) == 1 and None not in found}
+    ways = {way for way in steps.values() if way is not None}
+    below = grouped((way[:end], step) for way in ways for end, step in enumerate((*way, None)))
+    alone = {way for way, found in below.items() if len({*found}) == 1 and None not in found}
     empty = {way for way in alone if way and way[-1].kind == "module"}
 
     def short(way: Steps) -> Steps:

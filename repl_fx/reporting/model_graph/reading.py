@@ -21,6 +21,7 @@ from repl_fx.artifact.manifest import read_manifest
 from repl_fx.artifact.store import written_file
 from repl_fx.benchmarking.results import KIND
 from repl_fx.errors import BadInput, one_line
+from repl_fx.graph.grouping import grouped
 from repl_fx.planning.scoring.scores import Scores
 from repl_fx.reporting.model_graph.document import Curve, TrainingFacts, VariantOutcome, Verified
 
@@ -130,12 +131,9 @@ def _curves(logs: Path, run: str) -> Iterator[Curve]:
     figures: list[tuple[int, str, float]] = []
     for since, file in sorted((_since(file), file) for file in logs.glob("*/metrics.csv")):
         figures = [*(figure for figure in figures if figure[0] < since), *_logged(file)]
-    points: dict[str, dict[int, float]] = {}
-    for step, name, value in figures:
-        points.setdefault(name, {})[step] = value
-    for name, of in points.items():
+    for name, points in grouped((name, (step, value)) for step, name, value in figures).items():
         # More points say no more in a picture.
-        yield Curve(name, tuple(sorted(of.items())), run).thinned(2000)
+        yield Curve(name, tuple(sorted(dict(points).items())), run).thinned(2000)
 
 
 def _since(file: Path) -> int:
