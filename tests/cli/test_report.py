@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from repl_fx.artifact.manifest import read_manifest
@@ -43,7 +43,7 @@ def test_a_model_gets_a_page_of_its_name(
     assert result.exit_code == 0, result.stderr
     page = (tmp_path / "model-report.html").read_text("utf-8")
     assert "view-before" in page and 'id="view-after"' not in page
-    document = Document.from_json(json.dumps(json.loads(result.stdout)))
+    document = msgspec.json.decode(result.stdout, type=Document)
     assert document.model.spec == str(model_file) and [row.name for row in document.repeats] == ["blocks"]
     line = one_line(run("report", model_file))
     assert line == "model-report.html exists; choose another place with -o, or replace it with --force"

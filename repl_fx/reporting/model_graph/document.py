@@ -1,4 +1,4 @@
-"""The document of a model: structures that JSON is written from and read back to, schema `repl-fx/report/1`.
+"""The document of a model: structures that JSON is written from, and msgspec reads back, schema `repl-fx/report/1`.
 
 A field that has its default is left out. Large tables are arrays in place of objects: `Node`, `Box` and `Route` have
 their fields in the order in which they stand here. Words, values, groups and nodes are named by their places, from 0.
@@ -12,7 +12,6 @@ from typing import Any, Literal
 import msgspec
 
 from repl_fx.display.numbers import count, size
-from repl_fx.errors import BadInput, one_line
 from repl_fx.rewriting.block_reports import Status
 
 SCHEMA: Literal["repl-fx/report/1"] = "repl-fx/report/1"
@@ -429,15 +428,3 @@ class Document(_Record, frozen=True, kw_only=True):
     def to_json(self) -> str:
         """The document as JSON text on one line; no markup in it is escaped."""
         return msgspec.json.encode(self).decode()
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Document:
-        """A document from its JSON text.
-
-        Raises:
-            BadInput: the text is no such document, and says where.
-        """
-        try:
-            return msgspec.json.decode(text, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-            raise BadInput(f"not a report document: {one_line(problem)}") from problem

@@ -72,11 +72,6 @@ class Compressed:
     said: list[str]
     exported: dict[str, OnnxFile]
 
-    @property
-    def equivalent(self) -> bool:
-        """Tell whether no file was found to compute something else than PyTorch."""
-        return all(bool(one.verification) for one in self.exported.values() if one.verification is not None)
-
 
 @dataclass(frozen=True, eq=False)
 class _CompressRun:

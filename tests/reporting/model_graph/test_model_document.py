@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ def test_an_artifact_has_what_its_directory_says(tmp_path: Path) -> None:
     assert document.scores is not None and document.bench is None
     assert document.plan is not None
     assert [row.status for row in document.plan.blocks] == ["kept", "replaced", "kept"]
-    assert Document.from_json(document.to_json()) == document
+    assert msgspec.json.decode(document.to_json(), type=Document) == document
     scores.write_text("[]")
     with pytest.raises(BadInput, match=r"scores\.json cannot be read"):
         document_of_artifact(artifact, "net.py")

@@ -49,6 +49,10 @@ def whole(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return directory, _compress(trained, directory, **HEALING)
 
 
+def _verified(done: Compressed) -> bool:
+    return all(bool(one.verification) for one in done.exported.values() if one.verification is not None)
+
+
 def _weights(directory: Path) -> dict[str, torch.Tensor]:
     model: torch.nn.Module = repl_fx.load(directory)
     return model.state_dict()
@@ -58,7 +62,7 @@ def _weights(directory: Path) -> dict[str, torch.Tensor]:
 def test_a_trained_model_is_cut_healed_and_exported(whole: tuple[Path, Compressed], tmp_path: Path) -> None:
     shutil.copytree(whole[0], tmp_path / "out")
     done = whole[1]
-    assert list(done.figures) == ["original", "cut", "healed"] and done.equivalent
+    assert list(done.figures) == ["original", "cut", "healed"] and _verified(done)
     assert done.figures["original"].keys() == done.figures["healed"].keys() == {"loss", "accuracy"}
     left = done.budget["flops"]
     assert left["limit"] == 0.9 and left["expected"] == left["reached"] and (left["reached"] or 1) <= 0.9
@@ -191,7 +195,7 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: P
         RunRequest(f"{spec}:one_by_one", tmp_path / "out", given), lambda kind, lines: said.extend(lines)
     )
     assert "the model is captured at a batch of 8 alone; what fills none is left out" in said
-    assert list(done.figures) == ["original", "cut", "healed"] and done.equivalent
+    assert list(done.figures) == ["original", "cut", "healed"] and _verified(done)
     model = repl_fx.load(tmp_path / "out")
     assert model(torch.randn(8, 1, 4, 4)).shape == (8, 3)
 
@@ -199,6 +203,6 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: P
 @pytest.mark.slow
 def test_dimensions_that_are_to_stay_are_fixed_in_the_file(trained: Path, tmp_path: Path) -> None:
     done = _compress(trained, tmp_path / "out", fixed="batch")
-    assert done.equivalent and read_manifest(tmp_path / "out").fixed == ("batch",)
+    assert _verified(done) and read_manifest(tmp_path / "out").fixed == ("batch",)
     (given,) = onnx.load(tmp_path / "out" / "model.onnx").graph.input
     assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == [8, 1, 4, 4]
