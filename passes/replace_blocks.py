@@ -21,7 +21,8 @@ from repl_fx.errors import PlanMismatch, foreign_code
 from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.finding.side_outputs import return_none_
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
-from repl_fx.graph.captured import drop_dead, erase_dead
+from repl_fx.graph.captured import drop_dead, erase_dead, parameters_read
+from repl_fx.graph.grouping import grouped
 from repl_fx.graph.notes import BLOCK, COUNTERPART, REPLACES
 from repl_fx.graph.state import SOURCE_STATE, prune_state_, state_shapes, used_by
 from repl_fx.passes.check_graph import check_surrogates
@@ -62,13 +63,13 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
     rewriting = Rewriting(gm)
     result = rewriting.graph_module
     used = used_by(gm)
-    readers = _readers(gm)
+    readers = grouped((path, node) for node in gm.graph.nodes for path in parameters_read(gm, node))
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs too, and leave them so.
         torch.default_generator.manual_seed(plan.seed)
         gone = {r.block: _replace(rewriting, r, matches, readers) for r in plan.replacements}
     drop_dead(result.graph)
-    replaced = [matches.site(r.block, r.before, r.after).block for r in plan.replacements]
+    replaced = [matches.block(r.block)[0] for r in plan.replacements]
     # Repeats may share nodes; those of a replaced block are its own.
     for block in (*replaced, *(block for repeat in repeats for block in repeat.blocks)):
         for node in rewriting.left_of(block):
@@ -112,12 +113,12 @@ def _require_kept_neighbours(plan: Plan, matches: Matches) -> None:
 
 def _require_whole_stretches(plan: Plan, matches: Matches) -> None:
     """Refuse a plan in which nothing takes what a block took that is taken out with its change of sizes."""
-    taking = {matches.site(r.block, r.before, r.after).block.inputs: r for r in plan.replacements}
+    taking = {matches.block(r.block)[0].inputs: r for r in plan.replacements}
     for replacement in plan.replacements:
         behind: Replacement | None = replacement
         source = "nothing" if replacement.opens_stretch else "stream"
         while source == "nothing" and behind is not None:
-            behind = taking.get(matches.site(behind.block, behind.before, behind.after).block.outputs)
+            behind = taking.get(matches.block(behind.block)[0].outputs)
             source = make_surrogate(behind.surrogate, behind.settings).traits.source if behind else ""
         if source != "stream":
             raise CutStretch(
@@ -183,15 +184,3 @@ def _note_counterparts(rewriting: Rewriting, block: Block) -> None:
             continue
         if now is rewriting.copy_of(node) or node in block.outputs or not COUNTERPART.of(now):
             COUNTERPART.put(now, node.name)
-
-
-def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
-    """The nodes that read each parameter: those that call its module, and the users of what stands for it."""
-    readers: dict[str, list[fx.Node]] = {}
-    for node in gm.graph.nodes:
-        if node.op == "call_module":
-            for name, _ in gm.get_submodule(str(node.target)).named_parameters(remove_duplicate=False):
-                readers.setdefault(f"{node.target}.{name}", []).append(node)
-        elif node.op == "get_attr":
-            readers.setdefault(str(node.target), []).extend(node.users)
-    return readers

@@ -493,10 +493,11 @@ def called_module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def parameters_read(gm: fx.GraphModule, node: fx.Node) -> list[str]:
-    """The paths of the tensors that a node is given, and of the parameters of the module that it calls."""
+    """The paths of the tensors that a node is given, and of the parameters of the module it calls, by all names."""
     given = [str(feeder.target) for feeder in node.all_input_nodes if feeder.op == "get_attr"]
     module = called_module(gm, node)
-    return given if module is None else [*given, *(f"{node.target}.{name}" for name, _ in module.named_parameters())]
+    own = () if module is None else module.named_parameters(remove_duplicate=False)
+    return [*given, *(f"{node.target}.{name}" for name, _ in own)]
 
 
 def is_tensor(node: fx.Node) -> bool:

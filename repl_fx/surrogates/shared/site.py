@@ -18,7 +18,7 @@ from repl_fx.finding.blocks import Block
 from repl_fx.finding.branches import Split, split_branches
 from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
-from repl_fx.graph.captured import attribute, called_module, has_effect, share_tensors
+from repl_fx.graph.captured import attribute, called_module, has_effect, parameters_read, share_tensors
 from repl_fx.graph.known_shapes import known_or_run
 from repl_fx.plan import Refusal
 from repl_fx.running.hushed import hushed
@@ -190,11 +190,7 @@ class Site:
 
     def _parameters_of(self, nodes: Collection[fx.Node]) -> frozenset[str]:
         """The paths of the parameters that nodes read themselves."""
-        read = {str(feeder.target) for node in nodes for feeder in node.all_input_nodes if feeder.op == "get_attr"}
-        for node in nodes:
-            if (module := called_module(self.graph_module, node)) is not None:
-                read.update(f"{node.target}.{name}" for name, _ in module.named_parameters(remove_duplicate=False))
-        return frozenset(read)
+        return frozenset(path for node in nodes for path in parameters_read(self.graph_module, node))
 
     def tensor(self, path: str) -> Tensor:
         """A parameter or buffer of the graph."""
