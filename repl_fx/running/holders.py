@@ -54,7 +54,7 @@ def attributes_of(value: Any) -> dict[str, Any]:
 
 def slots_of(value: Any) -> set[str]:
     """The names of the attributes of an object that are not in its `__dict__`."""
-    slots = (vars(kind).get("__slots__", ()) for kind in type(value).__mro__)
+    slots = [vars(kind)["__slots__"] for kind in type(value).__mro__ if "__slots__" in vars(kind)]
     named = (name for some in slots for name in ((some,) if isinstance(some, str) else some))
     return {name for name in named if not name.startswith("__")}
 

@@ -115,10 +115,10 @@ class Spot(NamedTuple):
     of_library: bool = False
 
     def item(self, path: str) -> Spot:
-        return self._replace(path=path, depth=self.depth + 1, inside=True)
+        return Spot(path, self.name, self.depth + 1, True, self.ours, self.of_library)
 
     def attribute(self, name: str) -> Spot:
-        return self._replace(path=_dotted(self.path, name), name=name, depth=self.depth + 1, inside=False)
+        return Spot(_dotted(self.path, name), name, self.depth + 1, False, self.ours, self.of_library)
 
 
 @dataclass
@@ -392,6 +392,10 @@ class PythonState:
             self._values[path] = value
         elif isinstance(value, Tensor):
             self._values[path] = _TensorMoment(value, 0 if value.is_inference() else value._version)
+        elif isinstance(value, (tuple, frozenset)):
+            self._look_at_items(place, value)
+        elif type(value) in CONTAINERS:
+            self._look_at_object(place, value)
         elif isinstance(value, GENERATORS):
             state = state_of(value)[0]()
             self._holders.append((place._replace(ours=True), value, state))
@@ -403,9 +407,7 @@ class PythonState:
         elif isinstance(value, ModuleType):
             if value.__name__ == "__main__" or not is_installed(value):
                 self._open(Spot(value.__name__, ""), vars(value), vars(value))
-        elif isinstance(value, (tuple, frozenset)):
-            self._look_at_items(place, value)
-        elif type(value) in CONTAINERS or _is_own_object(value):
+        elif _is_own_object(value):
             self._look_at_object(place, value)
 
     def _look_at_items(self, place: Spot, value: tuple[Any, ...] | frozenset[Any]) -> None:
