@@ -9,6 +9,7 @@ import importlib
 import io
 import keyword
 import logging
+import operator
 import sys
 import traceback
 import warnings
@@ -16,9 +17,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from copy import copy
 from dataclasses import fields
 from functools import lru_cache, partial
-from itertools import combinations
+from itertools import accumulate, combinations
 from threading import get_ident
-from types import FrameType, MappingProxyType
+from types import CodeType, FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
 from weakref import WeakValueDictionary
@@ -137,9 +138,9 @@ def import_dynamo() -> None:
 def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]], *, solved: bool) -> Iterator[None]:
     """For a while, have traces leave out what costs time and nobody here reads, and write sizes shortly.
 
-    These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, and the
-    cache of fake results: where alike calls are traced once, most of what it looks up is not there, and with symbolic
-    sizes looking up takes as long as computing.
+    These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, the code of
+    graphs that nobody calls, and the cache of fake results: where alike calls are traced once, most of what it looks up
+    is not there, and with symbolic sizes looking up takes as long as computing.
 
     Args:
         fakes: for an operator, a function of the arguments that returns results of the right kind where sizes are
@@ -147,12 +148,16 @@ def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]], *, solved: bool
         solved: solve the conditions on sizes, where sympy can, so that an export fails which two of them contradict.
     """
     config: Any = importlib.import_module("torch._dynamo.config")
+    export: Any = importlib.import_module("torch.export._trace")
     known: Any = fake_impls.get_fast_op_impls()
     with (
         patch.object(proxy_tensor, "_extract_tensor_metadata", lambda *args, **kwargs: None),
-        patch.object(proxy, "CapturedTraceback", _Stack),
+        patch.object(proxy, "CapturedTraceback", _Stacks()),
         patch.object(FakeTensorMode, "from_tensor", _unwatched(FakeTensorMode.from_tensor)),
         patch.object(proxy_tensor, "track_tensor_tree", _unwatched(proxy_tensor.track_tensor_tree)),
+        patch.object(export, "_replace_unbacked_bindings", _unwatched(export._replace_unbacked_bindings)),
+        patch.object(fx.GraphModule, "recompile", _written_at_call(fx.GraphModule.recompile)),
+        patch.object(SymNode, "maybe_as_int", _known_number),
         patch.object(DimConstraints, "solve", _attempted(DimConstraints.solve) if solved else lambda conditions: None),
         patch.dict(known, {operator: _fake(operator, result, known) for operator, result in fakes.items()}),
         config.patch(fake_tensor_cache_enabled=False),
@@ -183,6 +188,30 @@ def _unwatched(look: Callable[..., Any]) -> Callable[..., Any]:
     return unwatched
 
 
+def _written_at_call(recompile: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Have the code of an `fx.GraphModule` written when it is first called; that of its subclasses is as it was."""
+
+    def later(module: Any) -> Any:
+        kind: Any = type(module)
+        if kind.__bases__ != (fx.GraphModule,):
+            return recompile(module)
+
+        def forward(module: Any, *args: Any, **kwargs: Any) -> Any:
+            recompile(module)
+            return module.forward(*args, **kwargs)
+
+        kind.forward = forward
+        return None
+
+    return later
+
+
+def _known_number(size: SymNode) -> int | None:
+    """The number that a size is known to be. Sympy makes one of each expression without symbols, as it is written."""
+    expression = size.expr
+    return int(expression) if expression.is_Integer else None
+
+
 def _fake(operator: OpOverload, result: Callable[..., Any], fakes: dict[OpOverload, Any]) -> Callable[..., Any]:
     """A function of fake tensors by which torch runs an operator: what is known of its results, or else torch's own."""
     torchs = fakes.get(operator)
@@ -201,14 +230,24 @@ def _fake(operator: OpOverload, result: Callable[..., Any], fakes: dict[OpOverlo
     return fake
 
 
-class _Stack:
-    """The stack of frames that makes a node, innermost last, as far as torch keeps it: from the model's forward on.
+class _Stacks:
+    """The stacks of frames that make nodes, innermost last, as far as torch keeps them: from the model's forward on.
 
     The frames outside of that, which are as many, and those of torch's files that it leaves out anyway have no summary.
     """
 
-    def __init__(self, frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        # By code and step of it: most frames that make one node make the next as well.
+        self._known: dict[tuple[CodeType, int], traceback.FrameSummary] = {}
+
+    def extract(self) -> _Stacks:
+        """The stack of who calls, which `summary` looks at."""
+        return self
+
+    def summary(self) -> traceback.StackSummary:
+        """Summaries of the frames. The code of a line is read when it is asked for."""
         left_out = uninteresting_files()
+        frame: FrameType | None = sys._getframe(1)
         frames: list[FrameType] = []
         within = 0
         while frame is not None:
@@ -218,17 +257,14 @@ class _Stack:
             if is_forward:
                 within = len(frames)
             frame = frame.f_back
-        self._calls = [(seen.f_code.co_filename, seen.f_lineno, seen.f_code.co_name) for seen in frames[:within]]
+        return traceback.StackSummary(map(self._summary, reversed(frames[:within])))
 
-    @staticmethod
-    def extract() -> _Stack:
-        """The stack of who calls."""
-        return _Stack(sys._getframe(1))
-
-    def summary(self) -> traceback.StackSummary:
-        """Summaries of the frames. The code of a line is read when it is asked for."""
-        frames = (traceback.FrameSummary(*call, lookup_line=False) for call in reversed(self._calls))
-        return traceback.StackSummary(frames)
+    def _summary(self, frame: FrameType) -> traceback.FrameSummary:
+        code, step = frame.f_code, frame.f_lasti
+        if (code, step) not in self._known:
+            seen = traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name, lookup_line=False)
+            self._known[code, step] = seen
+        return self._known[code, step]
 
 
 @contextmanager
@@ -721,6 +757,10 @@ def empty_beside(
         steps: its strides; None for those of `layout`.
         layout: the memory format.
     """
+    if steps is None and layout is torch.contiguous_format:
+        # Torch's own are products of `Max(1, n)`, longer expressions for the same number.
+        spaced = [max(size, 1) if isinstance(size, int) else size for size in sizes[:0:-1]]
+        steps = [*accumulate(spaced, operator.mul, initial=1)][len(sizes) - 1 :: -1] if sizes else []
 
     def empty(device: torch.device | str) -> Tensor:
         if steps is None:

@@ -205,6 +205,30 @@ def test_steps_of_sizes_that_depend_on_values_are_written_without_bounds() -> No
     assert not has_example(tidy) and tidy.node.expr == 8 * counted.node.expr != step.node.expr
 
 
+def test_a_lean_trace_writes_the_code_of_graphs_that_are_called_alone() -> None:
+    class Own(fx.GraphModule):
+        pass
+
+    with _torch.lean_tracing({}, solved=False):
+        gm, own = (kind(nn.Module(), fx.symbolic_trace(nn.ReLU()).graph) for kind in (fx.GraphModule, Own))
+        assert not hasattr(gm, "_code") and "relu" in own.code
+        assert gm(torch.tensor([-1.0, 2.0])).tolist() == [0, 2] and "relu" in gm.code
+        idle = fx.GraphModule(nn.Module(), gm.graph)
+    assert idle(torch.tensor([-1.0, 2.0])).tolist() == [0, 2]
+    assert "relu" in fx.GraphModule(nn.Module(), gm.graph).code
+
+
+def test_tensors_beside_others_have_the_steps_of_torch_without_bounds() -> None:
+    fakes = FakeTensorMode(shape_env=ShapeEnv())
+    for sizes in ((), (3,), (2, 3, 4), (2, 0, 3), (0,)):
+        assert _torch.empty_beside(torch.ones(1), sizes).stride() == torch.empty(sizes).stride()
+    wide: Any = fakes.from_tensor(torch.ones(6, 8))
+    half = (wide.shape[0] - 1) // 2
+    made = _torch.empty_beside(wide, (3, half, wide.shape[1]))
+    assert "Max" in str(torch.empty((3, half, half), device="meta").stride(0))
+    assert made.shape == (3, half, wide.shape[1]) and "Max" not in str(made.stride())
+
+
 def test_operators_are_seen_before_they_run() -> None:
     seen: list[str | None] = []
     x = torch.ones(2)

@@ -99,7 +99,8 @@ class SizeQuestions:
     found: list[tuple[Limit, _Held | None]] = field(default_factory=list)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     _ways: dict[tuple[CodeType, ...], _Asking] = field(default_factory=dict)
-    _known: set[Any] = field(default_factory=set)
+    # The expressions that were asked for, each with whether there are sizes in it.
+    _known: dict[Any, bool] = field(default_factory=dict)
     _written: int = 0
 
     @contextmanager
@@ -121,7 +122,7 @@ class SizeQuestions:
     def _before(self, expression: Any, frame: FrameType) -> None:
         if expression in self._known:
             return
-        self._known.add(expression)
+        self._known[expression] = bool(getattr(expression, "free_symbols", ()))
         written = str(expression)
         self._written += len(written)
         # A sum of many sizes is long, and nothing to solve; and after the sizes that are fixed then, no others can be.
@@ -131,7 +132,7 @@ class SizeQuestions:
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 
     def _after(self, sizes: ShapeEnv, expression: Any, answer: Any, frame: FrameType) -> None:
-        if not getattr(expression, "free_symbols", ()):
+        if not self._known[expression]:
             return
         if answer and (not is_truth(expression) or expression.is_Relational):
             for symbol in fixed_symbols(sizes, expression) - self.fixed.keys():
