@@ -328,6 +328,14 @@ def hand_on_node(source: Any, target: Any) -> None:
     set_proxy_slot(target, mode.tracer, get_proxy_slot(source, mode.tracer))
 
 
+def call_instead(made: Tensor, operator: OpOverload) -> Tensor:
+    """A result in the trace that is going on, in whose node another operator is called."""
+    mode = get_proxy_mode()
+    if mode is not None:
+        get_proxy_slot(made, mode.tracer).proxy.node.target = operator
+    return made
+
+
 def is_unbacked(size: Any) -> bool:
     """Tell whether a number depends on values of tensors."""
     return isinstance(size, tuple(SYMBOLIC)) and bool(free_unbacked_symbols(size))

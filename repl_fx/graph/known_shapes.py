@@ -331,6 +331,11 @@ def _is_dense(tensor: Tensor) -> bool:
     return any(len(order) == tensor.ndim and _is_packed(tensor, order) for order in orders)
 
 
+def is_contiguous(tensor: Tensor) -> bool:
+    """Tell whether a tensor is contiguous whatever its sizes are; nothing is asked of the trace."""
+    return _is_packed(tensor, [dim for dim in range(tensor.ndim) if not _same_size(tensor.shape[dim], 1)])
+
+
 def _is_packed(tensor: Tensor, order: Sequence[int] | None = None) -> bool:
     """Tell whether the elements lie side by side, in an order of the dimensions, outermost first; their own if None."""
     step: Any = 1

@@ -19,7 +19,8 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 from torch.nn import functional
 
-from repl_fx._torch import define_operator, has_no_value
+from repl_fx._torch import call_instead, define_operator, example_of, has_example, has_no_value
+from repl_fx.graph.known_shapes import is_contiguous
 from repl_fx.tracing.asking import asking_code, line_of
 from repl_fx.tracing.functions_watched import Run
 from repl_fx.tracing.leaf_calls import LeafCalls
@@ -40,7 +41,9 @@ _QUESTIONS = frozenset({Tensor.is_contiguous, Tensor.stride})
 _PRECISIONS = frozenset({Tensor.type, Tensor.type_as, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16})
 # The operators of conversions, and what torch.export asserts of an argument of these.
 _CONVERTED = (aten.contiguous, aten.to, aten.type_as, aten._assert_tensor_metadata)
-_WATCHED = _ATTENTION | _QUESTIONS | _PRECISIONS | {Tensor.contiguous, Tensor.to}
+# Operators that make views where they can, and copies elsewhere.
+_SHAPED = frozenset({Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten})
+_WATCHED = _ATTENTION | _QUESTIONS | _PRECISIONS | _SHAPED | {Tensor.contiguous, Tensor.to}
 
 
 def is_stand_in(node: fx.Node) -> bool:
@@ -63,17 +66,23 @@ class Layouts:
         """Run the function, and write down what it means for other strides."""
         if func not in _WATCHED:
             return run(func, args, kwargs)
+        if func in _SHAPED and not args:
+            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
         if func in _ATTENTION:
             self.calls.require_kernels()
         elif not self.calls.running and has_no_value(args[0]):
             if func in _QUESTIONS:
                 self._note(func, args, kwargs)
+            elif func in _SHAPED:
+                args = (_contiguous(args[0]) if _is_by_chance(args[0]) else args[0], *args[1:])
             elif func is Tensor.contiguous or "memory_format" in kwargs or asking_code() is not None:
                 # Operators may hand out their argument, which must not stand for the copy that it is another time.
                 # `torch.tensor` detaches what it converts in place, which no alias takes.
                 args = (aten.alias.default(args[0]), *args[1:])
             if func is Tensor.contiguous:
-                return aten.contiguous.default(args[0], **_layout(args, kwargs))
+                layout = _layout(args, kwargs)
+                by_chance = layout["memory_format"] == torch.contiguous_format and _is_by_chance(args[0])
+                return _contiguous(args[0]) if by_chance else aten.contiguous.default(args[0], **layout)
         return run(func, args, kwargs)
 
     def _note(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -86,6 +95,28 @@ class Layouts:
             layout = _layout(args, kwargs)["memory_format"]
             found = [args[0].is_contiguous(memory_format=layout)]
         LAYOUT_ASKED(args[0], layout, found, f" at {line_of(frame)}")
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    """What `contiguous` returns, of the strides that it has at other sizes, too.
+
+    Torch hands out a tensor that only the sizes of the example make contiguous, and has the sizes of its views wrong.
+    """
+    layout = {"memory_format": torch.contiguous_format}
+    return call_instead(aten.clone.default(tensor, **layout), aten.contiguous.default)
+
+
+def _is_by_chance(tensor: Tensor) -> bool:
+    """Tell whether a tensor is contiguous at the sizes of the example, and need not be at others."""
+    numbers = (*tensor.shape, *tensor.stride())
+    if all(isinstance(size, int) for size in tensor.shape) or not all(map(has_example, numbers)):
+        return False
+    step = 1
+    for size, own in zip(map(example_of, tensor.shape[::-1]), map(example_of, tensor.stride()[::-1]), strict=True):
+        if size != 1 and own != step:
+            return False
+        step *= size
+    return not is_contiguous(tensor)
 
 
 def _layout(args: Any, kwargs: Any) -> dict[str, Any]:

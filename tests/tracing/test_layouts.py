@@ -281,3 +281,38 @@ def test_a_forward_that_chooses_kernels_itself_is_refused(layer: nn.Module) -> N
 
     with pytest.raises(CaptureError, match="the forward chooses kernels of attention"):
         repl_fx.capture(Chooses(), (torch.randn(2, 4, 8),))
+
+
+class Windows(nn.Module):
+    """The mean of each position in windows of seven by seven, the numbers of windows being sizes of an inner tensor."""
+
+    def __init__(self, merged: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.merged = merged
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, h, w, c = x.shape
+        x = F.pad(x, (0, 0, 0, -w % 7, 0, -h % 7))
+        x = x.view(b, x.shape[1] // 7, 7, x.shape[2] // 7, 7, c).permute(0, 1, 3, 2, 4, 5)
+        windows = self.merged(x).view(-1, 49, c)
+        count, length, _ = windows.shape
+        return windows.reshape(count, length, 2, c // 2).softmax(1).mean(0)
+
+
+@pytest.mark.parametrize(
+    "merged",
+    [
+        lambda x: x.contiguous().view(-1, 7, 7, 4),
+        lambda x: x.reshape(-1, 7, 7, 4),
+        lambda x: torch.reshape(input=x, shape=(-1, 7, 7, 4)),
+        lambda x: x.flatten(0, 2),
+    ],
+)
+def test_what_is_contiguous_at_the_sizes_of_the_example_alone_has_its_sizes_at_others(
+    merged: Callable[[Tensor], Tensor],
+) -> None:
+    model = Windows(merged).eval()
+    gm = repl_fx.capture(model, (torch.randn(2, 4, 5, 4),))
+    for shape in ((1, 4, 4, 4), (2, 8, 8, 4), (3, 16, 7, 4)):
+        x = torch.randn(shape)
+        assert torch.equal(gm(x), model(x))
