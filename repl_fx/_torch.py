@@ -15,7 +15,7 @@ import traceback
 import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr, suppress
 from copy import copy
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import lru_cache, partial
 from itertools import accumulate, combinations
 from threading import get_ident
@@ -1116,6 +1116,44 @@ def view_sizes(shape: Sequence[int | torch.SymInt], count: int | torch.SymInt) -
             for part in quotients:
                 torch._check(symbolic_number(torch.SymInt, sizes, functions.Mod(*part.args), None, None) == 0)
     return infer_size(tuple(shape), count)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class QuotientForm:
+    """A size that is `(factor * symbol + added) // over`, with factors and divisors from 1."""
+
+    symbol: str
+    factor: int
+    added: int
+    over: int
+
+    @classmethod
+    def of(cls, size: torch.SymInt) -> QuotientForm | None:
+        """The form of a size; None where it has no such."""
+        added, whole = size.node.expr.as_coeff_Add()
+        whole, over = whole.args if _is_quotient(whole) else (whole, 1)
+        inner, product = whole.as_coeff_Add()
+        factor, symbol = product.as_coeff_Mul()
+        if not symbol.is_Symbol or not factor.is_Integer or factor < 1 or over < 1:
+            return None
+        return cls(str(symbol), int(factor), int(inner + added * over), int(over))
+
+    def told_by(self, other: QuotientForm) -> tuple[int, int] | None:
+        """The numbers `plus` and `over` by which it is `(other + plus) // over`, for all sizes; None where none are."""
+        times, rest = divmod(other.factor, self.factor)
+        plus, over = self.added * times - other.added, self.over * times
+        if self.symbol != other.symbol or rest or plus % other.over or over % other.over:
+            return None
+        return plus // other.over, over // other.over
+
+    def least(self, name: str) -> str:
+        """The least number that the symbol may be where the size has a name, in words of Python's."""
+        return f"-(({self.added} - {self.over} * ({name})) // {self.factor})"
+
+    def least_alike(self, number: int) -> int:
+        """The least number that the symbol may be where the size is that for another number."""
+        size = (self.factor * number + self.added) // self.over
+        return -((self.added - self.over * size) // self.factor)
 
 
 def _is_quotient(expression: Any) -> bool:

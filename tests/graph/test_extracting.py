@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.graph.extracting import Extract, named_alike
+from repl_fx.graph.extracting import Extract, ToldSize, named_alike
 from repl_fx.tracing.capture import capture
 
 
@@ -19,7 +20,7 @@ def test_a_piece_computes_what_its_nodes_do_and_sizes_are_those_of_its_inputs() 
     relu, view, double = (next(n for n in gm.graph.nodes if word in n.name) for word in ("relu", "reshape", "mul"))
     read = [node for node in view.all_input_nodes if node is not relu]
     extract = Extract([relu, *read])
-    assert read and all(extract.size(node) in ((relu, 0), (relu, 1)) for node in read)
+    assert read and all(extract.size(node) in (ToldSize(relu, 0), ToldSize(relu, 1)) for node in read)
     assert extract.size(relu) is None
     taken = extract.take(relu, "given")
     for node in (view, double):
@@ -67,3 +68,23 @@ def test_notes_come_along_and_the_graph_stays() -> None:
     named = named_alike(graph)
     assert next(iter(named.nodes)).meta["val"] == "x"
     assert [node.name for node in graph.nodes][:3] == names
+
+
+class Rounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pad(x, (0, -x.shape[1] % 4))
+        y = y.view(len(y), -1, 4).mean(2)
+        z = F.pad(y, (0, -y.shape[1] % 7))
+        return z.view(len(z), z.shape[1] // 7, 7).mean(2)
+
+
+def test_sizes_that_are_rounded_twice_are_told_by_those_that_are_rounded_once() -> None:
+    gm = capture(Rounded(), (torch.randn(3, 50),))
+    mean, last = (n for n in gm.graph.nodes if "mean" in n.name)
+    extract = Extract([mean])
+    count = next(n for n in gm.graph.nodes if str(n.meta.get("val")) == str(last.meta["val"].shape[1]))
+    assert extract.size(count) == ToldSize(mean, 1, 6, 7)
+    extract.take(mean, "given")
+    extract.graph.output(extract.value(count))
+    module = fx.GraphModule(nn.Module(), extract.graph)
+    assert [module(torch.empty(1, size)) for size in (1, 7, 8, 15)] == [1, 1, 2, 3]
