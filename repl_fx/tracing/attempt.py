@@ -85,7 +85,9 @@ class Learned:
         involved: why inner sizes, such as those of pictures, are not asked for; empty where they are.
         decides: the forward goes its way by values or at random, so that several traces have to be joined.
         inlined: leaves that cannot stand aside.
-        aware: where the way the model takes when it runs cannot be traced, it is told that it is exported.
+        aware: where the way the model takes when it runs cannot be traced, it is told that it is exported: the line
+            that asks; empty where it is told that it is not.
+        limited: it is told that it is not, also where that way is for sizes up to a number alone.
         reasons: why sizes are not asked for, by the number of the input and the dimension.
         pinned: sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
         whole_numbers: the modules, by the ids of their names, whose `int` of a size may be symbolic; None where that
@@ -109,7 +111,8 @@ class Learned:
     involved: str = ""
     decides: bool = False
     inlined: set[Callee] = field(default_factory=set)
-    aware: bool = False
+    aware: str = ""
+    limited: bool = False
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
     pinned: set[tuple[int, int]] = field(default_factory=set)
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
@@ -211,8 +214,8 @@ class Attempt:
 
     @property
     def unaware(self) -> bool:
-        """Tell whether the forward wanted to know if it is being exported, and was told that it is not."""
-        return bool(self.exporting.asked) and not self.learned.aware
+        """Tell whether the forward asked if it is exported, was told that it is not, and may be told that it is."""
+        return bool(self.exporting.asked) and not self.learned.aware and not self.learned.limited
 
     @property
     def rebound(self) -> Sequence[tuple[str, str]] | None:
@@ -242,7 +245,7 @@ class Attempt:
         ):
             learned.inlined.update(self.calls.inlined)
         elif self.unaware:
-            learned.aware = True
+            learned.aware = self.exporting.asked
         elif self.stamps.regions and not learned.unlike and isinstance(problem, ForeignError):
             learned.unlike = f"a trace with copies of alike ones failed ({one_line(problem)})"
         else:
@@ -256,7 +259,7 @@ class Attempt:
         if toggled := self.calls.toggled():
             learned.inlined.update(toggled)
         elif self.unaware and is_bounded(program):
-            learned.aware = True
+            learned.aware = self.exporting.asked
         elif self.branches.asked and not learned.decides:
             if learned.straight and learned.compiling.asked and _decided_by_inputs(program):
                 raise Untraceable("its inputs decide which way the forward goes")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -49,7 +49,15 @@ from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.leaves import has_own_call
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable, require_same_modes
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
-from repl_fx.tracing.questions import Settings, Told, computes_alike, require_settings_, settings_asked, stops_alike
+from repl_fx.tracing.questions import (
+    Settings,
+    Told,
+    computes_alike,
+    computes_the_same,
+    require_settings_,
+    settings_asked,
+    stops_alike,
+)
 from repl_fx.tracing.size_questions import FIXED, sizes_numbers
 from repl_fx.tracing.state_changes import StateChanges, changes_noted, require_leaves_left, require_settled
 from repl_fx.tracing.tracers import Tracer, trace_by_export
@@ -192,11 +200,17 @@ def trace_by_first(
 
 @dataclass(frozen=True)
 class _NamedTracer:
-    """A tracer with its name; `numbers` lets it fix sizes that the code needs as numbers, such as for keys or text."""
+    """A tracer with its name.
+
+    Attributes:
+        numbers: it may fix sizes that the code needs as numbers, such as for keys or text.
+        limited: it takes the way of a run where that is for sizes up to a number alone, too, see `Learned`.
+    """
 
     name: str
     trace: Tracer
     numbers: bool = False
+    limited: bool = False
 
 
 def _trace_by(
@@ -251,9 +265,8 @@ def _graph_of(
 ) -> CapturedModule:
     """The graph of the way that a model goes with an answer to whether it is compiled; see `Learned.straight`."""
     inputs, asked = bound.inputs, Settings()
-    traces = _traced(
-        tracer, model, bound, Learned(numbers=tracer.numbers, compiling=compiling, straight=straight), asked
-    )
+    learned = Learned(numbers=tracer.numbers, limited=tracer.limited, compiling=compiling, straight=straight)
+    traces = _traced(tracer, model, bound, learned, asked)
     for training, changed in traces.changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
@@ -267,6 +280,16 @@ def _graph_of(
     if traces.learned.worded and not tracer.numbers and not (alike() and _alike_at_other_sizes(gm, model, inputs)):
         numbers = replace(tracer, numbers=True)
         return _graph_of(numbers, model, bound, obstacles, fixed, compiling, straight=straight)
+    if learned.aware and has_values and not computes_the_same(gm, model, inputs):
+        with suppress(Untraceable, ForeignError):
+            run = _graph_of(replace(tracer, limited=True), model, bound, obstacles, fixed, compiling, straight=straight)
+            if computes_the_same(run, model, inputs) or not alike():
+                return run
+        if not alike():
+            raise Untraceable(
+                "the forward asks torch.compiler.is_exporting(), and a trace goes another way than a run "
+                f"(at {learned.aware})"
+            )
     # Most classes with a `__call__` of their own repeat its signature alone.
     if has_own_call(type(model)) and not alike():
         raise Untraceable("its class computes in a __call__ of its own, around its forward; move that into it")

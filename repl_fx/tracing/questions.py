@@ -182,6 +182,11 @@ _OTHERWISE: Mapping[str, Callable[..., AbstractContextManager[object]]] = {
 }
 
 
+def computes_the_same(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+    """Tell whether a graph returns the same as its model in evaluation mode, to the bit, or the model does not run."""
+    return SideBySide(model, gm).same(copy_graph(gm), inputs, training=False) is not False
+
+
 def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
     """Tell whether a graph returns the same as its model in evaluation mode, but for the rounding of other kernels."""
     trial = copy_graph(gm)

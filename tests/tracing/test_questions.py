@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, CaptureError
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.questions import computes_alike
 
@@ -110,6 +110,39 @@ def test_a_way_for_short_inputs_alone_is_not_taken() -> None:
     gm = capture(AsksForExport(longest=8), (torch.randn(2, 3, 4),))
     assert any("zeros_like" in node.name for node in gm.graph.nodes)
     assert gm.meta["capture"].dynamic == {"x": (0, 1)}
+
+
+class ComputesOtherwiseForExport(nn.Module):
+    """Computes otherwise for an export, and goes a way for short inputs alone where it is none."""
+
+    def __init__(self, gain: float, longest: int = 8, *, traced: bool = True) -> None:
+        super().__init__()
+        self.gain, self.longest, self.traced = gain, longest, traced
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return x * self.gain
+        if not self.traced:
+            return x * float(x.detach().numpy().max() < 1e9) + x
+        return x * 2 if x.shape[1] < self.longest else x.cumsum(1)
+
+
+@pytest.mark.parametrize("gain", [2 + 1e-6, 3.0], ids=["rounded", "other"])
+def test_a_way_for_short_inputs_is_taken_where_the_one_for_exports_computes_otherwise(gain: float) -> None:
+    model, x = ComputesOtherwiseForExport(gain), torch.randn(2, 3, 4)
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x))
+    longer = torch.randn(2, 9, 4)
+    with pytest.raises(BadInput, match="the model goes another way"):
+        gm(longer)
+
+
+def test_a_way_for_exports_that_computes_otherwise_is_refused_where_a_run_cannot_be_traced() -> None:
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(CaptureError, match=rf"asks torch\.compiler\.is_exporting\(\), .* \(at {__file__}, line \d+\)"):
+        capture(ComputesOtherwiseForExport(3.0, traced=False), (x,))
+    model = ComputesOtherwiseForExport(2.0, traced=False)
+    assert torch.equal(capture(model, (x,))(x), model(x))
 
 
 def test_torch_answers_as_before_afterwards() -> None:
