@@ -94,6 +94,7 @@ class Learned:
             fails.
         worded: the code makes text of sizes that stay free.
         numbers: sizes are plain numbers where the code has no other use for them.
+        plainly: comparisons of sizes are answered when the code makes them, as a function takes plain answers alone.
         compiling: the answer to whether the model is compiled.
         straight: the forward is not traced where its inputs decide its way, once it has asked `compiling`.
         compared: where the forward takes numbers out of tensors that it compares.
@@ -118,6 +119,7 @@ class Learned:
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
     worded: bool = False
     numbers: bool = False
+    plainly: bool = False
     compiling: Told = field(default_factory=lambda: Told("is_compiling", None))
     straight: bool = False
     compared: set[Place] = field(default_factory=set)
@@ -174,8 +176,9 @@ class Attempt:
         # With inner sizes fixed, other sizes may be equal where a layer is left out.
         apart = learned.decides and bool(learned.involved)
         self.questions = SizeQuestions(
-            self.calls.is_running, learned.reasons, learned.involved, apart, learned.numbers, lambda: self.unaware
-        )
+            self.calls.is_running, learned.reasons, learned.involved, apart, learned.numbers, learned.plainly,
+            lambda: self.unaware,
+        )  # fmt: skip
         self.branches = DataDependentBranches(answers, learned.survived, self.calls.is_running)
         self.branches.compared = learned.compared
         self.aside = AttributesAside(self.calls.is_running)
@@ -237,8 +240,11 @@ class Attempt:
             learned.involved = f", as the arithmetic on sizes is too involved to follow{self.questions.exceeded}"
         elif places := self.branches.places_in(problem) - learned.compared:
             learned.compared |= places
+        elif "SymBool" in str(problem) and not learned.plainly:
+            # `is_causal=mask is None and q.shape[2] > 1` of a size that is computed.
+            learned.plainly = True
         elif "SymBool" in str(problem) and not learned.involved:
-            # `is_causal=q.shape[2] > 1 and …` of a size that is computed.
+            # Of a truth that was made otherwise.
             learned.involved = f", as a function of torch takes no question about sizes ({problem})"
         elif self.calls.inlined != learned.inlined and any(
             LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)

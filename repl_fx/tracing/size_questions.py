@@ -59,6 +59,7 @@ _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
 _HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
 _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
+_COMPARISONS = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
 # Metadata of a tensor among the inputs: why dimensions of it are fixed.
 FIXED = "fixed"
 
@@ -73,6 +74,7 @@ class SizeQuestions:
         rest: why it has none for others.
         decides: the trace is to be joined with others, in which other sizes may be equal.
         numbers: sizes are plain numbers where code has no other use for them, which fixes them.
+        plainly: comparisons of sizes are answered when the code makes them, and not when it asks for their truth.
         unlimited: whether the trace is of no use, as seen so far, once sizes are only right up to a number.
         held: conditions on sizes that hold in the trace, with who asks.
         fixed: symbols that an answer has fixed, each with the line of the model that asks.
@@ -89,6 +91,7 @@ class SizeQuestions:
     rest: str
     decides: bool
     numbers: bool
+    plainly: bool
     unlimited: Callable[[], bool]
     held: dict[Any, _Held] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
@@ -115,9 +118,21 @@ class SizeQuestions:
                 self.worded.append(size)
             return format(int(size) if self.numbers else example_of(size), form)
 
-        texts: Any = {"__repr__": text, "__format__": text}
-        with size_evaluations(self._before, self._after), patch.multiple(torch.SymInt, **texts):
+        answers: Any = {"__repr__": text, "__format__": text}
+        if self.plainly:
+            answers |= {name: self._plain(getattr(torch.SymInt, name)) for name in _COMPARISONS}
+        with size_evaluations(self._before, self._after), patch.multiple(torch.SymInt, **answers):
             yield
+
+    def _plain(self, own: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """A comparison that has a plain answer for the model's code."""
+
+        def compare(size: Any, other: Any) -> Any:
+            result = own(size, other)
+            plain = isinstance(result, torch.SymBool) and not is_machinery(sys._getframe(1))
+            return bool(result) if plain else result
+
+        return compare
 
     def _before(self, expression: Any, frame: FrameType) -> None:
         if expression in self._known:

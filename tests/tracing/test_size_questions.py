@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -387,18 +388,29 @@ class Settings(nn.Module):
         return self.change(self.conv(x).flatten(2).mT[:, None])
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=q.shape[2] > 1 and False),
-        lambda q: q.sum(3, keepdim=q.shape[2] > 1).cos(),
-        lambda q: F.interpolate(q, size=(3, 4), mode="bilinear", align_corners=q.shape[2] > 1),
-    ],
-    ids=["attention", "sum", "interpolate"],
-)
-def test_sizes_that_a_setting_of_torchs_depends_on_stay_fixed(change: Callable[[Tensor], Tensor]) -> None:
+_SETTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "attention": lambda q: F.scaled_dot_product_attention(q, q, q, is_causal=q.shape[2] > 1),
+    "sum": lambda q: q.sum(3, keepdim=q.shape[2] > 1).cos(),
+    "interpolate": lambda q: F.interpolate(q, size=(3, 4), mode="bilinear", align_corners=q.shape[2] > 1),
+}
+
+
+@pytest.mark.parametrize("change", _SETTINGS.values(), ids=_SETTINGS)
+def test_sizes_that_a_setting_of_torchs_depends_on_stay_free(change: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)
-    model, x = Settings(change), torch.randn(2, 2, 4, 4)
+    model, x = Settings(change), torch.randn(2, 2, 8, 8)
+    gm = capture(model, (x,))
+    assert info_of(gm).dynamic == {"x": (0, 2, 3)}
+    for other in torch.randn(3, 2, 4, 8), torch.randn(2, 2, 13, 8):
+        assert torch.equal(gm(other), model(other))
+    with pytest.raises(BadInput, match="the model goes another way with them"):
+        gm(torch.randn(2, 2, 4, 4))
+
+
+def test_sizes_stay_fixed_where_a_library_of_torchs_hands_on_such_a_setting() -> None:
+    torch.manual_seed(0)
+    own = FunctionType(_SETTINGS["attention"].__code__, {**globals(), "__name__": "torch.own"})
+    model, x = Settings(own), torch.randn(2, 2, 4, 4)
     gm = capture(model, (x,))
     assert info_of(gm).dynamic == {"x": (0,)}
     reason = ", as a function of torch takes no question about sizes (TypeError: "
