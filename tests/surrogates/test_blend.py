@@ -53,6 +53,38 @@ def test_gains_and_what_stays_the_blocks_own(per: str) -> None:
     assert list(gains.values()) == [(r,) if per == "channel" else (1,) for r in rows]
 
 
+class Distances(nn.Module):
+    """Blocks that are all handed one table, as the layers of a DeBERTa are."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            made: Tensor = x + self.value((x @ self.key(table).mT).softmax(-1) @ table)
+            return made
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.blocks = nn.Embedding(4, 8), nn.ModuleList(self.Block() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x, self.table.weight)
+        return x
+
+
+def test_a_weight_that_all_blocks_share_stays_theirs() -> None:
+    model, x = Distances(), torch.randn(2, 5, 8)
+    result = repl_fx.transform(model, (x,), surrogate="blend")
+    blend = result.graph_module.get_submodule("surrogates.blocks_1").get_submodule("blend")
+    assert isinstance(blend, BlendSynthesis)
+    assert sorted(tuple(gain.shape) for gain in blend.alpha) == [(8,), (8,)]
+    assert result.in_place.model is not None, result.in_place.reason
+    assert torch.equal(result.model(x), result.graph_module(x))
+
+
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
 def test_recurrent_layers(recurrent: type[nn.RNNBase], tmp_path: Path) -> None:
     class Recurrent(nn.Module):

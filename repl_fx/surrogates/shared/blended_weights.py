@@ -115,6 +115,9 @@ def find_weights(site: Site) -> tuple[BlendedWeight, ...]:
         if not matrix_like(site.tensor(path)) or path.rpartition(".")[0] in norms or path in site.idle_parameters:
             continue
         others = site.counterpart_parameters(path)
+        if all(site.tensor(other) is site.tensor(path) for other in others):
+            # All blocks read it, as DeBERTa's table of distances: what a blend would make of it stands there already.
+            continue
         for other in others:
             ours, theirs = (tuple(site.tensor(one).shape) for one in (path, other))
             if ours != theirs:
