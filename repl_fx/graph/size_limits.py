@@ -221,12 +221,17 @@ def _follows(
     condition: Limit, rules: Sequence[Limit], kept: Sequence[Limit], examples: Mapping[str, int], drawn: random.Random
 ) -> bool:
     """Tell whether a condition on several sizes holds wherever the rules do, and the conditions kept so far."""
-    tried = ({name: _size(name, size, rules, drawn) for name, size in examples.items()} for _ in range(_COMBINATIONS))
+    # As many near the example as up to the largest one that the conditions tell of, which may be far from it.
+    most = min(2 * max(one.largest for one in (condition, *rules, *kept)), _MOST_TRIED)
+    tried = (
+        {name: _size(name, size, rules, drawn, most * (number % 2)) for name, size in examples.items()}
+        for number in range(_COMBINATIONS)
+    )
     return all(condition.holds(sizes) or not all(other.holds(sizes) for other in kept) for sizes in tried)
 
 
-def _size(name: str, example: int, rules: Sequence[Limit], drawn: random.Random) -> int:
-    """A size for which the rules hold, near that of the example."""
+def _size(name: str, example: int, rules: Sequence[Limit], drawn: random.Random, most: int) -> int:
+    """A size for which the rules hold, near that of the example or up to another."""
     own = [rule for rule in rules if rule.names == (name,)]
-    tried = (drawn.randint(1, 2 * example + 8) for _ in range(_COMBINATIONS))
+    tried = (drawn.randint(1, max(2 * example + 8, most)) for _ in range(_COMBINATIONS))
     return next((size for size in tried if all(rule.holds({name: size}) for rule in own)), example)

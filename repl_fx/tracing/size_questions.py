@@ -160,7 +160,9 @@ class SizeQuestions:
         by_operator = is_truth(expression) and not asked.by_the_model
         if (answer and asked.refuses) if by_operator else not self.in_leaf():
             condition = condition_of(expression, answer)
-            if condition not in self.held:
+            known = self.held.get(condition)
+            # An operator that asked first stops at the other answer, and this code goes on by it.
+            if known is None or (known.limit and not asked.refuses):
                 self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
 
     def _asked(self, frame: FrameType) -> _Asking:

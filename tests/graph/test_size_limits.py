@@ -115,3 +115,8 @@ def test_limits_of_sizes_that_take_one_way_alone_are_none() -> None:
     rules = [Limit("-a % 16 <= 7", ("a",), ""), Limit("a <= 96", ("a",), ""), Limit("b % 16 == 0", ("b",), "")]
     assert those_beside(rules, ways, EXAMPLES | {"a": 64}) == rules[1:]
     assert those_beside(rules, ways[1:], EXAMPLES) == rules
+
+
+def test_limits_far_from_the_example_stay() -> None:
+    rules, ways = [Limit("a <= 512", ("a",), "")], [Limit("a != 1", ("a",), "")]
+    assert those_beside(rules, ways, EXAMPLES) == rules

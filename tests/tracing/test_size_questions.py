@@ -420,6 +420,33 @@ def test_sizes_stay_fixed_where_a_library_of_torchs_hands_on_such_a_setting() ->
         gm(torch.randn(2, 2, 12, 12))
 
 
+class Chunks(nn.Module):
+    """Goes through a text chunk by chunk, as linear attention does; an operator asks whether there is one alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        if length == 1:
+            return x
+        padding = (64 - length % 64) % 64
+        padded = F.pad(x, (0, 0, 0, padding))
+        chunks = padded.reshape(x.shape[0], -1, 64, x.shape[-1]).cumsum(2)
+        made, carried = torch.zeros_like(chunks), torch.zeros_like(chunks[:, 0, 0])
+        for chunk in range((length + padding) // 64):
+            made[:, chunk] = chunks[:, chunk] + carried[:, None]
+            carried = carried + chunks[:, chunk, -1]
+        return made.reshape(x.shape[0], -1, x.shape[-1])[:, :length]
+
+
+def test_a_number_of_chunks_that_an_operator_asks_for_first_decides_all_the_same() -> None:
+    gm = capture(Chunks(), (torch.randn(2, 5, 4),))
+    for length in (2, 64):
+        x = torch.randn(2, length, 4)
+        assert torch.equal(gm(x), Chunks()(x))
+    for length in (65, 130):
+        with pytest.raises(BadInput, match=r"the model goes another way with them than where .*x\.shape\[1\]"):
+            gm(torch.randn(2, length, 4))
+
+
 def test_one_long_expression_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(size_questions, "_MOST_WRITTEN", 10**9)
     assert info_of(capture(Thirds(), (torch.randn(2, 1, 640, 640),))).dynamic == {"x": (0,)}
