@@ -257,7 +257,9 @@ class _Merger:
         sources = tuple(dict.fromkeys((*train.sources.values(), *evaluation.sources.values())))
         owner = self.owner([*region.train, *region.evaluation])
         path = f"{owner}.{unique_name(self.root.get_submodule(owner), 'mode_switch')}".lstrip(".")
-        self.root.add_submodule(path, ModeSwitch(train.build(sources), evaluation.build(sources)))
+        versions = ModeSwitch(train.build(sources), evaluation.build(sources))
+        versions.training = self.root.get_submodule(owner).training
+        self.root.add_submodule(path, versions)
         place = region.wanted[0][2] if region.wanted else region.before
         with self.graph.inserting_before(place):
             call = self.graph.call_module(path, sources)

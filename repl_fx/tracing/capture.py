@@ -31,6 +31,7 @@ from repl_fx.graph.captured import (
     share_tensors,
     traced_constant,
 )
+from repl_fx.graph.runtime import ModeSwitch
 from repl_fx.graph.signature import BoundInputs, bind_arguments, left_out
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.follow_device import follow_device_
@@ -490,6 +491,9 @@ def captured_module(root: nn.Module, graph: fx.Graph, source: nn.Module, pinned:
     """The module of a graph whose code is still to be written, in the mode of its source."""
     gm = CapturedModule(root, graph, type(source).__name__, compiled=False)
     gm.training = source.training
+    for path, module in gm.named_modules():
+        if isinstance(module, ModeSwitch):
+            module.training = gm.get_submodule(path.rpartition(".")[0]).training
     gm.meta.update(pinned=pinned, fake_mode=fake_mode_of(graph), left_out=left_out(source, graph))
     return gm
 

@@ -643,3 +643,22 @@ def test_regions_of_autocast_keep_casts_as_the_source_does(cache: bool | None) -
     gm = capture(model, (x,))
     gradients = [torch.autograd.grad(module(x).square().sum(), model.weight)[0] for module in (model, gm)]
     assert torch.equal(*gradients) and torch.is_autocast_cache_enabled()
+
+
+class Branching(nn.Module):
+    """Computes otherwise in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        return x.cos().sin() if self.training else x.exp()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_graph_computes_in_the_mode_that_the_model_has(training: bool) -> None:
+    model, x = nn.Sequential(Branching(), Branching()).train(training), torch.randn(2, 4)
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x))
