@@ -236,7 +236,7 @@ def _tensor_in_the_way(model: nn.Module, inputs: Sequence[Tensor]) -> str | None
             return f"is sharded ({name}); give the model as it was before, and shard the result"
         if tensor.layout is not torch.strided:
             layout = str(tensor.layout).removeprefix("torch.")
-            return f"has a parameter or buffer of layout {layout} ({name}); repl-fx rewrites dense tensors"
+            return f"has a tensor of layout {layout} ({name}); repl-fx rewrites dense tensors (.to_dense())"
         if tensor.is_inference():
             return f"was made inside torch.inference_mode ({name}) and cannot be trained; make it outside of it"
     if len({tensor.is_meta for tensor in (*(tensor for _, tensor in state), *inputs)}) > 1:

@@ -1,10 +1,8 @@
-"""Tests for repl_fx.export.lowering: replacements compute what the originals compute."""
+"""Tests for repl_fx.export.lowering: checks and choices of a graph in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.export.lowering import (
-    affine_grid,
-    attention,
-    evenly_spaced,
-    grouped_matmul,
-    istft,
-    lower_,
-    pieces,
-    sections,
-    subtracted_from,
-)
+from repl_fx.export.lowering import lower_
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import flatten_inputs
 from repl_fx.graph.decisions import Condition, choose
@@ -32,179 +20,6 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.exporting import Exported
 from tests.releases import fails_on_old_torch
-
-
-def test_a_subtraction_from_a_number() -> None:
-    x = torch.randn(3)
-    assert torch.equal(subtracted_from(x, 1.5), torch.rsub(x, 1.5))
-    assert torch.equal(subtracted_from(x, 1.5, 2), torch.rsub(x, 1.5, alpha=2))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 8, 100])
-@pytest.mark.parametrize("dtype", [None, torch.float64, torch.float16])
-def test_evenly_spaced_numbers(steps: int, dtype: torch.dtype | None) -> None:
-    for start, end in ((0, 1), (0.5, steps - 0.5), (3, -7)):
-        wanted = torch.linspace(start, end, steps, dtype=dtype)
-        torch.testing.assert_close(evenly_spaced(start, end, steps, dtype=dtype), wanted, rtol=3e-7, atol=1e-7)
-
-
-@pytest.mark.parametrize("size", [(2, 3, 5, 8), (2, 3, 2, 4), (2, 1, 3, 4, 5)])
-@pytest.mark.parametrize("align_corners", [True, False])
-def test_grids_of_affine_maps(size: tuple[int, ...], align_corners: bool) -> None:
-    theta = torch.randn(2, len(size) - 2, len(size) - 1)
-    wanted = F.affine_grid(theta, list(size), align_corners=align_corners)
-    torch.testing.assert_close(affine_grid(theta, size, align_corners), wanted, rtol=1e-6, atol=1e-6)
-
-
-def test_functions_of_sizes_are_exported_with_free_sizes(tmp_path: Path) -> None:
-    class Turned(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            theta = x.mean((1, 2, 3)).view(-1, 1, 1) * torch.eye(2, 3)
-            grid = F.affine_grid(theta, list(x.size()), align_corners=False)
-            turned = F.grid_sample(x, grid, align_corners=False)
-            pooled = F.avg_pool2d(x, x.shape[2:]) + F.max_pool1d(x.flatten(2), x.flatten(2).shape[2])[..., None]
-            return turned + torch.linspace(0.5, x.shape[2] - 0.5, x.shape[2])[:, None] + pooled
-
-    exported = Exported(repl_fx.capture(Turned(), (x := torch.randn(2, 3, 5, 4),)), tmp_path / "m.onnx", (x,))
-    check = exported.verify((torch.randn(3, 3, 7, 6),))
-    assert check and not check.skipped
-
-
-def test_tensors_of_several_dtypes(tmp_path: Path) -> None:
-    class Mixed(nn.Module):
-        def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
-            both = (x, codes)
-            stacked = torch.stack(both, 1), torch.hstack(both), torch.vstack(both), torch.dstack(both)
-            return *stacked, torch.column_stack([codes, codes.int(), x > 0]), codes**x
-
-    given = torch.randn(2, 3), torch.randint(0, 5, (2, 3))
-    assert Exported(repl_fx.capture(Mixed(), given), tmp_path / "m.onnx", given).verify()
-
-
-def test_clamps_between_a_whole_and_a_floating_bound(tmp_path: Path) -> None:
-    class Clamps(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-            written = (x * 2).clamp_(-0.5, max=1)
-            return x.clamp(-1, 0.5), written, x.long().clamp(-1, 0.5), x.clamp(0, x.shape[1] - 2.5)
-
-    exported = Exported(repl_fx.capture(Clamps(), (x := torch.randn(2, 3) * 3,)), tmp_path / "m.onnx", (x,))
-    check = exported.verify()
-    assert check and {row.sizes for row in check.rows} == {"", "length 2", "length 4"}
-
-
-@pytest.mark.parametrize("lead", [(3,), (2, 3, 2)])
-def test_attention_of_other_ranks(lead: tuple[int, ...]) -> None:
-    q, k, v = (torch.randn(*lead, 5, 4) for _ in range(3))
-    mask = torch.randn(1, 5, 5) if len(lead) == 1 else torch.randn(2, 1, 1, 5, 5)
-    wanted = nn.functional.scaled_dot_product_attention(q, k, v, mask)
-    torch.testing.assert_close(attention(q, k, v, mask), wanted, rtol=0, atol=1e-6)
-
-
-def test_a_matrix_for_each_group_of_rows() -> None:
-    rows, weights, ends = torch.randn(6, 3), torch.randn(3, 3, 2), torch.tensor([2, 2, 6])
-    wanted = torch.cat([rows[:2] @ weights[0], rows[2:] @ weights[2]])
-    torch.testing.assert_close(grouped_matmul(rows, weights, ends), wanted, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"hop_length": 3, "win_length": 12, "normalized": True},
-        {"hop_length": 2, "length": 21},
-        {"hop_length": 2, "length": 60},
-        {"hop_length": 4, "win_length": 11, "onesided": True, "length": 40},
-    ],
-)
-@pytest.mark.parametrize("lead", [(), (3,)])
-@pytest.mark.filterwarnings("ignore:A window was not provided", "ignore:The length of signal is shorter")
-def test_a_signal_of_its_spectra(lead: tuple[int, ...], settings: dict[str, Any]) -> None:
-    spectra = torch.randn(*lead, 9, 12, dtype=torch.complex128)
-    window = torch.rand(settings.get("win_length", 16), dtype=torch.float64) + 0.5
-    for given in (None, window):
-        if given is None and "win_length" in settings:
-            continue
-        wanted = torch.istft(spectra, 16, window=given, **settings)
-        torch.testing.assert_close(istft(spectra, 16, window=given, **settings), wanted)
-
-
-class Denoiser(nn.Module):
-    """Changes the spectra of a signal (batch, 64), some of which it puts back as zeros."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.rand(8, 1, 2))
-        self.register_buffer("window", torch.hann_window(16))
-
-    def forward(self, x: Tensor) -> Tensor:
-        window = self.get_buffer("window")
-        spectra = torch.stft(x, 16, 4, window=window, normalized=True, return_complex=True)
-        changed = torch.view_as_complex(torch.view_as_real(spectra[:, :-1, 2:-2]) * self.gain)
-        spectra = nn.functional.pad(nn.functional.pad(changed, [0, 0, 0, 1]), [2, 2])
-        return torch.istft(spectra, 16, 4, window=window, normalized=True, length=64)
-
-
-@pytest.mark.slow
-def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 64)
-    gm = repl_fx.capture(Denoiser(), (x,))
-    assert Exported(gm, tmp_path / "m.onnx", (x,)).verify()
-
-
-class Vocoder(nn.Module):
-    """Makes a signal of its spectra's sizes and angles, as the head of Vocos does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(6, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        size, angle = self.head(x).transpose(1, 2).chunk(2, dim=1)
-        spectra = size.exp() * (torch.cos(angle) + 1j * torch.sin(angle))
-        signal: Tensor = torch.fft.irfft(spectra, 8, dim=1) * torch.hann_window(8)[None, :, None]
-        return signal
-
-
-@pytest.mark.slow
-def test_a_signal_that_is_made_of_sizes_and_angles_is_exported(tmp_path: Path) -> None:
-    x = torch.randn(2, 7, 6)
-    check = Exported(repl_fx.capture(Vocoder(), (x,)), tmp_path / "m.onnx", (x,)).verify()
-    assert check and not check.skipped
-
-
-@pytest.mark.parametrize(
-    ("function", "lowered"),
-    [
-        (lambda z: torch.istft(z, 8, 2), True),
-        (lambda z: torch.istft(z, 8, 2, onesided=True), True),
-        (lambda z: torch.istft(z[:, :4], 4, 2), True),
-        (lambda z: torch.istft(z[:, :4], 4, 2, return_complex=True, onesided=False), False),
-        (lambda z: nn.functional.pad(z, [1, 2]), True),
-        (lambda z: nn.functional.pad(z, [1, 2], value=0.0), True),
-        (lambda z: nn.functional.pad(z, [1, 2], value=1.0), False),
-        (lambda z: nn.functional.pad(z, [1, 2], mode="circular"), False),
-        (lambda z: nn.functional.pad(z.real, [1, 2]), False),
-        (lambda z: z.real * (z.imag.cos() + 1j * z.imag.sin()), True),
-        (lambda z: z.real[:, :1] + z, True),
-        (lambda z: z.real + (2 - 0.5j), True),
-        (lambda z: z.real * 2 + 1, False),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:A window was not provided")
-def test_complex_numbers_that_are_lowered(function: Callable[[Tensor], Tensor], lowered: bool) -> None:
-    class Model(nn.Module):
-        def forward(self, z: Tensor) -> Tensor:
-            return function(z)
-
-    torch.manual_seed(0)
-    z = torch.randn(3, 5, 12, dtype=torch.complex64)
-    gm = torch.export.export(Model(), (z,)).module()
-    assert isinstance(gm, fx.GraphModule)
-    done = lower_(gm)
-    assert done.modified is lowered
-    gm.recompile()
-    torch.testing.assert_close(gm(z), function(z))
 
 
 def test_conditions_become_a_choice_of_values() -> None:
@@ -239,18 +54,6 @@ def test_where_a_check_would_refuse_the_inputs_outputs_are_not_a_number() -> Non
     assert bool(kept.isnan().all() and named["z"].isnan().all())
 
 
-class Pairs(nn.Module):
-    """Runs both of a pair in one batch, as siamese networks do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode = nn.Linear(4, 3)
-
-    def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        a, b = torch.chunk(self.encode(torch.cat([first, second])), 2)
-        return a - 2 * b
-
-
 class Loss(nn.Module):
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(x.flatten(0, 1), targets.flatten())
@@ -283,105 +86,6 @@ def test_a_loss_of_more_targets_than_values_is_not_a_number(tmp_path: Path) -> N
         given = flatten_inputs(gm, ExampleInputs((args[0], args[1][:, :targets])))
         session.check_inputs(given)
         assert np.isnan(session.run(given)["output"]) == (targets != 6)
-
-
-def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
-    x = torch.arange(14.0).reshape(2, 7)
-    for made, wanted in (
-        (pieces(x, 3, 1, count=3, equal=True), x.chunk(3, 1)),
-        (pieces(x, 2, 1, count=4, equal=False), x.split(2, 1)),  # type: ignore[no-untyped-call]
-        (sections(x, 3, 1), x.tensor_split(3, 1)),
-        (sections(x, 9, 1), x.tensor_split(9, 1)),
-    ):
-        assert [piece.tolist() for piece in made] == [piece.tolist() for piece in wanted]
-    pair = (torch.randn(2, 4), torch.randn(2, 4))
-    gm = repl_fx.capture(Pairs(), pair)
-    assert Exported(gm, tmp_path / "pairs.onnx", pair).verify()
-
-
-def test_sections_of_a_picture_of_any_size(tmp_path: Path) -> None:
-    class Turned(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat(x.tensor_split(3, 2)[::-1], 2)
-
-    x = torch.randn(2, 4, 6)
-    exported = Exported(repl_fx.capture(Turned(), (x,)), tmp_path / "m.onnx", (x,))
-    for length in (7, 11):
-        assert exported.verify((torch.randn(2, 4, length),))
-
-
-class Scaled(nn.Module):
-    """A layer whose results are divided by a size that is made a tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.fc(x) / torch.sqrt(torch.tensor(x.shape[1], dtype=torch.float))
-        return scaled
-
-
-def test_a_size_that_is_made_a_tensor(tmp_path: Path) -> None:
-    model, x = Scaled().eval(), torch.randn(2, 5, 8)
-    file = Exported(repl_fx.capture(model, (x,)), tmp_path / "scaled.onnx", (x,))
-    assert file.verify((torch.randn(3, 7, 8),))
-
-
-class Strided(nn.Module):
-    """Overlapping windows of a transposed tensor, by its memory, as Longformer takes them."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        size, stride = list(x.transpose(0, 1).shape), list(x.transpose(0, 1).stride())
-        size[0] -= 1
-        return x.transpose(0, 1).as_strided(size, stride) + 1
-
-
-@pytest.mark.slow
-def test_memory_of_a_transposed_tensor(tmp_path: Path) -> None:
-    x = torch.randn(3, 4, 5)
-    gm = repl_fx.capture(Strided(), (x,))
-    assert torch.equal(gm(x), x.transpose(0, 1)[:-1] + 1)
-    assert Exported(gm, tmp_path / "strided.onnx", (x,)).verify()
-
-
-class Attention(nn.Module):
-    """Attention of the given number of dimensions before positions and features, with a mask that broadcasts."""
-
-    def __init__(self, lead: tuple[int, ...], masked: bool) -> None:
-        super().__init__()
-        self.qkv, self.lead = nn.Linear(8, 24), lead
-        self.mask = nn.Parameter(torch.randn(lead[-1], 5, 5)) if masked else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).reshape(-1, *self.lead, 5, 24).chunk(3, -1)
-        return nn.functional.scaled_dot_product_attention(q, k, v, self.mask, scale=0.3)
-
-
-@pytest.mark.parametrize(("lead", "masked"), [((), False), ((2, 3), True), ((2, 3), False), ((3,), True)])
-def test_attention_of_any_rank_is_exported_with_a_dynamic_batch(
-    lead: tuple[int, ...], masked: bool, tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    model = Attention(lead, masked) if lead else Flat()
-    x = torch.randn(2, *lead, 5, 8)
-    gm = repl_fx.capture(model, (x,))
-    check = Exported(gm, tmp_path / "model.onnx", (x,)).verify()
-    assert check, check.summary()
-    assert {row.batch for row in check.rows} == {1, 2, 5}
-
-
-class Flat(nn.Module):
-    """Attention of a batch without heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(8, 24)
-        self.mask = nn.Parameter(torch.randn(5, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return nn.functional.scaled_dot_product_attention(q, k, v, self.mask)
 
 
 def test_a_check_of_strides_is_left_out() -> None:
