@@ -42,7 +42,9 @@ _PRECISIONS = frozenset({Tensor.type, Tensor.type_as, Tensor.float, Tensor.doubl
 # The operators of conversions, and what torch.export asserts of an argument of these.
 _CONVERTED = (aten.contiguous, aten.to, aten.type_as, aten._assert_tensor_metadata)
 # Operators that make views where they can, and copies elsewhere.
-_SHAPED = frozenset({Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten})
+_SHAPED = frozenset(
+    {Tensor.reshape, torch.reshape, Tensor.reshape_as, Tensor.flatten, torch.flatten, Tensor.ravel, torch.ravel}
+)
 _WATCHED = _ATTENTION | _QUESTIONS | _PRECISIONS | _SHAPED | {Tensor.contiguous, Tensor.to}
 
 
@@ -70,20 +72,22 @@ class Layouts:
             args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
         if func in _ATTENTION:
             self.calls.require_kernels()
-        elif not self.calls.running and has_no_value(args[0]):
-            if func in _QUESTIONS:
-                self._note(func, args, kwargs)
-            elif func in _SHAPED:
-                args = (_contiguous(args[0]) if _is_by_chance(args[0]) else args[0], *args[1:])
-            elif func is Tensor.contiguous or "memory_format" in kwargs or asking_code() is not None:
-                # Operators may hand out their argument, which must not stand for the copy that it is another time.
-                # `torch.tensor` detaches what it converts in place, which no alias takes.
-                args = (aten.alias.default(args[0]), *args[1:])
-            if func is Tensor.contiguous:
-                layout = _layout(args, kwargs)
-                by_chance = layout["memory_format"] == torch.contiguous_format and _is_by_chance(args[0])
-                return _contiguous(args[0]) if by_chance else aten.contiguous.default(args[0], **layout)
-        return run(func, args, kwargs)
+        if func in _ATTENTION or self.calls.running or not has_no_value(args[0]):
+            return run(func, args, kwargs)
+        tensor, *others = args
+        if func in _QUESTIONS:
+            self._note(func, args, kwargs)
+        elif func in _SHAPED:
+            tensor = _contiguous(tensor) if _is_by_chance(tensor) else tensor
+        elif func is Tensor.contiguous or "memory_format" in kwargs or asking_code() is not None:
+            # Operators may hand out their argument, which must not stand for the copy that it is another time.
+            # `torch.tensor` detaches what it converts in place, which no alias takes.
+            tensor = aten.alias.default(tensor)
+        if func is not Tensor.contiguous:
+            return run(func, (tensor, *others), kwargs)
+        layout = _layout(args, kwargs)
+        by_chance = layout["memory_format"] == torch.contiguous_format and _is_by_chance(tensor)
+        return _contiguous(tensor) if by_chance else aten.contiguous.default(tensor, **layout)
 
     def _note(self, func: Any, args: Any, kwargs: Any) -> None:
         frame = asking_code()

@@ -306,6 +306,8 @@ class Windows(nn.Module):
         lambda x: x.reshape(-1, 7, 7, 4),
         lambda x: torch.reshape(input=x, shape=(-1, 7, 7, 4)),
         lambda x: x.flatten(0, 2),
+        lambda x: x.ravel(),
+        lambda x: x.reshape_as(x.new_empty(x.shape[0] * x.shape[1] * x.shape[2], 7, 7, 4)),
     ],
 )
 def test_what_is_contiguous_at_the_sizes_of_the_example_alone_has_its_sizes_at_others(
