@@ -151,7 +151,8 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
             if layer.rows is None
         ]
         # A norm or a depthwise convolution has more than weights of another size.
-        if len(match.layers) == sum(len((*u.entries, *u.readers)) for u in match.hidden) and not match.norms:
+        one_side = all(layer.rows is None or layer.columns is None for layer in start.layers)
+        if one_side and not match.norms and not any(units.depthwise for units in match.hidden):
             for layer in start.layers:
                 for name, source in ((layer.weight, layer.of_weight), (layer.bias, layer.of_bias)):
                     if name is not None and source is not None:
