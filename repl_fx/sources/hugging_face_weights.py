@@ -116,7 +116,7 @@ def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path) -> t
         shapes = [f"{name} is {size_of(there)} there and {size_of(here)} here" for name, there, here in mismatched]
         raise SourceError(
             f"{len(mismatched)} of the weights of {directory} do not fit {type(model).__name__}: "
-            f"{listed(shapes, separator='; ')}; take the config that they were made with"
+            f"{listed(sorted(shapes), separator='; ')}; take the config that they were made with"
         )
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
     own = model.state_dict(keep_vars=True)

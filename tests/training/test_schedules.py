@@ -16,7 +16,7 @@ from repl_fx.pipeline import unreplaced
 from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.training import schedules
 from repl_fx.training.phases import NOTE, phase_of
-from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train_once
+from repl_fx.training.run import CHECKPOINT, STATE, settings_of
 from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
 from repl_fx.training.schedules import neighbours_of, require_schedule, train_in_phases, treated
 from repl_fx.training.train_config import TrainConfig
@@ -198,8 +198,6 @@ def test_frozen_neighbours_stay_and_surrogates_do_not(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_a_line(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="a run with replace_at, restore_at or neighbours has phases"):
-        train_once(Net(), pictures(), PHASES, tmp_path)
     result = _result()
     require_schedule(TrainConfig(), unreplaced(result, "so"))
     with pytest.raises(BadInput, match="are for a model with replaced blocks; here none is"):
