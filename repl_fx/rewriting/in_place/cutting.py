@@ -13,9 +13,7 @@ Never touches: the graph; surrogates share its tensors.
 from __future__ import annotations
 
 import inspect
-import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -24,7 +22,6 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from repl_fx._torch import SYMBOLIC, module_stack, pytree
-from repl_fx.graph.axes import size_checks
 from repl_fx.graph.boundaries import ModuleCall, at_boundaries, is_object
 from repl_fx.graph.captured import (
     attribute,
@@ -40,14 +37,14 @@ from repl_fx.graph.captured import (
 )
 from repl_fx.graph.code import regions_of
 from repl_fx.graph.decisions import is_choice
-from repl_fx.graph.extracting import Extract, ToldSize, quotients_of
+from repl_fx.graph.extracting import Extract, ToldSize
 from repl_fx.graph.notes import COUNTERPART, REPLACES, STANDS_FOR
-from repl_fx.graph.runtime import SizeCheck
 from repl_fx.graph.state import SOURCE_STATE, with_prefix
 from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.rewriting.in_place.arguments_read import Left, Line, arguments_read, lines_of
 from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
+from repl_fx.rewriting.in_place.checks_of_sizes import checks_for
 from repl_fx.rewriting.in_place.placing import OWN, ModulePlace, NotInPlace, main_of, place_of, sums_of, ways_of
 from repl_fx.rewriting.in_place.surrogate_block import (
     Argument,
@@ -78,7 +75,6 @@ _COMPUTED = ("call_function", "get_attr")
 _SIZES = (("out_features", "in_features"), ("out_channels", "in_channels"), ("nx", "nf"))
 # The functions of torch that compute again in the backward pass.
 _CHECKPOINTS = {"checkpoint", "checkpoint_sequential"}
-_SIZES_TRIED = 1024
 # The arguments of `RecomputedAttention` before the map.
 _OWN_OF_LAYER = 5
 
@@ -452,7 +448,8 @@ class Cut:
         # No size need be asked of a stream that is given back in its size, or by a block's own code.
         on_stream = self.reads_stream_alone and not self.place.is_half
         one_way = self.swaps or (on_stream and all(block.keeps_size for block in self.blocks))
-        checks = () if one_way else tuple(self._size_checks())
+        asked = () if one_way else checks_for(self.path, self.blocks, self.given, self.gm.graph, self.part)
+        checks = tuple(asked)
         # Other sizes that the trace had fixed, for code elsewhere, make no difference.
         told = self._told(ordered) if one_way else None
         read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
@@ -477,51 +474,6 @@ class Cut:
         graph.output(tuple(map(value, results)))
         for node in graph.nodes:
             node.meta = {}
-
-    def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
-        """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""
-        repeats = [repeat for repeat in self.part.inside if not {*self.blocks}.isdisjoint(repeat.blocks)]
-        standing = (place_of(self.part, block) for repeat in repeats for block in repeat.blocks)
-        inside = tuple({f"{path}." for paths in standing for path in paths})
-        tensors = list(filter(is_tensor, self.given))
-        # By the names of their sizes, those that arguments have after a division alone.
-        rounded: dict[tuple[str, ...], list[SizeCheck]] = {}
-        for _, check in size_checks(self.gm.graph):
-            if check.limit or not any(f"{path}.".startswith(inside) for path in check.within):
-                continue
-            places = [dimension_called(name, tensors) for name, _, _ in check.sizes]
-            if not all(places):
-                rounded.setdefault(tuple(name for name, _, _ in check.sizes), []).append(check)
-                continue
-            taken = list(dict.fromkeys(place[0] for place in places if place))
-            sizes = ((name, *place) for (name, _, _), place in zip(check.sizes, places, strict=True) if place)
-            yield replace(check, sizes=tuple((name, taken.index(given), dim) for name, given, dim in sizes)), taken
-        for names, checks in rounded.items():
-            yield self._of_quotients(names, checks)
-
-    def _of_quotients(self, names: Sequence[str], checks: Sequence[SizeCheck]) -> tuple[SizeCheck, list[fx.Node]]:
-        """A check that conditions on the same sizes hold for some of those that are rounded to the sizes of arguments.
-
-        The code of a block goes by the sizes that it is handed. Where conditions on sizes before rounding have it
-        go one way, it goes that way for all that are rounded to the same.
-        """
-        graph = self.part.graph_module.graph
-        for check in checks:
-            for path in check.within:
-                tensors = [node for node, bound in at_boundaries(graph, path) if bound.argument and is_tensor(node)]
-                if not all(_is_told(check, name, tensors) for name in names):
-                    raise NotInPlace(f"the way that {path} goes depends on a size that it is not handed")
-        known = {form.symbol: (given, dim, form) for given, dim, form in quotients_of(filter(is_tensor, self.given))}
-        if not known.keys() >= set(names):
-            raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")
-        taken = list(dict.fromkeys(known[name][0] for name in names))
-        sizes = tuple((f"own_{name}", taken.index(known[name][0]), known[name][1]) for name in names)
-        condition = " and ".join(f"({check.condition})" for check in checks)
-        for name in names:
-            least, behind = (known[name][2].least(size) for size in (f"own_{name}", f"(own_{name} + 1)"))
-            condition += f" for {name} in range({least}, {behind})"
-        words = " and ".join(check.words for check in checks)
-        return replace(checks[-1], condition=f"any({condition})", sizes=sizes, words=words), taken
 
     def _argument(self, node: fx.Node, told: Collection[int] | None) -> Argument:
         value = node.meta["val"]
@@ -653,20 +605,6 @@ def _checkpoints(block: nn.Module) -> bool:
             return True
         pending += [one for one in called - seen if not is_foreign(one)]
     return False
-
-
-def _is_told(check: SizeCheck, name: str, tensors: Sequence[fx.Node]) -> bool:
-    """Tell whether a condition asks for one of its sizes by those of tensors alone: sizes are tried."""
-    if dimension_called(name, tensors) is not None:
-        return True
-    drawn, forms = random.Random(0), [form for _, _, form in quotients_of(tensors) if form.symbol == name]
-    for size in range(1, _SIZES_TRIED):
-        sizes = {own: drawn.randrange(1, _SIZES_TRIED) for own, _, _ in check.sizes} | {name: size}
-        holds = check.holds_for(*sizes.values())
-        alike = (sizes | {name: form.least_alike(size)} for form in forms)
-        pairs = zip(forms, alike, strict=True)
-        forms = [form for form, one in pairs if one[name] < 1 or check.holds_for(*one.values()) == holds]
-    return bool(forms)
 
 
 def _holds_modules(value: Any) -> bool:
