@@ -33,7 +33,9 @@ def test_a_subtraction_from_a_number() -> None:
 def test_evenly_spaced_numbers(steps: int, dtype: torch.dtype | None) -> None:
     for start, end in ((0, 1), (0.5, steps - 0.5), (3, -7)):
         wanted = torch.linspace(start, end, steps, dtype=dtype)
-        torch.testing.assert_close(evenly_spaced(start, end, steps, dtype=dtype), wanted, rtol=3e-7, atol=1e-7)
+        # Torch 2.11 counts in half precision.
+        far = 4e-3 if dtype is torch.float16 else 3e-7
+        torch.testing.assert_close(evenly_spaced(start, end, steps, dtype=dtype), wanted, rtol=far, atol=far)
 
 
 @pytest.mark.parametrize("size", [(2, 3, 5, 8), (2, 3, 2, 4), (2, 1, 3, 4, 5)])
