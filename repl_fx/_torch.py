@@ -728,6 +728,22 @@ def has_no_value(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor) and getattr(tensor, "constant", None) is None
 
 
+def know_values(tensor: Tensor, values: Callable[..., Tensor]) -> None:
+    """Let the trace that is going on know the values of a new tensor, if they are few.
+
+    Args:
+        tensor: without values.
+        values: makes them on a device, each time anew: what is written into the tensor is written into all of them.
+    """
+    mode = get_proxy_mode()
+    if not isinstance(tensor, FakeTensor) or mode is None or tensor.numel() > fake_tensor.CONSTANT_NUMEL_LIMIT:
+        return
+    slot = get_proxy_slot(tensor, mode.tracer)
+    with outside_of_trace():
+        tensor.constant, slot.constant = (values(device=tensor.fake_device) for _ in range(2))
+    tensor.fake_mode.fake_tensor_converter.add_constant_storage_mapping(tensor)
+
+
 def set_item(tensor: Tensor, number: int | torch.SymInt) -> None:
     """Tell a fake tensor of one element its number, which `item()` returns until the tensor is changed in place."""
     fake: Any = tensor

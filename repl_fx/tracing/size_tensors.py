@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from repl_fx._torch import fixed_size, has_no_value, set_item
+from repl_fx._torch import fixed_size, has_no_value, know_values, set_item
 from repl_fx.errors import Untraceable
 from repl_fx.tracing.functions_watched import Run
 
@@ -29,11 +30,10 @@ _MADE_FROM_ONE = frozenset({"tensor", "scalar_tensor", "as_tensor"})
 
 
 class SizeTensors:
-    """Tells a trace the numbers in tensors of one whole number that were computed from sizes alone, and of ranges."""
+    """Tells a trace the numbers in small ranges, and in tensors of one whole number made from sizes alone."""
 
     def __init__(self) -> None:
-        # Each tensor with its version and its number, or the range of its numbers. They are kept, so that no other
-        # tensor gets their identity.
+        # Each tensor with its version and number. They are kept, so that no other tensor gets their identity.
         self._known: dict[int, tuple[Tensor, int, Any]] = {}
 
     def watch(self, func: Any, args: Any, kwargs: Any, run: Run) -> Any:
@@ -51,22 +51,15 @@ class SizeTensors:
             raise Untraceable(
                 "a size that went through a tensor becomes a plain number, and a graph would repeat that of the trace"
             )
-        if func is Tensor.unbind and isinstance(counted := self._noted(args[0]), range):
-            for one, number in zip(result, counted, strict=True):
-                self._note(one, number)
         if not isinstance(result, Tensor) or result.dtype is not torch.int64 or not has_no_value(result):
             return result
         if func is torch.arange and all(type(bound) is int for bound in args):
-            self._note(result, range(*args))
+            know_values(result, partial(torch.arange, *args, dtype=torch.int64))
         number = None if result.ndim else self._number(getattr(func, "__name__", ""), args, kwargs)
         if number is not None:
-            self._note(result, number)
+            set_item(result, number)
+            self._known[id(result)] = result, result._version, number
         return result
-
-    def _note(self, tensor: Tensor, number: Any) -> None:
-        if not tensor.ndim:
-            set_item(tensor, number)
-        self._known[id(tensor)] = tensor, tensor._version, number
 
     def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of a function on known numbers; None where it is another function or a number is not known."""
@@ -100,9 +93,7 @@ class SizeTensors:
         return slice(*(end if number is None else number for end, number in numbers))
 
     def _operand(self, value: Any) -> Any:
-        number = self._noted(value) if isinstance(value, Tensor) else value
-        return number if isinstance(number, (int, torch.SymInt)) and not isinstance(number, bool) else None
-
-    def _noted(self, tensor: Tensor) -> Any:
-        known, version, number = self._known.get(id(tensor), (None, 0, None))
-        return number if known is tensor and known._version == version else None
+        if isinstance(value, Tensor):
+            known, version, number = self._known.get(id(value), (None, 0, None))
+            return number if known is value and known._version == version else None
+        return value if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool) else None

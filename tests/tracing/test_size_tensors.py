@@ -122,7 +122,20 @@ def _written() -> list[int]:
     return [*counted.tolist()[:2], 1]
 
 
-@pytest.mark.parametrize("pieces", [lambda: torch.arange(1, 4).tolist(), _products, _written])
+def _written_by_a_view() -> list[int]:
+    counted = torch.arange(1, 4)
+    first, *_ = counted.unbind(0)
+    counted.view(3).add_(1)
+    return [int(first), *counted.tolist()[:1], 2]
+
+
+def _joined() -> list[int]:
+    return [int(number) for number in torch.cat((torch.tensor([1, 3]), torch.arange(2, 3)))]
+
+
+@pytest.mark.parametrize(
+    "pieces", [lambda: torch.arange(1, 4).tolist(), _products, _written, _written_by_a_view, _joined]
+)
 def test_numbers_of_small_tensors_that_a_forward_makes_are_known(pieces: Any) -> None:
     model = Pieces(pieces)
     gm = repl_fx.capture(model, (torch.randn(2, 6, 4),))
