@@ -26,6 +26,7 @@ from repl_fx._torch import (
     has_example,
     may_not_raise,
     results_known,
+    scripts_as_written,
     tidy_size,
     translations_kept,
 )
@@ -311,3 +312,19 @@ def test_no_error_may_leave_the_answer_for_a_device() -> None:
         weight.t()
     assert found[True] == {"prim.device.default"} and "aten.t.default" in found[False]
     assert not may_not_raise(sys._getframe()) and not may_not_raise(None)
+
+
+def _unreadable(x: Tensor) -> Any:
+    return undefined_for_torch_script(x)  # type: ignore[name-defined]  # noqa: F821
+
+
+def _calls_it(x: Tensor) -> Any:
+    return _unreadable(x)
+
+
+def test_functions_that_torch_script_could_not_compile_stop_nothing() -> None:
+    script: Any = torch.jit.script  # Without annotations in torch.
+    with pytest.raises(RuntimeError, match="undefined_for_torch_script"):
+        script(_calls_it)
+    with scripts_as_written():
+        assert torch.ones(2).sum() == 2

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count
 from types import FunctionType, MethodType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
@@ -268,11 +268,26 @@ class CapturedModule(PlainGraphModule):
         """The module itself, for nodes that rebind its own buffers."""
         return self
 
+    def __prepare_scriptable__(self) -> Any:
+        refuse_scripting("a graph")
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, as the source's own `train` does."""
         super().train(mode)
         keep_pinned(self, self.meta.get("pinned", {}))
         return self
+
+
+def refuse_scripting(what: str) -> NoReturn:
+    """Answer `torch.jit.script`, which would name a line of ours that it cannot read.
+
+    Raises:
+        CallRefused: always; says what to do instead.
+    """
+    raise CallRefused(
+        f"{what} cannot be compiled by torch.jit.script, which reads only a part of Python; "
+        "torch.jit.trace(model.eval(), inputs) records what it computes"
+    )
 
 
 def keep_pinned(module: nn.Module, pinned: Mapping[str, bool]) -> None:

@@ -18,7 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from repl_fx._torch import SYMBOLIC, function_of, pytree
 from repl_fx.errors import CallRefused
 from repl_fx.graph.boundaries import places
-from repl_fx.graph.captured import RefersToModules, attribute, has_attribute, has_effect, keep_pinned
+from repl_fx.graph.captured import RefersToModules, attribute, has_attribute, has_effect, keep_pinned, refuse_scripting
 from repl_fx.graph.code import structure_code_
 from repl_fx.graph.decisions import settle_decisions_
 from repl_fx.graph.extracting import named_alike
@@ -483,6 +483,9 @@ class SurrogateBlock(nn.Module):
     def graph_root(self) -> nn.Module:
         """The module itself, for nodes that rebind its buffers."""
         return self
+
+    def __prepare_scriptable__(self) -> Any:
+        refuse_scripting(f"the surrogate of {self._stand_in.block}")
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all modules, but for those that the block's own `train` keeps in one."""

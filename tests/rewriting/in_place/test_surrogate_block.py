@@ -309,6 +309,21 @@ def test_layers_that_are_fused_for_inference_are_no_surrogates(surrogate: str) -
                 model[1].reparameterize()
 
 
+@pytest.mark.parametrize("form", ["model", "graph_module"])
+@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "blend"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_results_are_no_torch_script_and_can_be_traced(surrogate: str, form: str) -> None:
+    x = torch.randn(2, 4, 16)
+    result = repl_fx.transform(nn.Sequential(*(MlpBlock(16) for _ in range(3))), (x,), surrogate=surrogate)
+    module = getattr(result, form).eval()
+    script: Any = torch.jit.script  # Without annotations in torch, as the next.
+    with pytest.raises(CallRefused, match=r"cannot be compiled by torch\.jit\.script.*torch\.jit\.trace"):
+        script(nn.Sequential(module))
+    trace: Any = torch.jit.trace
+    other = torch.randn(3, 5, 16)
+    torch.testing.assert_close(trace(module, (x,))(other), module(other), rtol=0, atol=0)
+
+
 class _Recomputing(MlpBlock):
     """Computes its branch again in the backward pass."""
 
