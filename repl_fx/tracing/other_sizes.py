@@ -197,15 +197,27 @@ def _holds(check: SizeCheck, sizes: Mapping[str, int]) -> bool:
 def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
     """Inputs of other sizes where those of a graph are dynamic; None where none are, or a size depends on others."""
     traced = _traced_shapes(gm, module, inputs)
-    free, checks = _free_sizes(traced), _checks(gm)
-    sizes = chosen_sizes(free, list(free), _odd_first, lambda sizes: all(_holds(check, sizes) for check in checks))
-    if sizes == free:
+    sizes = _other_free_sizes(gm, traced)
+    if sizes is None:
         return None
     generator = torch.Generator().manual_seed(0)
     drawn = {
         id(tensor): _drawn([size_with(size, sizes) for size in shape], tensor, generator) for tensor, shape in traced
     }
     return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
+
+
+def resized(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
+    """As `other_sizes_of`, with the values of the inputs: a part of them, or more of the same."""
+    traced = _traced_shapes(gm, module, inputs)
+    sizes = _other_free_sizes(gm, traced)
+    return None if sizes is None else _with_sizes(inputs, traced, sizes)
+
+
+def _other_free_sizes(gm: fx.GraphModule, traced: _Traced) -> dict[str, int] | None:
+    free, checks = _free_sizes(traced), _checks(gm)
+    sizes = chosen_sizes(free, list(free), _odd_first, lambda sizes: all(_holds(check, sizes) for check in checks))
+    return None if sizes == free else sizes
 
 
 def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
@@ -267,7 +279,7 @@ def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Te
 def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]) -> ExampleInputs:
     """The inputs with other sizes for the symbols of a trace: a part of them, or more of the same."""
 
-    def resized(tensor: Tensor) -> Tensor:
+    def with_sizes(tensor: Tensor) -> Tensor:
         shape = next((shape for given, shape in traced if given is tensor), ())
         for dim, size in enumerate(shape):
             wanted = size_with(size, sizes)
@@ -276,4 +288,4 @@ def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]
                 tensor = tensor.index_select(dim, kept)
         return tensor
 
-    return inputs.map(resized)
+    return inputs.map(with_sizes)

@@ -1,7 +1,8 @@
 """What a forward changes of a model's Python state: noted in a trace, refused where a graph would have to follow it.
 
 step 1, step 2                  what the second step leaves behind must be what the first one left
-step 1, step 2 as if no step 1  with the Python state of before the first, the second must compute the same
+step 1, step 2 as if no step 1  with the Python state of before the first, the second must compute the same, also where
+                                its inputs are of a smaller size
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ import dis
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from types import FunctionType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import CaptureError, foreign_code, listed
+from repl_fx.errors import CaptureError, ForeignError, foreign_code, listed
 from repl_fx.running.code_names import codes_in, is_foreign
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.meanwhile import forward_replaced
@@ -99,26 +100,80 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
     if outcome_of(model, other, training).problem is not None:
         other = inputs.map(_scaled)
     with untouched(model, buffers=True, parameters=True), in_mode(model, training), seeded(device, 0):
+        # Other inputs: what they leave behind may be right for them alone, or for the last ones before this.
+        second = _SecondStep.after(model, other, inputs)
+        moving = [change.path for change in second.moved if not change.is_tensor]
+        if moving:
+            raise _refusal(model, moving, "moves with every forward")
+        if not same_value(second.outcome, second.as_if_first(model, inputs)):
+            raise _refusal(model, _paths(changes, second), "changes in one forward and has a part in the next")
+
+
+def require_sizes_forgotten(
+    model: nn.Module, changes: StateChanges, inputs: ExampleInputs, other: ExampleInputs, training: bool
+) -> None:
+    """Refuse a model if Python state that a step leaves behind has a part in one at smaller sizes.
+
+    A table that grows has none; frequencies that are those of the longest text so far have one. Nothing is said where
+    the model does not take the other sizes.
+
+    Args:
+        other: inputs of other sizes than the example's.
+
+    Raises:
+        CaptureError: names the state, with the line of the model that changes it.
+    """
+    smaller, larger = sorted((inputs, other), key=lambda given: sum(tensor.numel() for tensor in given.tensors))
+    device = device_of(model, inputs)
+    with (
+        suppress(ForeignError),
+        untouched(model, buffers=True, parameters=True),
+        in_mode(model, training),
+        seeded(device, 0),
+    ):
+        second = _SecondStep.after(model, larger, smaller)
+        # Not what it leaves: a table may stay as long as it was.
+        if not same_value(second.outcome[0], second.as_if_first(model, smaller)[0]):
+            part = "has a part in the next where sizes differ (`fixed` names sizes to keep)"
+            raise _refusal(model, _paths(changes, second), f"changes in one forward and {part}")
+
+
+@dataclass(frozen=True)
+class _SecondStep:
+    """A step after another one.
+
+    Attributes:
+        moved: what it changed of the Python state.
+        outcome: its outputs, with the parameters and buffers as it left them.
+        tensors: the parameters and buffers of each module as the first step left them.
+    """
+
+    moved: list[PythonChange]
+    outcome: tuple[Any, list[Tensor]]
+    tensors: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]]
+
+    @classmethod
+    def after(cls, model: nn.Module, first: ExampleInputs, second: ExampleInputs) -> Self:
         # Modes and hooks are as before the first step too; tensors stay as that left them.
         with untouched(model):
-            # Other inputs: what they leave behind may be right for them alone, or for the last ones before this.
-            _step(model, other)
+            _step(model, first)
             tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
             with untouched(model, buffers=True, parameters=True):
                 between = PythonState(model)
-                outputs = _step(model, inputs)
+                outputs = _step(model, second)
                 moved = between.changes(PythonState(model))
-                after = _values(model)
-        moving = [change.path for change in moved if not change.is_tensor]
-        if moving:
-            raise _refusal(model, moving, "moves with every forward")
-        for module, parameters, buffers in tensors:
+                return cls(moved, (outputs, _values(model)), tensors)
+
+    def as_if_first(self, model: nn.Module, inputs: ExampleInputs) -> tuple[Any, list[Tensor]]:
+        """The outcome of the step with the Python state of before the first one."""
+        for module, parameters, buffers in self.tensors:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
-        again = _step(model, inputs)
-        if not same_value((outputs, after), (again, _values(model))):
-            paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
-            raise _refusal(model, [*paths, *changes.unseen], "changes in one forward and has a part in the next")
+        return _step(model, inputs), _values(model)
+
+
+def _paths(changes: StateChanges, second: _SecondStep) -> list[str]:
+    return [*dict.fromkeys(change.path for change in (*second.moved, *changes.changes)), *changes.unseen]
 
 
 def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:

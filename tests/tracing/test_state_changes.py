@@ -221,6 +221,32 @@ def test_what_a_run_on_the_example_inputs_left_behind_is_no_proof_that_nothing_m
         capture(model, (x,))
 
 
+def divides_by_the_longest(net: Any, x: Tensor) -> Tensor:
+    if net.kept is None or len(x) > net.kept:
+        net.kept = torch.tensor(len(x))
+    return x / net.kept  # type: ignore[no-any-return]
+
+
+def test_what_larger_inputs_leave_behind_may_have_a_part_at_smaller_ones_alone() -> None:
+    with pytest.raises(CaptureError, match=r"has a part in the next where sizes differ \(.*\): kept"):
+        capture(Net(divides_by_the_longest), (torch.randn(6, 8),))
+    model, x = Net(divides_by_the_longest), torch.randn(6, 8)
+    assert check_capture(model, capture(model, (x,), fixed=["batch"]), (x,))
+
+
+def grows_a_table(net: Any, x: Tensor) -> Tensor:
+    if net.kept is None or len(x) > len(net.kept):
+        net.kept = torch.arange(len(x)).cos()
+    return x * net.kept[: len(x), None]  # type: ignore[no-any-return]
+
+
+def test_a_table_that_grows_is_no_obstacle() -> None:
+    model = Net(grows_a_table)
+    gm = capture(model, (torch.randn(6, 8),))
+    for length in (3, 9, 6):
+        assert check_capture(model, gm, (torch.randn(length, 8),))
+
+
 def test_an_iterator_is_refused() -> None:
     model = Net(lambda net, x: x * next(net.rates))
     model.rates = itertools.cycle([1.0, 2.0])  # type: ignore[assignment]
