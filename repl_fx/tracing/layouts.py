@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 from torch.nn import functional
 
-from repl_fx._torch import call_instead, define_operator, example_of, has_example, has_no_value
+from repl_fx._torch import OpOverload, call_instead, define_operator, example_of, has_example, has_no_value
 from repl_fx.graph.known_shapes import is_contiguous
 from repl_fx.tracing.asking import asking_code, line_of
 from repl_fx.tracing.functions_watched import Run
@@ -39,8 +39,11 @@ _ATTENTION = frozenset({functional.scaled_dot_product_attention, functional.mult
 _QUESTIONS = frozenset({Tensor.is_contiguous, Tensor.stride})
 # As `to`, they return their argument itself where it is in that precision.
 _PRECISIONS = frozenset({Tensor.type, Tensor.type_as, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16})
-# The operators of conversions, and what torch.export asserts of an argument of these.
-_CONVERTED = (aten.contiguous, aten.to, aten.type_as, aten._assert_tensor_metadata)
+# The operators that may return their argument, or a view of it, and what torch.export asserts of arguments of some.
+_SHARING = (
+    *(aten.contiguous, aten.to, aten.type_as, aten.reshape, aten.reshape_as, aten.flatten, aten.ravel),
+    aten._assert_tensor_metadata,
+)
 # Operators that make views where they can, and copies elsewhere.
 _SHAPED = frozenset(
     {Tensor.reshape, torch.reshape, Tensor.reshape_as, Tensor.flatten, torch.flatten, Tensor.ravel, torch.ravel}
@@ -51,7 +54,7 @@ _WATCHED = _ATTENTION | _QUESTIONS | _PRECISIONS | _SHAPED | {Tensor.contiguous,
 def is_stand_in(node: fx.Node) -> bool:
     """Tell whether a node of a trace is its argument, made by `Layouts` for what is a copy of that another time."""
     packets = (getattr(user.target, "overloadpacket", None) for user in node.users)
-    return node.target is aten.alias.default and all(one in _CONVERTED for one in packets)
+    return node.target is aten.alias.default and all(one in _SHARING for one in packets)
 
 
 class Layouts:
@@ -78,7 +81,7 @@ class Layouts:
         if func in _QUESTIONS:
             self._note(func, args, kwargs)
         elif func in _SHAPED:
-            tensor = _contiguous(tensor) if _is_by_chance(tensor) else tensor
+            tensor = _contiguous(tensor, aten.alias.default) if _is_by_chance(tensor) else tensor
         elif func is Tensor.contiguous or "memory_format" in kwargs or asking_code() is not None:
             # Operators may hand out their argument, which must not stand for the copy that it is another time.
             # `torch.tensor` detaches what it converts in place, which no alias takes.
@@ -87,7 +90,7 @@ class Layouts:
             return run(func, (tensor, *others), kwargs)
         layout = _layout(args, kwargs)
         by_chance = layout["memory_format"] == torch.contiguous_format and _is_by_chance(tensor)
-        return _contiguous(tensor) if by_chance else aten.contiguous.default(tensor, **layout)
+        return _contiguous(tensor, aten.contiguous.default) if by_chance else aten.contiguous.default(tensor, **layout)
 
     def _note(self, func: Any, args: Any, kwargs: Any) -> None:
         frame = asking_code()
@@ -101,13 +104,12 @@ class Layouts:
         LAYOUT_ASKED(args[0], layout, found, f" at {line_of(frame)}")
 
 
-def _contiguous(tensor: Tensor) -> Tensor:
-    """What `contiguous` returns, of the strides that it has at other sizes, too.
+def _contiguous(tensor: Tensor, operator: OpOverload) -> Tensor:
+    """What `contiguous` returns, of the strides that it has at other sizes, too; the trace calls the operator for it.
 
     Torch hands out a tensor that only the sizes of the example make contiguous, and has the sizes of its views wrong.
     """
-    layout = {"memory_format": torch.contiguous_format}
-    return call_instead(aten.clone.default(tensor, **layout), aten.contiguous.default)
+    return call_instead(aten.clone.default(tensor, memory_format=torch.contiguous_format), operator)
 
 
 def _is_by_chance(tensor: Tensor) -> bool:

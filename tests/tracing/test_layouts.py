@@ -318,3 +318,21 @@ def test_what_is_contiguous_at_the_sizes_of_the_example_alone_has_its_sizes_at_o
     for shape in ((1, 4, 4, 4), (2, 8, 8, 4), (3, 16, 7, 4)):
         x = torch.randn(shape)
         assert torch.equal(gm(x), model(x))
+
+
+@pytest.mark.parametrize("merged", [lambda x: x.flatten(0, 2), lambda x: x.reshape(-1, *x.shape[3:])])
+def test_what_is_merged_where_it_lies_stays_a_view(merged: Callable[[Tensor], Tensor]) -> None:
+    class Grid(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            b, c, h, w = x.shape
+            x, rows = x + 1.0, max(h // 4, 1)
+            cells = merged(x[:, :, : rows * (h // rows)].view(b, c, rows, h // rows, 1, w).permute(0, 2, 4, 1, 3, 5))
+            cells.mul_(2.0)
+            return x, cells
+
+    model, x = Grid(), torch.randn(2, 4, 2, 2)
+    gm = repl_fx.capture(model, (x,))
+    assert aten.alias.default not in operators(gm)
+    for given in (x, torch.randn(3, 4, 9, 5), *(y.contiguous(memory_format=torch.channels_last) for y in (x, x[:1]))):
+        assert same(model, gm, given)
+        assert [y.stride() for y in gm(given)] == [y.stride() for y in model(given)]
