@@ -14,9 +14,10 @@
 
 Needs: both graphs lifted over the same model, with the same constants.
 Leaf modules hold their own mode, so most models need nothing at all. Where a literal differs, a flag that `.train()`
-and `.eval()` set is read live: the flag of the module whose forward holds the operator, so that a part of the model can
-be frozen in evaluation mode. Where nodes differ, both stretches go into a `ModeSwitch`, which stands in the innermost
-module around them; the modules it calls stay where they are and come in as arguments.
+and `.eval()` set is read live: the flag of the module whose forward holds the operator, or of the one inside that this
+forward asks, so that a part of the model can be frozen in evaluation mode. Where nodes differ, both stretches go into a
+`ModeSwitch`, which stands in the innermost module around them, or the one that it asks; the modules it calls stay where
+they are and come in as arguments.
 Never touches: the evaluation graph.
 """
 
@@ -25,8 +26,9 @@ from __future__ import annotations
 import copy
 import difflib
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 from repl_fx.passes.driver import Result
 
 _OUTSIDE = ("placeholder", "get_attr")
+NO_OTHERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,15 @@ class MergeResult(Result):
     switches: int = 0
 
 
-def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph) -> MergeResult:
+def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph, asked: Mapping[str, str] = NO_OTHERS) -> MergeResult:
     """Let the training graph of a model compute evaluation mode too, by the modes of its modules.
 
     Args:
         gm: the model's graph in training mode, changed in place; mode switches are added to its modules.
         evaluation: the graph in evaluation mode, over the same modules; it is not changed.
+        asked: for modules whose forward asks one inside for its mode, and not its own: the path of that one.
     """
-    merger = _Merger(gm.graph, copy.deepcopy(evaluation), gm)
+    merger = _Merger(gm.graph, copy.deepcopy(evaluation), gm, asked)
     merger.align()
     merger.compare()
     merger.build_switches()
@@ -98,10 +102,11 @@ class _Region:
 
 
 class _Merger:
-    def __init__(self, train: fx.Graph, evaluation: fx.Graph, root: fx.GraphModule) -> None:
+    def __init__(self, train: fx.Graph, evaluation: fx.Graph, root: fx.GraphModule, asked: Mapping[str, str]) -> None:
         self.graph = train
         self.evaluation = evaluation
         self.root = root
+        self.asked = asked
         self.image: dict[fx.Node, fx.Node] = {}
         self.regions: list[_Region] = []
         self.region_of: dict[fx.Node, _Region] = {}
@@ -206,8 +211,9 @@ class _Merger:
         return made
 
     def flag(self, user: fx.Node) -> fx.Node:
-        """The mode flag of the innermost module around a node that is there to be switched."""
-        return self.attribute(f"{self.owner([user])}.training".lstrip("."), {"val": True})
+        """The mode flag that the innermost module around a node reads, of those that are there to be switched."""
+        owner = self.owner([user])
+        return self.attribute(f"{self.asked.get(owner, owner)}.training".lstrip("."), {"val": True})
 
     def owner(self, nodes: Iterable[fx.Node]) -> str:
         """Path of the innermost module whose forward makes all of `nodes`."""
@@ -256,6 +262,7 @@ class _Merger:
         evaluation = _Stretch(self, region.evaluation, False, [theirs for _, theirs, _ in region.wanted])
         sources = tuple(dict.fromkeys((*train.sources.values(), *evaluation.sources.values())))
         owner = self.owner([*region.train, *region.evaluation])
+        owner = self.asked.get(owner, owner)
         path = f"{owner}.{unique_name(self.root.get_submodule(owner), 'mode_switch')}".lstrip(".")
         versions = ModeSwitch(train.build(sources), evaluation.build(sources))
         versions.training = self.root.get_submodule(owner).training

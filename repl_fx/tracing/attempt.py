@@ -104,6 +104,7 @@ class Learned:
         copies: how many calls of modules are copies of others.
         by_mode: a trace in the other mode may be another.
         of_one_mode: the modules that the model keeps in the mode they have.
+        asked: see `ModeReads`.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -128,6 +129,7 @@ class Learned:
     unlike: str = ""
     copies: int = 0
     by_mode: bool = True
+    asked: defaultdict[type, set[str | None]] = field(default_factory=lambda: defaultdict(set))
     of_one_mode: set[nn.Module] = field(default_factory=set)
 
     def name(self, tensor: Tensor) -> str:

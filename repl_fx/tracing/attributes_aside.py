@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,7 +18,7 @@ from torch import nn
 
 from repl_fx._torch import module_attributes
 from repl_fx.running.code_names import names_in
-from repl_fx.tracing.asking import is_machinery, module_of, outwards
+from repl_fx.tracing.asking import first_argument, is_machinery, module_of, outwards
 
 # Ways to an attribute on which a read is not seen.
 PAST_LOOKUP = frozenset({"vars", "__dict__"})
@@ -105,11 +106,15 @@ class ModeReads:
 
     Attributes:
         seen: some other code of the model reads or sets the mode of a module.
+        asked: the modules whose modes the code of a class reads, by their paths inside a module of that class: an empty
+            one is its own. None stands for a module outside.
     """
 
     def __init__(self, model: nn.Module, aside: AttributesAside, pinned: Collection[nn.Module] = ()) -> None:
         self.seen = False
-        self._modules = list(model.modules())
+        self.asked: defaultdict[type, set[str | None]] = defaultdict(set)
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._modules = list(self._paths)
         self._aside = aside
         self._pinned = pinned
 
@@ -118,10 +123,23 @@ class ModeReads:
         """Note what a trace does inside."""
 
         def read(module: nn.Module, name: str) -> None:
-            self.seen = self.seen or module not in self._pinned
+            if module not in self._pinned:
+                self.seen = True
+                self._note(module)
 
         with self._aside.kept([(module, "training") for module in self._modules], read) as watched:
             self.seen = self.seen or len(watched) < len(self._modules)
             # A trace that fails says nothing of the other mode.
             yield
             self.seen = self.seen or any("training" in vars(module) for module in self._modules)
+
+    def _note(self, module: nn.Module) -> None:
+        """Note which module's code reads the mode of one: that of the innermost method that is running, or call."""
+        frames = outwards(next((frame for frame in outwards(sys._getframe(1)) if not is_machinery(frame)), None))
+        path = self._paths[module]
+        for holder in map(first_argument, frames):
+            if isinstance(holder, nn.Module) and holder in self._paths:
+                around = self._paths[holder]
+                inside = path if not around else path.removeprefix(around).removeprefix(".")
+                self.asked[type(holder)].add(inside if path == f"{around}.{inside}".strip(".") else None)
+                return

@@ -393,7 +393,7 @@ def _assembled(
         forget_tensors(mode)
     run = run_passes(
         gm,
-        partial(merge_modes_, evaluation=graphs[False]),
+        partial(merge_modes_, evaluation=graphs[False], asked=_asked_inside(model, learned.asked)),
         partial(follow_device_, device=device_of(model, inputs)),
         partial(try_checks_, model=model, inputs=inputs),
     )
@@ -401,6 +401,14 @@ def _assembled(
     found: Any = {"literals": merged.literals, "switches": merged.switches, "dynamic": _dynamic_dims(gm)}
     gm.meta["capture"] = replace(info, **found, fixed=fixed, copies=learned.copies, unlike=learned.unlike)
     return gm
+
+
+def _asked_inside(model: nn.Module, asked: Mapping[type, set[str | None]]) -> dict[str, str]:
+    """The modules, by path, whose code asks one module inside for its mode and no other, each with that one."""
+    alone = {kind: path for kind, paths in asked.items() if len(paths) == 1 for path in paths if path}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    inside = {path: f"{path}.{alone[type(m)]}".lstrip(".") for path, m in modules.items() if type(m) in alone}
+    return {path: one for path, one in inside.items() if one in modules}
 
 
 def _drop_limits_of_one_mode_(*graphs: fx.Graph) -> None:

@@ -73,6 +73,8 @@ def trace_by_export(
             settled.update((number, answer) for number, (place, answer) in given if place in learned.survived)
             asked = attempt.branches.asked
             learned.copies = max(learned.copies, len(attempt.stamps.stamps))
+            for kind, paths in attempt.modes.asked.items():
+                learned.asked[kind] |= paths
             learned.by_mode = attempt.modes.seen or attempt.calls.by_mode or bool(asked)
             return graph, asked
 

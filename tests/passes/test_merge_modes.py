@@ -388,3 +388,39 @@ def test_a_copy_of_as_many_rows_as_values_say_is_made_in_its_mode() -> None:
     gm = capture(model, (x,))
     for training in (True, False):
         assert torch.equal(gm.train(training)(x), model.train(training)(x))
+
+
+class _Asks(nn.Module):
+    """Asks its layer for the mode, and not itself."""
+
+    def __init__(self, layer: nn.Module, made: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(layer)
+        self.made = made
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.made(self.inner(x), self.inner[0].training)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2))])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda y, training: nn.functional.dropout(y, 0.5, training),
+        lambda y, training: y * (2.0 if training else 3.0),
+        lambda y, training: y.cumsum(0).sin() if training else y,
+    ],
+)
+def test_the_mode_is_that_of_the_module_inside_that_is_asked(
+    layer: nn.Module, made: Callable[[Tensor, bool], Tensor]
+) -> None:
+    model, x = nn.Sequential(_Asks(layer, made), _Asks(nn.Sequential(layer), made), nn.ReLU()), torch.randn(6, 4)
+    gm = capture(model, (x,))
+    for training in (True, False):
+        for path in ("0.inner.0", "1.inner.0"):
+            for one in (model, gm):
+                one.train(training).get_submodule(path).train(not training)
+            torch.manual_seed(0)
+            expected = model(x)
+            torch.manual_seed(0)
+            assert torch.equal(gm(x), expected)

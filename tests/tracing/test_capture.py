@@ -465,8 +465,8 @@ def test_an_argument_that_no_graph_can_hold() -> None:
 
 
 def test_a_pass_that_breaks_the_graph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph) -> merge_modes.MergeResult:
-        result = merge_modes.merge_modes_(gm, evaluation)
+    def merge_modes_(gm: fx.GraphModule, **others: Any) -> merge_modes.MergeResult:
+        result = merge_modes.merge_modes_(gm, **others)
         next(n for n in gm.graph.nodes if n.op == "call_module").meta.pop("val")
         return result
 
