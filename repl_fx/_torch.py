@@ -513,9 +513,14 @@ def results_known() -> AbstractContextManager[Any]:
             return run(running, node)
         rule = promotion.get_type_promotion_rule(node, running.type_promotion_table)
         if rule is not None:
+            dtype = node.meta["val"].dtype
             with running._set_current_node(node):
                 # Notes the result of a call that comes to take others.
                 running._maybe_promote_node(node, rule)
+            if node.meta["val"].dtype != dtype:
+                # The outputs of a program are told by their names, and an output is what is cast back.
+                (cast,) = node.users
+                node.name, cast.name = cast.name, node.name
         return node.meta["val"]
 
     return patch.object(interpreter, "run_node", run_node)

@@ -9,8 +9,8 @@ Each replacement computes the same values; where it would cost more, the origina
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -21,14 +21,18 @@ from repl_fx.export.complex_numbers import converts_nothing, of_complex
 from repl_fx.export.stand_ins import (
     affine_grid,
     attention,
+    bucketed,
     evenly_spaced,
     grouped_matmul,
     largest_of_all,
+    listed,
     mean_of_all,
     of_one_dtype,
     of_one_kind,
     pieces,
     power,
+    repeated,
+    searched,
     sections,
     strided,
     subtracted_from,
@@ -71,6 +75,15 @@ def _lower(graph: fx.Graph) -> list[str]:
         if lowered is not None:
             node.target, settings = lowered
             node.kwargs = {**node.kwargs, **settings}
+        elif str(node.target) in _SQUEEZES and (along := _free_sizes(node)):
+            for dim in along:
+                # A file has one rank, that of the sizes of the example.
+                check: Any = SizeCheck("size != 1", (("size", 0, dim),), "", "")
+                with graph.inserting_before(node):
+                    asked = graph.call_function(check, node.args[:1])
+                asked.meta = dict(node.meta)
+                _withhold(graph, asked, check.truth)
+            node.target = torch.squeeze
         elif node.target is check_condition:
             _withhold(graph, node, _truth if node.args[1] else _untruth)
         elif node.target is check_layout or converts_nothing(node):
@@ -132,10 +145,26 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return of_one_dtype(node.target, node.meta["val"].dtype), {}
     if (function := of_complex(node)) is not None:
         return function, {}
+    if (made := _of_other_arguments(node, name)) is not None:
+        return made
     at_start = name == "aten.as_strided.default" and node.args[3:] in ((), (None,))
     if at_start and isinstance(given, Tensor) and (order := _order_in_memory(given)):
         return strided, {"order": order}
     return (_LOWERED[name], {}) if name in _LOWERED else None
+
+
+def _of_other_arguments(node: fx.Node, name: str) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+    """The function that stands in for an operator which the exporter translates for other arguments, or wrongly."""
+    target: Any = node.target
+    if name.startswith(_WINDOWS) and not any(isinstance(argument, fx.Node) for argument in node.args):
+        settings: dict[str, Any] = {**node.kwargs, "device": "cpu"}
+        return listed, {"values": target(*node.args, **settings).tolist(), "dtype": node.meta["val"].dtype}
+    if name == "aten.bucketize.Tensor":
+        boundaries = cast("fx.Node", node.args[1]).meta["val"]
+        return None if isinstance(boundaries.shape[0], int) else (bucketed, {})
+    if name == "aten.repeat_interleave.self_int" and isinstance(node.args[1], fx.Node):
+        return repeated, {}
+    return None
 
 
 def _cuts_a_computed_size(node: fx.Node) -> bool:
@@ -144,6 +173,13 @@ def _cuts_a_computed_size(node: fx.Node) -> bool:
         return False
     along = tensor.meta["val"].shape[rest[0] if rest else 0]
     return isinstance(size, fx.Node) or not isinstance(along, int)
+
+
+def _free_sizes(node: fx.Node) -> list[int]:
+    """The dimensions that a call takes out where they have size 1, as they have not in the example but may have."""
+    tensor, dims = cast("tuple[fx.Node, Any]", node.args[:2])
+    shape = tensor.meta["val"].shape
+    return [dim for dim in (dims if isinstance(dims, Sequence) else [dims]) if not isinstance(shape[dim], int)]
 
 
 def _order_in_memory(value: Tensor) -> list[int] | None:
@@ -171,6 +207,8 @@ def _where(skip: Tensor, before: Any, after: Any) -> Any:
     return None if before is None else torch.where(skip, before, after)
 
 
+_SQUEEZES = {f"aten.{name}.{kind}" for name in ("squeeze", "squeeze_") for kind in ("dim", "dims")}
+_WINDOWS = tuple(f"aten.{name}_window." for name in ("bartlett", "blackman", "hamming", "hann", "kaiser"))
 _STACKS = {f"aten.{name}" for name in ("stack", "hstack", "vstack", "dstack", "column_stack")}
 # Functions of sizes that are no operators.
 _OF_SIZES: dict[Any, Callable[..., Any]] = {
@@ -189,6 +227,7 @@ _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.rsub.Scalar": subtracted_from,
     "aten.tensor_split.sections": sections,
     "aten.scaled_dot_product_attention.default": attention,
+    "aten.searchsorted.Tensor": searched,
     "aten._grouped_mm.default": grouped_matmul,
     "transformers.grouped_mm_fallback.default": grouped_matmul,
 }

@@ -48,6 +48,45 @@ def evenly_spaced(
     return spaced.to(dtype or torch.get_default_dtype())
 
 
+def listed(*_: Any, values: Sequence[float], dtype: torch.dtype, device: Any = None, **__: Any) -> Tensor:
+    """A window of a length that is known, which ONNX has in other numbers (0.543478 for 0.54), or not at all."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def searched(
+    ordered: Tensor,
+    values: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """The places of values in ordered ones, counted: a search takes as many steps as the length of the example has."""
+    if sorter is not None:
+        ordered = ordered.gather(-1, sorter)
+    if ordered.ndim > 1:
+        ordered = ordered.unsqueeze(-2)
+    beyond = torch.gt if right or side == "right" else torch.ge
+    # What is no number lies behind all.
+    count = torch.logical_not(beyond(ordered, values.unsqueeze(-1))).sum(-1)
+    return count.int() if out_int32 else count
+
+
+def bucketed(values: Tensor, boundaries: Tensor, **settings: Any) -> Tensor:
+    """The buckets of values between boundaries of which there are as many as inputs say."""
+    return searched(boundaries, values, **settings)
+
+
+def repeated(tensor: Tensor, repeats: Any, dim: int | None = None, **_: Any) -> Tensor:
+    """Each element so many times; the exporter has no symbolic number of them."""
+    if dim is None:
+        tensor, dim = tensor.flatten(), 0
+    dim %= tensor.ndim
+    sizes = [-1] * (dim + 1) + [repeats] + [-1] * (tensor.ndim - dim - 1)
+    return tensor.unsqueeze(dim + 1).expand(sizes).flatten(dim, dim + 1)
+
+
 def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """`functional.affine_grid` with the places of pixels counted by `evenly_spaced`; a single one is in the middle."""
     lines = []

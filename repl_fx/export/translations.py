@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.function_libs.torch_lib.ops import core
 from onnxscript.onnx_opset import opset18
 
 aten = torch.ops.aten
@@ -377,6 +378,24 @@ def resize_smoothly(mode: str) -> Callable[..., Any]:
     return resize
 
 
+def shifted(direction: str, signed: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """A shift of bits; the exporter's makes signed integers of all, as of packed weights of four bits.
+
+    Args:
+        signed: the exporter's own, which is right for them.
+    """
+
+    def shift(self: Any, other: Any) -> Any:
+        other = op.Constant(value=ir.tensor(other, dtype=self.dtype)) if isinstance(other, int) else other
+        return op.BitShift(self, other, direction=direction) if self.dtype in _UNSIGNED else signed(self, other)
+
+    return shift
+
+
+_UNSIGNED = (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64)
+_LEFT = shifted("LEFT", core.aten_bitwise_left_shift)
+_RIGHT = shifted("RIGHT", core.aten_bitwise_right_shift)
+
 TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scalar_tensor.default: scalar_tensor,
     aten.rnn_tanh.input: recurrent("Tanh"),
@@ -416,4 +435,8 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.adaptive_max_pool2d.default: adaptive_max_pool,
     aten.adaptive_max_pool3d.default: adaptive_max_pool,
     aten.pow.Tensor_Scalar: power,
+    **dict.fromkeys((aten.__lshift__.Scalar, aten.__lshift__.Tensor), _LEFT),
+    **dict.fromkeys((aten.bitwise_left_shift.Tensor, aten.bitwise_left_shift.Tensor_Scalar), _LEFT),
+    **dict.fromkeys((aten.__rshift__.Scalar, aten.__rshift__.Tensor), _RIGHT),
+    **dict.fromkeys((aten.bitwise_right_shift.Tensor, aten.bitwise_right_shift.Tensor_Scalar), _RIGHT),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,20 @@ def test_a_check_of_strides_is_left_out() -> None:
     gm = fx.GraphModule(nn.Module(), graph)
     assert lower_(gm).modified
     assert [node.target for node in gm.graph.nodes if node.op == "call_function"] == [torch.neg]
+
+
+class _Squeezed(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.squeeze(0) + 1, x.mean(1, keepdim=True).squeeze(1)
+
+
+def test_a_file_has_no_values_where_a_dimension_would_go_that_the_example_keeps(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    gm = repl_fx.capture(_Squeezed(), (x,))
+    lowered = copy.deepcopy(gm)
+    assert len(lower_(lowered).changed) == 1 and not lower_(lowered).modified
+    repl_fx.export_onnx(gm, tmp_path / "m.onnx", (x,))
+    session = OnnxSession(tmp_path / "m.onnx")
+    for rows in (3, 2, 1):
+        found = session.run(flatten_inputs(gm, ExampleInputs((x[:rows],)))).values()
+        assert all(bool(np.isnan(value).all()) == (rows == 1) for value in found)

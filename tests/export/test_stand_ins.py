@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import repl_fx
 from repl_fx.export.stand_ins import (
     affine_grid,
     attention,
+    bucketed,
     evenly_spaced,
     grouped_matmul,
     pieces,
+    searched,
     sections,
     subtracted_from,
 )
@@ -44,6 +47,44 @@ def test_grids_of_affine_maps(size: tuple[int, ...], align_corners: bool) -> Non
     theta = torch.randn(2, len(size) - 2, len(size) - 1)
     wanted = F.affine_grid(theta, list(size), align_corners=align_corners)
     torch.testing.assert_close(affine_grid(theta, size, align_corners), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_values_are_searched_for(right: bool) -> None:
+    values = torch.tensor([[0.5, 1.0, torch.nan], [-9.0, 3.0, 2.0]])
+    boundaries = torch.tensor([0.5, 1.0, 2.0, 2.0])
+    wanted = torch.bucketize(values, boundaries, right=right, out_int32=True)
+    assert torch.equal(bucketed(values, boundaries, right=right, out_int32=True), wanted)
+    rows = torch.stack([boundaries, boundaries.flip(0)])
+    order, side = rows.argsort(-1), "right" if right else "left"
+    wanted = torch.searchsorted(rows, values, side=side, sorter=order)
+    found = searched(rows, values, side=side, sorter=order)
+    assert torch.equal(found, wanted) and found.dtype == wanted.dtype
+
+
+COUNTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "buckets": lambda x: torch.bucketize(x, torch.linspace(-2, 2, x.shape[1])),
+    "drawn": lambda x: torch.searchsorted(x.softmax(-1).cumsum(-1), x.sigmoid()),
+    "repeated": lambda x: x.repeat_interleave(x.shape[1], 0),
+    "windows": lambda x: x[:, :8] * torch.hamming_window(8) + torch.kaiser_window(8),
+}
+
+
+class _Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_the_exporter_counts_by_the_example_or_otherwise_is_right(name: str, tmp_path: Path) -> None:
+    x = torch.randn(2, 11, generator=torch.Generator().manual_seed(0))
+    exported = Exported(repl_fx.capture(_Applied(COUNTED[name]), (x,)), tmp_path / "m.onnx", (x,))
+    check = exported.verify((x.repeat(3, 4),))
+    assert check and not check.skipped, check.summary()
 
 
 def test_functions_of_sizes_are_exported_with_free_sizes(tmp_path: Path) -> None:

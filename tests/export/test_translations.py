@@ -95,3 +95,24 @@ def test_infinite_values_are_scattered(tmp_path: Path) -> None:
     made = OnnxSession(Exported(gm, tmp_path / "scattered.onnx", args).path).run(given)
     for tensor, wanted in zip(made.values(), gm(*args), strict=True):
         np.testing.assert_allclose(tensor, wanted, rtol=1e-6)
+
+
+class _Packed(nn.Module):
+    """Weights of four bits, and outputs of the dtypes in which the exporter computes otherwise."""
+
+    def forward(self, x: Tensor, packed: Tensor) -> dict[str, Tensor]:
+        return {
+            "unpacked": torch.stack([packed >> 4, (packed << 4) >> 4], -1),
+            "any": packed.any(1),
+            "sum": x.sum(1),
+            "largest": x.abs().amax(1),
+        }
+
+
+def test_outputs_have_the_dtypes_of_the_model(tmp_path: Path) -> None:
+    given = torch.randn(2, 3).half(), torch.tensor([[200, 3, 255], [0, 127, 128]], dtype=torch.uint8)
+    gm = repl_fx.capture(_Packed(), given)
+    repl_fx.export_onnx(gm, tmp_path / "m.onnx", given)
+    found = OnnxSession(tmp_path / "m.onnx").run(flatten_inputs(gm, ExampleInputs(given)))
+    for name, wanted in gm(*given).items():
+        np.testing.assert_allclose(found[name], wanted.numpy(), rtol=2e-3, strict=True)
