@@ -333,6 +333,20 @@ def floor_divided(self: Any, other: Any) -> Any:
     return op.Div(op.Sub(self, op.Mod(self, other)), other)
 
 
+def rounded_quotient(self: Any, other: Any, rounding_mode: str | None = None) -> Any:
+    """A quotient that is rounded; of integers by integers, as float32, which the exporter takes, has none from 2^24."""
+    if rounding_mode is None or isinstance(other, float) or self.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
+        return core.aten_div_mode(self, other, rounding_mode)
+    # Both are of one dtype by now; a scalar's is not noted.
+    divisor = _constant(other, self) if isinstance(other, int) else op.CastLike(other, self)
+    quotient, zero = op.Div(self, divisor), _constant(0, self)
+    if rounding_mode == "trunc":
+        return quotient
+    rest = op.Sub(self, op.Mul(quotient, divisor))
+    apart = op.Xor(op.Less(rest, zero), op.Less(divisor, zero))
+    return op.Sub(quotient, op.Cast(op.And(apart, op.Not(op.Equal(rest, zero))), to=self.dtype))
+
+
 def bernoulli(self: Any, generator: Any = None) -> Any:
     """Ones of these probabilities; those of ONNX are of the opposite, by the definition that ONNX Runtime takes."""
     return op.Cast(op.Less(op.RandomUniformLike(self), self), to=self.dtype)
@@ -419,6 +433,8 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scatter_reduce.two: scatter_reduce,
     aten.sort.stable: sort_stable,
     operator.floordiv: floor_divided,
+    aten.div.Tensor_mode: rounded_quotient,
+    aten.div.Scalar_mode: rounded_quotient,
     aten.bernoulli.default: bernoulli,
     aten.clamp.default: clamp,
     aten.clamp_min.default: clamp,

@@ -116,3 +116,19 @@ def test_outputs_have_the_dtypes_of_the_model(tmp_path: Path) -> None:
     found = OnnxSession(tmp_path / "m.onnx").run(flatten_inputs(gm, ExampleInputs(given)))
     for name, wanted in gm(*given).items():
         np.testing.assert_allclose(found[name], wanted.numpy(), rtol=2e-3, strict=True)
+
+
+class _Quotients(nn.Module):
+    def forward(self, n: Tensor) -> Tensor:
+        by = torch.full_like(n, -3)
+        modes = ("trunc", "floor")
+        return torch.stack([torch.div(n, other, rounding_mode=mode) for other in (by, 7) for mode in modes])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_quotients_of_large_integers_are_exact(dtype: torch.dtype, tmp_path: Path) -> None:
+    given = (torch.tensor([[2**31 - 1, -(2**31) + 1, 2**24 + 1], [-7, 7, 0]], dtype=dtype),)
+    gm = repl_fx.capture(_Quotients(), given)
+    repl_fx.export_onnx(gm, tmp_path / "m.onnx", given)
+    (found,) = OnnxSession(tmp_path / "m.onnx").run(flatten_inputs(gm, ExampleInputs(given))).values()
+    np.testing.assert_array_equal(found, gm(*given).numpy(), strict=True)
