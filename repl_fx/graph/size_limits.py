@@ -128,6 +128,18 @@ def those_beside(rules: Sequence[Limit], conditions: Sequence[Limit], examples: 
     return [rule for rule in rules if not given or not _follows(rule, given, (), examples, drawn)]
 
 
+def needed_beside(condition: Limit, given: Sequence[Limit], examples: Mapping[str, int]) -> bool:
+    """Tell whether a condition fails at sizes for which others hold; of one size, all up to a number are tried."""
+    if len(condition.names) > 1:
+        return not _follows(condition, given, (), examples, random.Random(0))
+    (name,) = condition.names
+    most = min(max(2 * condition.largest, _LEAST_TRIED), _MOST_TRIED)
+    own = [one for one in given if one.names == condition.names]
+    return not all(
+        condition.holds({name: size}) or _failing(name, size, own, examples) is not None for size in range(1, most)
+    )
+
+
 def _taken(name: str, conditions: Sequence[Limit], examples: Mapping[str, int]) -> Sequence[int]:
     """The sizes tried that one size may have, the others being those of the example."""
     most = max(examples[name], *(condition.largest for condition in conditions)) * 2

@@ -41,7 +41,7 @@ from repl_fx._torch import (
 from repl_fx.errors import Untraceable
 from repl_fx.graph.axes import size_checks, with_names
 from repl_fx.graph.runtime import SizeCheck
-from repl_fx.graph.size_limits import Limit, limits_of, those_beside
+from repl_fx.graph.size_limits import Limit, limits_of, needed_beside, those_beside
 from repl_fx.passes.driver import Result
 from repl_fx.tracing.asking import first_argument, is_machinery, is_models_code, line_of, module_of, outwards
 
@@ -55,6 +55,7 @@ _LONGEST = 700
 _REFUSING = frozenset(
     {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
 )
+_SLICES = frozenset({"slice_forward", "_compute_slice_index"})
 _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
 _HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
@@ -158,12 +159,13 @@ class SizeQuestions:
         if asked.whole is not None:
             self.whole[id(asked.whole)] = asked.whole
         by_operator = is_truth(expression) and not asked.by_the_model
-        if (answer and asked.refuses) if by_operator else not self.in_leaf():
+        if (asked.cuts or (answer and asked.refuses)) if by_operator else not self.in_leaf():
             condition = condition_of(expression, answer)
             known = self.held.get(condition)
             # An operator that asked first stops at the other answer, and this code goes on by it.
             if known is None or (known.limit and not asked.refuses):
-                self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+                module = None if asked.refuses else _running(frame)
+                self.held[condition] = _Held(_place(frame), asked.refuses, by_operator and asked.cuts, module)
 
     def _asked(self, frame: FrameType) -> _Asking:
         frames = list(islice(outwards(frame), _DEEP))
@@ -214,7 +216,12 @@ class SizeQuestions:
         try:
             known = [Limit.of(condition, place) for condition, place in limits.items()]
             rules, pinned = limits_of(known, examples, {name: self.places[name][0] for name in examples})
-            ways = [(Limit.of(condition, held.place), held) for condition, held in decided.items()]
+            ways: list[tuple[Limit, _Held]] = []
+            # Slices ask much that holds at all sizes, such as of a picture that was padded before.
+            for condition, held in sorted(decided.items(), key=lambda item: item[1].cut):
+                way, others = Limit.of(condition, held.place), [*rules, *(one for one, _ in ways)]
+                if not held.cut or needed_beside(way, others, examples):
+                    ways.append((way, held))
             # Where the code goes one way for such sizes alone, others are refused for that.
             rules = those_beside(rules, [way for way, _ in ways], examples)
             self.found = [*((limit, None) for limit in (*rules, *equal)), *ways]
@@ -262,11 +269,13 @@ class _Held:
     Attributes:
         place: the line of the model, as the end of a phrase.
         limit: the model itself stops where the condition does not hold.
+        cut: a slice asks, which has another length where it does not hold.
         module: the innermost module whose code asks.
     """
 
     place: str
     limit: bool
+    cut: bool
     module: nn.Module | None
 
 
@@ -277,11 +286,13 @@ class _Asking:
     Attributes:
         by_the_model: in Python, by code of the model or of torch's functions for models, which goes on by the answer.
         refuses: by an operator that stops at the other answer.
+        cuts: by a slice, whose length is another at the other answer; code may go on by that.
         whole: the names of the module whose code asks for a whole number by `int`; None where none does.
     """
 
     by_the_model: bool
     refuses: bool
+    cuts: bool
     whole: dict[str, Any] | None
 
     @classmethod
@@ -304,7 +315,8 @@ class _Asking:
         # In front of it are the modes that a trace has.
         model |= any(seen.f_code.co_name == "_assert" for seen in handing)
         whole = model and any(module_of(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
-        return cls(python and model and not refuses, refuses, asking[0].f_globals if whole else None)
+        cuts = names[0] in _SLICES
+        return cls(python and model and not refuses, refuses, cuts, asking[0].f_globals if whole else None)
 
 
 def _hands_on(frame: FrameType) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 from hypothesis import given, strategies as st
 
-from repl_fx.graph.size_limits import Limit, limits_of, those_beside
+from repl_fx.graph.size_limits import Limit, limits_of, needed_beside, those_beside
 
 A, B, C = sympy.symbols("a b c", integer=True, positive=True)
 EXAMPLES, OWNERS = {"a": 32, "b": 48, "c": 32}, {"a": 0, "b": 0, "c": 1}
@@ -120,3 +120,12 @@ def test_limits_of_sizes_that_take_one_way_alone_are_none() -> None:
 def test_limits_far_from_the_example_stay() -> None:
     rules, ways = [Limit("a <= 512", ("a",), "")], [Limit("a != 1", ("a",), "")]
     assert those_beside(rules, ways, EXAMPLES) == rules
+
+
+def test_conditions_that_hold_wherever_others_do_are_not_needed() -> None:
+    n, m = sympy.symbols("n m", integer=True, positive=True)
+    few, more = Limit.of(n >= 7, ""), Limit.of(n >= 8, "")
+    assert needed_beside(few, [], {"n": 12}) and not needed_beside(few, [more], {"n": 12})
+    assert needed_beside(Limit.of(sympy.Ne(n, 37), ""), [more], {"n": 12})
+    assert needed_beside(Limit.of(n <= m, ""), [more], {"n": 12, "m": 12})
+    assert not needed_beside(Limit("n <= n + m", ("m", "n"), ""), [], {"n": 12, "m": 12})

@@ -589,3 +589,51 @@ def test_a_batch_that_is_a_quotient_of_sizes_is_free_and_one_with_a_rest_is_not(
     halved = capture(_Windows(2.0), (x,))
     with pytest.raises(BadInput, match=r"inputs of shape \[7, 8, 8, 4\]: the model goes another way"):
         halved(others)
+
+
+class _Cut(nn.Module):
+    """Goes on by how long a slice is."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way, self.fc = way, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self.fc(x))
+
+
+def _rest_or_all(x: Tensor) -> Tensor:
+    return x.mean(1) if x[:, 4:].numel() == 0 else x[:, 4:].sum(1)
+
+
+CUT: list[Callable[[Tensor], Tensor]] = [
+    _rest_or_all,
+    lambda x: x[:, :4].sum(1) / x[:, :4].shape[1],
+    lambda x: x[:, -4:].sum(1) / x[:, -4:].shape[1],
+    lambda x: x[:, 2:6].sum(1) + x[:, 2:6].shape[1],
+    lambda x: x.sum(1) + x[:, :-4].size(1),
+    lambda x: x.sum(1) + len(x[0, 3:]),
+]
+
+
+@pytest.mark.parametrize("way", CUT)
+@pytest.mark.parametrize("length", [2, 5, 12])
+def test_where_slices_have_other_lengths_a_graph_is_right_or_refuses(
+    way: Callable[[Tensor], Tensor], length: int
+) -> None:
+    model = _Cut(way)
+    gm = capture(model, (torch.randn(2, length, 4),))
+    for other in (1, 2, 3, 4, 5, 6, 7, 9, 20):
+        x = torch.randn(3, other, 4)
+        with suppress(BadInput):
+            assert torch.equal(gm(x).nan_to_num(), model(x).nan_to_num())
+    assert torch.equal(gm(x := torch.randn(3, length, 4)), model(x))
+
+
+def test_slices_up_to_sizes_that_are_padded_limit_nothing() -> None:
+    def padded(x: Tensor) -> Tensor:
+        whole = F.pad(x, (0, 0, 0, -x.shape[1] % 4))
+        return whole.view(x.shape[0], -1, 4, 4).softmax(2).flatten(1, 2)[:, : x.shape[1]]
+
+    gm = capture(_Cut(padded), (torch.randn(2, 6, 4),))
+    assert not list(size_checks(gm.graph))
