@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from repl_fx._torch import OpOverload, example_of
 from repl_fx.export.complex_numbers import converts_nothing, of_complex
-from repl_fx.export.stand_ins import (
+from repl_fx.export.equivalents import (
     affine_grid,
     attention,
     bucketed,

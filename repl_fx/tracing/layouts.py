@@ -105,7 +105,7 @@ class Layouts:
 
 
 def _contiguous(tensor: Tensor, operator: OpOverload) -> Tensor:
-    """What `contiguous` returns, of the strides that it has at other sizes, too; the trace calls the operator for it.
+    """A tensor as `contiguous` returns it, of its strides at other sizes, too; the trace calls the operator for it.
 
     Torch hands out a tensor that only the sizes of the example make contiguous, and has the sizes of its views wrong.
     """

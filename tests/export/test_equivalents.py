@@ -1,4 +1,4 @@
-"""Tests for repl_fx.export.stand_ins: functions compute what the originals compute, at all sizes."""
+"""Tests for repl_fx.export.equivalents: functions compute what the originals compute, at all sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.export.stand_ins import (
+from repl_fx.export.equivalents import (
     affine_grid,
     attention,
     bucketed,

@@ -1,4 +1,4 @@
-"""Functions that compute what operators do, in operators that the ONNX exporter translates for any sizes and dtypes."""
+"""Functions equivalent to operators, in operators that the ONNX exporter translates for any sizes and dtypes."""
 
 from __future__ import annotations
 
