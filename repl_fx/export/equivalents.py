@@ -18,16 +18,7 @@ def pieces(tensor: Tensor, size: int, dim: int = 0, *, count: int, equal: bool) 
     """
     if equal:
         size = -(-tensor.shape[dim] // size)
-    return _cut(tensor, dim, [number * size for number in range(count)])
-
-
-def sections(tensor: Tensor, count: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """Slices of which the first are longer by one where there is a rest; the exporter counts those of the example."""
-    size, rest = tensor.shape[dim] // count, tensor.shape[dim] % count
-    return _cut(tensor, dim, [number * size + torch.sym_min(number, rest) for number in range(count)])
-
-
-def _cut(tensor: Tensor, dim: int, starts: Sequence[Any]) -> tuple[Tensor, ...]:
+    starts = [number * size for number in range(count)]
     ends = [*starts[1:], None]
     return tuple(torch.ops.aten.slice.Tensor(tensor, dim, start, end) for start, end in zip(starts, ends, strict=True))
 

@@ -33,7 +33,6 @@ from repl_fx.export.equivalents import (
     power,
     repeated,
     searched,
-    sections,
     strided,
     subtracted_from,
 )
@@ -225,7 +224,6 @@ _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.detach_.default": torch.detach,
     "aten.pow.Tensor_Tensor": power,
     "aten.rsub.Scalar": subtracted_from,
-    "aten.tensor_split.sections": sections,
     "aten.scaled_dot_product_attention.default": attention,
     "aten.searchsorted.Tensor": searched,
     "aten._grouped_mm.default": grouped_matmul,

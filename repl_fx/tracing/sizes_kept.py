@@ -21,6 +21,7 @@ from torch.nn import functional
 from repl_fx._torch import define_operator, fixed_size
 from repl_fx.tracing.functions_watched import Run
 
+aten = torch.ops.aten
 _LINSPACE = define_operator(
     "linspace(Scalar start, Scalar end, SymInt steps, *, ScalarType? dtype=None, Device? device=None) -> Tensor",
     lambda start, end, steps, dtype=None, device=None: torch.empty(steps, dtype=dtype, device=device),
@@ -39,6 +40,7 @@ _POOLS: Mapping[Callable[..., Any], tuple[Callable[..., Any], int]] = {
     functional.max_pool2d: (torch.max_pool2d, 2),
     functional.max_pool3d: (torch.max_pool3d, 3),
 }
+_SECTIONS = frozenset({torch.tensor_split, Tensor.tensor_split})
 # The settings under which a pool over all that there is has one result, whatever its steps.
 _PLAIN = {"padding": 0, "dilation": 1, "return_indices": False, "divisor_override": None}
 _FREE = frozenset({"kernel_size", "stride", "ceil_mode", "count_include_pad"})
@@ -63,6 +65,8 @@ class SizesKept:
             return run(_LINSPACE, args, kwargs)
         if func in _POOLS and (kernel := _whole_kernel(_POOLS[func][1], *args, **kwargs)):
             return run(_WHOLE_POOL, (args[0], kernel, _POOLS[func][0].__name__), {})
+        if func in _SECTIONS and (cut := _sections(*args, **kwargs)):
+            return cut
         return run(func, args, kwargs)
 
 
@@ -86,3 +90,14 @@ def _whole_kernel(dims: int, tensor: Tensor, *args: Any, **settings: Any) -> lis
         return None
     whole = all(statically_known_true(one == all_) for one, all_ in zip(sizes, tensor.shape[-dims:], strict=True))
     return sizes if whole else None
+
+
+def _sections(tensor: Tensor, number: Any, dim: int = 0) -> tuple[Tensor, ...] | None:
+    """Slices of a free size, of which the first are longer by one where there is a rest; None of another one.
+
+    Torch's operator has the lengths of the example in a trace.
+    """
+    if not isinstance(number, int) or not _is_free(size := tensor.shape[dim]):
+        return None
+    ends = [size // number * (piece + 1) + torch.sym_min(piece + 1, size % number) for piece in range(number)]
+    return tuple(aten.slice.Tensor(tensor, dim, *one) for one in zip([0, *ends], ends, strict=False))

@@ -19,7 +19,6 @@ from repl_fx.export.equivalents import (
     grouped_matmul,
     pieces,
     searched,
-    sections,
     subtracted_from,
 )
 from tests.exporting import Exported
@@ -154,24 +153,11 @@ def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
     for made, wanted in (
         (pieces(x, 3, 1, count=3, equal=True), x.chunk(3, 1)),
         (pieces(x, 2, 1, count=4, equal=False), x.split(2, 1)),  # type: ignore[no-untyped-call]
-        (sections(x, 3, 1), x.tensor_split(3, 1)),
-        (sections(x, 9, 1), x.tensor_split(9, 1)),
     ):
         assert [piece.tolist() for piece in made] == [piece.tolist() for piece in wanted]
     pair = (torch.randn(2, 4), torch.randn(2, 4))
     gm = repl_fx.capture(Pairs(), pair)
     assert Exported(gm, tmp_path / "pairs.onnx", pair).verify()
-
-
-def test_sections_of_a_picture_of_any_size(tmp_path: Path) -> None:
-    class Turned(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cat(x.tensor_split(3, 2)[::-1], 2)
-
-    x = torch.randn(2, 4, 6)
-    exported = Exported(repl_fx.capture(Turned(), (x,)), tmp_path / "m.onnx", (x,))
-    for length in (7, 11):
-        assert exported.verify((torch.randn(2, 4, length),))
 
 
 class Scaled(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import repl_fx
+from tests.exporting import Exported
 
 
 class Places(nn.Module):
@@ -91,3 +93,21 @@ def test_other_pools_fix_the_sizes(pool: str) -> None:
     gm = repl_fx.capture(model, (x,))
     assert gm.meta["capture"].dynamic == {"x": (0, 1)}
     assert torch.equal(gm(x), model(x))
+
+
+class Turned(nn.Module):
+    """Puts the last section of a picture before the first, and adds how long the middle one is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, middle, last = x.tensor_split(3, dim=2)
+        return torch.cat([last, first, middle], 2) + middle.shape[2]
+
+
+def test_sections_of_any_size_are_cut_in_files_too(tmp_path: Path) -> None:
+    model, x = Turned(), torch.randn(2, 4, 6)
+    gm = repl_fx.capture(model, (x,))
+    for length in range(1, 13):
+        assert torch.equal(gm(y := torch.randn(3, 4, length)), model(y))
+    exported = Exported(gm, tmp_path / "m.onnx", (x,))
+    for length in (7, 11):
+        assert exported.verify((torch.randn(2, 4, length),))
