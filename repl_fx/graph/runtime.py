@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from types import SimpleNamespace
 from typing import Any
@@ -201,6 +202,13 @@ class SizeCheck:
         sizes = (count(tensors[number], dim) for _, number, dim in self.sizes)
         holds: torch.Tensor = _on_tensors(self.condition, tuple(name for name, _, _ in self.sizes))(*sizes)
         return holds
+
+    def at(self, numbers: Mapping[str, int]) -> SizeCheck:
+        """The check where some sizes, by name, are these alone."""
+        condition = self.condition
+        for name, number in numbers.items():
+            condition = re.sub(rf"\b{name}\b", str(number), condition)
+        return replace(self, condition=condition, sizes=tuple(size for size in self.sizes if size[0] not in numbers))
 
     @cached_property
     def fails_at_one(self) -> bool:

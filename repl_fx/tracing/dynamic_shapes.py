@@ -103,9 +103,12 @@ def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
             tensor, _, words = node.args
             node.args = (tensor, tuple(map(fixed_size, tensor.meta["val"].shape)), words)
         elif isinstance(node.target, SizeCheck):
-            tensors = node.all_input_nodes
-            if all(fixed_size(tensors[number].meta["val"].shape[dim]) for _, number, dim in node.target.sizes):
+            shapes = [tensor.meta["val"].shape for tensor in node.all_input_nodes]
+            numbers = {name: fixed_size(shapes[number][dim]) for name, number, dim in node.target.sizes}
+            if all(numbers.values()):
                 graph.erase_node(node)
+            else:
+                node.target = node.target.at({name: number for name, number in numbers.items() if number is not None})
     put_numbers_(graph)
     drop_dead(graph)
     return [f"{axis.input}.{axis.number}" for axis, size in free.items() if fixed_size(size) is not None]
