@@ -353,20 +353,3 @@ def test_a_surrogate_takes_the_numbers_that_its_block_is_handed() -> None:
         CallRefused, match=r"computes with size, which was a number when the model was captured and is None now"
     ):
         result.model.get_submodule("blocks.1")(torch.randn(2, 6, 8), None)
-
-
-def test_windows_of_a_rounded_size_have_their_place_and_the_way_of_other_blocks_is_checked() -> None:
-    from torchvision.models import SwinTransformer
-
-    model = SwinTransformer([4, 4], 8, [2, 2, 6], [1, 1, 1], [7, 7])
-    result = repl_fx.transform(model, (torch.randn(2, 3, 96, 96),), surrogate="bottleneck")
-    assert result.in_place.model is not None, [str(refusal) for refusal in result.in_place.refusals]
-    graph, place = result.graph_module.eval(), result.model.eval()
-    for size in (96, 101, 40, 300):
-        x = torch.randn(1, 3, size, size)
-        if size in (96, 101):
-            assert torch.equal(graph(x), place(x))
-            continue
-        for form in (graph, place):
-            with pytest.raises(BadInput, match="goes another way"):
-                form(x)
