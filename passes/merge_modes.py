@@ -46,7 +46,8 @@ from repl_fx.graph.captured import (
 )
 from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.notes import PASSES_THROUGH
-from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
+from repl_fx.graph.runtime import ModeSwitch, SizeCheck, call_module, select_mode
+from repl_fx.graph.signature import PackOutput
 from repl_fx.passes.driver import Result
 
 _OUTSIDE = ("placeholder", "get_attr")
@@ -147,7 +148,8 @@ class _Merger:
 
     def argument(self, ours: Any, theirs: Any, user: fx.Node) -> Any:
         """One argument of a paired node, with a choice in the place of each value in it that differs."""
-        if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
+        sequences = (all(isinstance(value, kind) for value in (ours, theirs)) for kind in (tuple, list))
+        if any(sequences) and len(ours) == len(theirs):
             return type(ours)([self.argument(a, b, user) for a, b in zip(ours, theirs, strict=True)])
         if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
             return {name: self.argument(ours[name], theirs[name], user) for name in ours}
@@ -361,9 +363,10 @@ def node_key(node: fx.Node) -> tuple[Any, ...]:
     if node.target is torch.ops.aten.sym_size.int and isinstance(given := node.args[0], fx.Node):
         # Which sizes are asked for is up to the sizes that a trace leaves free.
         shape = (str(given.target) if given.op == "placeholder" else given.op, node.args[1])
-    # Packers of outputs are made anew for each trace.
-    target = getattr(node.target, "__name__", node.target)
-    return (node.op, str(target), module_stack(node)[-1:], shape, tuple(node.kwargs))
+    # Some have one name, and each a condition or a structure of its own.
+    named = not isinstance(node.target, (PackOutput, SizeCheck))
+    own = str(getattr(node.target, "__name__", node.target)) if named else node.target
+    return (node.op, own, module_stack(node)[-1:], shape, tuple(node.kwargs))
 
 
 def equal_literals(ours: Any, theirs: Any) -> bool:

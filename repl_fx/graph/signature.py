@@ -200,6 +200,12 @@ class PackOutput:
         """The structured output."""
         return pytree.tree_unflatten(leaves, self.structure)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PackOutput) and self.structure == other.structure
+
+    def __hash__(self) -> int:
+        return hash((self.__name__, self.structure.num_leaves))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return PackOutput, (structure_as_data(self.structure),)
 

@@ -59,7 +59,7 @@ from repl_fx.tracing.questions import (
     settings_asked,
     stops_alike,
 )
-from repl_fx.tracing.size_questions import FIXED, sizes_numbers
+from repl_fx.tracing.size_questions import FIXED, ask_of_cuts_in_both_, sizes_numbers
 from repl_fx.tracing.state_changes import (
     StateChanges,
     changes_noted,
@@ -386,6 +386,7 @@ def _assembled(
         fixed.update(dict.fromkeys(fix_dims_(graph, wanted_fixed), ASKED))
         _settle_sizes_(graph)
     _drop_limits_of_one_mode_(graphs[True], graphs[False])
+    ask_of_cuts_in_both_(graphs[True], graphs[False])
     match_decisions_(graphs[True], graphs[False])
     note_objects_(graphs[True], graphs[False])
     gm = captured_module(root, graphs[True], model, traces.pinned)

@@ -20,16 +20,17 @@ from repl_fx.graph.axes import size_checks
 from repl_fx.graph.captured import CapturedModule, copy_graph
 from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
+from repl_fx.graph.size_limits import Limit
 from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, outcome_of
 from repl_fx.tracing.side_by_side import SideBySide, are_close
-from repl_fx.tracing.size_questions import drop_checks_
+from repl_fx.tracing.size_questions import CUT, drop_checks_
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
-# Each trial runs the model twice in each mode.
-_MOST_TRIALS = 2
+# Each trial runs the model twice in each mode. Where the graph is right at a refused size, as many others are tried.
+_MOST_TRIALS, _SPREAD = 2, 6
 # Sizes that are to be equal are tried up to this many; those of the caches of a decoder are hundreds.
 _MOST_EQUAL = 8
 # Tensors, each with the sizes that it has in a trace; some of these are symbols.
@@ -55,8 +56,9 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleI
 def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> Result:
     """Try the checks of sizes in a graph where they fail, in both modes, and keep those that are needed.
 
-    A check goes where the model computes at a refused size what the graph does: `is_causal = length > 1` is such a
-    question, as whether one token is masked makes no difference; and a trace may ask of sizes more than operators do.
+    A check goes where the model computes at refused sizes what the graph does: `is_causal = length > 1` is such a
+    question, as whether one token is masked makes no difference; how long a slice is matters only to code that goes on
+    by it; and a trace may ask of sizes more than operators do.
     A limit of the model at which the model does not stop is one of the graph.
 
     Args:
@@ -66,7 +68,8 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     Returns:
         The graph, with the names of the checks that are gone.
     """
-    tried = [(node, check) for node, check in size_checks(gm.graph) if check.limit or check.fails_at_one]
+    checks = size_checks(gm.graph)
+    tried = [(node, check) for node, check in checks if check.limit or check.fails_at_one or node.meta.get(CUT)]
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
@@ -74,18 +77,21 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     gone = _unneeded_equalities(trials, gm)
     tried = [(node, check) for node, check in tried if not check.alike]
     for node, check in tried:
-        if node.name in gone:
-            continue
-        for sizes in islice(_failing(gm, check, traced), _MOST_TRIALS):
-            # Several questions may be about one size.
-            failing = [other for other, asked in tried if other.name not in gone and not _holds(asked, sizes)]
-            names = [*gone, *(other.name for other in failing)]
-            runs, alike = trials.without(names, _with_sizes(inputs, traced, sizes))
-            if alike:
-                gone = names
-                break
-            if runs and check.limit and failing == [node]:
-                node.target = replace(check, limit=False)
+        found: list[tuple[bool, bool, bool]] = []
+        others = [other for one, other in checks if one is not node and one.name not in gone and not other.alike]
+        for group in islice(_failing(check, others, traced), _MOST_TRIALS):
+            for sizes in group:
+                # Several questions may be about one size.
+                failing = {other.name for other, asked in tried if not _holds(asked, sizes)}
+                outcome = trials.without([*gone, *failing], _with_sizes(inputs, traced, sizes))
+                found.append((*outcome, failing - {*gone} == {node.name}))
+                if outcome != (True, True):
+                    break
+        differs = any(runs and not alike and alone for runs, alike, alone in found)
+        if not differs and any(alike for _, alike, _ in found):
+            gone.append(node.name)
+        elif differs and check.limit:
+            node.target = replace(check, limit=False)
     return drop_checks_(gm, gone)
 
 
@@ -142,41 +148,42 @@ def _broadcast(inputs: ExampleInputs, tensor: Tensor, dim: int) -> ExampleInputs
     return inputs.map(lambda given: given.narrow(dim, 0, 1) if given is tensor else given)
 
 
-def _failing(gm: fx.GraphModule, check: SizeCheck, traced: _Traced) -> Iterator[dict[str, int]]:
-    """Sizes, near those of the example, for which a check fails and, as far as can be, no other does.
+def _failing(check: SizeCheck, others: Sequence[SizeCheck], traced: _Traced) -> Iterator[list[dict[str, int]]]:
+    """Sizes, near those of the example first, for which a check fails and, as far as can be, no other does.
 
     Another size follows where the other checks ask for it: a mask is as long as the text that it is for.
     """
     free = _free_sizes(traced)
     # Sizes of masks are the likeliest to follow.
     whole = {str(size) for tensor, shape in traced if not tensor.is_floating_point() for size in shape}
-    others = [other for other in _checks(gm) if other is not check and not other.fails_at_one]
+    others = [other for other in others if not other.fails_at_one]
     for name in (name for name, _, _ in check.sizes if name in free):
         now = free[name]
-        near = (1,) if check.fails_at_one else chain.from_iterable((now + by, now - by) for by in range(1, now + 2))
-        size = next((size for size in near if size > 0 and not _holds(check, {**free, name: size})), None)
-        if size is None:
+        end = max(now, 2 * min(Limit(check.condition, (), "").largest, _TRIAL_SIZE)) + 2
+        near = (1,) if check.fails_at_one else chain.from_iterable((now + by, now - by) for by in range(1, end))
+        failing = [size for size in near if size > 0 and not _holds(check, {**free, name: size})]
+        # At the nearest alone both ways may come to the same, as they do for 4 where code asks whether a size is below.
+        spread = failing[2 :: max(len(failing) // _SPREAD, 1)]
+        changed = [{**free, name: size} for size in dict.fromkeys([*failing[:2], *spread, *failing[-1:]])]
+        if not changed:
             continue
-        changed = {**free, name: size}
-        if all(_holds(other, changed) for other in others):
+        if all(_holds(other, changed[0]) for other in others):
             yield changed
             continue
         followers = sorted(free.keys() - {name}, key=lambda other: other not in whole)
-        found = _followed(changed, followers, others, 2 * max(free.values()) + 2)
-        yield next(found, changed)
-        yield from found
+        found = (_followed(changed, follower, others, 2 * max(free.values()) + 2) for follower in followers)
+        ways = filter(None, found)
+        yield next(ways, changed)
+        yield from ways
 
 
 def _followed(
-    changed: Mapping[str, int], followers: Iterable[str], checks: Sequence[SizeCheck], end: int
-) -> Iterator[dict[str, int]]:
-    """The sizes with another one changed too, so that all checks hold: for each follower the least, below an end."""
-    for follower in followers:
-        for value in range(1, end):
-            sizes = {**changed, follower: value}
-            if all(_holds(check, sizes) for check in checks):
-                yield sizes
-                break
+    changed: Iterable[Mapping[str, int]], follower: str, checks: Sequence[SizeCheck], end: int
+) -> list[dict[str, int]]:
+    """Those of some sizes for which all checks hold with another one changed too: to the least, below an end."""
+    tried = (({**sizes, follower: value} for value in range(1, end)) for sizes in changed)
+    least = (next((sizes for sizes in one if all(_holds(check, sizes) for check in checks)), None) for one in tried)
+    return [sizes for sizes in least if sizes is not None]
 
 
 def _free_sizes(traced: _Traced) -> dict[str, int]:

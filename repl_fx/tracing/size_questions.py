@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import chain, islice, takewhile
 from types import CodeType, FrameType
 from typing import Any
 from unittest.mock import patch
@@ -39,8 +39,8 @@ from repl_fx._torch import (
     whole_number,
 )
 from repl_fx.errors import Untraceable
-from repl_fx.graph.axes import size_checks, with_names
-from repl_fx.graph.runtime import SizeCheck
+from repl_fx.graph.axes import checks_by_name, size_checks, tensor_inputs, with_names
+from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.graph.size_limits import Limit, limits_of, needed_beside, those_beside
 from repl_fx.passes.driver import Result
 from repl_fx.tracing.asking import first_argument, is_machinery, is_models_code, line_of, module_of, outwards
@@ -63,6 +63,8 @@ _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
 _COMPARISONS = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
 # Metadata of a tensor among the inputs: why dimensions of it are fixed.
 FIXED = "fixed"
+# Metadata of a check: a slice asks, and the graph may be right where the check does not hold.
+CUT = "cut"
 
 
 @dataclass(eq=False)
@@ -416,7 +418,36 @@ def add_checks(
         words = with_names(limit.condition, names)
         within = () if by is None or by.module is None else tuple(asking[by.module])
         check = SizeCheck(limit.condition, where, words, limit.place, by is None, within)
-        graph.call_function(check, tuple(tensors[number] for number in takes)).meta["val"] = None
+        _ask(graph, check, [tensors[number] for number in takes], cut=by is not None and by.cut)
+
+
+def ask_of_cuts_in_both_(*graphs: fx.Graph) -> None:
+    """Let the graphs of both modes refuse the sizes that either does for a slice, so that these are tried in both."""
+    if len({*graphs}) == 1:
+        return
+    inputs = [tensor_inputs(graph) for graph in graphs]
+    named = [zip(size_checks(graph), checks_by_name(graph), strict=True) for graph in graphs]
+    cuts = [{asked: node for (node, _), asked in checks if node.meta[CUT]} for checks in named]
+    for check, names in dict.fromkeys(chain(*cuts)):
+        if not all(_are_sizes(check, [tensors[name] for name in names]) for tensors in inputs):
+            continue
+        for graph, tensors, own in zip(graphs, inputs, cuts, strict=True):
+            if (check, names) in own:
+                graph.erase_node(own[check, names])
+            *_, last = (
+                node for node in graph.nodes if node.target is check_shape or isinstance(node.target, SizeCheck)
+            )
+            with graph.inserting_after(last):
+                _ask(graph, check, [tensors[name] for name in names], cut=True)
+
+
+def _are_sizes(check: SizeCheck, tensors: Sequence[fx.Node]) -> bool:
+    """Tell whether the sizes that a check is on have its names for them in a graph."""
+    return all(str(tensors[number].meta["val"].shape[dim]) == name for name, number, dim in check.sizes)
+
+
+def _ask(graph: fx.Graph, check: SizeCheck, tensors: Sequence[fx.Node], *, cut: bool) -> None:
+    graph.call_function(check, tuple(tensors)).meta |= {"val": None, CUT: cut}
 
 
 def refused_sizes(gm: fx.GraphModule) -> list[str]:

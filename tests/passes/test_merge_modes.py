@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from transformers.utils import ModelOutput
 
+from repl_fx.errors import BadInput
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.runtime import ModeSwitch, select_mode
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
@@ -329,6 +335,46 @@ def test_outputs_of_each_mode_may_have_another_structure() -> None:
     assert torch.equal(out["main"], -x) and torch.equal(out["aux"][0], x.exp()) and out["aux"][1] == 3
     plain = run(gm, False)
     assert isinstance(plain, Tensor) and torch.equal(plain, -x)
+
+
+@dataclass
+class _Named(ModelOutput):  # type: ignore[misc]
+    one: Any = None
+    other: Any = None
+
+
+def _asks_for(least: int, x: Tensor) -> Tensor:
+    return x * 2 if x.shape[0] >= least else x * 3
+
+
+@pytest.mark.parametrize(
+    ("of_training", "of_evaluation"),
+    [
+        (lambda x: _Named(one=x), lambda x: _Named(other=x)),
+        (lambda x: OrderedDict(one=x), lambda x: OrderedDict(other=x)),
+        (lambda x: [x, x + 1], lambda x: (x, x + 1)),
+        (lambda x: {"both": [x, x]}, lambda x: {"both": (x, x)}),
+        # Each mode asks once, and for another size.
+        (partial(_asks_for, 3), partial(_asks_for, 5)),
+    ],
+    ids=["fields", "keys", "lists and tuples", "tuples inside", "conditions"],
+)
+def test_what_modes_pack_and_ask_alike_but_for_names_is_that_of_the_mode(
+    of_training: Callable[[Tensor], Any], of_evaluation: Callable[[Tensor], Any]
+) -> None:
+    class Packs(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return of_training(x) if self.training else of_evaluation(x)
+
+    model = Packs()
+    gm = capture(model, (torch.rand(6, 3),))
+    for training in (True, False):
+        for rows in (2, 4, 6, 9):
+            ours, x = model.train(training), torch.rand(rows, 3)
+            with suppress(BadInput):
+                made, wanted = gm.train(training)(x), ours(x)
+                assert type(made) is type(wanted)
+                assert str(made) == str(wanted)
 
 
 @pytest.mark.parametrize(("dimension", "switched"), [(0, 0), (1, 1)])

@@ -630,6 +630,38 @@ def test_where_slices_have_other_lengths_a_graph_is_right_or_refuses(
     assert torch.equal(gm(x := torch.randn(3, length, 4)), model(x))
 
 
+@pytest.mark.parametrize("length", [3, 5, 9])
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda x: x[:, :4].sum(1),
+        lambda x: x[:, -4:].relu(),
+        lambda x: x[:, 1:4].amax(0),
+        lambda x: torch.cat([x[:, 3:], x[:, :3]], 1),
+    ],
+)
+def test_slices_whose_lengths_no_code_goes_on_by_take_all(way: Callable[[Tensor], Tensor], length: int) -> None:
+    model = _Cut(way)
+    gm = capture(model, (torch.randn(2, length, 4),))
+    assert not list(size_checks(gm.graph))
+    for other in (1, 2, 3, 4, 5, 9, 20):
+        assert torch.equal(gm(x := torch.randn(3, other, 4)), model(x))
+
+
+def test_slices_of_one_mode_are_tried_in_both() -> None:
+    class OfTraining(_Cut):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(x)[:, : 6 if self.training else 4]
+            return y.sum(1) / y.shape[1] if self.training else y.sum(1)
+
+    model = OfTraining(torch.relu)
+    gm = capture(model, (torch.randn(2, 9, 4),))
+    assert "x.shape[1] >= 6" in [check.words for _, check in size_checks(gm.graph)]
+    for form in (model, gm):
+        form.train()
+    assert torch.equal(gm(x := torch.randn(3, 6, 4)), model(x))
+
+
 def test_slices_up_to_sizes_that_are_padded_limit_nothing() -> None:
     def padded(x: Tensor) -> Tensor:
         whole = F.pad(x, (0, 0, 0, -x.shape[1] % 4))
