@@ -49,7 +49,7 @@ from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.leaves import has_own_call
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable, require_same_modes
-from repl_fx.tracing.other_sizes import other_sizes_of, resized, try_checks_
+from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
 from repl_fx.tracing.questions import (
     Settings,
     Told,
@@ -280,7 +280,7 @@ def _graph_of(
     info = CaptureInfo(type(model).__name__, tracer.name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, traces, fixed)
     has_values = device_of(model, inputs).type != "meta"
-    if any(traces.changes.values()) and has_values and (other := resized(gm, model, inputs)) is not None:
+    if any(traces.changes.values()) and has_values and (other := other_sizes_of(gm, model, inputs)) is not None:
         for training, changed in traces.changes.items():
             if changed:
                 require_sizes_forgotten(model, changed, inputs, other, training)

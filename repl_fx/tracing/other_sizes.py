@@ -202,20 +202,11 @@ def _holds(check: SizeCheck, sizes: Mapping[str, int]) -> bool:
 
 
 def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
-    """Inputs of other sizes where those of a graph are dynamic; None where none are, or a size depends on others."""
-    traced = _traced_shapes(gm, module, inputs)
-    sizes = _other_free_sizes(gm, traced)
-    if sizes is None:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    drawn = {
-        id(tensor): _drawn([size_with(size, sizes) for size in shape], tensor, generator) for tensor, shape in traced
-    }
-    return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
+    """Inputs of other sizes where those of a graph are dynamic, with the same values: a part of them, or repeated.
 
-
-def resized(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
-    """As `other_sizes_of`, with the values of the inputs: a part of them, or more of the same."""
+    Returns:
+        None where no size is dynamic, or a size depends on others.
+    """
     traced = _traced_shapes(gm, module, inputs)
     sizes = _other_free_sizes(gm, traced)
     return None if sizes is None else _with_sizes(inputs, traced, sizes)
@@ -274,13 +265,6 @@ def chosen_sizes(
         used = {sizes[other] for other in varied if other != symbol and own[other] == own[symbol]}
         sizes[symbol] = next(possible, first) if distinct and first in used else first
     return sizes
-
-
-def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
-    if like.is_floating_point():
-        return torch.randn(tuple(sizes), generator=generator, device="cpu").to(like.device, like.dtype)
-    # An index of any table; and a mask that lets everything through.
-    return torch.full(tuple(sizes), like.dtype == torch.bool, dtype=like.dtype, device=like.device)
 
 
 def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]) -> ExampleInputs:
