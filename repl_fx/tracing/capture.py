@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import FakeTensor, empty_beside, example_of, fixed_size, forget_tensors, has_example, pytree
+from repl_fx._torch import (
+    FakeTensor,
+    answers_of_the_example,
+    empty_beside,
+    example_of,
+    fixed_size,
+    forget_tensors,
+    has_example,
+    pytree,
+)
 from repl_fx.arguments import require_module, require_number
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
@@ -433,9 +442,11 @@ def _settle_sizes_(graph: fx.Graph) -> None:
             return value
         return empty_beside(value, known[: value.ndim], known[value.ndim :])
 
-    for node in graph.nodes:
-        if "val" in node.meta:
-            node.meta["val"] = pytree.tree_map_only(FakeTensor, settled, node.meta["val"])
+    # An empty tensor asks whether it is contiguous, and the answers for the example would fix sizes.
+    with answers_of_the_example(fake_mode_of(graph)):
+        for node in graph.nodes:
+            if "val" in node.meta:
+                node.meta["val"] = pytree.tree_map_only(FakeTensor, settled, node.meta["val"])
 
 
 @alone()

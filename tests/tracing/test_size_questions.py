@@ -648,6 +648,15 @@ def test_slices_whose_lengths_no_code_goes_on_by_take_all(way: Callable[[Tensor]
         assert torch.equal(gm(x := torch.randn(3, other, 4)), model(x))
 
 
+def test_slices_that_are_empty_for_the_example_fix_no_size() -> None:
+    # What is left of it is asked for when its sizes are settled, behind the trace.
+    net = nn.Sequential(_Cut(lambda x: torch.cat([x[:, :5], x[:, 5:] * 2], 1).transpose(1, 2)), nn.BatchNorm1d(4))
+    gm = capture(net, (torch.randn(2, 5, 4),))
+    assert gm.meta["capture"].dynamic == {"input": (0, 1)}
+    for length in (1, 4, 5, 6, 9):
+        assert torch.equal(gm(x := torch.randn(3, length, 4)), net(x))
+
+
 def test_slices_of_one_mode_are_tried_in_both() -> None:
     class OfTraining(_Cut):
         def forward(self, x: Tensor) -> Tensor:
