@@ -591,7 +591,8 @@ _library: Any = _torch_library.Library("repl_fx", "FRAGMENT")
 def define_operator(schema: str, fake: Callable[..., Any]) -> Any:
     """Define an operator that exists in traces alone, and return it."""
     name = schema.split("(")[0]
-    _library.define(schema)
+    # Called on constants alone, another one would be run at once for its values, and this one has no kernel.
+    _library.define(schema, tags=(torch.Tag.nondeterministic_seeded,))
     _torch_library.register_fake(f"repl_fx::{name}", fake, lib=_library)
     return getattr(torch.ops.repl_fx, name).default
 

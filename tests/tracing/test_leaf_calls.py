@@ -420,6 +420,27 @@ def test_what_a_layer_returns_can_be_written_into() -> None:
     assert torch.equal(ours, theirs)
 
 
+class Queries(nn.Module):
+    """Calls layers on numbers that it knows, as detectors embed the places of their queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(8, 4)
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        shifted = self.layer(shift) if shift.is_contiguous() else shift
+        return x + self.places(torch.arange(3)).sum(0) + self.places(torch.tensor([5])) + shifted  # type: ignore[no-any-return]
+
+
+def test_layers_are_called_on_constants() -> None:
+    model, x = Queries(), torch.randn(2, 4)
+    gm = capture(model, (x,))
+    assert len(gm.graph.find_nodes(op="call_module", target="places")) == 2
+    assert check_capture(model, gm, (x,))
+
+
 class CountsLike(nn.Module):
     """Reads, in an autocast region of its own, the dtype that a layer returns there."""
 
