@@ -1142,6 +1142,13 @@ def view_sizes(shape: Sequence[int | torch.SymInt], count: int | torch.SymInt) -
     return infer_size(tuple(shape), count)  # type: ignore[arg-type]
 
 
+def view_by_example(given: Tensor, sizes: Sequence[int | torch.SymInt]) -> Tensor:
+    """A view as torch makes one of symbolic sizes: its number of elements and strides are right for the example."""
+    own: Any = torch._refs
+    made: Tensor = own._reshape_view_helper(given, *sizes, allow_copy=False)
+    return made
+
+
 @dataclass(frozen=True)
 class QuotientForm:
     """A size that is `(factor * symbol + added) // over`, with factors and divisors from 1."""

@@ -24,6 +24,7 @@ from repl_fx._torch import (
     has_example,
     is_unbacked,
     tidy_size,
+    view_by_example,
     view_sizes,
 )
 
@@ -254,6 +255,9 @@ def view_result(given: Tensor, shape: Sequence[int | torch.SymInt]) -> Tensor | 
         return None
     sizes = view_sizes(shape, given.numel())
     steps = _view_steps(given, sizes)
+    if steps is None and any(isinstance(size, torch.SymInt) for size in sizes):
+        # Torch takes dimensions that are equal in the example for each other, and has the sizes of one for the other's.
+        steps = list(view_by_example(given, sizes).stride())
     return None if steps is None else given.as_strided(sizes, steps, given.storage_offset())
 
 
