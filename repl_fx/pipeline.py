@@ -24,7 +24,6 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.checkpoints.fitting import with_weights
 from repl_fx.sources.checkpoints.weight_files import Weights
-from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.model_checks import require_capturable, require_finite, require_original
 from repl_fx.tracing.parts.capture_parts import (
     CapturedParts,
@@ -121,7 +120,7 @@ def transform(
         capture = capture_compared if check else capture_parts
         known = capture(model, given.args, given.kwargs, copy=copy, paths=paths, fixed=fixed)
     else:
-        before = None if copy else captured_before(captured, model, widen_batch(model, given))
+        before = None if copy else captured_before(captured, model, given)
         if before is None:
             raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
         known = before

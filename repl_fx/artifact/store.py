@@ -50,7 +50,6 @@ from repl_fx.running.source_mark import packages_of
 from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file
-from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import describe_inputs, require_capturable, require_original
 from repl_fx.tracing.parts.capture_parts import CapturedParts, capture_as_called, capture_parts
@@ -454,9 +453,8 @@ class _Applying(_Files):
         manifest = self.manifest
         if self.whole or not self.as_called or not self.plan.replacements:
             require_capturable(model, self.inputs)
-            inputs = widen_batch(model, self.inputs)
             of_model: Any = {"copy": self.copy, "paths": self.plan.parts, "fixed": manifest.fixed}
-            return self.to(capture_parts(model, inputs.args, inputs.kwargs, **of_model))
+            return self.to(capture_parts(model, self.inputs.args, self.inputs.kwargs, **of_model))
         calls, tracers = self.calls(model), {part.path: part.tracer for part in manifest.parts}
         try:
             captured = capture_as_called(self.source(model), self.inputs, calls, tracers, manifest.fixed)

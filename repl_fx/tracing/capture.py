@@ -58,7 +58,7 @@ from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.leaves import has_own_call
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable, require_same_modes
-from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
+from repl_fx.tracing.other_sizes import other_sizes_of, takes_sizes, try_checks_
 from repl_fx.tracing.questions import (
     Settings,
     Told,
@@ -126,7 +126,7 @@ def capture(
     Args:
         model: any module; it is not changed, and its modes are left as they are.
         args: positional example inputs. A batch (first dimension) of 1 is widened to 2, because tracing would take 1
-            for a constant.
+            for a constant; it stays 1 where the graph would not take it then.
         kwargs: keyword example inputs.
         copy: give the graph parameters of its own instead of sharing the model's.
         fixed: dimensions of the inputs that stay as in the example: `height`, `x.height` or, by number, `x.2`. All
@@ -168,15 +168,25 @@ def trace_widened(
 ) -> tuple[CapturedModule, ExampleInputs]:
     """Capture a model by the first tracer that takes it, and return the inputs too, as `widen_batch` gives them.
 
-    What that asks of the model is asked of the trace: the model runs where it cannot be traced with a wider batch.
+    What that asks of the model is asked of the trace: the model runs where it cannot be traced with a wider batch. A
+    graph of that batch alone, or of the way that wider ones go, gives place to one of the inputs as they are.
     """
     wider = widened(inputs)
     try:
-        return trace_by_first(tracers, model, wider, fixed), wider
+        gm = trace_by_first(tracers, model, wider, fixed)
     except CaptureError:
         if wider is inputs or widen_batch(model, inputs) is not inputs:
             raise
-    return trace_by_first(tracers, model, inputs, fixed), inputs
+        return trace_by_first(tracers, model, inputs, fixed), inputs
+    if wider is inputs or takes_sizes(gm, model, inputs):
+        return gm, wider
+    asked = {dim: ASKED for dim, reason in gm.meta["capture"].fixed.items() if reason == ASKED}
+    with suppress(CaptureError):
+        own = trace_by_first(tracers, model, inputs, [*fixed, *asked])
+        # These are one in the example, and have names by that of a wider one.
+        own.meta["capture"].fixed.update(asked)
+        return own, inputs
+    return gm, wider
 
 
 def trace_by_first(
@@ -320,8 +330,12 @@ def _graph_of(
 
 def _alike_at_other_sizes(gm: CapturedModule, model: nn.Module, inputs: ExampleInputs) -> bool:
     """Tell whether a graph computes what its model does on inputs of other sizes, where it takes any."""
-    other = other_sizes_of(gm, model, inputs)
-    return other is None or computes_alike(gm, model, other)
+    # Of one size a text may be that of the example by chance, as that of a length which is padded.
+    found = [other_sizes_of(gm, model, inputs, smallest=smallest) for smallest in (False, True)]
+    others = [other for other in found if other is not None]
+    ran = [other for other in others if outcome_of(model, other, training=False).problem is None]
+    modes = (False, True)
+    return bool(ran or not others) and all(computes_alike(gm, model, one, mode) for one in ran for mode in modes)
 
 
 @dataclass
@@ -470,6 +484,9 @@ def check_capture(
     inputs, failed = _as_run(model, ExampleInputs.of(args, kwargs))
     if failed is not None:
         raise misfit(model, failed, inputs)
+    given = ExampleInputs.of(args, kwargs)
+    if isinstance(gm, CapturedModule) and not takes_sizes(gm, model, inputs) and takes_sizes(gm, model, given):
+        inputs = given
     return check_of(model, gm, inputs, seed=seed)
 
 

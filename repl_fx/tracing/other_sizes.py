@@ -201,20 +201,37 @@ def _holds(check: SizeCheck, sizes: Mapping[str, int]) -> bool:
     return check.holds_for(*(sizes[name] for name, _, _ in check.sizes))
 
 
-def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
+def other_sizes_of(
+    gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs, *, smallest: bool = False
+) -> ExampleInputs | None:
     """Inputs of other sizes where those of a graph are dynamic, with the same values: a part of them, or repeated.
+
+    Args:
+        smallest: they are the least, from 2.
 
     Returns:
         None where no size is dynamic, or a size depends on others.
     """
     traced = _traced_shapes(gm, module, inputs)
-    sizes = _other_free_sizes(gm, traced)
+    sizes = _other_free_sizes(gm, traced, _smallest_first if smallest else _odd_first)
     return None if sizes is None else _with_sizes(inputs, traced, sizes)
 
 
-def _other_free_sizes(gm: fx.GraphModule, traced: _Traced) -> dict[str, int] | None:
+def _odd_first(now: int) -> Iterable[int]:
+    # What code asks of sizes most is whether they are even.
+    half = min(max(now // 2, 2), _TRIAL_SIZE) | 1
+    return chain([half], range(half + 1, 2 * now + 1), range(half - 1, 1, -1))
+
+
+def _smallest_first(now: int) -> Iterable[int]:
+    return range(2, 2 * now + 1)
+
+
+def _other_free_sizes(
+    gm: fx.GraphModule, traced: _Traced, candidates: Callable[[int], Iterable[int]] = _odd_first
+) -> dict[str, int] | None:
     free, checks = _free_sizes(traced), _checks(gm)
-    sizes = chosen_sizes(free, list(free), _odd_first, lambda sizes: all(_holds(check, sizes) for check in checks))
+    sizes = chosen_sizes(free, list(free), candidates, lambda sizes: all(_holds(check, sizes) for check in checks))
     return None if sizes == free else sizes
 
 
@@ -235,10 +252,17 @@ def _checked_tensors(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInput
     }
 
 
-def _odd_first(now: int) -> Iterable[int]:
-    # What code asks of sizes most is whether they are even.
-    half = min(max(now // 2, 2), _TRIAL_SIZE) | 1
-    return chain([half], range(half + 1, 2 * now + 1), range(half - 1, 1, -1))
+def takes_sizes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> bool:
+    """Tell whether a graph takes inputs by their sizes; its module may stop at them."""
+    tensors = _checked_tensors(gm, module, inputs)
+    sizes = {node.args[0]: node.args[1] for node in gm.graph.nodes if node.target is check_shape}
+    known = [(tensor.shape, wanted) for node, tensor in tensors.items() if (wanted := sizes[node])]
+    fits = all(
+        len(shape) == len(wanted) and all(size in (None, found) for found, size in zip(shape, wanted, strict=True))
+        for shape, wanted in known
+    )
+    asked = ((node.all_input_nodes, check) for node, check in size_checks(gm.graph) if not check.limit)
+    return fits and all(check.holds(*(tensors[one] for one in of)) for of, check in asked if tensors.keys() >= set(of))
 
 
 def chosen_sizes(

@@ -187,14 +187,14 @@ def computes_the_same(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInput
     return SideBySide(model, gm).same(copy_graph(gm), inputs, training=False) is not False
 
 
-def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
-    """Tell whether a graph returns the same as its model in evaluation mode, but for the rounding of other kernels."""
+def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs, training: bool = False) -> bool:
+    """Tell whether a graph returns the same as its model in one mode, but for the rounding of other kernels."""
     trial = copy_graph(gm)
-    if SideBySide(model, gm).returned(trial, inputs) is not None:
+    if SideBySide(model, gm).returned(trial, inputs, training) is not None:
         return True
     # In a lower precision other kernels round to other values than these bounds allow.
     with no_autocast(device_of(model, inputs)):
-        return are_close(outcome_of(model, inputs, False), outcome_of(trial, inputs, False), 1e-3, 1e-4)
+        return are_close(outcome_of(model, inputs, training), outcome_of(trial, inputs, training), 1e-3, 1e-4)
 
 
 def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:

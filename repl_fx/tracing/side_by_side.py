@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import example_of, has_example, pytree
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import equal_inside, open_objects
+from repl_fx.running.opaque_outputs import PLAIN, equal_inside, open_objects
 from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.running.without_values import WithoutValues, same_results
 
@@ -79,17 +79,23 @@ class SideBySide:
 
 
 def are_close(ours: Outcome, theirs: Outcome, relative: float = 1e-5, absolute: float = 1e-8) -> bool:
-    """Tell whether the tensors that two modules returned are equal but for rounding, or the first does not run."""
+    """Tell whether what two modules returned is equal but for rounding, or the first does not run."""
     if ours.problem is not None or theirs.problem is not None:
         return ours.problem is not None
-    leaves = [pytree.tree_leaves(open_objects(outcome.outputs)) for outcome in (ours, theirs)]
-    if len(leaves[0]) != len(leaves[1]):
-        return False
-    pairs = [pair for pair in zip(*leaves, strict=True) if all(isinstance(leaf, Tensor) for leaf in pair)]
-    return all(
-        a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, relative, absolute, equal_nan=True)
-        for a, b in pairs
+    # With the keys, which may be texts of sizes.
+    places, others = (pytree.tree_flatten_with_path(open_objects(made.outputs))[0] for made in (ours, theirs))
+    return [path for path, _ in places] == [path for path, _ in others] and all(
+        _close_leaves(a, b, relative, absolute) for (_, a), (_, b) in zip(places, others, strict=True)
     )
+
+
+def _close_leaves(ours: Any, theirs: Any, relative: float, absolute: float) -> bool:
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        return alike and torch.allclose(ours, theirs, relative, absolute, equal_nan=True)
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return math.isclose(ours, theirs, rel_tol=relative, abs_tol=absolute) or (ours != ours and theirs != theirs)
+    return not isinstance(ours, PLAIN) or (type(ours) is type(theirs) and bool(ours == theirs))
 
 
 def is_long_to_run(gm: fx.GraphModule) -> bool:

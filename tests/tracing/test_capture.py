@@ -222,6 +222,32 @@ def test_batch_of_one_is_widened() -> None:
     assert [tuple(a.shape) for a in inputs.args] == [(1, 2), (3,)] and inputs.kwargs == {"k": 1}
 
 
+class OfOne(Linear):
+    """Does something else with a batch of one, or goes through the batch; or neither."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "another way" and len(x) == 1:
+            return -self.fc(x)  # type: ignore[no-any-return]
+        return torch.stack([self.fc(row) for row in x]) if self.way == "one by one" else self.fc(x)
+
+
+@pytest.mark.parametrize("way", ["another way", "one by one", "as asked"])
+def test_a_batch_of_one_stays_where_a_graph_of_a_wider_one_would_not_take_it(way: str) -> None:
+    model, x = OfOne(way), torch.randn(1, 8)
+    fixed = ["batch"] if way == "as asked" else []
+    gm = capture(model, (x,), fixed=fixed)
+    assert torch.equal(gm(x), model(x))
+    assert check_capture(model, gm, (x,))
+    with pytest.raises(BadInput, match=r"captured as \[1, 8\]"):
+        gm(torch.randn(2, 8))
+    parts = capture_parts(model, (x,), fixed=fixed)
+    assert [tuple(one.shape) for one in parts.inputs.args] == [(1, 8)]
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_model_that_is_traced_with_a_wider_batch_is_not_run(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     runs = []

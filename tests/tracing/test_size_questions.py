@@ -194,6 +194,65 @@ def test_a_message_with_sizes_leaves_them_free_and_a_name_made_of_them_does_not(
         gm(other)
 
 
+class Written(nn.Module):
+    """Returns its sizes as a text, of what it has padded, or as a key."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Any:
+        padded = nn.functional.pad(x, (0, 0, 0, x.shape[1] % 2))
+        if self.way == "in training":
+            return padded, str(x.shape[1]) if self.training else ""
+        return {f"{x.shape[1]}": x} if self.way == "key" else (padded, f"{tuple(padded.shape)}")
+
+
+@pytest.mark.parametrize("way", ["padded", "key", "in training"])
+def test_text_of_sizes_that_is_returned_is_right_or_refused(way: str) -> None:
+    model = Written(way)
+    gm = capture(model, (torch.randn(3, 4, 4),))
+    for length in (4, 3, 2, 9):
+        x = torch.randn(3, length, 4)
+        for training in (True, False):
+            model.train(training), gm.train(training)
+            with suppress(BadInput):
+                assert str(gm(x)) == str(model(x))
+    x = torch.randn(3, 4, 4)
+    assert str(gm(x)) == str(model(x))
+
+
+def test_a_name_made_of_a_size_fixes_it_where_the_model_has_no_other_name() -> None:
+    model = Tells(by_batch=True).eval()
+    del model.layers["3"]
+    gm = capture(model, (torch.randn(2, 5, 4),))
+    with pytest.raises(BadInput, match="captured as"):
+        gm(torch.randn(3, 5, 4))
+
+
+class Mixed(nn.Module):
+    """Takes pairs of places apart; of one pair, the dimensions are as long as others by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(4, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        h = self.layer(x.mT).mT
+        h = h.reshape(x.shape[0], -1, 2, 4).transpose(1, 2).flatten(1, 2)
+        return h, h.shape[1]
+
+
+@pytest.mark.parametrize("length", [3, 4, 8])
+def test_dimensions_that_are_equal_by_chance_are_not_taken_for_each_other(length: int) -> None:
+    model = Mixed()
+    gm = capture(model, (torch.randn(3, length, 4),))
+    for other in (3, 4, 8, 20):
+        x = torch.randn(3, other, 4)
+        (ours, size), theirs = gm(x), model(x)
+        assert torch.equal(ours, theirs[0]) and size == theirs[1]
+
+
 class Sized(Tells):
     """Asserts its length, with a message that is made whether it fails or not."""
 

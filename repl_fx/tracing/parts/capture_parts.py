@@ -45,6 +45,7 @@ from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
 from repl_fx.tracing.dynamic_shapes import names_in, require_known
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
+from repl_fx.tracing.other_sizes import takes_sizes
 from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
 from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
 from repl_fx.tracing.questions import computes_alike
@@ -230,7 +231,10 @@ def computes_as_source(captured: CapturedParts) -> bool:
 def captured_before(
     captured: CapturedParts | fx.GraphModule, model: nn.Module, inputs: ExampleInputs
 ) -> CapturedParts | None:
-    """The capture of a model that was made before; None where it is of another, or of a copy."""
+    """The capture of a model that was made before, with these inputs; None where it is of another, or of a copy."""
+    wider, whole = widen_batch(model, inputs), captured.module if isinstance(captured, CapturedParts) else captured
+    if not isinstance(whole, CapturedModule) or takes_sizes(whole, model, wider):
+        inputs = wider
     if isinstance(captured, CapturedParts):
         return replace(captured, inputs=inputs) if captured.source is model else None
     require_module("transform", captured, graph=True, name="captured")
