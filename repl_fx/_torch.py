@@ -9,6 +9,7 @@ import importlib
 import io
 import keyword
 import logging
+import math
 import operator
 import sys
 import traceback
@@ -29,6 +30,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._export import non_strict_utils
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._prims_common import infer_size
@@ -565,6 +567,36 @@ def any_lengths() -> Iterator[None]:
 def small_tensors_known() -> Iterator[None]:
     """Let a trace know the numbers in small tensors that a forward makes of numbers; torch has it know single ones."""
     with patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", 64), patch.object(proxy_tensor, "CONSTANT_NUMEL_LIMIT", 64):
+        yield
+
+
+@contextmanager
+def numbers_followed() -> Iterator[None]:
+    """Let what torch.export has in the place of `min`, `max` and `math.pow` return for sizes what these do.
+
+    It follows an extreme of two sizes alone, and has whole numbers for whole powers.
+    """
+    export: Any = importlib.import_module("torch.export._trace")
+    extreme_of_two: Any = non_strict_utils._tensor_min_max
+    replaced, power = export._override_builtin_ops, math.pow
+
+    def extreme(*given: Any, **settings: Any) -> Any:
+        plain = len(given) > 2 and "key" not in settings and not any(isinstance(one, Tensor) for one in given)
+        return extreme_of_two(*((given,) if plain else given), **settings)
+
+    def raised(base: Any, exponent: Any) -> Any:
+        known = not any(isinstance(one, (torch.SymInt, torch.SymFloat)) for one in (base, exponent))
+        return power(base, exponent) if known else torch.sym_float(base) ** exponent
+
+    @contextmanager
+    def replacing() -> Iterator[None]:
+        with replaced(), patch.object(math, "pow", raised):
+            yield
+
+    with (
+        patch.object(non_strict_utils, "_tensor_min_max", extreme),
+        patch.object(export, "_override_builtin_ops", replacing),
+    ):
         yield
 
 

@@ -6,8 +6,8 @@ them, and nothing else does:
 
     of the model     calls of modules (`leaf_calls`, `module_calls`), attributes (`attributes_aside`), hooks on buffers,
                      `forward` (`_spelled_out`)
-    of Python        `len` (`size_questions.lengths_symbolic`), `int` in modules that ask for whole numbers
-                     (`whole_symbolic`), the seeds of `random` and of numpy, the truth of a `SymBool`
+    of Python        `len`, `min` and `max` (`size_questions.lengths_symbolic`), `int` in modules that ask for whole
+                     numbers (`whole_symbolic`), the seeds of `random` and of numpy, the truth of a `SymBool`
                      (`data_dependent`)
     of torch         `is_exporting` (`questions`), hooks on tensors (`hooks`), `ShapeEnv.evaluate_expr`
                      (`size_questions`), autograd functions (`leaf_calls`), warnings and what costs time (`_torch`)

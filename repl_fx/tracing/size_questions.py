@@ -34,6 +34,7 @@ from repl_fx._torch import (
     is_truth,
     limited_symbols,
     made_equal,
+    numbers_followed,
     size_evaluations,
     symbol_of,
     whole_number,
@@ -59,6 +60,8 @@ _SLICES = frozenset({"slice_forward", "_compute_slice_index"})
 _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
 _HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
+# What an export has in the place of Python's `min`, `max` and `math.pow`, by its module.
+_BUILTINS = ("torch._export.non_strict_utils", ("_tensor_min_max", "<lambda>"))
 _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
 _COMPARISONS = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
 # Metadata of a tensor among the inputs: why dimensions of it are fixed.
@@ -322,7 +325,8 @@ class _Asking:
 
 
 def _hands_on(frame: FrameType) -> bool:
-    return module_of(frame) == "torch" or module_of(frame).startswith(_HANDING_ON)
+    instead = module_of(frame) == _BUILTINS[0] and frame.f_code.co_name in _BUILTINS[1]
+    return instead or module_of(frame) == "torch" or module_of(frame).startswith(_HANDING_ON)
 
 
 def _place(frame: FrameType) -> str:
@@ -339,14 +343,17 @@ def _running(frame: FrameType) -> nn.Module | None:
 
 @contextmanager
 def lengths_symbolic() -> Iterator[None]:
-    """Let `len` of a tensor whose first size is symbolic be that size; Python's own has to return a number."""
+    """Let `len` of a tensor whose first size is symbolic be that size; Python's own has to return a number.
+
+    And `min`, `max` and `math.pow` of sizes what Python's are.
+    """
     own = builtins.len
 
     def length(value: Any, /) -> Any:
         first: Any = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
         return first if isinstance(first, torch.SymInt) else own(value)
 
-    with patch.object(builtins, "len", length):
+    with patch.object(builtins, "len", length), numbers_followed():
         yield
 
 

@@ -194,6 +194,49 @@ def test_a_message_with_sizes_leaves_them_free_and_a_name_made_of_them_does_not(
         gm(other)
 
 
+class Bounded(nn.Module):
+    """Returns a number made of its length, and a tensor of that."""
+
+    def __init__(self, number: Any) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Any]:
+        number = self.number(x.shape[1])
+        return torch.tensor(number), number
+
+
+@pytest.mark.parametrize(
+    ("number", "free"),
+    [
+        (lambda n: max(3, n, 5), True),
+        (lambda n: min(9, n // 2, 4, n), True),
+        (lambda n: math.pow(n, 2), True),
+        (lambda n: math.pow(2, 3), True),
+        (lambda n: math.pow(n, -0.5), True),
+        (lambda n: min(1.0, n / 6), False),
+        (lambda n: max(0.1, 1 - n / 10), False),
+        (lambda n: max(n / 3, 1), False),
+        (lambda n: max(1.5, n / 2, 2.0), False),
+        (lambda n: max([1.5, n / 2]), False),
+        (lambda n: max(n, 4, key=lambda size: -size), False),
+        (lambda n: min([n, 4], default=1), False),
+    ],
+)
+def test_extremes_and_powers_of_sizes_are_right_or_refused(number: Any, free: bool) -> None:
+    model = Bounded(number)
+    gm = capture(model, (torch.randn(3, 7, 4),))
+    taken = []
+    for length in (1, 2, 3, 4, 5, 6, 7, 9, 12, 20):
+        x = torch.randn(3, length, 4)
+        with suppress(BadInput):
+            (ours, found), (theirs, wanted) = gm(x), model(x)
+            assert found == wanted and type(found) is type(wanted)
+            assert torch.equal(ours, theirs) and ours.dtype is theirs.dtype
+            taken.append(length)
+    assert 7 in taken and (len(taken) == 10) is free
+
+
 class Written(nn.Module):
     """Returns its sizes as a text, of what it has padded, or as a key."""
 
