@@ -759,6 +759,24 @@ def code_of(condition: Any) -> str:
 # Begin an autocast region, and end it: the first returns what the second takes.
 enter_autocast: Any = torch.amp.autocast_mode._enter_autocast
 exit_autocast: Any = torch.amp.autocast_mode._exit_autocast
+set_grad_enabled: Any = torch._C._set_grad_enabled
+
+
+@contextmanager
+def regions_as_written() -> Iterator[None]:
+    """Keep `no_grad` and `autocast` regions of exported programs as the calls that begin and end them.
+
+    torch.export packs each into a module; of `no_grad` inside of `autocast` it loses the one, and ends and begins the
+    other around it, where weights are cast again.
+    """
+    passes: Any = "torch._export.passes.replace_{}_with_hop_pass"
+    with ExitStack() as stack:
+        for kind in ("set_grad", "autocast"):
+            module: Any = importlib.import_module(passes.format(kind))
+            stack.enter_context(
+                patch.object(module, f"replace_{kind}_with_hop_pass", lambda gm, signature: (gm, signature))
+            )
+        yield
 
 
 def has_no_value(tensor: Tensor) -> bool:
@@ -864,6 +882,13 @@ def scripts_as_written() -> Iterator[None]:
         with suppress(RuntimeError):
             function._debug_flush_compilation_cache()
     with optimized_execution(False):
+        yield
+
+
+@contextmanager
+def code_as_written() -> Iterator[None]:
+    """Keep functions of TorchScript, and regions, as the code of the model has them."""
+    with scripts_as_written(), regions_as_written():
         yield
 
 

@@ -33,12 +33,12 @@ from torch.export import ExportedProgram
 from repl_fx._torch import (
     any_names,
     buffer_hooks_restored,
+    code_as_written,
     conversions_passed,
     fixed_size,
     lean_tracing,
     pytree,
     quiet_tracing,
-    scripts_as_written,
     shares_memory,
     small_tensors_known,
 )
@@ -210,7 +210,7 @@ class Attempt:
             self.questions.noted(),
             lengths_symbolic(),
             whole_symbolic((self.learned.whole_numbers or {}).values()),
-            scripts_as_written(),
+            code_as_written(),
             recorded(self.branches, Layouts(self.calls), SizeTensors(), SizesKept(), *outside),
             self.exporting.answered(),
             foreign_code(),

@@ -5,8 +5,8 @@
 
 Needs: a program traced under `record_leaf_calls` with the table of its calls.
 Also undoes what torch.export adds around the model's own operators: flattened inputs and outputs become the source's
-arguments and structure again, packed `no_grad` and `autocast` regions become calls that begin and end them, and the
-assertions about shapes and dtypes that only the exported program needs are left out.
+arguments and structure again, `no_grad` and `autocast` regions become calls that begin and end them, and the assertions
+about shapes and dtypes that only the exported program needs are left out.
 Never touches: the model, the program.
 """
 
@@ -25,20 +25,26 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from repl_fx._torch import children_of, path_of_entry, pytree
+from repl_fx._torch import (
+    children_of,
+    enter_autocast as torch_enter_autocast,
+    exit_autocast as torch_exit_autocast,
+    path_of_entry,
+    pytree,
+    set_grad_enabled,
+)
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
 from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.captured import attribute, drop_dead
 from repl_fx.graph.runtime import (
+    REGIONS,
     AutogradCall,
     check_condition,
     check_layout,
     enter_autocast,
     enter_grad_mode,
-    exit_autocast,
     leaf_call_operator,
-    restore_grad_mode,
 )
 from repl_fx.graph.signature import BoundInputs, InputNodes, output_of, step_into
 from repl_fx.graph.state import named_tensors
@@ -62,11 +68,11 @@ _ASSERTIONS = {
 }
 # `torch._assert` of a tensor, too.
 _CHECKS = (aten._assert_async.default, aten._assert_async.msg)
-# Regions of `torch.no_grad` and `torch.autocast` that torch.export packs into one node: the calls that begin and end
-# one, and how many settings it has.
-_REGIONS: Mapping[Any, tuple[Any, Any, int]] = {
-    torch.ops.higher_order.wrap_with_set_grad_enabled: (enter_grad_mode, restore_grad_mode, 1),
-    torch.ops.higher_order.wrap_with_autocast: (enter_autocast, exit_autocast, 4),
+# Regions of `torch.no_grad` and `torch.autocast` that an exported program in the model has packed into one node: the
+# call that begins one, and how many settings it has.
+_REGIONS: Mapping[Any, tuple[Any, int]] = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled: (enter_grad_mode, 1),
+    torch.ops.higher_order.wrap_with_autocast: (enter_autocast, 4),
 }
 _KEPT_META = ("val", "nn_module_stack", "stack_trace")
 _SLICE = re.compile(r"slice\((\S+), (\S+), (\S+)\)")
@@ -142,6 +148,8 @@ class _Lifter:
         # A forward may register a buffer, which the model does not have behind the trace.
         self.states = {id(named[target]): target for target in targets if target in named}
         self.copies = CallCopies(attempt.stamps, self.graph, self.paths, self.states, self.state_at)
+        # The nodes that begin the regions which are open.
+        self.open: list[fx.Node] = []
 
     def placeholders(self, inputs: BoundInputs) -> None:
         made = InputNodes(self.graph, inputs)
@@ -179,6 +187,9 @@ class _Lifter:
         """Emit the nodes of one (sub)graph; returns its results."""
         for node in gm.graph.nodes:
             if node.op == "output":
+                while self.open:
+                    # `torch.set_grad_enabled(False)` alone, to the end of the forward.
+                    self.end_region(node)
                 return [self.value(result) for result in pytree.tree_leaves(node.args[0])]
             if node.op == "call_function":
                 self.function(gm, node)
@@ -199,6 +210,9 @@ class _Lifter:
             self.env[node] = self.env[source][node.args[1]]
         elif node.target in _REGIONS:
             self.env[node] = self.region(node, *_REGIONS[node.target])
+        elif node.target in (set_grad_enabled, torch_enter_autocast, torch_exit_autocast):
+            self.setting(node)
+            return
         elif node.target in _ASSERTIONS:
             return
         elif node.target in _CHECKS:
@@ -249,7 +263,7 @@ class _Lifter:
             nodes.append(part)
         return nodes
 
-    def region(self, node: fx.Node, enter: Any, leave: Any, settings: int) -> list[Any]:
+    def region(self, node: fx.Node, enter: Any, settings: int) -> list[Any]:
         """Put the nodes of a packed region between a call that begins it and one that ends it."""
         given = node.args[:settings]
         body: Any = node.args[settings]
@@ -257,12 +271,36 @@ class _Lifter:
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for placeholder, value in zip(placeholders, node.args[settings + 1 :], strict=True):
             self.env[placeholder] = self.env[value] if isinstance(value, fx.Node) else value
-        begin = self.emit("call_function", enter, tuple(given), {}, node)
-        begin.meta["val"] = None
+        self.begin_region(enter, given, node)
         results = self.body(inner)
-        end = self.emit("call_function", leave, (begin,), {}, node)
-        end.meta["val"] = None
+        self.end_region(node)
         return results
+
+    def setting(self, node: fx.Node) -> None:
+        """Begin or end a region where the forward does; gradients are on outside of all of them."""
+        if node.target is torch_enter_autocast:
+            self.begin_region(enter_autocast, node.args, node)
+        elif node.target is torch_exit_autocast:
+            # One of gradients may be open inside, where the forward only switches them off there.
+            while self.end_region(node).target is not enter_autocast:
+                pass
+        elif node.args[0] is not next((r.args[0] for r in reversed(self.open) if r.target is enter_grad_mode), True):
+            inside = bool(self.open) and self.open[-1].target is enter_grad_mode
+            # What switches them back ends the region that was begun last, unless that is one of another kind.
+            self.end_region(node) if inside else self.begin_region(enter_grad_mode, node.args, node)
+
+    def begin_region(self, enter: Any, given: Any, source: fx.Node) -> None:
+        """A call that begins a region."""
+        begin = self.emit("call_function", enter, tuple(given), {}, source)
+        begin.meta["val"] = None
+        self.open.append(begin)
+
+    def end_region(self, source: fx.Node) -> fx.Node:
+        """A call that ends the region which was begun last; returns the one that began it."""
+        begin = self.open.pop()
+        end = self.emit("call_function", REGIONS[begin.target], (begin,), {}, source)
+        end.meta["val"] = None
+        return begin
 
     def emit(self, op: str, target: Any, args: Any, kwargs: Any, source: fx.Node) -> fx.Node:
         made = self.graph.create_node(op, target, args, kwargs)

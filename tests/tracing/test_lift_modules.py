@@ -167,3 +167,46 @@ def test_modules_out_of_slices_have_their_own_paths_where_two_names_are_of_one()
     (repeat,) = result.repeats
     assert [block.name for block in repeat.blocks] == [f"blocks.{number}" for number in (0, 1, 4, 3, 2)]
     assert result.in_place.model is not None
+
+
+class RegionsInside(nn.Module):
+    """A region without gradients inside of one of autocast, or around it, with the same weights in both."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.fc, self.kind = nn.Linear(8, 8), kind
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "around":
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                y = self.fc(x)
+                with torch.enable_grad():
+                    z = self.fc(y)
+            return y + z
+        if self.kind == "for good":
+            y = self.fc(x)
+            torch.set_grad_enabled(False)
+            return y * self.fc(y)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                y = self.fc(x)
+            if self.kind == "alone":
+                return x + y
+            return self.fc(x) + y
+
+
+@pytest.mark.parametrize("kind", ["alone", "beside", "around", "for good"])
+def test_regions_inside_of_others_are_theirs(kind: str) -> None:
+    model, x = RegionsInside(kind), torch.randn(3, 8)
+    gm = repl_fx.capture(model, (x,), copy=True)
+    made: list[tuple[Tensor, Tensor | None]] = []
+    for module in (model, gm):
+        given = x.clone().requires_grad_()
+        with torch.enable_grad():
+            y = module(given)
+        if y.requires_grad:
+            y.float().sum().backward()
+        made.append((y, module.get_parameter("fc.weight").grad))
+    (ours, one), (theirs, other) = made
+    assert torch.equal(ours, theirs) and ours.requires_grad is theirs.requires_grad
+    assert one is other is None or (one is not None and other is not None and torch.equal(one, other))
