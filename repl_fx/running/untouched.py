@@ -6,6 +6,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,18 @@ from repl_fx.running.python_state import PythonState
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _CPU = torch.device("cpu")
+# Parameters that a forward is known to write into; most write into none, and copies of all take memory.
+_written: ContextVar[list[Tensor]] = ContextVar("written")
+
+
+def writes_restored() -> AbstractContextManager[None]:
+    """Give parameters that `note_written` has named their values back behind each run inside, as buffers get theirs."""
+    return set_by(_written.set, [], _written.get([]))
+
+
+def note_written(parameters: Iterable[Tensor]) -> None:
+    """Name parameters that a forward writes into, to those around."""
+    _written.get([]).extend(parameters)
 
 
 class KeptTensors:
@@ -71,10 +84,12 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
     """Give every module back the attributes it had, whatever a trace or a forward leaves there.
 
     Args:
-        buffers: restore the values of buffers too, for a forward on real tensors.
+        buffers: restore the values of buffers too, for a forward on real tensors, and of parameters that
+            `note_written` has named.
         parameters: likewise of parameters.
     """
-    tensors = KeptTensors([*(model.buffers() if buffers else ()), *(model.parameters() if parameters else ())])
+    changing = (*model.buffers(), *_written.get(())) if buffers else ()
+    tensors = KeptTensors(dict.fromkeys([*changing, *(model.parameters() if parameters else ())]))
     restore = as_now(model)
     try:
         yield

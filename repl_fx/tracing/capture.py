@@ -37,8 +37,10 @@ from repl_fx.graph.captured import (
     copy_model,
     fake_mode_of,
     is_tensor,
+    memory_of,
     share_tensors,
     traced_constant,
+    writes_in_place,
 )
 from repl_fx.graph.runtime import ModeSwitch
 from repl_fx.graph.signature import BoundInputs, bind_arguments, left_out
@@ -50,7 +52,15 @@ from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.source_mark import source_mark
-from repl_fx.running.untouched import device_of, no_autocast, outcome_of, own_randomness, untouched
+from repl_fx.running.untouched import (
+    device_of,
+    no_autocast,
+    note_written,
+    outcome_of,
+    own_randomness,
+    untouched,
+    writes_restored,
+)
 from repl_fx.tracing.attempt import Learned
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
@@ -213,7 +223,8 @@ def trace_by_first(
     named = [_NamedTracer(name, trace) for name, trace in tracers.items()]
     for tracer in named:
         try:
-            gm = _trace_by(tracer, model, bound, tuple(obstacles), fixed)
+            with writes_restored():
+                gm = _trace_by(tracer, model, bound, tuple(obstacles), fixed)
             require_same_modes(model, gm.meta["capture"].switches)
             return gm
         except (Untraceable, ForeignError) as problem:
@@ -293,6 +304,7 @@ def _graph_of(
     inputs, asked = bound.inputs, Settings()
     learned = Learned(numbers=tracer.numbers, limited=tracer.limited, compiling=compiling, straight=straight)
     traces = _traced(tracer, model, bound, learned, asked)
+    note_written(_parameters_written(model, traces.graphs.values()))
     for training, changed in traces.changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
@@ -326,6 +338,13 @@ def _graph_of(
     if asked:
         run_passes(gm, partial(require_settings_, model=model, inputs=inputs, asked=asked))
     return gm
+
+
+def _parameters_written(model: nn.Module, graphs: Iterable[fx.Graph]) -> list[Tensor]:
+    """The parameters that a forward writes into, such as those of a teacher that follows a student."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    made = (memory_of(node) for graph in graphs for node in graph.nodes if writes_in_place(node))
+    return [named[str(node.target)] for node in made if node.op == "get_attr" and str(node.target) in named]
 
 
 def _alike_at_other_sizes(gm: CapturedModule, model: nn.Module, inputs: ExampleInputs) -> bool:

@@ -397,6 +397,30 @@ def test_source_is_left_as_it_was() -> None:
     assert not model.fc._forward_hooks and gm.get_submodule("fc")._forward_hooks
 
 
+class Follower(nn.Module):
+    """A teacher that follows a student in the forward of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = nn.Linear(8, 8), nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                old.mul_(0.9).add_(new, alpha=0.1)
+        # A question about a setting, for which graph and source run.
+        return self.student(x) - self.teacher(x) if torch.is_grad_enabled() else x
+
+
+def test_parameters_that_a_forward_writes_into_are_left_as_they_were() -> None:
+    model, x = Follower(), torch.randn(3, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gm = capture(model, (x,), copy=True)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in gm.state_dict().items())
+    assert torch.equal(gm(x), model(x)) and torch.equal(gm(x), model(x))
+
+
 def test_source_is_left_as_it_was_after_a_failure() -> None:
     class Fails(Busy):
         def forward(self, x: Tensor) -> Tensor:
