@@ -38,6 +38,7 @@ from repl_fx._torch import module_stack
 from repl_fx.finding.node_table import common_path
 from repl_fx.graph.captured import (
     AlikeGraphModule,
+    called_module,
     drop_dead,
     has_attribute,
     has_effect,
@@ -228,12 +229,23 @@ class _Merger:
         """Replace each region by one call that runs the version of the mode."""
         # A region may use values of those before it, which must know before they are built.
         for region in reversed(self.regions):
-            if region.wanted or any(has_effect(n) for n in [*region.train, *region.evaluation]):
+            effects = any(map(has_effect, region.train)) or any(map(self.acts_in_evaluation, region.evaluation))
+            if region.wanted or effects:
                 if self.sizes_alike(region):
                     continue
                 self.switch(region)
             for node in reversed(region.train):
                 self.graph.erase_node(node)
+
+    def acts_in_evaluation(self, node: fx.Node) -> bool:
+        """Tell whether a node of evaluation does more than compute its value; a parametrisation of torch does not.
+
+        `nn.MultiheadAttention` asks for the weight of its last layer in evaluation, and does not always read it.
+        """
+        module = called_module(self.root, node)
+        if module is None or not type(module).__module__.startswith("torch.nn.utils."):
+            return has_effect(node)
+        return bool(module._forward_hooks or module._forward_pre_hooks)
 
     def sizes_alike(self, region: _Region) -> bool:
         """Let both modes compute the sizes that only training needs: that costs less than a switch.

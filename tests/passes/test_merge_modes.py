@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
 from transformers.utils import ModelOutput
 
 from repl_fx.errors import BadInput
@@ -315,6 +316,23 @@ def test_a_pure_difference_that_nothing_uses_is_dropped() -> None:
     gm, literals, switches = merged(unused, lambda g, x: g.call_function(torch.neg, (x,)))
     assert (literals, switches) == (0, 0)
     assert not any(n.target is torch.exp for n in gm.graph.nodes)
+
+
+@pytest.mark.parametrize("parametrize", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_weight_that_evaluation_asks_for_and_does_not_read_is_dropped(parametrize: Callable[..., Any]) -> None:
+    class SelfAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+            parametrize(self.inner.out_proj)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner(x, x, x)[0]
+
+    model, x = SelfAttention(), torch.randn(2, 4, 8)
+    gm = capture(model, (x,))
+    assert not any(isinstance(module, ModeSwitch) for module in gm.modules())
+    assert torch.equal(gm.eval()(x), model.eval()(x))
 
 
 def test_merging_a_merged_graph_with_itself_changes_nothing() -> None:
