@@ -115,6 +115,16 @@ def power(base: Tensor, exponent: Tensor) -> Tensor:
     return torch.pow(base.to(torch.result_type(base, exponent)), exponent)
 
 
+def shifted(shift: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A shift of bits in the dtype that torch gives it; ONNX shifts by numbers of the same one."""
+
+    def shift_alike(value: Tensor, by: Tensor) -> Tensor:
+        dtype = torch.result_type(value, by)
+        return shift(value.to(dtype), by.to(dtype))
+
+    return shift_alike
+
+
 def of_one_dtype(stack: OpOverload, dtype: torch.dtype) -> Callable[..., Tensor]:
     """An operator that stacks tensors, for any of them: ONNX stacks those of one dtype."""
 

@@ -138,17 +138,32 @@ def where(condition: Any, self: Any, other: Any) -> Any:
     return op.Where(condition, self, other)
 
 
+def _up_to(index: Any, src: Any) -> Any:
+    """The values that have an index: torch takes more along any dimension, and leaves them aside."""
+    longer = [dim for dim, size in enumerate(src.shape) if size != index.shape[dim]]
+    if not longer:
+        return src
+    axes = op.Constant(value_ints=longer)
+    return op.Slice(src, op.Constant(value_ints=[0] * len(longer)), op.Gather(op.Shape(index), axes), axes)
+
+
+def scatter(self: Any, dim: int, index: Any, src: Any, reduction: str = "none") -> Any:
+    """Values put or added where their indices say."""
+    return op.ScatterElements(self, index, _up_to(index, src), axis=dim, reduction=reduction)
+
+
 def scatter_reduce(self: Any, dim: int, index: Any, src: Any, reduce: str, include_self: bool = True) -> Any:
     """Values scattered and reduced; the exporter's own takes the last for the mean."""
     if not len(self.shape):
         raise NotImplementedError("scatter_reduce of a tensor without dimensions has no translation to ONNX")
     if reduce == "mean" and _is_integer(self):
         raise NotImplementedError("scatter_reduce with the mean of integers has no translation to ONNX")
+    dtype, src = src.dtype, _up_to(index, src)
 
     def filled(value: float) -> Any:
-        return op.Expand(op.Constant(value=ir.tensor(value, dtype=src.dtype)), op.Shape(src))
+        return op.Expand(op.Constant(value=ir.tensor(value, dtype=dtype)), op.Shape(src))
 
-    base = self if include_self else op.ScatterElements(self, index, filled(_neutral(reduce, src.dtype)), axis=dim)
+    base = self if include_self else op.ScatterElements(self, index, filled(_neutral(reduce, dtype)), axis=dim)
     made = op.ScatterElements(base, index, src, axis=dim, reduction=_REDUCTIONS[reduce])
     if reduce != "mean":
         return made
@@ -335,16 +350,71 @@ def floor_divided(self: Any, other: Any) -> Any:
 
 def rounded_quotient(self: Any, other: Any, rounding_mode: str | None = None) -> Any:
     """A quotient that is rounded; of integers by integers, as float32, which the exporter takes, has none from 2^24."""
-    if rounding_mode is None or isinstance(other, float) or self.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
+    dtype = _dtype_of(self, other)
+    if dtype.is_floating_point() and rounding_mode == "floor":
+        # As torch does: 0.7 is no half number.
+        precise = ir.DataType.FLOAT if dtype is ir.DataType.FLOAT16 else dtype
+        made = _floating_floor(_as_dtype(self, precise), _as_dtype(other, precise), precise)
+        return made if precise is dtype else op.Cast(made, to=dtype)
+    if rounding_mode is None or isinstance(other, float) or dtype not in (ir.DataType.INT32, ir.DataType.INT64):
         return core.aten_div_mode(self, other, rounding_mode)
-    # Both are of one dtype by now; a scalar's is not noted.
-    divisor = _constant(other, self) if isinstance(other, int) else op.CastLike(other, self)
-    quotient, zero = op.Div(self, divisor), _constant(0, self)
+    dividend, divisor = _as_dtype(self, dtype), _as_dtype(other, dtype)
+    quotient, zero = op.Div(dividend, divisor), _number(0, dtype)
     if rounding_mode == "trunc":
         return quotient
-    rest = op.Sub(self, op.Mul(quotient, divisor))
+    rest = op.Sub(dividend, op.Mul(quotient, divisor))
     apart = op.Xor(op.Less(rest, zero), op.Less(divisor, zero))
-    return op.Sub(quotient, op.Cast(op.And(apart, op.Not(op.Equal(rest, zero))), to=self.dtype))
+    return op.Sub(quotient, op.Cast(op.And(apart, op.Not(op.Equal(rest, zero))), to=dtype))
+
+
+def floor_divide(self: Any, other: Any) -> Any:
+    """A quotient rounded down, of a tensor and a number either way round."""
+    return rounded_quotient(self, other, "floor")
+
+
+def remainder(self: Any, other: Any) -> Any:
+    """The rest of a division, with the sign of the divisor; the exporter's has the rounding error of the quotient."""
+    dtype = _dtype_of(self, other)
+    dividend, divisor = _as_dtype(self, dtype), _as_dtype(other, dtype)
+    if not dtype.is_floating_point():
+        return op.Mod(dividend, divisor)
+    rest, apart = _rest(dividend, divisor, dtype)
+    return op.Where(apart, op.Add(rest, divisor), rest)
+
+
+def _dtype_of(self: Any, other: Any) -> ir.DataType:
+    """The dtype of two tensors, or of one beside a number or size: that of the first that has a note of it."""
+    found: ir.DataType = next(each.dtype for each in (self, other) if getattr(each, "dtype", None) is not None)
+    return found
+
+
+def _as_dtype(number: Any, dtype: ir.DataType) -> Any:
+    if not isinstance(number, ir.Value):
+        return _number(number, dtype)
+    return number if number.dtype is dtype else op.Cast(number, to=dtype)
+
+
+def _number(value: float, dtype: ir.DataType) -> Any:
+    return op.Constant(value=ir.tensor(value, dtype=dtype))
+
+
+def _rest(dividend: Any, divisor: Any, dtype: ir.DataType) -> tuple[Any, Any]:
+    """What is left of a floating division, exactly, with the dividend's sign; and whether the divisor has another."""
+    zero, rest = _number(0.0, dtype), op.Mod(dividend, divisor, fmod=1)
+    return rest, op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(rest, zero), op.Less(divisor, zero)))
+
+
+def _floating_floor(dividend: Any, divisor: Any, dtype: ir.DataType) -> Any:
+    """The whole number of times, as torch counts it: a quotient may be rounded up to the next one (-1.5 // 0.3)."""
+    zero, half, one = (_number(value, dtype) for value in (0.0, 0.5, 1.0))
+    rest, apart = _rest(dividend, divisor, dtype)
+    quotient = op.Div(op.Sub(dividend, rest), divisor)
+    quotient = op.Where(apart, op.Sub(quotient, one), quotient)
+    whole = op.Floor(quotient)
+    whole = op.Where(op.Greater(op.Sub(quotient, whole), half), op.Add(whole, one), whole)
+    plain = op.Div(dividend, divisor)
+    whole = op.Where(op.Equal(quotient, zero), op.Mul(plain, zero), whole)
+    return op.Where(op.Equal(divisor, zero), plain, whole)
 
 
 def bernoulli(self: Any, generator: Any = None) -> Any:
@@ -435,6 +505,15 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     operator.floordiv: floor_divided,
     aten.div.Tensor_mode: rounded_quotient,
     aten.div.Scalar_mode: rounded_quotient,
+    aten.floor_divide.default: floor_divide,
+    aten.floor_divide.Scalar: floor_divide,
+    aten.remainder.Tensor: remainder,
+    aten.remainder.Scalar: remainder,
+    aten.remainder.Scalar_Tensor: remainder,
+    aten.scatter.src: scatter,
+    aten.scatter_add.default: lambda self, dim, index, src: scatter(self, dim, index, src, "add"),
+    # That of torch has a sum of truths.
+    aten.add.Tensor: core.aten_add,
     aten.bernoulli.default: bernoulli,
     aten.clamp.default: clamp,
     aten.clamp_min.default: clamp,

@@ -97,6 +97,35 @@ def test_infinite_values_are_scattered(tmp_path: Path) -> None:
         np.testing.assert_allclose(tensor, wanted, rtol=1e-6)
 
 
+class _Indexed(nn.Module):
+    def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        y = x.new_zeros(x.shape[0], 9)
+        largest = y.scatter_reduce(1, index, x, "amax", include_self=False)
+        return y.scatter(1, index, x), y.scatter_add(1, index, x), largest
+
+
+def test_values_without_an_index_are_left_aside(tmp_path: Path) -> None:
+    args = torch.randn(3, 5), torch.arange(15).reshape(3, 5) % 7
+    gm = repl_fx.capture(_Indexed(), args)
+    path = Exported(gm, tmp_path / "scattered.onnx", args).path
+    fewer = args[0], args[1][:2, :4].contiguous()
+    made = OnnxSession(path).run(flatten_inputs(gm, ExampleInputs(fewer)))
+    for tensor, wanted in zip(made.values(), gm(*fewer), strict=True):
+        np.testing.assert_allclose(tensor, wanted)
+
+
+class _ByWidth(nn.Module):
+    def forward(self, places: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return places % x.shape[1], places // x.shape[1], x[places % x.shape[0]], x % x.shape[1]
+
+
+def test_places_are_divided_by_sizes_that_stay_free(tmp_path: Path) -> None:
+    args = torch.arange(-6, 14).reshape(2, 10), torch.randn(3, 4)
+    check = Exported(repl_fx.capture(_ByWidth(), args), tmp_path / "m.onnx", args).verify()
+    assert check, check.summary()
+    assert len({row.at for row in check.rows}) > 3
+
+
 class _Packed(nn.Module):
     """Weights of four bits, and outputs of the dtypes in which the exporter computes otherwise."""
 
