@@ -131,7 +131,12 @@ class _Merger:
         ours = [n for n in self.graph.nodes if n.op not in _OUTSIDE]
         theirs = [n for n in self.evaluation.nodes if n.op not in _OUTSIDE]
         i = j = 0
-        for start_i, start_j, size in matching_blocks([node_key(n) for n in ours], [node_key(n) for n in theirs]):
+        # What a mode returns has its own names.
+        keys = [
+            [(node_key(n), n.target if isinstance(n.target, PackOutput) else None) for n in nodes]
+            for nodes in (ours, theirs)
+        ]
+        for start_i, start_j, size in matching_blocks(*keys):
             if (start_i, start_j) != (i, j):
                 region = _Region(ours[i:start_i], theirs[j:start_j], ours[start_i])
                 self.regions.append(region)
@@ -375,9 +380,8 @@ def node_key(node: fx.Node) -> tuple[Any, ...]:
     if node.target is torch.ops.aten.sym_size.int and isinstance(given := node.args[0], fx.Node):
         # Which sizes are asked for is up to the sizes that a trace leaves free.
         shape = (str(given.target) if given.op == "placeholder" else given.op, node.args[1])
-    # Some have one name, and each a condition or a structure of its own.
-    named = not isinstance(node.target, (PackOutput, SizeCheck))
-    own = str(getattr(node.target, "__name__", node.target)) if named else node.target
+    # Packers of outputs are made anew for each trace; checks of sizes have one name, and each a condition of its own.
+    own = node.target if isinstance(node.target, SizeCheck) else str(getattr(node.target, "__name__", node.target))
     return (node.op, own, module_stack(node)[-1:], shape, tuple(node.kwargs))
 
 
