@@ -637,15 +637,19 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
 
 @contextmanager
 def size_evaluations(
-    before: Callable[[Any, FrameType], None], after: Callable[[ShapeEnv, Any, Any, FrameType], None]
+    before: Callable[[Any, FrameType], bool], after: Callable[[ShapeEnv, Any, Any, FrameType], None]
 ) -> Iterator[None]:
-    """Tell of each question about symbolic sizes: the expression and the frame that asks, and then the answer too."""
+    """Tell of each question about symbolic sizes: the expression and the frame that asks, and then the answer too.
+
+    Args:
+        before: tells whether the trace is to know from then on that the answer is what it is.
+    """
     own: Any = ShapeEnv.evaluate_expr
 
     def evaluate(sizes: ShapeEnv, expression: Any, *args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
-        before(expression, frame)
-        answer = own(sizes, expression, *args, **kwargs)
+        with nullcontext() if before(expression, frame) else sizes.suppress_guards():
+            answer = own(sizes, expression, *args, **kwargs)
         after(sizes, expression, answer, frame)
         return answer
 
@@ -705,6 +709,12 @@ def condition_of(expression: Any, answer: Any) -> Any:
     if is_truth(expression):
         return expression if answer else sympy.Not(expression)
     return sympy.Eq(expression, answer, evaluate=False) if expression.free_symbols else sympy.true
+
+
+def may_not_fix(expression: Any) -> bool:
+    """Tell whether an answer fixes no size: to a comparison, but for one of equality without rounded quotients."""
+    equal = isinstance(expression, (sympy.Eq, sympy.Ne)) and not expression.has(functions.FloorDiv, functions.Mod)
+    return is_truth(expression) and not equal
 
 
 def is_truth(expression: Any) -> bool:

@@ -34,6 +34,7 @@ from repl_fx._torch import (
     is_truth,
     limited_symbols,
     made_equal,
+    may_not_fix,
     numbers_followed,
     size_evaluations,
     symbol_of,
@@ -140,7 +141,14 @@ class SizeQuestions:
 
         return compare
 
-    def _before(self, expression: Any, frame: FrameType) -> None:
+    def _before(self, expression: Any, frame: FrameType) -> bool:
+        self._require_short(expression, frame)
+        # Of the order of strides (`n // 2 < 2`) a trace would know that `n // 4` is 0, and leave out the slice from
+        # there. An equality may fix a size, which is seen.
+        is_order = self._known[expression] and may_not_fix(expression)
+        return not is_order or not self._asked(frame).of_strides
+
+    def _require_short(self, expression: Any, frame: FrameType) -> None:
         if expression in self._known:
             return
         self._known[expression] = bool(getattr(expression, "free_symbols", ()))
@@ -292,12 +300,14 @@ class _Asking:
         by_the_model: in Python, by code of the model or of torch's functions for models, which goes on by the answer.
         refuses: by an operator that stops at the other answer.
         cuts: by a slice, whose length is another at the other answer; code may go on by that.
+        of_strides: by an operator, for the strides of its result; it goes on by the answer nowhere else.
         whole: the names of the module whose code asks for a whole number by `int`; None where none does.
     """
 
     by_the_model: bool
     refuses: bool
     cuts: bool
+    of_strides: bool
     whole: dict[str, Any] | None
 
     @classmethod
@@ -321,7 +331,8 @@ class _Asking:
         model |= any(seen.f_code.co_name == "_assert" for seen in handing)
         whole = model and any(module_of(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
         cuts = names[0] in _SLICES
-        return cls(python and model and not refuses, refuses, cuts, asking[0].f_globals if whole else None)
+        of_strides = asker == "torch._prims_common" and not refuses
+        return cls(python and model and not refuses, refuses, cuts, of_strides, asking[0].f_globals if whole else None)
 
 
 def _hands_on(frame: FrameType) -> bool:

@@ -296,6 +296,28 @@ def test_dimensions_that_are_equal_by_chance_are_not_taken_for_each_other(length
         assert torch.equal(ours, theirs[0]) and size == theirs[1]
 
 
+class Halves(nn.Module):
+    """Writes into the second half of its patches, of which the example has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(4, 4, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.patch(x).clone()
+        h[:, :, h.shape[2] // 2 :] += h.mean()
+        return h
+
+
+@pytest.mark.parametrize("height", [2, 3, 8])
+def test_the_order_of_strides_is_no_knowledge_of_sizes(height: int) -> None:
+    model = Halves()
+    gm = capture(model, (torch.randn(2, 4, height, 3),))
+    for other in (2, 3, 4, 5, 8):
+        x = torch.randn(2, 4, other, 3)
+        assert torch.equal(gm(x), model(x))
+
+
 class Sized(Tells):
     """Asserts its length, with a message that is made whether it fails or not."""
 
