@@ -79,7 +79,8 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     for node, check in tried:
         found: list[tuple[bool, bool, bool]] = []
         others = [other for one, other in checks if one is not node and one.name not in gone and not other.alike]
-        for group in islice(_failing(check, others, traced), _MOST_TRIALS):
+        groups = list(islice(_failing(check, others, traced), _MOST_TRIALS))
+        for group in [*groups, *([sizes] for sizes in _elsewhere(check, others, groups))]:
             for sizes in group:
                 # Several questions may be about one size.
                 failing = {other.name for other, asked in tried if not _holds(asked, sizes)}
@@ -175,6 +176,30 @@ def _failing(check: SizeCheck, others: Sequence[SizeCheck], traced: _Traced) -> 
         ways = filter(None, found)
         yield next(ways, changed)
         yield from ways
+
+
+def _elsewhere(
+    check: SizeCheck, others: Sequence[SizeCheck], groups: Sequence[Sequence[Mapping[str, int]]]
+) -> Iterator[dict[str, int]]:
+    """Sizes for which a check fails, and no other does, with other sizes of the rest than the example's.
+
+    At these alone both ways may come to the same, as a division by one less than three and a factor of two do.
+    """
+    for sizes in (group[0] for group in groups[:1]):
+        rest = sizes.keys() - {name for name, _, _ in check.sizes}
+        for candidates in (_odd_first, _one):
+            elsewhere = chosen_sizes(
+                sizes,
+                sorted(rest),
+                candidates,
+                lambda tried: not _holds(check, tried) and all(_holds(other, tried) for other in others),
+            )
+            if elsewhere != sizes:
+                yield elsewhere
+
+
+def _one(now: int) -> Iterable[int]:
+    return (1,)
 
 
 def _followed(
