@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -37,9 +38,11 @@ from repl_fx.export.equivalents import (
     strided,
     subtracted_from,
 )
+from repl_fx.graph.axes import axes_of, checks_by_name, tensor_inputs
 from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.decisions import Condition, is_choice, is_random, pick
-from repl_fx.graph.runtime import SizeCheck, check_condition, check_layout
+from repl_fx.graph.grouping import grouped
+from repl_fx.graph.runtime import SizeCheck, check_condition, check_layout, check_shape
 from repl_fx.graph.signature import PackOutput
 from repl_fx.passes.driver import Result
 
@@ -56,6 +59,7 @@ def lower_(gm: fx.GraphModule) -> Result:
     Returns:
         The graph, with the names of the calls that were replaced.
     """
+    _tie_(gm.graph)
     changed = _lower(gm.graph)
     for module in gm.modules():
         if isinstance(module, fx.GraphModule) and module is not gm:
@@ -66,6 +70,30 @@ def lower_(gm: fx.GraphModule) -> Result:
                 module.graph = graph
                 changed += lowered
     return Result(gm, tuple(changed))
+
+
+def _tie_(graph: fx.Graph) -> None:
+    """Ask whether sizes of one input are alike that have one symbol, where the graph reads it, and asks nothing.
+
+    It is right at others, too, as each size is read where the model reads it; the exporter reads one of them for all.
+    """
+    nodes = tensor_inputs(graph)
+    asked = {(name, dims) for check, (name, *_) in checks_by_name(graph) if (dims := _of_one_input(check))}
+    sizes = [node.meta["val"] for node in graph.nodes if isinstance(node.meta.get("val"), torch.SymInt)]
+    read = {str(symbol) for size in sizes for symbol in size.node.expr.free_symbols}
+    alike = grouped(((axis.input, axis.symbol), axis.number) for axis in axes_of(graph) if axis.symbol in read)
+    for (name, _), numbers in alike.items():
+        for pair in pairwise(numbers):
+            if (name, pair) not in asked:
+                check: Any = SizeCheck("one == other", (("one", 0, pair[0]), ("other", 0, pair[1])), "", "")
+                with graph.inserting_after(next(user for user in nodes[name].users if user.target is check_shape)):
+                    graph.call_function(check, (nodes[name],)).meta = dict(nodes[name].meta)
+
+
+def _of_one_input(check: SizeCheck) -> tuple[int, ...]:
+    """The dimensions, in order, of one input that a check asks to be alike; none where it asks for other things."""
+    alone = check.alike and len({number for _, number, _ in check.sizes}) == 1
+    return tuple(sorted(dim for _, _, dim in check.sizes)) if alone else ()
 
 
 def _lower(graph: fx.Graph) -> list[str]:

@@ -113,3 +113,22 @@ def test_a_file_has_no_values_where_a_dimension_would_go_that_the_example_keeps(
     for rows in (3, 2, 1):
         found = session.run(flatten_inputs(gm, ExampleInputs((x[:rows],)))).values()
         assert all(bool(np.isnan(value).all()) == (rows == 1) for value in found)
+
+
+class _Merged(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(1, 0, 2).reshape(-1, x.shape[1]) * 2
+
+
+def test_a_file_has_no_values_where_sizes_differ_that_are_alike_in_the_example(tmp_path: Path) -> None:
+    x = torch.randn(2, 8, 8)
+    gm = repl_fx.capture(_Merged().eval(), (x,))
+    path = repl_fx.export_onnx(gm, tmp_path / "m.onnx", (x,))
+    session = OnnxSession(path)
+    for shape, alike in (((2, 5, 5), True), ((2, 3, 8), False)):
+        other = torch.randn(shape)
+        (found,) = session.run(flatten_inputs(gm, ExampleInputs((other,)))).values()
+        if alike:
+            np.testing.assert_array_equal(found, gm(other).numpy())
+        else:
+            assert np.isnan(found).all()
