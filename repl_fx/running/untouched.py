@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -201,10 +201,12 @@ class Outcome:
     Attributes:
         outputs: the results, step by step; none where a step failed.
         problem: the error of the step that failed.
+        buffers: the values of the module's buffers afterwards, by name, where these were asked for.
     """
 
     outputs: Sequence[Any]
     problem: Exception | None = None
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
 
     def equals(self, other: Outcome) -> bool:
         """Tell whether both returned the same, bit for bit."""
@@ -218,6 +220,7 @@ def outcome_of(
     *,
     steps: int = 1,
     within: Callable[[], AbstractContextManager[object]] = torch.enable_grad,
+    buffers: bool = False,
 ) -> Outcome:
     """Run a model for its outputs alone, under one seed in each step; it and the inputs stay as they are.
 
@@ -225,6 +228,7 @@ def outcome_of(
 
     Args:
         within: makes the context in which the model runs.
+        buffers: tell what these hold afterwards.
     """
     outputs = []
     device = device_of(model, inputs)
@@ -237,4 +241,5 @@ def outcome_of(
             except ForeignError as failed:
                 return Outcome((), failed.problem)
             outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))
-    return Outcome(outputs)
+        held = {name: buffer.detach().clone() for name, buffer in model.named_buffers() if buffers}
+    return Outcome(outputs, buffers=held)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -46,10 +46,12 @@ class ShapeRun:
     Attributes:
         outputs: the leaves of the results, with what it holds in place of each tensor; None where the run stopped.
         open: it cannot be told so whether, or with what, a run on values ends.
+        buffers: what the module's buffers hold afterwards, by name.
     """
 
     outputs: Sequence[Any] | None
     open: bool = False
+    buffers: Mapping[str, Contents] = field(default_factory=dict)
 
     @property
     def stopped(self) -> bool:
@@ -93,13 +95,14 @@ class WithoutValues:
                     terms.read(terms.fake(leaf)) if isinstance(leaf, Tensor) else leaf
                     for leaf in pytree.tree_leaves(open_objects(made))
                 ]
+                buffers = {name: terms.read(terms.fake(buffer)) for name, buffer in module.named_buffers()}
         except ForeignError as failed:
             return ShapeRun(None, open=terms.unsure or not _is_of_sizes(failed.problem))
         finally:
             # Casts of weights, which autocast keeps, have no values.
             torch.clear_autocast_cache()
             forget_tensors(self._mode)
-        return ShapeRun(leaves, terms.unsure)
+        return ShapeRun(leaves, terms.unsure, buffers)
 
     def returned(self, model: nn.Module, graph: nn.Module, inputs: ExampleInputs, training: bool) -> bool | None:
         """Tell whether two modules both return, and the same, or both stop; None where only values can tell."""
@@ -119,7 +122,9 @@ def same_results(ours: ShapeRun, theirs: ShapeRun) -> bool | None:
         return False
     pairs = list(zip(ours.outputs, theirs.outputs, strict=True))
     if all(a == b if isinstance(a, Contents) else equal_leaves(a, b) for a, b in pairs):
-        return True
+        both = [(ours.buffers[name], theirs.buffers[name]) for name in ours.buffers.keys() & theirs.buffers.keys()]
+        # Tables that grow with the inputs are the source's own business.
+        return all(a == b for a, b in both if a.shape == b.shape) or None
     told = all(a.shape == b.shape for a, b in pairs if isinstance(a, Contents) and isinstance(b, Contents))
     return None if told else False
 

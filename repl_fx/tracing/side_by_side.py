@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import example_of, has_example, pytree
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import PLAIN, equal_inside, open_objects
+from repl_fx.running.opaque_outputs import PLAIN, equal_inside, equal_leaves, open_objects
 from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.running.without_values import WithoutValues, same_results
 
@@ -46,7 +46,7 @@ class SideBySide:
         return None if self._shapes is None else self._shapes.returned(self._model, gm, inputs, training)
 
     def same(self, gm: nn.Module | None, inputs: ExampleInputs, training: bool) -> bool | None:
-        """Tell whether a graph returns what the model does in one mode; None where the model stops.
+        """Tell whether a graph returns, and leaves in buffers, what the model does in a mode; None where that stops.
 
         Args:
             gm: None where the graph stops at these inputs.
@@ -59,13 +59,17 @@ class SideBySide:
                 told = False if gm is None else same_results(ours, self._shapes.run(gm, inputs, training))
                 if told is not None:
                     return told
-        made = outcome_of(self._model, inputs, training, within=self._within)
+        made = outcome_of(self._model, inputs, training, within=self._within, buffers=True)
         if made.problem is not None:
             return None
         if gm is None:
             return False
-        by_graph = outcome_of(gm, inputs, training, within=self._within)
-        return by_graph.problem is None and equal_inside(made.outputs, by_graph.outputs)
+        by_graph = outcome_of(gm, inputs, training, within=self._within, buffers=True)
+        if by_graph.problem is not None or not equal_inside(made.outputs, by_graph.outputs):
+            return False
+        both = [(made.buffers[name], by_graph.buffers[name]) for name in made.buffers.keys() & by_graph.buffers.keys()]
+        # Tables that grow with the inputs are the source's own business.
+        return all(equal_leaves(ours, theirs) for ours, theirs in both if ours.shape == theirs.shape)
 
     def compare(self, gm: nn.Module | None, inputs: ExampleInputs) -> tuple[bool, bool]:
         """Tell whether the model runs on inputs in both modes, and whether a graph then does the same; see `same`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +87,29 @@ def test_a_check_stays_that_is_not_needed_at_the_sizes_of_the_example_alone() ->
         assert torch.equal(gm(x := torch.randn(3, length, 4)), model(x))
     with pytest.raises(BadInput, match="another way"):
         gm(torch.randn(1, 5, 4))
+
+
+class Counter(nn.Module):
+    """Statistics that a batch of one leaves alone, with outputs that do not tell."""
+
+    seen: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, width)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[0] > 1 and self.training:
+            self.seen += 1
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("width", [8, 512])
+def test_a_check_that_guards_changes_of_buffers_alone_is_kept(width: int) -> None:
+    model = Counter(width)
+    gm = capture(model, (torch.randn(3, 2, width),))
+    with pytest.raises(BadInput, match=r"x\.shape\[0\] > 1"):
+        gm(torch.randn(1, 2, width))
+    assert gm(torch.randn(2, 2, width)).shape == (2, 2, width)
+    assert model.seen.item() == 1
