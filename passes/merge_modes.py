@@ -26,9 +26,8 @@ from __future__ import annotations
 import copy
 import difflib
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,7 +51,22 @@ from repl_fx.graph.signature import PackOutput
 from repl_fx.passes.driver import Result
 
 _OUTSIDE = ("placeholder", "get_attr")
-NO_OTHERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """The modules, by path, whose code asks for a mode.
+
+    Attributes:
+        modes: for each, the module whose mode that is: itself, or one inside.
+        told: modules that are called otherwise in each mode, or in one alone: the code around them has decided that.
+    """
+
+    modes: Mapping[str, str] = field(default_factory=dict)
+    told: Collection[str] = ()
+
+
+NONE_KNOWN = Deciding()
 
 
 @dataclass(frozen=True)
@@ -69,15 +83,15 @@ class MergeResult(Result):
     switches: int = 0
 
 
-def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph, asked: Mapping[str, str] = NO_OTHERS) -> MergeResult:
+def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph, asking: Deciding = NONE_KNOWN) -> MergeResult:
     """Let the training graph of a model compute evaluation mode too, by the modes of its modules.
 
     Args:
         gm: the model's graph in training mode, changed in place; mode switches are added to its modules.
         evaluation: the graph in evaluation mode, over the same modules; it is not changed.
-        asked: for modules whose forward asks one inside for its mode, and not its own: the path of that one.
+        asking: the modules whose code asks for a mode; where none is known to, the innermost around is taken for one.
     """
-    merger = _Merger(gm.graph, copy.deepcopy(evaluation), gm, asked)
+    merger = _Merger(gm.graph, copy.deepcopy(evaluation), gm, asking)
     merger.align()
     merger.compare()
     merger.build_switches()
@@ -104,17 +118,19 @@ class _Region:
 
 
 class _Merger:
-    def __init__(self, train: fx.Graph, evaluation: fx.Graph, root: fx.GraphModule, asked: Mapping[str, str]) -> None:
+    def __init__(self, train: fx.Graph, evaluation: fx.Graph, root: fx.GraphModule, asking: Deciding) -> None:
         self.graph = train
         self.evaluation = evaluation
         self.root = root
-        self.asked = asked
+        self.asking = asking
         self.image: dict[fx.Node, fx.Node] = {}
         self.regions: list[_Region] = []
         self.region_of: dict[fx.Node, _Region] = {}
         self.outside: dict[tuple[str, str], fx.Node] = {
             (n.op, str(n.target)): n for n in train.nodes if n.op in _OUTSIDE
         }
+        # The regions whose values nodes stand for.
+        self.made_by: dict[fx.Node, _Region] = {}
         self.literals: list[str] = []
         self.switches: list[str] = []
         self.start = next(n for n in train.nodes if n.op not in _OUTSIDE)
@@ -178,7 +194,13 @@ class _Merger:
         ours = fx.node.map_arg(ours, lambda n: self.source(n, training=True))
         theirs = fx.node.map_arg(theirs, lambda n: self.source(n, training=False))
         self.literals.append(user.name)
-        flag = self.flag(user)
+        made = [self.made_by[node] for node in (*_nodes_in(ours), *_nodes_in(theirs)) if node in self.made_by]
+        taken = [self.owner_of(region) for region in made]
+        path = self.owner([user])
+        if taken and path not in self.asking.modes.values():
+            # What the model returns is around all modules.
+            path = taken[0]
+        flag = self.attribute(f"{path}.training".lstrip("."), {"val": True})
         if ours is True and theirs is False:
             return flag
         with self.graph.inserting_before(user):
@@ -195,6 +217,7 @@ class _Merger:
             node = self.graph.call_function(_pending)
         node.meta["val"] = fx.node.map_arg(theirs if ours is None else ours, lambda n: n.meta.get("val"))
         region.wanted.append((ours, theirs, node))
+        self.made_by[node] = region
         return node
 
     def source(self, node: fx.Node, *, training: bool) -> fx.Node:
@@ -218,17 +241,20 @@ class _Merger:
         self.outside["get_attr", target] = made
         return made
 
-    def flag(self, user: fx.Node) -> fx.Node:
-        """The mode flag that the innermost module around a node reads, of those that are there to be switched."""
-        owner = self.owner([user])
-        return self.attribute(f"{self.asked.get(owner, owner)}.training".lstrip("."), {"val": True})
-
     def owner(self, nodes: Iterable[fx.Node]) -> str:
-        """Path of the innermost module whose forward makes all of `nodes`."""
+        """Path of the module whose mode decides about all of `nodes`: the innermost around them whose code asks.
+
+        Of modules that code around calls otherwise in each mode, that has decided.
+        """
         # Calls of a leaf are made by the module around it.
-        stacks = ([p for p in module_stack(n) if n.op != "call_module" or p != n.target] for n in nodes)
+        stacks = ([p for p in _stack(n) if n.op != "call_module" or p != n.target] for n in nodes)
         common = common_path([p for p in stack if has_attribute(self.root, p)] for stack in stacks)
-        return common[-1] if common else ""
+        decided = [path for path in ("", *common) if path in self.asking.modes and path not in self.asking.told]
+        return self.asking.modes[decided[-1]] if decided else ("", *common)[-1]
+
+    def owner_of(self, region: _Region) -> str:
+        """Path of the module whose mode decides about a region."""
+        return self.owner([*region.train, *region.evaluation])
 
     def build_switches(self) -> None:
         """Replace each region by one call that runs the version of the mode."""
@@ -280,8 +306,7 @@ class _Merger:
         train = _Stretch(self, region.train, True, [ours for ours, _, _ in region.wanted])
         evaluation = _Stretch(self, region.evaluation, False, [theirs for _, theirs, _ in region.wanted])
         sources = tuple(dict.fromkeys((*train.sources.values(), *evaluation.sources.values())))
-        owner = self.owner([*region.train, *region.evaluation])
-        owner = self.asked.get(owner, owner)
+        owner = self.owner_of(region)
         path = f"{owner}.{unique_name(self.root.get_submodule(owner), 'mode_switch')}".lstrip(".")
         versions = ModeSwitch(train.build(sources), evaluation.build(sources))
         versions.training = self.root.get_submodule(owner).training
@@ -342,6 +367,24 @@ class _Stretch:
         answers = [env[r] if isinstance(r, fx.Node) else r for r in self.results]
         graph.output(answers[0] if len(answers) == 1 else tuple(answers))
         return AlikeGraphModule(nn.Module(), named_alike(graph))
+
+
+def _within(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules whose code asks for the sizes that a node checks."""
+    return node.target.within if isinstance(node.target, SizeCheck) else ()
+
+
+def _stack(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules around the code that a node comes from; a check of sizes stands before all of it."""
+    steps = common_path(path.split(".") for path in _within(node))
+    return module_stack(node) or tuple(".".join(steps[:count]) for count in range(1, len(steps) + 1))
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    """The nodes in an argument."""
+    found: list[fx.Node] = []
+    fx.node.map_arg(value, found.append)
+    return found
 
 
 def _pending() -> None:

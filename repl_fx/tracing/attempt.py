@@ -105,6 +105,7 @@ class Learned:
         by_mode: a trace in the other mode may be another.
         of_one_mode: the modules that the model keeps in the mode they have.
         asked: see `ModeReads`.
+        called: in each mode, by the paths of modules with parameters, the plain values that each call of one is given.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
@@ -131,6 +132,7 @@ class Learned:
     by_mode: bool = True
     asked: defaultdict[type, set[str | None]] = field(default_factory=lambda: defaultdict(set))
     of_one_mode: set[nn.Module] = field(default_factory=set)
+    called: dict[bool, dict[str, list[Any]]] = field(default_factory=dict)
 
     def name(self, tensor: Tensor) -> str:
         """The attribute name of a constant; an equal one that is known already is used again."""

@@ -46,7 +46,7 @@ from repl_fx.graph.runtime import ModeSwitch
 from repl_fx.graph.signature import BoundInputs, bind_arguments, left_out
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.follow_device import follow_device_
-from repl_fx.passes.merge_modes import MergeResult, merge_modes_
+from repl_fx.passes.merge_modes import Deciding, MergeResult, merge_modes_
 from repl_fx.running.alone import alone
 from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
@@ -436,7 +436,7 @@ def _assembled(
         forget_tensors(mode)
     run = run_passes(
         gm,
-        partial(merge_modes_, evaluation=graphs[False], asked=_asked_inside(model, learned.asked)),
+        partial(merge_modes_, evaluation=graphs[False], asking=_asking(model, learned)),
         partial(follow_device_, device=device_of(model, inputs)),
         partial(try_checks_, model=model, inputs=inputs),
     )
@@ -446,12 +446,18 @@ def _assembled(
     return gm
 
 
-def _asked_inside(model: nn.Module, asked: Mapping[type, set[str | None]]) -> dict[str, str]:
-    """The modules, by path, whose code asks one module inside for its mode and no other, each with that one."""
-    alone = {kind: path for kind, paths in asked.items() if len(paths) == 1 for path in paths if path}
+def _asking(model: nn.Module, learned: Learned) -> Deciding:
+    """The modules of a model whose code asks for a mode, and those that are called otherwise in each mode."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    inside = {path: f"{path}.{alone[type(m)]}".lstrip(".") for path, m in modules.items() if type(m) in alone}
-    return {path: one for path, one in inside.items() if one in modules}
+    modes = {}
+    for path, module in modules.items():
+        asked = learned.asked.get(type(module), set()) - {None}
+        inside = next((one for one in asked if len(asked) == 1), "")
+        if asked and (one := f"{path}.{inside}".strip(".")) in modules:
+            modes[path] = one
+    train, evaluation = (learned.called.get(training, {}) for training in (True, False))
+    told = {path for path in (*train, *evaluation) if train.get(path) != evaluation.get(path)}
+    return Deciding(modes, told if len(learned.called) > 1 else ())
 
 
 def _drop_limits_of_one_mode_(*graphs: fx.Graph) -> None:

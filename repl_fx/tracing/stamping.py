@@ -333,6 +333,14 @@ class Stamps:
         assert region.structure is not None
         return pytree.tree_unflatten(leaves, region.structure)
 
+    def given(self) -> dict[str, list[Any]]:
+        """The plain values that each call of a module is given, by the paths of modules."""
+        return {
+            path: [[value if type(value) in _VALUES else None for value in call.given.values()] for call in calls]
+            for path, calls in self.calls_of.items()
+            if calls
+        }
+
     def all_like(self, module: nn.Module) -> list[nn.Module]:
         """The modules that are called in copies of what a module is called in, itself first."""
         found = {module: None}
@@ -342,6 +350,7 @@ class Stamps:
         return list(found)
 
 
+_VALUES = (bool, int, float, str)
 _NUMBERS = (*SYMBOLIC, *SYMBOLIC.values())
 
 

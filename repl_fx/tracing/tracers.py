@@ -75,6 +75,7 @@ def trace_by_export(
             learned.copies = max(learned.copies, len(attempt.stamps.stamps))
             for kind, paths in attempt.modes.asked.items():
                 learned.asked[kind] |= paths
+            learned.called[model.training] = attempt.stamps.given()
             learned.by_mode = attempt.modes.seen or attempt.calls.by_mode or bool(asked)
             return graph, asked
 

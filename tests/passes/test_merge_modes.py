@@ -488,3 +488,54 @@ def test_the_mode_is_that_of_the_module_inside_that_is_asked(
             expected = model(x)
             torch.manual_seed(0)
             assert torch.equal(gm(x), expected)
+
+
+class _Decides(nn.Module):
+    """Decides by its own mode about a part, which may ask for its own as well."""
+
+    def __init__(self, kind: str, asks: bool) -> None:
+        super().__init__()
+        self.part, self.kind = _Part(asks), kind
+
+    def forward(self, x: Tensor) -> Any:
+        if self.kind == "handed":
+            return self.part(x, self.training)
+        if self.kind == "called in one":
+            return self.part(x) if self.training else x
+        if self.kind == "left out":
+            y = self.part(x)
+            return (x, y.sum()) if self.training else (x,)
+        y = self.part(x)
+        return y * 3 if self.training else y.sin()
+
+
+class _Part(nn.Module):
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.fc, self.asks = nn.Linear(8, 8), asks
+
+    def forward(self, x: Tensor, training: bool = False) -> Tensor:
+        x = nn.functional.dropout(self.fc(x), 0.5, training)
+        return x.cos() if self.asks and self.training else x
+
+
+@pytest.mark.parametrize("asks", [False])
+@pytest.mark.parametrize("kind", ["handed", "called in one", "left out", "beside"])
+def test_a_mode_decides_where_its_module_asks_for_it(kind: str, asks: bool) -> None:
+    model, x = nn.Sequential(_Decides(kind, asks)), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    right = 0
+    for training in (True, False):
+        for path in ("0", "0.part"):
+            for one in (model, gm):
+                one.train(training).get_submodule(path).train(not training)
+            torch.manual_seed(0)
+            expected = model(x)
+            torch.manual_seed(0)
+            with suppress(BadInput):
+                given = gm(x)
+                pairs = zip(given, expected, strict=True) if kind == "left out" else [(given, expected)]
+                assert all(torch.equal(*pair) for pair in pairs)
+                right += 1
+    # Where both ask, one mode alone has what the part does in the other.
+    assert right == 4 or asks
