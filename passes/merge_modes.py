@@ -46,7 +46,7 @@ from repl_fx.graph.captured import (
 )
 from repl_fx.graph.extracting import named_alike
 from repl_fx.graph.notes import PASSES_THROUGH
-from repl_fx.graph.runtime import ModeSwitch, SizeCheck, call_module, select_mode
+from repl_fx.graph.runtime import ModeSwitch, SizeCheck, call_module, check_modes, select_mode
 from repl_fx.graph.signature import PackOutput
 from repl_fx.passes.driver import Result
 
@@ -201,6 +201,7 @@ class _Merger:
             # What the model returns is around all modules.
             path = taken[0]
         flag = self.attribute(f"{path}.training".lstrip("."), {"val": True})
+        self.require_alike(path, (*taken, *self.asked_inside(path, [user])), user)
         if ours is True and theirs is False:
             return flag
         with self.graph.inserting_before(user):
@@ -256,6 +257,21 @@ class _Merger:
         """Path of the module whose mode decides about a region."""
         return self.owner([*region.train, *region.evaluation])
 
+    def asked_inside(self, owner: str, nodes: Iterable[fx.Node]) -> list[str]:
+        """Paths of the modules whose modes code inside of the owner asks for around nodes."""
+        stacks = {path for node in nodes for path in (*_stack(node), *_within(node)) if path in self.asking.modes}
+        inside = (path for path in stacks if path and not f"{owner}.".startswith(f"{path}."))
+        return [self.asking.modes[path] for path in inside if has_attribute(self.root, path)]
+
+    def require_alike(self, owner: str, others: Iterable[str], before: fx.Node) -> None:
+        """Refuse calls where what one module's mode decides has another's as it was in the trace of that mode."""
+        names = sorted({*others} - {owner})
+        if names:
+            flags = [self.attribute(f"{path}.training".lstrip("."), {"val": True}) for path in (owner, *names)]
+            with self.graph.inserting_before(before):
+                check = self.graph.call_function(check_modes, (type(self.root.get_submodule(owner)).__name__, *flags))
+            check.meta = {"val": None, "nn_module_stack": before.meta.get("nn_module_stack")}
+
     def build_switches(self) -> None:
         """Replace each region by one call that runs the version of the mode."""
         # A region may use values of those before it, which must know before they are built.
@@ -307,6 +323,8 @@ class _Merger:
         evaluation = _Stretch(self, region.evaluation, False, [theirs for _, theirs, _ in region.wanted])
         sources = tuple(dict.fromkeys((*train.sources.values(), *evaluation.sources.values())))
         owner = self.owner_of(region)
+        others = self.asked_inside(owner, [*region.train, *region.evaluation])
+        taken = [self.owner_of(self.made_by[source]) for source in sources if source in self.made_by]
         path = f"{owner}.{unique_name(self.root.get_submodule(owner), 'mode_switch')}".lstrip(".")
         versions = ModeSwitch(train.build(sources), evaluation.build(sources))
         versions.training = self.root.get_submodule(owner).training
@@ -314,6 +332,7 @@ class _Merger:
         place = region.wanted[0][2] if region.wanted else region.before
         with self.graph.inserting_before(place):
             call = self.graph.call_module(path, sources)
+        self.require_alike(owner, (*others, *taken), call)
         self.switches.append(call.name)
         call.meta = dict((region.train or region.evaluation)[0].meta)
         call.meta.pop(PASSES_THROUGH.key, None)

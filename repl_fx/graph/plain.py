@@ -66,9 +66,9 @@ def _word_of(value: object) -> tuple[str]:
 # Libraries of operators that compute, and do nothing else.
 _LIBRARIES = ("aten", "torchvision", "torchaudio", "transformers")
 _RUNTIME = (
-    "select_mode", "check_constant", "check_items", "check_keys", "check_shape", "check_condition", "check_setting",
-    "check_layout", "enter_grad_mode", "restore_grad_mode", "enter_autocast", "exit_autocast", "assign_buffer",
-    "call_module",
+    "select_mode", "check_modes", "check_constant", "check_items", "check_keys", "check_shape", "check_condition",
+    "check_setting", "check_layout", "enter_grad_mode", "restore_grad_mode", "enter_autocast", "exit_autocast",
+    "assign_buffer", "call_module",
 )  # fmt: skip
 _OPERATORS = (
     "add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge",

@@ -34,6 +34,17 @@ def select_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any
 
 
 @has_side_effect
+def check_modes(name: str, training: bool, *others: bool) -> None:
+    """Refuse a call where modules are in different modes and the graph has what they do in one mode alone."""
+    if any(other is not training for other in others):
+        modes = ("training", "evaluation") if training else ("evaluation", "training")
+        raise BadInput(
+            f"a {name} is in {modes[0]} mode and a module that it calls, or that is called before it, in {modes[1]} "
+            "mode, where a graph has what they do in the same one; run the model itself, or put them in one mode"
+        )
+
+
+@has_side_effect
 def check_constant(value: Any, expected: Any, name: str) -> None:
     """Refuse an argument that differs, in kind or in value, from the one the graph was captured with."""
     if not same_constant(value, expected):

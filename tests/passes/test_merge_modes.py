@@ -519,7 +519,7 @@ class _Part(nn.Module):
         return x.cos() if self.asks and self.training else x
 
 
-@pytest.mark.parametrize("asks", [False])
+@pytest.mark.parametrize("asks", [False, True])
 @pytest.mark.parametrize("kind", ["handed", "called in one", "left out", "beside"])
 def test_a_mode_decides_where_its_module_asks_for_it(kind: str, asks: bool) -> None:
     model, x = nn.Sequential(_Decides(kind, asks)), torch.randn(3, 8)
@@ -539,3 +539,13 @@ def test_a_mode_decides_where_its_module_asks_for_it(kind: str, asks: bool) -> N
                 right += 1
     # Where both ask, one mode alone has what the part does in the other.
     assert right == 4 or asks
+
+
+def test_modes_that_a_graph_has_nothing_for_are_refused() -> None:
+    model, x = _Decides("called in one", asks=True), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    gm.get_submodule("part").eval()
+    with pytest.raises(BadInput, match="a _Decides is in training mode and a module that it calls"):
+        gm(x)
+    gm.eval()
+    assert torch.equal(gm(x), model.eval()(x))
