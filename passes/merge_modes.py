@@ -59,10 +59,12 @@ class Deciding:
 
     Attributes:
         modes: for each, the module whose mode that is: itself, or one inside.
+        beside: for those that ask for several, all of these.
         told: modules that are called otherwise in each mode, or in one alone: the code around them has decided that.
     """
 
     modes: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[str, Sequence[str]] = field(default_factory=dict)
     told: Collection[str] = ()
 
 
@@ -265,7 +267,7 @@ class _Merger:
 
     def require_alike(self, owner: str, others: Iterable[str], before: fx.Node) -> None:
         """Refuse calls where what one module's mode decides has another's as it was in the trace of that mode."""
-        names = sorted({*others} - {owner})
+        names = sorted({*others, *self.asking.beside.get(owner, ())} - {owner})
         if names:
             flags = [self.attribute(f"{path}.training".lstrip("."), {"val": True}) for path in (owner, *names)]
             with self.graph.inserting_before(before):

@@ -449,15 +449,17 @@ def _assembled(
 def _asking(model: nn.Module, learned: Learned) -> Deciding:
     """The modules of a model whose code asks for a mode, and those that are called otherwise in each mode."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    modes = {}
+    modes, beside = {}, {}
     for path, module in modules.items():
         asked = learned.asked.get(type(module), set()) - {None}
-        inside = next((one for one in asked if len(asked) == 1), "")
-        if asked and (one := f"{path}.{inside}".strip(".")) in modules:
+        alone = next((one for one in asked if len(asked) == 1), "")
+        if asked and (one := f"{path}.{alone}".strip(".")) in modules:
             modes[path] = one
+            inside = (f"{path}.{other}".strip(".") for other in asked)
+            beside[path] = [other for other in inside if other in modules]
     train, evaluation = (learned.called.get(training, {}) for training in (True, False))
     told = {path for path in (*train, *evaluation) if train.get(path) != evaluation.get(path)}
-    return Deciding(modes, told if len(learned.called) > 1 else ())
+    return Deciding(modes, beside, told if len(learned.called) > 1 else ())
 
 
 def _drop_limits_of_one_mode_(*graphs: fx.Graph) -> None:

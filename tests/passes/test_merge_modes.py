@@ -549,3 +549,23 @@ def test_modes_that_a_graph_has_nothing_for_are_refused() -> None:
         gm(x)
     gm.eval()
     assert torch.equal(gm(x), model.eval()(x))
+
+
+class _AsksBoth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x) + 1 if self.fc.training else self.fc(x)
+        return x * 2 if self.training else x.sin()
+
+
+def test_modes_of_a_forward_that_asks_for_several_are_one_or_refused() -> None:
+    model, x = _AsksBoth(), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    for training in (True, False):
+        assert torch.equal(gm.train(training)(x), model.train(training)(x))
+    gm.get_submodule("fc").train()
+    with pytest.raises(BadInput, match="in evaluation mode"):
+        gm(x)
