@@ -152,6 +152,9 @@ def as_data(value: Any) -> Any:
         return _mode(value)
     if type(value) in SYMBOLIC:
         return _number_as_data(value)
+    if isinstance(value, torch.memory_format):
+        # torch.save writes the module torch for it, which nothing can.
+        return _Rebuilt(pkgutil.resolve_name, f"torch:{str(value).removeprefix('torch.')}")
     if type(value) in (tuple, list):
         return type(value)(map(as_data, value))
     if isinstance(value, (Tensor, str, int, float)) or value is None:

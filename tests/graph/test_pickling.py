@@ -628,3 +628,21 @@ def test_graphs_that_take_and_return_nested_values() -> None:
     module.graph.on_generate_code(lambda _: lambda lines: lines)
     again = through_pickle(module)
     assert again({"a": 1, "b": 2}) == {"b": 2, "a": [2]}
+
+
+class Laid(nn.Module):
+    """Tensors that its code makes in a memory format."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.empty_like(x, memory_format=torch.contiguous_format).fill_(2.0)
+        return y * x.contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_formats_go_through_torch_save() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    gm = capture(Laid(), (x,))
+    file = io.BytesIO()
+    torch.save(gm, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    assert torch.equal(again(x), gm(x)) and again(x).stride() == gm(x).stride()
