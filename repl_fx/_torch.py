@@ -766,10 +766,10 @@ def code_of(condition: Any) -> str:
         raise ValueError(f"no expression of Python's: {condition}") from problem
 
 
-# Begin an autocast region, and end it: the first returns what the second takes.
-enter_autocast: Any = torch.amp.autocast_mode._enter_autocast
-exit_autocast: Any = torch.amp.autocast_mode._exit_autocast
+# What torch.export notes where regions begin and end.
 set_grad_enabled: Any = torch._C._set_grad_enabled
+torch_enter_autocast: Any = torch.amp.autocast_mode._enter_autocast
+torch_exit_autocast: Any = torch.amp.autocast_mode._exit_autocast
 
 
 @contextmanager
@@ -787,6 +787,28 @@ def regions_as_written() -> Iterator[None]:
                 patch.object(module, f"replace_{kind}_with_hop_pass", lambda gm, signature: (gm, signature))
             )
         yield
+
+
+def enter_autocast(*settings: Any) -> Any:
+    """Begin an autocast region; what it returns ends the region."""
+    if not _notes_autocast():
+        return torch_enter_autocast(*settings)
+    region: Any = torch.amp.autocast_mode._UnmanagedAutocast(*settings)
+    region.__enter__()
+    return region
+
+
+def exit_autocast(region: Any) -> None:
+    """End an autocast region."""
+    if _notes_autocast():
+        region.__exit__(None, None, None)
+    else:
+        torch_exit_autocast(region)
+
+
+def _notes_autocast() -> bool:
+    """Tell whether torch's own functions may note a region in a trace, as torch.export's, without being in it."""
+    return not torch.compiler.is_dynamo_compiling() and torch._C._is_torch_function_mode_enabled()
 
 
 def has_no_value(tensor: Tensor) -> bool:

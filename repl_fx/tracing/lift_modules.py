@@ -27,11 +27,11 @@ from torch.export.graph_signature import InputKind
 
 from repl_fx._torch import (
     children_of,
-    enter_autocast as torch_enter_autocast,
-    exit_autocast as torch_exit_autocast,
     path_of_entry,
     pytree,
     set_grad_enabled,
+    torch_enter_autocast,
+    torch_exit_autocast,
 )
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments

@@ -81,6 +81,26 @@ def test_a_graph_with_regions_compiles_whole(captured: fx.GraphModule) -> None:
     assert torch.equal(compiled(GOOD), captured(GOOD))
 
 
+class _CastsBack(nn.Module):
+    """Casts what a region makes to the precision of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = self.head(x)
+        return y.to(x.dtype)  # type: ignore[no-any-return]
+
+
+def test_torch_traces_what_a_region_computes_in_its_precision() -> None:
+    model, x = _CastsBack(), torch.randn(2, 4)
+    program = torch.export.export(repl_fx.capture(model, (x,)), (x,)).run_decompositions()
+    assert torch.equal(program.module()(x), model(x))
+    assert not torch.is_autocast_enabled("cpu")
+
+
 class _Counts(nn.Module):
     """Counts up, and looks the count up under autocast: the second block fails where the first does not."""
 
