@@ -256,7 +256,7 @@ class _Labeller:
             state = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named]
             structure: Any = _settings(module)
             if isinstance(module, ModeSwitch):
-                structure = tuple(_shape_of(g.graph) for g in (module.when_training, module.when_evaluating))
+                structure = tuple(_shape_of(g.graph) for g in module.versions)
             self.modules[path] = ((type(module), structure, tuple(state)), tuple(own))
         return self.modules[path]
 

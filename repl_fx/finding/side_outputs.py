@@ -47,7 +47,7 @@ def _packs(node: fx.Node, value: fx.Node) -> bool:
     if not isinstance(switch, ModeSwitch):
         return False
     places = [i for i, given in enumerate(node.args) if given is value]
-    for version in (switch.when_training, switch.when_evaluating):
+    for version in switch.versions:
         inputs = [n for n in version.graph.nodes if n.op == "placeholder"]
         if not all(_returns(user, inputs[i]) for i in places for user in inputs[i].users):
             return False

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import buffer_hooks_restored
 from repl_fx.errors import Untraceable
 from repl_fx.graph.kinds import kind_of
-from repl_fx.graph.runtime import assign_buffer
+from repl_fx.graph.runtime import ModeSwitch, assign_buffer
 
 # The attribute by which nodes reach the graph module itself; see `CapturedModule.graph_root`.
 ROOT = "graph_root"
@@ -124,3 +124,24 @@ def assigned_by(node: fx.Node) -> str | None:
     owner, name = node.args[0], node.args[1]
     path = "" if not isinstance(owner, fx.Node) or owner.target == ROOT else str(owner.target)
     return f"{path}.{name}".lstrip(".")
+
+
+def rebound_on(gm: fx.GraphModule, owner: fx.Node) -> set[str] | None:
+    """Paths of the buffers that a graph rebinds on the module that a node reads; None where that is used otherwise.
+
+    A mode switch may do so in training alone.
+    """
+    path = "" if owner.target == ROOT else f"{owner.target}."
+    found = set[str]()
+    for user in owner.users:
+        uses = [(user, owner)]
+        switch = gm.get_submodule(str(user.target)) if user.op == "call_module" else None
+        if isinstance(switch, ModeSwitch):
+            versions = (version.graph.find_nodes(op="placeholder") for version in switch.versions)
+            given = (pair for inputs in versions for pair in zip(inputs, user.args, strict=True))
+            uses = [(node, taken) for taken, value in given if value is owner for node in taken.users]
+        for node, module in uses:
+            if node.target is not assign_buffer or node.args[0] is not module:
+                return None
+            found.add(f"{path}{node.args[1]}")
+    return found

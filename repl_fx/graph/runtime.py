@@ -412,6 +412,11 @@ class ModeSwitch(nn.Module):
         self.when_training = when_training
         self.when_evaluating = when_evaluating
 
+    @property
+    def versions(self) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Those of training and of evaluation."""
+        return self.when_training, self.when_evaluating
+
     def forward(self, *inputs: Any) -> Any:
         """Run the version of the current mode."""
         return self.when_training(*inputs) if self.training else self.when_evaluating(*inputs)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from repl_fx.graph.assigned_buffers import assigned_by
+from repl_fx.graph.assigned_buffers import rebound_on
 from repl_fx.graph.captured import attribute, container_of, has_attribute
 from repl_fx.graph.runtime import ModeSwitch
 
@@ -81,9 +81,8 @@ def used_by(gm: fx.GraphModule) -> Used:
         if node.op not in ("call_module", "get_attr"):
             continue
         value = attribute(gm, path)
-        assigned = [buffer for user in node.users if (buffer := assigned_by(user))]
-        if node.op == "get_attr" and assigned:
-            state.update(assigned)
+        if node.op == "get_attr" and isinstance(value, nn.Module) and (rebound := rebound_on(gm, node)):
+            state.update(rebound)
         elif isinstance(value, nn.Module):
             modules.add(path)
             state.update(f"{path}.{name}" for name in named_tensors(value))

@@ -208,6 +208,28 @@ def test_a_surrogate_that_would_freeze_a_buffer_is_refused(surrogate: str) -> No
         repl_fx.transform(model, (torch.randn(3, 8),), surrogate=surrogate)
 
 
+class AverageInTraining(Block):
+    """Rebinds its buffer in training alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.m = 0.9 * self.m + x.detach().mean(0)
+        return x + self.fc2(self.fc1(x - self.m).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck", "narrow"])
+def test_a_switch_that_rebinds_a_buffer_reads_no_weights_of_the_block(surrogate: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), *(AverageInTraining() for _ in range(3)))
+    result = repl_fx.transform(model, (torch.randn(3, 8),), surrogate=surrogate, blocks=["2"])
+    graph, in_place = copy.deepcopy(result.module), copy.deepcopy(result.model)
+    for training in (True, False):
+        x = torch.randn(3, 8)
+        assert torch.equal(graph.train(training)(x), in_place.train(training)(x))
+        assert torch.equal(graph.get_buffer("2.m"), in_place.get_buffer("2.m"))
+        assert graph.get_buffer("2.m").any()
+
+
 class Fresh(Block):
     """Keeps a value that it makes anew in each forward."""
 
