@@ -80,7 +80,9 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
         found: list[tuple[bool, bool, bool]] = []
         others = [other for one, other in checks if one is not node and one.name not in gone and not other.alike]
         groups = list(islice(_failing(check, others, traced), _MOST_TRIALS))
-        for group in [*groups, *([sizes] for sizes in _elsewhere(check, others, groups))]:
+        # Asked behind the groups: only a check that goes by them is tried elsewhere.
+        elsewhere = ([sizes] for sizes in _elsewhere(check, others, groups) if any(alike for _, alike, _ in found))
+        for group in chain(groups, elsewhere):
             for sizes in group:
                 # Several questions may be about one size.
                 failing = {other.name for other, asked in tried if not _holds(asked, sizes)}
