@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -72,30 +72,27 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     tried = [(node, check) for node, check in checks if check.limit or check.fails_at_one or node.meta.get(CUT)]
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
-    traced = _traced_shapes(gm, model, inputs)
     trials = _CheckTrials(gm, model, inputs)
     gone = _unneeded_equalities(trials, gm)
     tried = [(node, check) for node, check in tried if not check.alike]
     for node, check in tried:
-        found: list[tuple[bool, bool, bool]] = []
         others = [other for one, other in checks if one is not node and one.name not in gone and not other.alike]
-        groups = list(islice(_failing(check, others, traced), _MOST_TRIALS))
-        # Asked behind the groups: only a check that goes by them is tried elsewhere.
-        elsewhere = ([sizes] for sizes in _elsewhere(check, others, groups) if any(alike for _, alike, _ in found))
-        for group in chain(groups, elsewhere):
-            for sizes in group:
-                # Several questions may be about one size.
-                failing = {other.name for other, asked in tried if not _holds(asked, sizes)}
-                outcome = trials.without([*gone, *failing], _with_sizes(inputs, traced, sizes))
-                found.append((*outcome, failing - {*gone} == {node.name}))
-                if outcome != (True, True):
-                    break
-        differs = any(runs and not alike and alone for runs, alike, alone in found)
-        if not differs and any(alike for _, alike, _ in found):
+        open_ones = [(one.name, asked) for one, asked in tried if one.name not in gone]
+        found = trials.of(check, others, open_ones, gone)
+        needed = any(each.runs and not each.alike and each.failing == {node.name} for each in found)
+        if not needed and any(each.alike for each in found):
             gone.append(node.name)
-        elif differs and check.limit:
+        elif needed and check.limit:
             node.target = replace(check, limit=False)
     return drop_checks_(gm, gone)
+
+
+class _Trial(NamedTuple):
+    """A model and its graph at sizes for which checks fail: whether the model runs, and the graph does the same."""
+
+    runs: bool
+    alike: bool
+    failing: Collection[str]
 
 
 class _CheckTrials:
@@ -110,6 +107,29 @@ class _CheckTrials:
         self._checks = size_checks(gm.graph)
         drop = partial(drop_checks_, names=[node.name for node, _ in self._checks])
         self._bare = run_passes(copy_graph(gm, compiled=False), drop).graph_module
+
+    def of(
+        self,
+        check: SizeCheck,
+        others: Sequence[SizeCheck],
+        tried: Sequence[tuple[str, SizeCheck]],
+        gone: Collection[str],
+    ) -> list[_Trial]:
+        """Try sizes for which a check fails, without it and those of the ones to be tried that fail with it."""
+        found: list[_Trial] = []
+        traced = _traced_shapes(self._gm, self._model, self.inputs)
+        groups = list(islice(_failing(check, others, traced), _MOST_TRIALS))
+        # Asked behind the groups: only a check that goes by them is tried elsewhere.
+        elsewhere = ([sizes] for sizes in _elsewhere(check, others, groups) if any(trial.alike for trial in found))
+        for group in chain(groups, elsewhere):
+            for sizes in group:
+                # Several questions may be about one size.
+                failing = {name for name, asked in tried if not _holds(asked, sizes)}
+                outcome = self.without([*gone, *failing], _with_sizes(self.inputs, traced, sizes))
+                found.append(_Trial(*outcome, failing))
+                if outcome != (True, True):
+                    break
+        return found
 
     def tensors(self, inputs: ExampleInputs) -> dict[fx.Node, Any]:
         """The tensors among inputs by the nodes that they are in the graph."""
