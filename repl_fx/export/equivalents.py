@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -123,6 +124,29 @@ def shifted(shift: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return shift(value.to(dtype), by.to(dtype))
 
     return shift_alike
+
+
+# Of more rows than these torch has distances by a product of matrices.
+_FEW_ROWS = 25
+
+
+def distances(ours: Tensor, theirs: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Distances of all rows from all others, in the way that torch takes: the exporter has none.
+
+    Args:
+        ours: (…, rows, features).
+        theirs: (…, other rows, features).
+        p: the norm.
+        compute_mode: of `torch.cdist`: 1 for a product of matrices, 2 for none, else one of many rows.
+    """
+    many = any(isinstance(size, int) and size > _FEW_ROWS for size in (ours.shape[-2], theirs.shape[-2]))
+    if p == 2 and (compute_mode == 1 or (many and compute_mode != 2)):
+        squares = ours.square().sum(-1, keepdim=True) + theirs.square().sum(-1).unsqueeze(-2)
+        return (squares - 2 * ours @ theirs.mT).clamp(min=0).sqrt()
+    apart = (ours.unsqueeze(-2) - theirs.unsqueeze(-3)).abs()
+    if p == math.inf:
+        return apart.amax(-1)
+    return (apart > 0).to(apart.dtype).sum(-1) if p == 0 else apart.pow(p).sum(-1).pow(1 / p)
 
 
 def of_one_dtype(stack: OpOverload, dtype: torch.dtype) -> Callable[..., Tensor]:

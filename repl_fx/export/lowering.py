@@ -23,6 +23,7 @@ from repl_fx.export.equivalents import (
     affine_grid,
     attention,
     bucketed,
+    distances,
     evenly_spaced,
     grouped_matmul,
     largest_of_all,
@@ -247,6 +248,7 @@ _OF_SIZES: dict[Any, Callable[..., Any]] = {
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.affine_grid_generator.default": affine_grid,
+    "aten.cdist.default": distances,
     "aten.clamp.default": of_one_kind(torch.clamp),
     "aten.clamp_.default": of_one_kind(torch.clamp_),
     # As `torch.tensor(size)` has it on a view; the trace for the exporter refuses that.

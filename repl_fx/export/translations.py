@@ -399,7 +399,7 @@ def _number(value: float, dtype: ir.DataType) -> Any:
 
 
 def _rest(dividend: Any, divisor: Any, dtype: ir.DataType) -> tuple[Any, Any]:
-    """What is left of a floating division, exactly, with the dividend's sign; and whether the divisor has another."""
+    """The rest of a floating division, exact and of the dividend's sign, and whether the divisor has the other one."""
     zero, rest = _number(0.0, dtype), op.Mod(dividend, divisor, fmod=1)
     return rest, op.And(op.Not(op.Equal(rest, zero)), op.Xor(op.Less(rest, zero), op.Less(divisor, zero)))
 

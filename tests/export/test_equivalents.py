@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,25 @@ def test_functions_of_sizes_are_exported_with_free_sizes(tmp_path: Path) -> None
     exported = Exported(repl_fx.capture(Turned(), (x := torch.randn(2, 3, 5, 4),)), tmp_path / "m.onnx", (x,))
     check = exported.verify((torch.randn(3, 3, 7, 6),))
     assert check and not check.skipped
+
+
+class _Quantiser(nn.Module):
+    """Distances to a codebook, and the nearest entry, as in a VQ-VAE."""
+
+    def __init__(self, p: float, codes: int) -> None:
+        super().__init__()
+        self.codes, self.p = nn.Parameter(torch.randn(codes, 6)), p
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        apart = torch.cdist(x, self.codes[None], p=self.p)
+        return apart, self.codes[apart.argmin(-1)]
+
+
+@pytest.mark.parametrize(("p", "codes"), [(2, 5), (2, 40), (1, 5), (0, 5), (math.inf, 5), (3, 30)])
+def test_distances_are_exported(p: float, codes: int, tmp_path: Path) -> None:
+    x = torch.randn(2, 7, 6)
+    check = Exported(repl_fx.capture(_Quantiser(p, codes), (x,)), tmp_path / "net.onnx", (x,)).verify()
+    assert check, check.summary()
 
 
 def test_tensors_of_several_dtypes(tmp_path: Path) -> None:
