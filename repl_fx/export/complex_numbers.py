@@ -17,6 +17,9 @@ def of_complex(node: fx.Node) -> Callable[..., Any] | None:
     name = str(node.target)
     if not isinstance(node.target, OpOverload) or not node.args:
         return None
+    if name == "aten.einsum.default":
+        operands: Any = node.args[1]
+        return products if len(operands) == 2 and _has_complex(operands) else None
     if not _has_complex(node.args[:1]):
         return _TO_COMPLEX.get(name) if _has_complex(node.args[1:]) else None
     if name == "aten.istft.default":
@@ -26,8 +29,8 @@ def of_complex(node: fx.Node) -> Callable[..., Any] | None:
         settings = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
         zeros = settings.get("mode", "constant") == "constant" and not settings.get("value")
         return complex_pad if zeros else None
-    if name == "aten.angle.default":
-        return angle
+    if name in _OF_ONE:
+        return _OF_ONE[name]
     if _has_complex(node.args[1:]):
         return None
     if str(node.target.overloadpacket) in _OF_PARTS:
@@ -50,6 +53,27 @@ def _has_complex(arguments: Sequence[Any]) -> bool:
 def angle(tensor: Tensor) -> Tensor:
     """The angle of complex numbers, by the signs of both parts; the exporter takes -0.0 for 0.0."""
     return torch.atan2(tensor.imag, tensor.real)
+
+
+def exponential(tensor: Tensor) -> Tensor:
+    """A power of e; the exporter raises it to real ones alone."""
+    size, turn = tensor.real.exp(), tensor.imag
+    return torch.complex(size * turn.cos(), size * turn.sin())
+
+
+def conjugate(tensor: Tensor) -> Tensor:
+    """Complex numbers with the other sign of the imaginary part, which torch keeps as a mark on a view."""
+    return torch.complex(tensor.real, -tensor.imag)
+
+
+def products(equation: str, operands: Sequence[Tensor], **_: Any) -> Tensor:
+    """Sums of products of two tensors, of which one or both are complex."""
+    one, other = ((t.real, t.imag if t.is_complex() else torch.zeros_like(t)) for t in operands)
+
+    def of(first: Tensor, second: Tensor) -> Tensor:
+        return torch.einsum(equation, first, second)
+
+    return torch.complex(of(one[0], other[0]) - of(one[1], other[1]), of(one[0], other[1]) + of(one[1], other[0]))
 
 
 def complex_pad(tensor: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> Tensor:
@@ -130,6 +154,12 @@ _TO_COMPLEX: dict[str, Callable[..., Any]] = {
     "aten.add.Tensor": plus_complex,
     "aten.mul.Tensor": times_complex,
     "aten.mul.Scalar": times_complex,
+}
+_OF_ONE: dict[str, Callable[..., Any]] = {
+    "aten.angle.default": angle,
+    "aten.exp.default": exponential,
+    "aten._conj.default": conjugate,
+    "aten.conj.default": conjugate,
 }
 _SUMS = ("aten.add.Tensor", "aten.sub.Tensor")
 _CHOICES = ("unsqueeze", "expand", "repeat", "repeat_interleave", "select", "index", "index_select", "gather")

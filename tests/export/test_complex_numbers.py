@@ -115,3 +115,40 @@ def test_complex_numbers_that_are_lowered(function: Callable[[Tensor], Tensor], 
     assert done.modified is lowered
     gm.recompile()
     torch.testing.assert_close(gm(z), function(z))
+
+
+class StateSpace(nn.Module):
+    """A long convolution with the kernel of a diagonal state space, as S4D makes it: (batch, 3, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step, self.decay = nn.Parameter(torch.rand(3, 1) - 3), nn.Parameter(torch.rand(3, 4))
+        self.turn, self.out = nn.Parameter(torch.rand(3, 4) * 3), nn.Parameter(torch.randn(3, 4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[-1]
+        poles = -self.decay.exp() + 1j * self.turn
+        scaled = poles * self.step.exp()
+        out = torch.view_as_complex(self.out) * (scaled.exp() - 1.0) / poles
+        powers = (scaled.unsqueeze(-1) * torch.arange(length)).exp()
+        kernel = 2 * torch.einsum("hn,hnl->hl", out, powers).real
+        spectra = torch.fft.rfft(x, n=2 * length) * torch.fft.rfft(kernel, n=2 * length)
+        made: Tensor = torch.fft.irfft(spectra, n=2 * length)
+        return made[..., :length]
+
+
+class Mirrored(nn.Module):
+    """Uses the conjugates of spectra."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectra = torch.fft.fft(x)
+        made: Tensor = (spectra * spectra.conj()).real + spectra.conj().imag
+        return made
+
+
+@pytest.mark.parametrize("net", [StateSpace, Mirrored])
+def test_powers_sums_of_products_and_conjugates_are_exported(net: Callable[[], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16)
+    check = Exported(repl_fx.capture(net(), (x,)), tmp_path / "m.onnx", (x,)).verify()
+    assert check and any("17" in row.sizes for row in check.rows)
