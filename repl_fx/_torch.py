@@ -30,7 +30,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._export import non_strict_utils
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._prims_common import infer_size
@@ -577,7 +576,8 @@ def numbers_followed() -> Iterator[None]:
     It follows an extreme of two sizes alone, and has whole numbers for whole powers.
     """
     export: Any = importlib.import_module("torch.export._trace")
-    extreme_of_two: Any = non_strict_utils._tensor_min_max
+    utils: Any = importlib.import_module("torch._export.non_strict_utils")
+    extreme_of_two = utils._tensor_min_max
     replaced, power = export._override_builtin_ops, math.pow
 
     def extreme(*given: Any, **settings: Any) -> Any:
@@ -594,7 +594,7 @@ def numbers_followed() -> Iterator[None]:
             yield
 
     with (
-        patch.object(non_strict_utils, "_tensor_min_max", extreme),
+        patch.object(utils, "_tensor_min_max", extreme),
         patch.object(export, "_override_builtin_ops", replacing),
     ):
         yield

@@ -118,10 +118,7 @@ class _CheckTrials:
         """Try sizes for which a check fails, without it and those of the ones to be tried that fail with it."""
         found: list[_Trial] = []
         traced = _traced_shapes(self._gm, self._model, self.inputs)
-        groups = list(islice(_failing(check, others, traced), _MOST_TRIALS))
-        # Asked behind the groups: only a check that goes by them is tried elsewhere.
-        elsewhere = ([sizes] for sizes in _elsewhere(check, others, groups) if any(trial.alike for trial in found))
-        for group in chain(groups, elsewhere):
+        for group in islice(_failing(check, others, traced), _MOST_TRIALS):
             for sizes in group:
                 # Several questions may be about one size.
                 failing = {name for name, asked in tried if not _holds(asked, sizes)}
@@ -198,30 +195,6 @@ def _failing(check: SizeCheck, others: Sequence[SizeCheck], traced: _Traced) -> 
         ways = filter(None, found)
         yield next(ways, changed)
         yield from ways
-
-
-def _elsewhere(
-    check: SizeCheck, others: Sequence[SizeCheck], groups: Sequence[Sequence[Mapping[str, int]]]
-) -> Iterator[dict[str, int]]:
-    """Sizes for which a check fails, and no other does, with other sizes of the rest than the example's.
-
-    At these alone both ways may come to the same, as a division by one less than three and a factor of two do.
-    """
-    for sizes in (group[0] for group in groups[:1]):
-        rest = sizes.keys() - {name for name, _, _ in check.sizes}
-        for candidates in (_odd_first, _one):
-            elsewhere = chosen_sizes(
-                sizes,
-                sorted(rest),
-                candidates,
-                lambda tried: not _holds(check, tried) and all(_holds(other, tried) for other in others),
-            )
-            if elsewhere != sizes:
-                yield elsewhere
-
-
-def _one(now: int) -> Iterable[int]:
-    return (1,)
 
 
 def _followed(

@@ -68,27 +68,6 @@ def test_a_graph_that_fails_at_other_sizes_does_not_hold() -> None:
     assert not holds_at_other_sizes(Scales(lambda rows: 2.0), gm, ExampleInputs((x,)))
 
 
-class Shares(nn.Module):
-    """Does something else with a batch of one, which comes to the same for three tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
-        return y if len(x) > 1 else y * 2 / max(x.shape[1] - 1, 1)
-
-
-def test_a_check_stays_that_is_not_needed_at_the_sizes_of_the_example_alone() -> None:
-    model = Shares()
-    gm = capture(model, (torch.randn(2, 3, 4),))
-    for length in (3, 5, 8):
-        assert torch.equal(gm(x := torch.randn(3, length, 4)), model(x))
-    with pytest.raises(BadInput, match="another way"):
-        gm(torch.randn(1, 5, 4))
-
-
 class Counter(nn.Module):
     """Statistics that a batch of one leaves alone, with outputs that do not tell."""
 
