@@ -29,8 +29,6 @@ _T = TypeVar("_T")
 BESIDE = "_beside"
 _TRACED_CONSTANT = "traced_constant_"
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-# Attribute of a graph whose call is refused: the precision that it was converted to.
-_CONVERTED = "_converted_to"
 # The graph, and what fx writes from it.
 _WRITTEN = ("_graph", "_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
 
@@ -208,14 +206,8 @@ class CapturedModule(PlainGraphModule):
 
         Raises:
             BadInput: an argument that the example inputs left out is not what the source takes for it then.
-            CallRefused: it stops, or computes otherwise than its source, in another precision than that of the trace.
-                Or it reads a weight without values.
+            CallRefused: it stops in another precision than that of the trace, or reads a weight without values.
         """
-        if (other := vars(self).get(_CONVERTED)) is not None:
-            raise CallRefused(
-                f"the graph of {type(self).__name__} was captured in another precision than {other}, and still "
-                "converts values to the precision of its trace; convert the model before it is captured"
-            )
         args, kwargs = self._of_graph(args, kwargs)
         # Linear layers and convolutions of torch read memory that nobody wrote in place of a weight without values.
         if not torch.compiler.is_compiling() and self._is_offloaded():
@@ -256,25 +248,6 @@ class CapturedModule(PlainGraphModule):
             if key in given:
                 check_constant(given.pop(key), default, f"argument {name!r}")
         return tuple(by_place.values()), kwargs
-
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        applied = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
-        other = self._other_precision(())
-        vars(self)[_CONVERTED] = None if other is None or not self._converts_to_its_own(other) else other
-        return applied
-
-    def _converts_to_its_own(self, other: torch.dtype) -> bool:
-        """Tell whether a conversion may be one to the precision of the model, which is no more that of the trace.
-
-        `x.to(hidden.dtype)` has it as a number in the graph, which is all that there is to see of it: either nothing is
-        converted in the trace, or what has no precision of its own gets one that is wider than the other.
-        """
-        for node in self.graph.find_nodes(op="call_function", target=torch.ops.aten.to.dtype, sort=False):
-            made, given = node.meta["val"].dtype, node.all_input_nodes[0].meta["val"].dtype
-            widens = not given.is_floating_point and other.itemsize < made.itemsize
-            if made.is_floating_point and (given is made or widens):
-                return True
-        return False
 
     def _other_precision(self, inputs: Any) -> torch.dtype | None:
         """A floating type of parameters or inputs of which no value of the trace is; None where there is none."""
