@@ -190,7 +190,7 @@ def _failing(check: SizeCheck, others: Sequence[SizeCheck], traced: _Traced) -> 
         if all(_holds(other, changed[0]) for other in others):
             yield changed
             continue
-        followers = sorted(free.keys() - {name}, key=lambda other: other not in whole)
+        followers = sorted((other for other in free if other != name), key=lambda other: other not in whole)
         found = (_followed(changed, follower, others, 2 * max(free.values()) + 2) for follower in followers)
         ways = filter(None, found)
         yield next(ways, changed)
