@@ -202,7 +202,7 @@ class _Merger:
         if taken and path not in self.asking.modes.values():
             # What the model returns is around all modules.
             path = taken[0]
-        flag = self.attribute(f"{path}.training".lstrip("."), {"val": True})
+        flag = self.flag(path)
         self.require_alike(path, (*taken, *self.asked_inside(path, [user])), user)
         if ours is True and theirs is False:
             return flag
@@ -244,6 +244,10 @@ class _Merger:
         self.outside["get_attr", target] = made
         return made
 
+    def flag(self, path: str) -> fx.Node:
+        """The mode flag of a module, by path."""
+        return self.attribute(f"{path}.training".lstrip("."), {"val": True})
+
     def owner(self, nodes: Iterable[fx.Node]) -> str:
         """Path of the module whose mode decides about all of `nodes`: the innermost around them whose code asks.
 
@@ -269,7 +273,7 @@ class _Merger:
         """Refuse calls where what one module's mode decides has another's as it was in the trace of that mode."""
         names = sorted({*others, *self.asking.beside.get(owner, ())} - {owner})
         if names:
-            flags = [self.attribute(f"{path}.training".lstrip("."), {"val": True}) for path in (owner, *names)]
+            flags = map(self.flag, (owner, *names))
             with self.graph.inserting_before(before):
                 check = self.graph.call_function(check_modes, (type(self.root.get_submodule(owner)).__name__, *flags))
             check.meta = {"val": None, "nn_module_stack": before.meta.get("nn_module_stack")}

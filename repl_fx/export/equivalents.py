@@ -116,7 +116,7 @@ def power(base: Tensor, exponent: Tensor) -> Tensor:
     return torch.pow(base.to(torch.result_type(base, exponent)), exponent)
 
 
-def shifted(shift: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def shift_in_one_dtype(shift: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A shift of bits in the dtype that torch gives it; ONNX shifts by numbers of the same one."""
 
     def shift_alike(value: Tensor, by: Tensor) -> Tensor:

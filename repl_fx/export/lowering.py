@@ -35,7 +35,7 @@ from repl_fx.export.equivalents import (
     power,
     repeated,
     searched,
-    shifted,
+    shift_in_one_dtype,
     strided,
     subtracted_from,
 )
@@ -257,8 +257,12 @@ _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.rsub.Scalar": subtracted_from,
     "aten.scaled_dot_product_attention.default": attention,
     "aten.searchsorted.Tensor": searched,
-    **dict.fromkeys(("aten.__lshift__.Tensor", "aten.bitwise_left_shift.Tensor"), shifted(torch.bitwise_left_shift)),
-    **dict.fromkeys(("aten.__rshift__.Tensor", "aten.bitwise_right_shift.Tensor"), shifted(torch.bitwise_right_shift)),
+    **dict.fromkeys(
+        ("aten.__lshift__.Tensor", "aten.bitwise_left_shift.Tensor"), shift_in_one_dtype(torch.bitwise_left_shift)
+    ),
+    **dict.fromkeys(
+        ("aten.__rshift__.Tensor", "aten.bitwise_right_shift.Tensor"), shift_in_one_dtype(torch.bitwise_right_shift)
+    ),
     "aten._grouped_mm.default": grouped_matmul,
     "transformers.grouped_mm_fallback.default": grouped_matmul,
 }

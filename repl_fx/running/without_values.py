@@ -122,11 +122,15 @@ def same_results(ours: ShapeRun, theirs: ShapeRun) -> bool | None:
         return False
     pairs = list(zip(ours.outputs, theirs.outputs, strict=True))
     if all(a == b if isinstance(a, Contents) else equal_leaves(a, b) for a, b in pairs):
-        both = [(ours.buffers[name], theirs.buffers[name]) for name in ours.buffers.keys() & theirs.buffers.keys()]
-        # Tables that grow with the inputs are the source's own business.
-        return all(a == b for a, b in both if a.shape == b.shape) or None
+        return all(a == b for a, b in buffers_of_both(ours.buffers, theirs.buffers)) or None
     told = all(a.shape == b.shape for a, b in pairs if isinstance(a, Contents) and isinstance(b, Contents))
     return None if told else False
+
+
+def buffers_of_both(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Pairs of the contents of buffers of one name; tables that grow with the inputs are the source's own business."""
+    both = ((ours[name], theirs[name]) for name in ours.keys() & theirs.keys())
+    return [(a, b) for a, b in both if a.shape == b.shape]
 
 
 def _is_of_sizes(problem: BaseException) -> bool:

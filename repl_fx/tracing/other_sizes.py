@@ -105,6 +105,7 @@ class _CheckTrials:
         self._gm, self._model, self.inputs = gm, model, inputs
         self._side_by_side = SideBySide(model, gm)
         self._checks = size_checks(gm.graph)
+        self._traced = _traced_shapes(gm, model, inputs)
         drop = partial(drop_checks_, names=[node.name for node, _ in self._checks])
         self._bare = run_passes(copy_graph(gm, compiled=False), drop).graph_module
 
@@ -117,12 +118,11 @@ class _CheckTrials:
     ) -> list[_Trial]:
         """Try sizes for which a check fails, without it and those of the ones to be tried that fail with it."""
         found: list[_Trial] = []
-        traced = _traced_shapes(self._gm, self._model, self.inputs)
-        for group in islice(_failing(check, others, traced), _MOST_TRIALS):
+        for group in islice(_failing(check, others, self._traced), _MOST_TRIALS):
             for sizes in group:
                 # Several questions may be about one size.
                 failing = {name for name, asked in tried if not _holds(asked, sizes)}
-                outcome = self.without([*gone, *failing], _with_sizes(self.inputs, traced, sizes))
+                outcome = self.without([*gone, *failing], _with_sizes(self.inputs, self._traced, sizes))
                 found.append(_Trial(*outcome, failing))
                 if outcome != (True, True):
                     break

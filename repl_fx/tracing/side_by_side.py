@@ -14,7 +14,7 @@ from repl_fx._torch import example_of, has_example, pytree
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import PLAIN, equal_inside, equal_leaves, open_objects
 from repl_fx.running.untouched import Outcome, outcome_of
-from repl_fx.running.without_values import WithoutValues, same_results
+from repl_fx.running.without_values import WithoutValues, buffers_of_both, same_results
 
 # Products that take as long to compute as a node on shapes alone, on one core.
 _PER_NODE = 25_000_000
@@ -67,9 +67,7 @@ class SideBySide:
         by_graph = outcome_of(gm, inputs, training, within=self._within, buffers=True)
         if by_graph.problem is not None or not equal_inside(made.outputs, by_graph.outputs):
             return False
-        both = [(made.buffers[name], by_graph.buffers[name]) for name in made.buffers.keys() & by_graph.buffers.keys()]
-        # Tables that grow with the inputs are the source's own business.
-        return all(equal_leaves(ours, theirs) for ours, theirs in both if ours.shape == theirs.shape)
+        return all(equal_leaves(*both) for both in buffers_of_both(made.buffers, by_graph.buffers))
 
     def compare(self, gm: nn.Module | None, inputs: ExampleInputs) -> tuple[bool, bool]:
         """Tell whether the model runs on inputs in both modes, and whether a graph then does the same; see `same`."""

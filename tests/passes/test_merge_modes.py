@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -454,6 +454,21 @@ def test_a_copy_of_as_many_rows_as_values_say_is_made_in_its_mode() -> None:
         assert torch.equal(gm.train(training)(x), model.train(training)(x))
 
 
+def _with_another_mode(model: nn.Module, gm: nn.Module, paths: Sequence[str], x: Tensor) -> Iterator[Any]:
+    """What a model returns where one module after the other is in another mode than the rest, and the graph likewise.
+
+    The seed is that of the model's call again.
+    """
+    for training in (True, False):
+        for path in paths:
+            for one in (model, gm):
+                one.train(training).get_submodule(path).train(not training)
+            torch.manual_seed(0)
+            expected = model(x)
+            torch.manual_seed(0)
+            yield expected
+
+
 class _Asks(nn.Module):
     """Asks its layer for the mode, and not itself."""
 
@@ -480,14 +495,8 @@ def test_the_mode_is_that_of_the_module_inside_that_is_asked(
 ) -> None:
     model, x = nn.Sequential(_Asks(layer, made), _Asks(nn.Sequential(layer), made), nn.ReLU()), torch.randn(6, 4)
     gm = capture(model, (x,))
-    for training in (True, False):
-        for path in ("0.inner.0", "1.inner.0"):
-            for one in (model, gm):
-                one.train(training).get_submodule(path).train(not training)
-            torch.manual_seed(0)
-            expected = model(x)
-            torch.manual_seed(0)
-            assert torch.equal(gm(x), expected)
+    for expected in _with_another_mode(model, gm, ("0.inner.0", "1.inner.0"), x):
+        assert torch.equal(gm(x), expected)
 
 
 class _Decides(nn.Module):
@@ -525,18 +534,12 @@ def test_a_mode_decides_where_its_module_asks_for_it(kind: str, asks: bool) -> N
     model, x = nn.Sequential(_Decides(kind, asks)), torch.randn(3, 8)
     gm = capture(model, (x,))
     right = 0
-    for training in (True, False):
-        for path in ("0", "0.part"):
-            for one in (model, gm):
-                one.train(training).get_submodule(path).train(not training)
-            torch.manual_seed(0)
-            expected = model(x)
-            torch.manual_seed(0)
-            with suppress(BadInput):
-                given = gm(x)
-                pairs = zip(given, expected, strict=True) if kind == "left out" else [(given, expected)]
-                assert all(torch.equal(*pair) for pair in pairs)
-                right += 1
+    for expected in _with_another_mode(model, gm, ("0", "0.part"), x):
+        with suppress(BadInput):
+            given = gm(x)
+            pairs = zip(given, expected, strict=True) if kind == "left out" else [(given, expected)]
+            assert all(torch.equal(*pair) for pair in pairs)
+            right += 1
     # Where both ask, one mode alone has what the part does in the other.
     assert right == 4 or asks
 
